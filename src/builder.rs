@@ -1,0 +1,358 @@
+//! Building a cache.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::codec::{Codec, ErasedCodec};
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::error::BuildError;
+use crate::l1::Weigher;
+use crate::l2::{SharedTier, Tier};
+use crate::loader::{CacheFor, Loader};
+use crate::Cache;
+
+/// Settings of a cache: see [`Cache::builder`].
+///
+/// Every setting has a default that suits most services; [`build`](Self::build) refuses what does
+/// not make sense, naming the setter.
+///
+/// | setting | default | |
+/// |---|---|---|
+/// | [`ttl`](Self::ttl) | 5 min | fresh for this long |
+/// | [`ttl_jitter`](Self::ttl_jitter) | 0.1 | shortens each TTL by up to this share |
+/// | [`cold_start_spread`](Self::cold_start_spread) | off | first lives from (ttl/20, ttl] |
+/// | [`negative_ttl`](Self::negative_ttl) | 30 s | how long "not found" is kept |
+/// | [`negative_capacity`](Self::negative_capacity) | 10,000 | absences kept, in a budget of their own |
+/// | [`l1_capacity`](Self::l1_capacity) | 10,000 | entries in this process; zero turns L1 off |
+/// | [`l1_weigher`](Self::l1_weigher) | none | makes the capacity a budget, in bytes for instance |
+/// | [`l1_ttl`](Self::l1_ttl) | = TTL | upper bound for L1 alone |
+/// | [`degraded_l1_ttl`](Self::degraded_l1_ttl) | 5 s | how long L1 answers while L2 cannot be reached |
+/// | [`load_timeout`](Self::load_timeout) | 30 s | a longer load is cut off |
+/// | [`max_concurrent_loads`](Self::max_concurrent_loads) | unlimited | bulkhead of this cache in this process |
+/// | [`error_backoff`](Self::error_backoff) | 200 ms | a failed load is not repeated for this long |
+/// | [`l2`](Self::l2) | none | the shared tier |
+/// | [`codec`](Self::codec) | `Bincode` | how values become bytes for it |
+/// | [`schema_version`](Self::schema_version) | 0 | the version of the value's type |
+/// | [`max_record_bytes`](Self::max_record_bytes) | 8 MiB | larger values are not stored in it |
+/// | [`lease_ttl`](Self::lease_ttl) | 2 s | how long a dead process holds a key |
+/// | [`lease_wait`](Self::lease_wait) | 10 s | how long to wait for another process's load |
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct CacheBuilder<L: Loader> {
+    name: String,
+    loader: L,
+    config: Config,
+    weigher: Option<Weigher<L::Key, L::Value>>,
+    codec: Option<Arc<dyn ErasedCodec<L::Value>>>,
+    default_codec: Option<Arc<dyn ErasedCodec<L::Value>>>,
+    tier: Option<Tier>,
+}
+
+impl<L: Loader> CacheBuilder<L> {
+    pub(crate) fn new(name: &str, loader: L) -> Self {
+        Self {
+            name: name.to_owned(),
+            loader,
+            config: Config::default(),
+            weigher: None,
+            codec: None,
+            default_codec: None,
+            tier: None,
+        }
+    }
+
+    /// How long an entry is fresh. A loader can say otherwise per value
+    /// ([`Loaded::ttl`](crate::Loaded::ttl)).
+    ///
+    /// Default: 5 minutes. More than a hundred years counts as a hundred years, here and in every
+    /// other duration.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.config.ttl = ttl;
+        self
+    }
+
+    /// Shortens each TTL by a random share of up to this much, from 0 (off) to below 1, so that
+    /// entries made together do not expire together. Drawn once when a value is loaded or inserted
+    /// and kept in its record, so that all processes agree; never lengthens; absences are not
+    /// jittered. Where `l1_ttl` is set, each process draws for it too.
+    ///
+    /// Default: 0.1. To keep the reloads of `n` entries that were filled together under `r` a
+    /// second, take at least `n / (r · ttl)`.
+    pub fn ttl_jitter(mut self, share: f64) -> Self {
+        self.config.ttl_jitter = share;
+        self
+    }
+
+    /// Entries filled within one TTL of this cache's birth draw their first life from (ttl/20,
+    /// ttl]: the reload rate is steady at once, instead of in waves that take many TTLs to fade.
+    ///
+    /// Default: off, because a first life much shorter than asked for surprises.
+    pub fn cold_start_spread(mut self, on: bool) -> Self {
+        self.config.cold_start_spread = on;
+        self
+    }
+
+    /// How long "there is no such thing" is kept. Zero keeps no absences.
+    ///
+    /// Default: 30 seconds.
+    pub fn negative_ttl(mut self, ttl: Duration) -> Self {
+        self.config.negative_ttl = ttl;
+        self
+    }
+
+    /// How many absences are kept. They have a budget of their own, so that a flood of keys that do
+    /// not exist evicts no value: this many in L1, and to L2 each process writes this many at once
+    /// and again this many per `negative_ttl`, so that `p` processes never leave more than `2 · p ·
+    /// negative_capacity` there. An absence beyond that is answered and not kept. Zero keeps none.
+    ///
+    /// Default: 10,000.
+    pub fn negative_capacity(mut self, entries: u64) -> Self {
+        self.config.negative_capacity = entries;
+        self
+    }
+
+    /// How many values L1 keeps, or, with a [weigher](Self::l1_weigher), how much they may weigh
+    /// together. Zero turns L1 off.
+    ///
+    /// Default: 10,000. Eviction is moka's TinyLFU.
+    pub fn l1_capacity(mut self, capacity: u64) -> Self {
+        self.config.l1_capacity = capacity;
+        self
+    }
+
+    /// Makes [`l1_capacity`](Self::l1_capacity) a budget in the unit of this function, for instance
+    /// bytes. It is called when a value is stored; it should be quick and always answer the same
+    /// for the same value.
+    ///
+    /// Default: every value weighs 1.
+    pub fn l1_weigher(
+        mut self,
+        weigher: impl Fn(&L::Key, &L::Value) -> u32 + Send + Sync + 'static,
+    ) -> Self {
+        self.weigher = Some(Arc::new(weigher));
+        self
+    }
+
+    /// An upper bound for the time in L1 alone: what a lost invalidation can cost at most. L1 never
+    /// outlives the entry's TTL in any case.
+    ///
+    /// Default: no bound but the entry's own TTL.
+    pub fn l1_ttl(mut self, ttl: Duration) -> Self {
+        self.config.l1_ttl = Some(ttl);
+        self
+    }
+
+    /// How long L1 may answer while L2 cannot be reached, where nobody can hear of an invalidation:
+    /// what was there when contact was lost, from that moment; what is loaded meanwhile, from its
+    /// load. Zero asks the loader every time (still one load per key at a time).
+    ///
+    /// Default: 5 seconds. With `p` processes and `k` keys in use, the source sees at most about
+    /// `p · k / degraded_l1_ttl` loads a second during an outage.
+    pub fn degraded_l1_ttl(mut self, ttl: Duration) -> Self {
+        self.config.degraded_l1_ttl = ttl;
+        self
+    }
+
+    /// The longest a load may take, waiting for a place among `max_concurrent_loads` included. A
+    /// longer one is cut off at its next await point and its waiters get
+    /// [`Error::LoadTimedOut`](crate::Error::LoadTimedOut).
+    ///
+    /// Default: 30 seconds.
+    pub fn load_timeout(mut self, timeout: Duration) -> Self {
+        self.config.load_timeout = timeout;
+        self
+    }
+
+    /// How many loads may run at once in this process, for this cache. Others wait their turn.
+    ///
+    /// Default: unlimited. It is what protects a database when many different keys are cold at
+    /// once: set it to your share of its connections.
+    pub fn max_concurrent_loads(mut self, loads: usize) -> Self {
+        self.config.max_concurrent_loads = Some(loads);
+        self
+    }
+
+    /// For so long after a failed load (an error, a panic or a timeout) the same error is answered
+    /// without another attempt; other processes hear that a load failed and do not try either.
+    /// `invalidate` and `insert` end it early. Zero tries again at once.
+    ///
+    /// Default: 200 milliseconds.
+    pub fn error_backoff(mut self, backoff: Duration) -> Self {
+        self.config.error_backoff = backoff;
+        self
+    }
+
+    /// The version of the value's type. Raise it with every change that changes its encoding.
+    /// Records of an older version are misses and are replaced; records of a newer one are left
+    /// alone (this process loads for itself), so that both sides of a rolling deploy work and one
+    /// `invalidate` reaches both.
+    ///
+    /// Default: 0.
+    pub fn schema_version(mut self, version: u16) -> Self {
+        self.config.schema_version = version;
+        self
+    }
+
+    /// Values whose record would be larger are answered and not stored; records that are larger are
+    /// misses. From 1 KiB to 256 MiB.
+    ///
+    /// Default: 8 MiB.
+    pub fn max_record_bytes(mut self, bytes: usize) -> Self {
+        self.config.max_record_bytes = bytes;
+        self
+    }
+
+    /// How long a lease lives without being renewed: how long a key waits for a process that died
+    /// while loading it. A load may take much longer; its lease is renewed every third of this. At
+    /// least 50 milliseconds.
+    ///
+    /// Default: 2 seconds.
+    pub fn lease_ttl(mut self, ttl: Duration) -> Self {
+        self.config.lease_ttl = ttl;
+        self
+    }
+
+    /// How long to wait for the load of another process before loading without a lease (and so
+    /// without storing the value in L2). Zero never waits.
+    ///
+    /// Default: 10 seconds.
+    pub fn lease_wait(mut self, wait: Duration) -> Self {
+        self.config.lease_wait = wait;
+        self
+    }
+
+    /// Checks the settings and makes the cache. No I/O, and no runtime needed: that begins with the
+    /// first look-up.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`] names the setting that is out of range, or the two that contradict each
+    /// other.
+    pub fn build(self) -> Result<CacheFor<L>, BuildError> {
+        self.check()?;
+        let codec = match (&self.tier, self.codec.or(self.default_codec)) {
+            (Some(_), None) => return Err(BuildError::NoCodec),
+            (None, _) => None,
+            (Some(_), codec) => codec,
+        };
+        let shared = self.tier.zip(codec);
+        Ok(Cache::from_engine(Engine::new(
+            &self.name,
+            self.config.bounded(),
+            Arc::new(self.loader),
+            self.weigher,
+            shared,
+        )))
+    }
+
+    fn check(&self) -> Result<(), BuildError> {
+        let config = &self.config;
+        if self.name.is_empty() || self.name.len() > 100 {
+            return Err(BuildError::OutOfRange {
+                setter: "builder",
+                value: format!("{:?}", self.name),
+                allowed: "the name of a cache is 1 to 100 bytes long",
+            });
+        }
+        for (setter, value) in
+            [("ttl", Some(config.ttl)), ("l1_ttl", config.l1_ttl), ("load_timeout", Some(config.load_timeout))]
+        {
+            if value.is_some_and(|value| value.is_zero()) {
+                return Err(out_of_range(setter, Duration::ZERO, "it must be longer than zero"));
+            }
+        }
+        if !(0.0..1.0).contains(&config.ttl_jitter) {
+            let allowed = "a share from 0 to below 1";
+            return Err(out_of_range("ttl_jitter", config.ttl_jitter, allowed));
+        }
+        if config.lease_ttl < Duration::from_millis(50) {
+            let allowed = "at least 50 ms: it is renewed every third of it";
+            return Err(out_of_range("lease_ttl", config.lease_ttl, allowed));
+        }
+        if config.max_concurrent_loads.is_some_and(|loads| loads == 0 || loads > MOST_LOADS) {
+            let loads = config.max_concurrent_loads.unwrap_or_default();
+            let allowed = "1 to 2^29: with none, nothing could ever be loaded";
+            return Err(out_of_range("max_concurrent_loads", loads, allowed));
+        }
+        if !(1 << 10..=1 << 28).contains(&config.max_record_bytes) {
+            let allowed = "1 KiB to 256 MiB";
+            return Err(out_of_range("max_record_bytes", config.max_record_bytes, allowed));
+        }
+        if config.l1_capacity == 0 {
+            let other = if self.weigher.is_some() {
+                Some(("l1_weigher", "..".to_owned(), "there is nothing to weigh"))
+            } else {
+                config.l1_ttl.map(|ttl| ("l1_ttl", format!("{ttl:?}"), "there is nothing to keep"))
+            };
+            if let Some((other, other_value, why)) = other {
+                return Err(clash("l1_capacity", 0, other, other_value, why));
+            }
+            if self.tier.is_none() {
+                let why = "no tier is left that could keep anything";
+                return Err(clash("l1_capacity", 0, "l2", "none".to_owned(), why));
+            }
+        }
+        if config.cold_start_spread && config.ttl < Duration::from_millis(20) {
+            let why = "a twentieth of the ttl is less than a millisecond";
+            let ttl = format!("{:?}", config.ttl);
+            return Err(clash("cold_start_spread", true, "ttl", ttl, why));
+        }
+        Ok(())
+    }
+}
+
+/// What tokio's semaphores can count, with room to spare.
+const MOST_LOADS: usize = 1 << 29;
+
+impl<L: Loader> CacheBuilder<L>
+where
+    L::Value: Serialize + DeserializeOwned,
+{
+    /// The shared tier: a [`Redis`](crate::Redis) handle, or [`InProcess`](crate::InProcess).
+    ///
+    /// Default: none; the cache then works within this process.
+    pub fn l2(mut self, tier: impl SharedTier) -> Self {
+        self.tier = Some(tier.into_tier().0);
+        #[cfg(feature = "bincode")]
+        {
+            self.default_codec = Some(Arc::new(crate::codec::Bincode));
+        }
+        self
+    }
+
+    /// How values become bytes for the shared tier.
+    ///
+    /// Default: [`Bincode`](crate::Bincode). Records of another codec are misses and are replaced.
+    pub fn codec(mut self, codec: impl Codec) -> Self {
+        self.codec = Some(Arc::new(codec));
+        self
+    }
+}
+
+fn out_of_range(setter: &'static str, value: impl fmt::Debug, allowed: &'static str) -> BuildError {
+    BuildError::OutOfRange { setter, value: format!("{value:?}"), allowed }
+}
+
+fn clash(
+    setter: &'static str,
+    value: impl fmt::Display,
+    other: &'static str,
+    other_value: String,
+    why: &'static str,
+) -> BuildError {
+    BuildError::Clash { setter, value: value.to_string(), other, other_value, why }
+}
+
+impl<L: Loader> fmt::Debug for CacheBuilder<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CacheBuilder")
+            .field("name", &self.name)
+            .field("config", &self.config)
+            .field("l2", &self.tier)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,177 @@
+//! The handle.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::builder::CacheBuilder;
+use crate::engine::Engine;
+use crate::entry::{Entry, Freshness};
+use crate::error::{BoxError, Error, RemoteError};
+use crate::key::CacheKey;
+use crate::l1::Answer;
+use crate::loader::{Loaded, Loader};
+use crate::stats::Stats;
+
+/// A cache of one kind of thing: a handle that is cheap to clone, and that needs no `Arc` around it.
+///
+/// Made by [`builder`](Cache::builder). All handles share one state; the cache works until the last
+/// one is dropped or [`close`](Self::close) is called. Its futures must be polled inside a tokio
+/// runtime.
+///
+/// Look-ups take borrowed forms of the key, as those of a `HashMap` do: `&str` for `String`.
+///
+/// # Cancel safety
+///
+/// Every future may be dropped at any time. A read or load that was begun goes on and is stored,
+/// for whoever asks next; an `insert` or `invalidate` that was begun is carried out.
+pub struct Cache<K, V, E = BoxError> {
+    engine: Arc<Engine<K, V, E>>,
+}
+
+impl Cache<(), (), BoxError> {
+    /// Settings of a cache over this loader, to be finished with
+    /// [`build`](CacheBuilder::build).
+    ///
+    /// The name is the cache's namespace in Redis (keys read `tidegate:name:key`) and its label in
+    /// what it reports. Caches of one name on one Redis share their entries, so the name must mean
+    /// the same thing in every process.
+    pub fn builder<L: Loader>(name: &str, loader: L) -> CacheBuilder<L> {
+        CacheBuilder::new(name, loader)
+    }
+}
+
+impl<K, V, E> Cache<K, V, E>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    pub(crate) fn from_engine(engine: Arc<Engine<K, V, E>>) -> Self {
+        Self { engine }
+    }
+
+    /// The value of a key: from L1, or L2, or the loader. `None` means that the source of truth
+    /// says there is none.
+    ///
+    /// Coalesces: however many calls want one key, in this process or, with a shared tier, in the
+    /// fleet, there is one load, and its value or error is everyone's.
+    ///
+    /// # Errors
+    ///
+    /// The loader's, or why there was no load: see [`Error`]. Trouble with the shared tier is not
+    /// among them.
+    pub async fn get<Q>(&self, key: &Q) -> Result<Option<Arc<V>>, Error<E>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        self.engine.get(key).await.map(|answer| answer.value)
+    }
+
+    /// Like [`get`](Self::get), with what is known about the entry: which tier answered, its age,
+    /// its freshness.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get`](Self::get).
+    pub async fn get_entry<Q>(&self, key: &Q) -> Result<Option<Entry<V>>, Error<E>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        self.engine.get(key).await.map(entry)
+    }
+
+    /// What L1 could answer at this moment: no I/O, no load, no counting. `None` when it could not,
+    /// or when it knows that there is no such thing.
+    pub fn peek<Q>(&self, key: &Q) -> Option<Entry<V>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        if self.engine.is_closed() {
+            return None;
+        }
+        self.engine.l1_hit(key, Instant::now()).and_then(entry)
+    }
+
+    /// Puts a value into both tiers, for every process. Loads that are running are not stored over
+    /// it.
+    ///
+    /// Two inserts of one key race like two writers to any cache: the last one in Redis stays,
+    /// which need not be the last one in the database. Unless the value is expensive to load,
+    /// prefer [`invalidate`](Self::invalidate) after the write has been committed.
+    ///
+    /// # Errors
+    ///
+    /// [`RemoteError`] when the shared tier did not confirm; then the key is evicted here, and may
+    /// hold the old or the new value in Redis. A value that cannot be encoded is refused, and the
+    /// key invalidated.
+    pub async fn insert(&self, key: K, value: impl Into<Loaded<V>>) -> Result<(), RemoteError> {
+        // Not held across the await: the future is `Send` whatever `value` is.
+        let loaded = value.into();
+        self.engine.insert(key, loaded).await
+    }
+
+    /// Drops a key from both tiers, in every process. Call it **after** the write has been
+    /// committed: before, a load may read the old row and store it.
+    ///
+    /// After this returned `Ok`, no value whose load began before is stored anywhere, and no `get`
+    /// in this process joins such a load. In other processes L1 drops the key when the message
+    /// arrives, within a moment.
+    ///
+    /// # Errors
+    ///
+    /// [`RemoteError`] when the shared tier did not confirm: it may still hold the old value, and
+    /// others may answer it. The key is evicted here in any case. Repeating the call is safe.
+    pub async fn invalidate<Q>(&self, key: &Q) -> Result<(), RemoteError>
+    where
+        K: Borrow<Q>,
+        Q: ToOwned<Owned = K> + ?Sized,
+    {
+        self.engine.invalidate(key.to_owned()).await
+    }
+
+    /// [`invalidate`](Self::invalidate) for many keys at once, pipelined.
+    ///
+    /// # Errors
+    ///
+    /// The first one; the other keys are invalidated all the same.
+    pub async fn invalidate_many(&self, keys: &[K]) -> Result<(), RemoteError> {
+        self.engine.invalidate_many(keys.to_vec()).await
+    }
+
+    /// What has happened so far.
+    pub fn stats(&self) -> Stats {
+        self.engine.stats.snapshot()
+    }
+
+    /// Shuts the cache down: calls from now on are answered [`Error::Closed`], what runs is waited
+    /// for (loads no longer than [`load_timeout`](CacheBuilder::load_timeout)), so that no lease
+    /// and no half-done write is left behind. For every handle.
+    pub async fn close(&self) {
+        self.engine.close().await;
+    }
+}
+
+fn entry<V>(answer: Answer<V>) -> Option<Entry<V>> {
+    let age = answer.age + answer.at.elapsed();
+    let (source, value) = (answer.source, answer.value?);
+    Some(Entry { value, source, age, freshness: Freshness::Fresh })
+}
+
+impl<K, V, E> Clone for Cache<K, V, E> {
+    fn clone(&self) -> Self {
+        Self { engine: Arc::clone(&self.engine) }
+    }
+}
+
+impl<K, V, E> fmt::Debug for Cache<K, V, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.engine.fmt(f)
+    }
+}

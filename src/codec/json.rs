@@ -1,0 +1,23 @@
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Codec, CodecError};
+
+/// Describes itself: fields may come and go as serde allows, and people can read it. Larger and
+/// slower than [`Bincode`](crate::Bincode), which rarely matters next to a round trip.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Json;
+
+impl Codec for Json {
+    fn id(&self) -> u8 {
+        2
+    }
+
+    fn encode<V: Serialize>(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        serde_json::to_writer(out, value).map_err(CodecError::new)
+    }
+
+    fn decode<V: DeserializeOwned>(&self, bytes: &[u8]) -> Result<V, CodecError> {
+        serde_json::from_slice(bytes).map_err(CodecError::new)
+    }
+}

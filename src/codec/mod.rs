@@ -1,0 +1,105 @@
+//! How values become bytes for the shared tier.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+#[cfg(feature = "bincode")]
+mod bincode;
+pub(crate) mod envelope;
+#[cfg(feature = "json")]
+mod json;
+
+#[cfg(feature = "bincode")]
+#[cfg_attr(docsrs, doc(cfg(feature = "bincode")))]
+pub use self::bincode::Bincode;
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use json::Json;
+
+/// Encodes values for the shared tier.
+///
+/// The bytes are wrapped in an envelope with a checksum, a hash of the key, the codec's
+/// [`id`](Self::id) and the [`schema_version`](crate::CacheBuilder::schema_version), so a codec
+/// only sees bytes that a codec of the same id wrote for a value of the same version. It must still
+/// answer an error, and neither panic nor allocate without bound, for any bytes.
+///
+/// ```
+/// use serde::{Serialize, de::DeserializeOwned};
+/// use tidegate::{Codec, CodecError};
+///
+/// /// JSON, indented, for people who read their Redis by hand.
+/// struct Pretty;
+///
+/// impl Codec for Pretty {
+///     fn id(&self) -> u8 { 200 }
+///     fn encode<V: Serialize>(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError> {
+///         serde_json::to_writer_pretty(out, value).map_err(CodecError::new)
+///     }
+///     fn decode<V: DeserializeOwned>(&self, bytes: &[u8]) -> Result<V, CodecError> {
+///         serde_json::from_slice(bytes).map_err(CodecError::new)
+///     }
+/// }
+/// ```
+pub trait Codec: Send + Sync + 'static {
+    /// Names the codec in every record: a record of another codec is a miss. Below 128 are those of
+    /// this crate (`Bincode` 1, `Json` 2); yours is 128 or above.
+    fn id(&self) -> u8;
+
+    /// Appends the encoded value to `out`.
+    fn encode<V: Serialize>(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError>;
+
+    /// Decodes what [`encode`](Self::encode) wrote, and nothing less or more: bytes left over are
+    /// an error.
+    fn decode<V: DeserializeOwned>(&self, bytes: &[u8]) -> Result<V, CodecError>;
+}
+
+/// Why a codec could not encode or decode.
+pub struct CodecError(Box<dyn std::error::Error + Send + Sync>);
+
+impl CodecError {
+    /// Wraps the cause, an error or a message.
+    pub fn new(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(cause.into())
+    }
+}
+
+impl fmt::Debug for CodecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for CodecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl std::error::Error for CodecError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// A codec for one type of value, without the codec's type.
+pub(crate) trait ErasedCodec<V>: Send + Sync {
+    fn id(&self) -> u8;
+    fn encode(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError>;
+    fn decode(&self, bytes: &[u8]) -> Result<V, CodecError>;
+}
+
+impl<V: Serialize + DeserializeOwned, C: Codec> ErasedCodec<V> for C {
+    fn id(&self) -> u8 {
+        Codec::id(self)
+    }
+
+    fn encode(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        Codec::encode(self, value, out)
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<V, CodecError> {
+        Codec::decode(self, bytes)
+    }
+}

@@ -1,0 +1,85 @@
+//! The validated settings of one cache, with what is derived from them.
+
+use std::time::Duration;
+
+use crate::ttl;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) ttl: Duration,
+    pub(crate) ttl_jitter: f64,
+    pub(crate) cold_start_spread: bool,
+    pub(crate) negative_ttl: Duration,
+    pub(crate) negative_capacity: u64,
+    pub(crate) l1_capacity: u64,
+    /// `None`: as long as the entry is fresh.
+    pub(crate) l1_ttl: Option<Duration>,
+    pub(crate) degraded_l1_ttl: Duration,
+    pub(crate) load_timeout: Duration,
+    pub(crate) max_concurrent_loads: Option<usize>,
+    pub(crate) error_backoff: Duration,
+    pub(crate) lease_ttl: Duration,
+    pub(crate) lease_wait: Duration,
+    pub(crate) schema_version: u16,
+    pub(crate) max_record_bytes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(300),
+            ttl_jitter: 0.1,
+            cold_start_spread: false,
+            negative_ttl: Duration::from_secs(30),
+            negative_capacity: 10_000,
+            l1_capacity: 10_000,
+            l1_ttl: None,
+            degraded_l1_ttl: Duration::from_secs(5),
+            load_timeout: Duration::from_secs(30),
+            max_concurrent_loads: None,
+            error_backoff: Duration::from_millis(200),
+            lease_ttl: Duration::from_secs(2),
+            lease_wait: Duration::from_secs(10),
+            schema_version: 0,
+            max_record_bytes: 8 << 20,
+        }
+    }
+}
+
+impl Config {
+    /// No duration longer than can be reckoned with.
+    pub(crate) fn bounded(mut self) -> Self {
+        for duration in [
+            &mut self.ttl,
+            &mut self.negative_ttl,
+            &mut self.degraded_l1_ttl,
+            &mut self.load_timeout,
+            &mut self.error_backoff,
+            &mut self.lease_ttl,
+            &mut self.lease_wait,
+        ] {
+            *duration = (*duration).min(ttl::LONGEST);
+        }
+        self.l1_ttl = self.l1_ttl.map(|l1_ttl| l1_ttl.min(ttl::LONGEST));
+        self
+    }
+
+    /// How long a value that was just loaded is fresh. `asked`: what the loader said of it.
+    pub(crate) fn life(&self, asked: Option<Duration>, first_life: bool) -> Duration {
+        let ttl = asked.unwrap_or(self.ttl).min(ttl::LONGEST);
+        if first_life && self.cold_start_spread {
+            ttl::first_life(ttl, rand::random())
+        } else {
+            ttl::jittered(ttl, self.ttl_jitter, rand::random())
+        }
+    }
+
+    /// How long L1 may keep what is fresh for `remaining`. The processes of a fleet draw for
+    /// themselves, or they would all come back to L2 together.
+    pub(crate) fn l1_life(&self, remaining: Duration) -> Duration {
+        match self.l1_ttl {
+            Some(bound) => remaining.min(ttl::jittered(bound, self.ttl_jitter, rand::random())),
+            None => remaining,
+        }
+    }
+}

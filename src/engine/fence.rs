@@ -1,0 +1,104 @@
+//! What makes an entry that was stored before an invalidation unusable after it.
+//!
+//! Messages from other processes name encoded keys, L1 holds typed ones, and an encoding cannot be
+//! turned back. So L1 is not searched: every key belongs to one of many *stripes*, a mutation bumps
+//! its stripe's generation, and an entry is answered only while the generation that it was stored
+//! under is current. An entry remembers its stripe, so a hit compares two numbers and hashes
+//! nothing. Now and then a mutation makes an entry of another key of the same stripe unusable, which
+//! costs that entry one read of L2.
+//!
+//! A generation is bumped, and an entry stored, only under the lock of the shard that the stripe
+//! belongs to (see [`flight`](super::flight)).
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Stripes for each entry that L1 can hold.
+const PER_ENTRY: u64 = 2;
+const FEWEST: u64 = 1 << 8;
+const MOST: u64 = 1 << 16;
+
+#[derive(Debug)]
+pub(crate) struct Fence {
+    generations: Box<[AtomicU32]>,
+    /// Bumped when anything may have been missed: every entry of an earlier epoch is unusable.
+    epoch: AtomicU32,
+}
+
+/// Under which generation and epoch an entry was stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    stripe: u32,
+    generation: u32,
+    epoch: u32,
+}
+
+impl Fence {
+    pub(crate) fn new(l1_capacity: u64) -> Self {
+        let stripes = l1_capacity.saturating_mul(PER_ENTRY).clamp(FEWEST, MOST).next_power_of_two();
+        Self { generations: (0..stripes).map(|_| AtomicU32::new(0)).collect(), epoch: AtomicU32::new(0) }
+    }
+
+    fn stripe(&self, hash: u64) -> usize {
+        // The number of stripes is a power of two; the low bits choose the shard as well, so a
+        // stripe lies within one shard.
+        usize::try_from(hash & (self.generations.len() as u64 - 1)).unwrap_or(0)
+    }
+
+    /// The stamp of an entry that is read from now on, in the present epoch.
+    pub(crate) fn stamp(&self, hash: u64) -> Stamp {
+        self.stamp_in(hash, self.epoch())
+    }
+
+    /// The stamp of an entry whose reading began in `epoch`.
+    pub(crate) fn stamp_in(&self, hash: u64, epoch: u32) -> Stamp {
+        let stripe = self.stripe(hash);
+        let generation = self.generations[stripe].load(Ordering::SeqCst);
+        #[expect(clippy::cast_possible_truncation, reason = "there are at most 2^16 stripes")]
+        let stripe = stripe as u32;
+        Stamp { stripe, generation, epoch }
+    }
+
+    /// Whether nothing has happened to the stripe since, and no gap.
+    pub(crate) fn holds(&self, stamp: Stamp) -> bool {
+        self.generations[stamp.stripe as usize].load(Ordering::Acquire) == stamp.generation
+            && self.epoch.load(Ordering::Acquire) == stamp.epoch
+    }
+
+    /// A mutation of a key with this hash. Under the shard's lock.
+    pub(crate) fn bump(&self, hash: u64) {
+        self.generations[self.stripe(hash)].fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    /// Something may have been missed.
+    pub(crate) fn bump_epoch(&self) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mutation_or_a_gap_ends_what_was_stamped_before() {
+        let fence = Fence::new(1000);
+        let (mine, other) = (fence.stamp(7), fence.stamp(8));
+        assert!(fence.holds(mine) && fence.holds(other));
+        fence.bump(7);
+        assert!(!fence.holds(mine) && fence.holds(other));
+        assert!(fence.holds(fence.stamp(7)));
+        fence.bump_epoch();
+        assert!(!fence.holds(other));
+    }
+
+    #[test]
+    fn stripes_follow_the_capacity_within_bounds() {
+        for (capacity, stripes) in [(0, 256), (1_000, 2_048), (10_000, 32_768), (u64::MAX, 65_536)] {
+            assert_eq!(Fence::new(capacity).generations.len(), stripes, "{capacity}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Running the user's loader: in a task of its own, bounded in time and number.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::Engine;
+use super::flight::Flight;
+use crate::error::Error;
+use crate::key::CacheKey;
+use crate::loader::Loaded;
+
+tokio::task_local! {
+    /// The flights whose loads this task runs in, outermost first: what a loader must not wait for.
+    static NESTING: Nesting;
+}
+
+pub(crate) type Nesting = Arc<[u64]>;
+
+/// The flights whose loads the calling task runs in.
+pub(crate) fn nesting() -> Nesting {
+    NESTING.try_with(Arc::clone).unwrap_or_else(|_| Arc::new([]))
+}
+
+/// A place among `max_concurrent_loads`, or none where there is no limit.
+#[derive(Debug)]
+pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>);
+
+/// Ends the load when the flight's task is dropped, with its runtime.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl<K, V, E> Engine<K, V, E>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    /// When a load that begins now is cut off.
+    pub(crate) fn load_deadline(&self) -> Instant {
+        crate::ttl::deadline(Instant::now(), self.config.load_timeout)
+    }
+
+    /// Waits for a place, first come first served, until the load's deadline.
+    pub(crate) async fn place(&self, deadline: Instant) -> Result<Place, Error<E>> {
+        let Some(places) = &self.places else { return Ok(Place(None)) };
+        let place = tokio::time::timeout_at(deadline, Arc::clone(places).acquire_owned()).await;
+        match place {
+            Ok(Ok(place)) => Ok(Place(Some(place))),
+            // The semaphore is never closed, so this is the time that ran out.
+            Ok(Err(_)) | Err(_) => {
+                self.stats.overloaded.add();
+                Err(Error::Overloaded)
+            }
+        }
+    }
+
+    /// One load, with what it cost. `meanwhile` is driven beside it.
+    pub(crate) async fn load(
+        self: &Arc<Self>,
+        key: &K,
+        flight: &Flight<V, E>,
+        nesting: &Nesting,
+        place: Place,
+        deadline: Instant,
+        meanwhile: impl Future<Output = Infallible>,
+    ) -> Result<(Loaded<V>, Duration), Error<E>> {
+        self.stats.loads.add();
+        let begun = Instant::now();
+        let nesting: Nesting = nesting.iter().copied().chain([flight.serial]).collect();
+        let running = self.tasks.enter_late();
+        let (loader, key) = (Arc::clone(&self.loader), key.clone());
+        // A task of its own: a panic ends there, and a loader that blocks its thread can still be
+        // timed out here. The place is given back when the loader has really ended.
+        let load = tokio::spawn(NESTING.scope(nesting, async move {
+            let _held = (running, place);
+            loader.load(&key).await
+        }));
+        let abort = AbortOnDrop(load.abort_handle());
+        let result = tokio::select! {
+            biased;
+            ended = load => match ended {
+                Ok(Ok(loaded)) => Ok((loaded, begun.elapsed())),
+                Ok(Err(error)) => Err(Error::Load(Arc::new(error))),
+                Err(ended) if ended.is_panic() => Err(Error::LoadPanicked),
+                // The runtime is shutting down, and this task goes with it.
+                Err(_) => std::future::pending().await,
+            },
+            () = tokio::time::sleep_until(deadline) => Err(Error::LoadTimedOut(self.config.load_timeout)),
+            never = meanwhile => match never {},
+        };
+        drop(abort);
+        if result.is_err() {
+            self.stats.load_failures.add();
+        }
+        result
+    }
+}

@@ -1,0 +1,377 @@
+//! The read path behind L1, from top to bottom: one flight's task.
+//!
+//! ```text
+//! GET ── a fresh value or absence ──────────────────────────────► hit
+//!  │     a failed load elsewhere ───────────────────────────────► LoadFailedElsewhere
+//!  │     a newer version's record ─► load, L1 only
+//!  │     (no answer from L2) ──────► load, L1 for degraded_l1_ttl
+//!  ▼
+//! acquire ── granted ──► load ──► fill, compared with the lease ─► loaded
+//!  │    ▲
+//!  │    └── a record after all ─► read it
+//!  ▼
+//! held by another ──► wait for its wake-up or the lease's end ──► GET, or acquire
+//!                     lease_wait over ─► load, L1 for degraded_l1_ttl
+//! ```
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::Engine;
+use super::flight::{Flight, Outcome};
+use super::lease::{Lease, Waited};
+use super::load::{Nesting, Place};
+use super::shared::{RemoteKey, Shared};
+use super::tasks::Running;
+use crate::codec::envelope::{HEAD, Header, Kind, Malformed};
+use crate::entry::Source;
+use crate::error::Error;
+use crate::key::CacheKey;
+use crate::l1::{Answer, Meta};
+use crate::l2::{Acquired, Listener};
+use crate::loader::Loaded;
+use crate::ttl;
+
+/// What a flight comes down with.
+pub(crate) struct Landing<V, E> {
+    pub(crate) outcome: Result<Answer<V>, Error<E>>,
+    pub(crate) keep: Keep,
+}
+
+/// What is kept of it in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    Nothing,
+    /// The answer, in L1, for this long from when it was read.
+    Answer(Duration),
+    /// The error, for `error_backoff`.
+    Error,
+}
+
+impl<V, E> Landing<V, E> {
+    pub(crate) fn answer(answer: Answer<V>, life: Option<Duration>) -> Self {
+        let keep = life.filter(|life| !life.is_zero()).map_or(Keep::Nothing, Keep::Answer);
+        Self { outcome: Ok(answer), keep }
+    }
+
+    pub(crate) fn error(error: Error<E>) -> Self {
+        let keep = match error {
+            Error::Load(_) | Error::LoadPanicked | Error::LoadTimedOut(_) => Keep::Error,
+            _ => Keep::Nothing,
+        };
+        Self { outcome: Err(error), keep }
+    }
+}
+
+/// What a record of L2 says.
+enum Reading<V> {
+    /// An answer that is fresh for so long.
+    Hit(Answer<V>, Duration),
+    /// Somebody loads it.
+    Leased,
+    /// Somebody failed to load it a moment ago.
+    Failed,
+    /// A newer version's record: to be left alone.
+    Newer,
+    /// Expired or unreadable: to be replaced.
+    Replace,
+}
+
+/// Why a load runs without a lease, and so without a fill.
+enum Alone {
+    /// There is no shared tier.
+    NoTier,
+    /// L2 holds a newer version's record.
+    Newer,
+    /// L2 did not answer.
+    Unreachable,
+    /// The holder of the lease took longer than `lease_wait`.
+    WaitedEnough,
+}
+
+/// The task of a flight.
+pub(crate) async fn fly<K, V, E>(
+    engine: Arc<Engine<K, V, E>>,
+    flight: Arc<Flight<V, E>>,
+    key: K,
+    nesting: Nesting,
+    running: Running,
+) where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    let claim = Claim { engine: &engine, flight: &flight };
+    let landing = engine.resolve(&key, &flight, &nesting).await;
+    claim.land(key, landing);
+    drop(running);
+}
+
+/// A flight that has not landed yet. Dropped with its task, it leaves nothing behind and lets its
+/// waiters go on.
+struct Claim<'a, K, V, E> {
+    engine: &'a Engine<K, V, E>,
+    flight: &'a Arc<Flight<V, E>>,
+}
+
+impl<K, V, E> Claim<'_, K, V, E>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    fn land(self, key: K, landing: Landing<V, E>) {
+        let (engine, flight) = (self.engine, self.flight);
+        let now = Instant::now();
+        let hash = flight.id.hash;
+        {
+            let mut shard = engine.flights.lock(hash);
+            // The fence: a flight that was detached stores nothing, in one critical section with
+            // whatever detaches.
+            if shard.is_current(flight) {
+                match (&landing.outcome, landing.keep) {
+                    (Ok(answer), Keep::Answer(life)) => {
+                        let epoch = flight.epoch().unwrap_or_default();
+                        let meta = Meta {
+                            stored: answer.at,
+                            age: answer.age,
+                            deadline: ttl::deadline(answer.at, life),
+                            stamp: engine.fence.stamp_in(hash, epoch),
+                        };
+                        engine.l1.store(key, answer.value.as_ref(), meta);
+                    }
+                    (Err(error), Keep::Error) if !engine.config.error_backoff.is_zero() => {
+                        let until = ttl::deadline(now, engine.config.error_backoff);
+                        shard.hold(&flight.id, error.clone(), until, now);
+                    }
+                    _ => {}
+                }
+            }
+            shard.remove(flight);
+        }
+        flight.land(Outcome::Landed(landing.outcome));
+    }
+}
+
+impl<K, V, E> Drop for Claim<'_, K, V, E> {
+    fn drop(&mut self) {
+        self.engine.flights.lock(self.flight.id.hash).remove(self.flight);
+        self.flight.land(if std::thread::panicking() {
+            Outcome::Landed(Err(Error::LoadPanicked))
+        } else {
+            Outcome::Abandoned
+        });
+    }
+}
+
+impl<K, V, E> Engine<K, V, E>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    async fn resolve(
+        self: &Arc<Self>,
+        key: &K,
+        flight: &Arc<Flight<V, E>>,
+        nesting: &Nesting,
+    ) -> Landing<V, E> {
+        let Some(shared) = &self.shared else {
+            flight.register(self.fence.epoch());
+            return self.load_alone(key, flight, nesting, None, Alone::NoTier).await;
+        };
+        let listener = || {
+            let weak: Weak<Self> = Arc::downgrade(self);
+            weak as Weak<dyn Listener>
+        };
+        shared.attach(listener).await;
+        // Before the read is sent, so that whatever is missed from now on ends this flight.
+        flight.register(self.fence.epoch());
+        let remote = shared.key(&flight.id);
+
+        let mut waited = Waited::default();
+        let Ok(mut record) = self.tier(shared.tier.get(&remote.bytes).await) else {
+            return self.load_alone(key, flight, nesting, None, Alone::Unreachable).await;
+        };
+        loop {
+            let mut replacing = None;
+            if let Some(bytes) = record.take() {
+                match self.interpret(shared, &remote, &bytes) {
+                    Ok(Reading::Hit(answer, fresh_for)) => {
+                        return Landing::answer(answer, Some(self.config.l1_life(fresh_for)));
+                    }
+                    Ok(Reading::Failed) => return Landing::error(Error::LoadFailedElsewhere),
+                    Ok(Reading::Newer) => {
+                        return self.load_alone(key, flight, nesting, None, Alone::Newer).await;
+                    }
+                    Ok(Reading::Leased) => {}
+                    Ok(Reading::Replace) => replacing = Some(bytes.slice(..bytes.len().min(HEAD))),
+                    Err(_) => return self.load_alone(key, flight, nesting, None, Alone::Unreachable).await,
+                }
+            }
+            // A place first, the lease then: who waits for a place holds nobody up.
+            let deadline = self.load_deadline();
+            let place = match self.place(deadline).await {
+                Ok(place) => place,
+                Err(error) => return Landing::error(error),
+            };
+            // Hear of wake-ups before the attempt that asks for them.
+            self.flights.lock(flight.id.hash).listen(flight);
+            let lease = Lease::new(shared, &remote);
+            let Ok(lease_record) = lease.record() else {
+                return self.load_alone(key, flight, nesting, Some(place), Alone::Unreachable).await;
+            };
+            let ttl_ms = ttl::millis(self.config.lease_ttl);
+            let acquired = shared.tier.acquire(&remote.bytes, lease_record, ttl_ms, replacing.as_deref());
+            match self.tier(acquired.await) {
+                Ok(Acquired::Granted) => {
+                    return self.regenerate(shared, key, flight, nesting, place, deadline, &lease).await;
+                }
+                Ok(Acquired::Record(bytes)) => record = Some(bytes),
+                Ok(Acquired::Held(remaining_ms)) => {
+                    drop(place);
+                    if waited.count() {
+                        self.stats.lease_waits.add();
+                    }
+                    let remaining = Duration::from_millis(remaining_ms);
+                    if !waited.wait(flight, remaining, self.config.lease_wait).await {
+                        self.stats.lease_wait_exceeded.add();
+                        return self.load_alone(key, flight, nesting, None, Alone::WaitedEnough).await;
+                    }
+                    if waited.woken() {
+                        // Most likely the value is there: the cheapest command will do.
+                        match self.tier(shared.tier.get(&remote.bytes).await) {
+                            Ok(found) => record = found,
+                            Err(_) => {
+                                return self.load_alone(key, flight, nesting, None, Alone::Unreachable).await;
+                            }
+                        }
+                    }
+                }
+                Err(error) => {
+                    let landing = self.load_alone(key, flight, nesting, Some(place), Alone::Unreachable).await;
+                    if error.is_timeout() {
+                        // It may have been granted after all, too late to fill against.
+                        self.release_later(&remote, &flight.id, lease);
+                    }
+                    return landing;
+                }
+            }
+        }
+    }
+
+    /// Counts an operation's failure and notes whether L2 can be reached.
+    pub(crate) fn tier<T>(
+        &self,
+        result: Result<T, crate::error::RemoteError>,
+    ) -> Result<T, crate::error::RemoteError> {
+        if let Some(shared) = &self.shared {
+            shared.note(&result);
+        }
+        if result.is_err() {
+            self.stats.l2_failures.add();
+        }
+        result
+    }
+
+    fn interpret(
+        &self,
+        shared: &Shared<V>,
+        remote: &RemoteKey,
+        record: &Bytes,
+    ) -> Result<Reading<V>, crate::error::RemoteError> {
+        let unreadable = || {
+            self.stats.decode_failures.add();
+            Ok(Reading::Replace)
+        };
+        if record.len() > self.config.max_record_bytes {
+            return unreadable();
+        }
+        let (header, payload) = match Header::parse(record, remote.hash) {
+            Ok(parsed) => parsed,
+            Err(Malformed::Damaged) => return unreadable(),
+            Err(Malformed::LaterFormat) => {
+                self.stats.newer_records.add();
+                return Ok(Reading::Newer);
+            }
+        };
+        match header.kind {
+            Kind::Lease => return Ok(Reading::Leased),
+            Kind::Failed => return Ok(Reading::Failed),
+            Kind::Value if header.schema > self.config.schema_version => {
+                self.stats.newer_records.add();
+                return Ok(Reading::Newer);
+            }
+            Kind::Value | Kind::Negative => {}
+        }
+        let age_ms = shared.now_ms()?.saturating_sub(header.created_ms);
+        let fresh_ms = header.fresh_ms.saturating_sub(age_ms);
+        if fresh_ms == 0 {
+            return Ok(Reading::Replace);
+        }
+        let value = if header.kind == Kind::Value {
+            let ours = header.schema == self.config.schema_version && header.codec == shared.codec_id();
+            if !ours {
+                return unreadable();
+            }
+            match shared.decode(payload) {
+                Ok(value) => Some(Arc::new(value)),
+                Err(_) => return unreadable(),
+            }
+        } else {
+            None
+        };
+        let age = Duration::from_millis(age_ms);
+        let answer = Answer { value, source: Source::L2, age, at: Instant::now() };
+        Ok(Reading::Hit(answer, Duration::from_millis(fresh_ms)))
+    }
+
+    /// A load that nobody in the fleet knows of: its value enters no L2.
+    async fn load_alone(
+        self: &Arc<Self>,
+        key: &K,
+        flight: &Flight<V, E>,
+        nesting: &Nesting,
+        place: Option<Place>,
+        why: Alone,
+    ) -> Landing<V, E> {
+        let deadline = self.load_deadline();
+        let place = match place {
+            Some(place) => Ok(place),
+            None => self.place(deadline).await,
+        };
+        let loaded = match place {
+            Ok(place) => {
+                self.load(key, flight, nesting, place, deadline, std::future::pending()).await
+            }
+            Err(error) => Err(error),
+        };
+        match loaded {
+            Ok((loaded, _)) => {
+                let (answer, life) = self.answer(loaded);
+                let life = life.map(|life| match why {
+                    Alone::NoTier | Alone::Newer => self.config.l1_life(life),
+                    Alone::Unreachable | Alone::WaitedEnough => self.unshared_life(life),
+                });
+                Landing::answer(answer, life)
+            }
+            Err(error) => Landing::error(error),
+        }
+    }
+
+    /// What a loader found, as an answer, and how long it may be kept.
+    pub(crate) fn answer(&self, loaded: Loaded<V>) -> (Answer<V>, Option<Duration>) {
+        let at = Instant::now();
+        let life = match &loaded.value {
+            _ if !loaded.store => Duration::ZERO,
+            Some(_) => self.config.life(loaded.ttl, self.is_cold(at)),
+            None => loaded.ttl.unwrap_or(self.config.negative_ttl).min(ttl::LONGEST),
+        };
+        let value = loaded.value.map(Arc::new);
+        let answer = Answer { value, source: Source::Loader, age: Duration::ZERO, at };
+        (answer, (!life.is_zero()).then_some(life))
+    }
+}

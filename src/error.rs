@@ -1,0 +1,290 @@
+//! What can go wrong, typed by who has to act on it.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An error of any type behind one name: the default `E` of [`Cache`](crate::Cache) and
+/// [`Error`].
+///
+/// It implements [`std::error::Error`], so a loader may use it as its
+/// [`Loader::Error`](crate::Loader::Error) when it meets errors of several types.
+///
+/// ```
+/// use tidegate::BoxError;
+///
+/// fn parse(text: &str) -> Result<u32, BoxError> {
+///     text.parse().map_err(BoxError::new)
+/// }
+/// assert!(parse("x").is_err());
+/// ```
+pub struct BoxError(Box<dyn StdError + Send + Sync>);
+
+impl BoxError {
+    /// Wraps an error, or a message (`&str`, `String`).
+    pub fn new(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self(error.into())
+    }
+
+    /// The wrapped error.
+    pub fn get_ref(&self) -> &(dyn StdError + Send + Sync + 'static) {
+        &*self.0
+    }
+}
+
+impl From<Box<dyn StdError + Send + Sync>> for BoxError {
+    fn from(error: Box<dyn StdError + Send + Sync>) -> Self {
+        Self(error)
+    }
+}
+
+impl From<String> for BoxError {
+    fn from(message: String) -> Self {
+        Self(message.into())
+    }
+}
+
+impl From<&str> for BoxError {
+    fn from(message: &str) -> Self {
+        Self(message.into())
+    }
+}
+
+impl fmt::Debug for BoxError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for BoxError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl StdError for BoxError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source()
+    }
+}
+
+/// Why a look-up has no answer.
+///
+/// Trouble with Redis is never among the reasons: without Redis the loader is asked. The error is
+/// `Clone`, because everyone who waited for one load shares its error.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum Error<E = BoxError> {
+    /// The loader answered this error. Everyone who joined the load gets the same one, and for
+    /// [`error_backoff`](crate::CacheBuilder::error_backoff) it is answered again without a load.
+    #[error("the loader failed")]
+    Load(#[source] Arc<E>),
+
+    /// A loader failed in another process a moment ago (within its `error_backoff`), so this one
+    /// did not try. The error itself is in the log of that process. Try again later.
+    #[error("a load of this key failed in another process a moment ago")]
+    LoadFailedElsewhere,
+
+    /// The loader panicked. The panic's message went to the panic hook.
+    #[error("the loader panicked")]
+    LoadPanicked,
+
+    /// The load took longer than [`load_timeout`](crate::CacheBuilder::load_timeout) and was cut
+    /// off.
+    #[error("the load did not end within {0:?}")]
+    LoadTimedOut(Duration),
+
+    /// The load found no free place among
+    /// [`max_concurrent_loads`](crate::CacheBuilder::max_concurrent_loads) within
+    /// [`load_timeout`](crate::CacheBuilder::load_timeout): the source was not asked. Shed load, or
+    /// raise the limit if the source can bear it.
+    #[error("no load could start in time: as many are running as max_concurrent_loads allows")]
+    Overloaded,
+
+    /// A loader asked its own cache for the key that it is loading; waiting for itself it would
+    /// never end. Read the source of truth in the loader, not the cache.
+    #[error("the loader asked the cache for the very key that it is loading")]
+    LoadCycle,
+
+    /// [`close`](crate::Cache::close) was called.
+    #[error("the cache is closed")]
+    Closed,
+
+    /// The future was polled outside a tokio runtime, where no load can be started.
+    #[error("a cache needs a tokio runtime: poll this future inside one")]
+    NoRuntime,
+}
+
+impl<E> Clone for Error<E> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Load(error) => Self::Load(Arc::clone(error)),
+            Self::LoadFailedElsewhere => Self::LoadFailedElsewhere,
+            Self::LoadPanicked => Self::LoadPanicked,
+            Self::LoadTimedOut(after) => Self::LoadTimedOut(*after),
+            Self::Overloaded => Self::Overloaded,
+            Self::LoadCycle => Self::LoadCycle,
+            Self::Closed => Self::Closed,
+            Self::NoRuntime => Self::NoRuntime,
+        }
+    }
+}
+
+/// Why the shared tier did not do what was asked.
+///
+/// Only calls that change something answer it (`insert`, `invalidate`, `connect`); a `get` goes on
+/// without the tier. It is opaque: ask the predicates, and [`source`](StdError::source) for the
+/// cause.
+pub struct RemoteError(Box<Remote>);
+
+struct Remote {
+    kind: RemoteKind,
+    doing: &'static str,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RemoteKind {
+    Unreachable,
+    Timeout,
+    Refused,
+    Unencodable,
+    Closed,
+}
+
+impl RemoteError {
+    pub(crate) fn new(kind: RemoteKind, doing: &'static str) -> Self {
+        Self(Box::new(Remote { kind, doing, source: None }))
+    }
+
+    pub(crate) fn because(
+        kind: RemoteKind,
+        doing: &'static str,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        Self(Box::new(Remote { kind, doing, source: Some(source.into()) }))
+    }
+
+    pub(crate) fn kind(&self) -> RemoteKind {
+        self.0.kind
+    }
+
+    /// No connection: refused, lost, or never made. Nothing was changed in Redis.
+    pub fn is_unreachable(&self) -> bool {
+        self.0.kind == RemoteKind::Unreachable
+    }
+
+    /// No answer in time. The command may have been carried out, or may yet be; repeat the call,
+    /// which is safe for every call that answers this error.
+    pub fn is_timeout(&self) -> bool {
+        self.0.kind == RemoteKind::Timeout
+    }
+
+    /// The server answered an error (`-READONLY`, `-OOM`, `-NOPERM`, …): see the source.
+    pub fn is_refused(&self) -> bool {
+        self.0.kind == RemoteKind::Refused
+    }
+
+    /// The codec could not encode the value, or the record would be larger than
+    /// [`max_record_bytes`](crate::CacheBuilder::max_record_bytes).
+    pub fn is_unencodable(&self) -> bool {
+        self.0.kind == RemoteKind::Unencodable
+    }
+
+    /// [`close`](crate::Cache::close) was called before.
+    pub fn is_closed(&self) -> bool {
+        self.0.kind == RemoteKind::Closed
+    }
+}
+
+impl fmt::Display for RemoteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.0.kind {
+            RemoteKind::Unreachable => "the shared tier cannot be reached",
+            RemoteKind::Timeout => "the shared tier did not answer in time",
+            RemoteKind::Refused => "the shared tier refused",
+            RemoteKind::Unencodable => "the value cannot be stored in the shared tier",
+            RemoteKind::Closed => "the cache is closed",
+        };
+        write!(f, "{}: {what}", self.0.doing)
+    }
+}
+
+impl fmt::Debug for RemoteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteError")
+            .field("kind", &self.0.kind)
+            .field("doing", &self.0.doing)
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+impl StdError for RemoteError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+/// Settings that do not make sense, refused by [`CacheBuilder::build`](crate::CacheBuilder::build)
+/// and [`Redis::open`](crate::Redis::open) before anything runs.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum BuildError {
+    /// A value outside what its setter can take.
+    #[error("{setter}({value}) is not possible: {allowed}")]
+    OutOfRange {
+        /// The setter that was called.
+        setter: &'static str,
+        /// What it was given.
+        value: String,
+        /// What it takes, in words.
+        allowed: &'static str,
+    },
+
+    /// Two settings that contradict each other.
+    #[error("{setter}({value}) and {other}({other_value}) contradict each other: {why}")]
+    Clash {
+        /// One of the two setters.
+        setter: &'static str,
+        /// What it was given.
+        value: String,
+        /// The other one.
+        other: &'static str,
+        /// What that one was given.
+        other_value: String,
+        /// Why both cannot hold.
+        why: &'static str,
+    },
+
+    /// A shared tier was given, but there is no codec: the default one, `Bincode`, needs the
+    /// feature `bincode`.
+    #[error("l2(..) needs a codec: call codec(..), or enable the feature `bincode` for the default")]
+    NoCodec,
+
+    /// The URL is not one that a Redis client understands. The URL itself is not repeated here,
+    /// for it may hold a password.
+    #[error("the Redis URL cannot be understood: {reason}")]
+    Url {
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_printed_once() {
+        let error: Error<BoxError> = Error::Load(Arc::new(BoxError::new("no such table")));
+        assert_eq!(error.to_string(), "the loader failed");
+        assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("no such table"));
+
+        let error = RemoteError::because(RemoteKind::Refused, "invalidate", "READONLY");
+        assert_eq!(error.to_string(), "invalidate: the shared tier refused");
+        assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("READONLY"));
+        assert!(error.is_refused() && !error.is_timeout());
+    }
+}

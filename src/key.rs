@@ -1,0 +1,301 @@
+//! Keys: how a typed key becomes bytes, without two keys ever becoming the same bytes.
+
+use std::borrow::Cow;
+use std::io::Write as _;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+/// Encoded keys longer than this many bytes are replaced by their SHA-256, so that neither Redis
+/// keys nor bus messages grow with what a user sends.
+const LONGEST: usize = 200;
+
+/// A type whose values name entries of a cache.
+///
+/// A key writes its parts into a [`KeyBuf`], which keeps them apart: two different sequences of
+/// parts never give the same bytes. Implemented for integers, `bool`, `char`, strings, byte arrays
+/// and vectors, [`Uuid`](https://docs.rs/uuid) (feature `uuid`), and tuples of up to six of these.
+///
+/// For a type of your own, write the parts that make two keys different, in a fixed order:
+///
+/// ```
+/// use tidegate::{CacheKey, KeyBuf};
+///
+/// #[derive(Clone, PartialEq, Eq, Hash)]
+/// struct Report { team: u64, month: String }
+///
+/// impl CacheKey for Report {
+///     fn encode(&self, key: &mut KeyBuf) {
+///         self.team.encode(key);
+///         self.month.encode(key);
+///     }
+/// }
+/// ```
+///
+/// In Redis the entry of `("berlin", 7)` in the cache `prices` is found as
+/// `tidegate:prices:berlin,7`. Bytes other than printable ASCII, and the few that separate parts,
+/// are written `%2C`-like; encoded keys of more than 200 bytes become `#` and their SHA-256.
+pub trait CacheKey: Clone + Eq + std::hash::Hash + Send + Sync + 'static {
+    /// Writes the parts of this key, always the same number of them in the same order (or such
+    /// that the first parts tell how many follow).
+    fn encode(&self, key: &mut KeyBuf);
+}
+
+/// Where a [`CacheKey`] writes its parts.
+#[derive(Debug, Default)]
+pub struct KeyBuf {
+    bytes: Vec<u8>,
+    parts: usize,
+}
+
+impl KeyBuf {
+    /// One part: any bytes.
+    pub fn push_bytes(&mut self, part: &[u8]) {
+        self.separate();
+        if part.is_empty() {
+            // `%` is always followed by two hexadecimal digits otherwise, so no part reads `%_`.
+            self.bytes.extend_from_slice(b"%_");
+            return;
+        }
+        self.bytes.reserve(part.len());
+        for &byte in part {
+            if plain(byte) {
+                self.bytes.push(byte);
+            } else {
+                const HEX: &[u8; 16] = b"0123456789ABCDEF";
+                let (high, low) = (usize::from(byte >> 4), usize::from(byte & 15));
+                self.bytes.extend_from_slice(&[b'%', HEX[high], HEX[low]]);
+            }
+        }
+    }
+
+    /// One part: a string.
+    pub fn push_str(&mut self, part: &str) {
+        self.push_bytes(part.as_bytes());
+    }
+
+    /// One part that needs no escape: digits and a sign.
+    fn push_number(&mut self, number: impl std::fmt::Display) {
+        self.separate();
+        // Writing to a Vec cannot fail.
+        let _ = write!(self.bytes, "{number}");
+    }
+
+    fn separate(&mut self) {
+        if self.parts > 0 {
+            self.bytes.push(b',');
+        }
+        self.parts += 1;
+    }
+
+    fn finish(self) -> Vec<u8> {
+        if self.bytes.len() <= LONGEST {
+            return self.bytes;
+        }
+        let mut hashed = Vec::with_capacity(65);
+        // `#` is escaped everywhere else.
+        hashed.push(b'#');
+        for byte in Sha256::digest(&self.bytes) {
+            let _ = write!(hashed, "{byte:02x}");
+        }
+        hashed
+    }
+}
+
+/// Printable ASCII, less what separates segments (`:`), parts (`,`), hash tags of a cluster
+/// (`{}`), marks escapes (`%`) and hashed keys (`#`), and what a shell would mangle.
+fn plain(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !b":,{}%#\"'\\`".contains(&byte)
+}
+
+/// The bytes of a key within its cache.
+pub(crate) fn encode<K: CacheKey>(key: &K) -> Vec<u8> {
+    let mut buf = KeyBuf::default();
+    key.encode(&mut buf);
+    buf.finish()
+}
+
+/// What all keys of one cache begin with in Redis: `prefix:name:`. The prefix is taken as it is;
+/// the name and the key are escaped and hold no `:`, so the last two segments are always the name
+/// and the key, and no two caches meet in one key.
+pub(crate) fn namespace(prefix: &str, name: &str) -> Vec<u8> {
+    let mut escaped = KeyBuf::default();
+    escaped.push_str(name);
+    let mut bytes = prefix.as_bytes().to_vec();
+    bytes.push(b':');
+    bytes.extend_from_slice(&escaped.bytes);
+    bytes.push(b':');
+    bytes
+}
+
+macro_rules! numbers {
+    ($($number:ty)*) => {$(
+        impl CacheKey for $number {
+            fn encode(&self, key: &mut KeyBuf) {
+                key.push_number(self);
+            }
+        }
+    )*};
+}
+numbers!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize bool);
+
+macro_rules! strings {
+    ($($string:ty)*) => {$(
+        impl CacheKey for $string {
+            fn encode(&self, key: &mut KeyBuf) {
+                key.push_str(self);
+            }
+        }
+    )*};
+}
+strings!(String Box<str> Arc<str> &'static str Cow<'static, str>);
+
+impl CacheKey for char {
+    fn encode(&self, key: &mut KeyBuf) {
+        key.push_str(self.encode_utf8(&mut [0; 4]));
+    }
+}
+
+macro_rules! byte_strings {
+    ($($bytes:ty)*) => {$(
+        impl CacheKey for $bytes {
+            fn encode(&self, key: &mut KeyBuf) {
+                key.push_bytes(self);
+            }
+        }
+    )*};
+}
+byte_strings!(Vec<u8> Box<[u8]> Arc<[u8]> &'static [u8]);
+
+impl<const N: usize> CacheKey for [u8; N] {
+    fn encode(&self, key: &mut KeyBuf) {
+        key.push_bytes(self);
+    }
+}
+
+#[cfg(feature = "uuid")]
+#[cfg_attr(docsrs, doc(cfg(feature = "uuid")))]
+impl CacheKey for uuid::Uuid {
+    fn encode(&self, key: &mut KeyBuf) {
+        key.push_str(self.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()));
+    }
+}
+
+macro_rules! tuples {
+    ($(($($part:ident)+))*) => {$(
+        impl<$($part: CacheKey),+> CacheKey for ($($part,)+) {
+            #[expect(non_snake_case, reason = "one name for the type and the value of a part")]
+            fn encode(&self, key: &mut KeyBuf) {
+                let ($($part,)+) = self;
+                $($part.encode(key);)+
+            }
+        }
+    )*};
+}
+tuples!((A) (A B) (A B C) (A B C D) (A B C D E) (A B C D E F));
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn text<K: CacheKey>(key: &K) -> String {
+        String::from_utf8(encode(key)).expect("encoded keys are ASCII")
+    }
+
+    /// Takes an encoded key apart again: that this exists is the proof that no two sequences of
+    /// parts share an encoding.
+    fn parts(encoded: &[u8]) -> Vec<Vec<u8>> {
+        if encoded.is_empty() {
+            return Vec::new();
+        }
+        encoded
+            .split(|&byte| byte == b',')
+            .map(|part| {
+                let (mut out, mut rest) = (Vec::new(), part);
+                if part == b"%_" {
+                    return out;
+                }
+                while let Some((&byte, tail)) = rest.split_first() {
+                    if byte == b'%' {
+                        let hex = std::str::from_utf8(&tail[..2]).expect("two digits");
+                        out.push(u8::from_str_radix(hex, 16).expect("hexadecimal"));
+                        rest = &tail[2..];
+                    } else {
+                        out.push(byte);
+                        rest = tail;
+                    }
+                }
+                out
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn an_encoding_can_be_taken_apart_again(
+            given in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..12), 0..5)
+        ) {
+            let mut buf = KeyBuf::default();
+            for part in &given {
+                buf.push_bytes(part);
+            }
+            prop_assert_eq!(parts(&buf.finish()), given);
+        }
+
+        #[test]
+        fn different_keys_have_different_encodings(
+            a in any::<(String, String, i32)>(), b in any::<(String, String, i32)>()
+        ) {
+            prop_assert_eq!(a == b, encode(&a) == encode(&b));
+        }
+
+        #[test]
+        fn no_encoding_is_long_or_holds_a_colon(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let encoded = encode(&bytes);
+            prop_assert!(encoded.len() <= LONGEST);
+            prop_assert!(encoded.iter().all(|&byte| byte.is_ascii_graphic() && byte != b':'));
+        }
+    }
+
+    #[test]
+    fn keys_read_well_and_stay_apart() {
+        assert_eq!(text(&42_u64), "42");
+        assert_eq!(text(&-7_i32), "-7");
+        assert_eq!(text(&"berlin".to_owned()), "berlin");
+        assert_eq!(text(&("a-b", "c")), "a-b,c");
+        assert_eq!(text(&("a", "b-c")), "a,b-c");
+        assert_eq!(text(&("a,b", "c")), "a%2Cb,c");
+        assert_eq!(text(&("", "a")), "%_,a");
+        assert_eq!(text(&String::new()), "%_");
+        assert_eq!(text(&vec![0_u8, 255, b'x']), "%00%FFx");
+        assert_eq!(text(&"user:1"), "user%3A1");
+        assert_eq!(text(&'ß'), "%C3%9F");
+        assert_eq!(text(&(true, [1_u8, 2])), "true,%01%02");
+    }
+
+    #[test]
+    fn long_keys_are_hashed_and_still_differ() {
+        let long = "x".repeat(1 << 20);
+        assert_eq!(text(&long).len(), 65);
+        assert!(text(&long).starts_with('#'));
+        assert_ne!(text(&long), text(&format!("{long}y")));
+        let edge = "y".repeat(LONGEST);
+        assert_eq!(text(&edge), edge);
+        assert_ne!(text(&"#abc"), "#abc");
+    }
+
+    #[test]
+    fn names_and_prefixes_never_meet() {
+        let key = |prefix, name, key: &str| {
+            let mut bytes = namespace(prefix, name);
+            bytes.extend(encode(&key.to_owned()));
+            String::from_utf8(bytes).expect("ASCII")
+        };
+        assert_eq!(key("tidegate", "users", "42"), "tidegate:users:42");
+        assert_ne!(key("t", "users", "1:5"), key("t", "users:1", "5"));
+        assert_ne!(key("a:b", "c", "d"), key("a", "b:c", "d"));
+        assert_ne!(key("a:b", "c", "d"), key("a", "b", "c:d"));
+    }
+}

@@ -1,0 +1,134 @@
+//! The tier in this process. The only file that names moka.
+//!
+//! moka is used as a bounded map and nothing else. Its own loading stores a value that was loaded
+//! before an invalidation that has already returned; its clock cannot be paused; its per-entry
+//! expiry costs a quarter of a hit. So entries carry their own deadline and their own stamp, and
+//! both are checked when an entry is read.
+
+use std::borrow::Borrow;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::sync::Cache as Map;
+use tokio::time::Instant;
+
+use crate::engine::fence::Stamp;
+use crate::entry::Source;
+
+pub(crate) type Weigher<K, V> = Arc<dyn Fn(&K, &V) -> u32 + Send + Sync>;
+
+/// What is known of an entry, apart from its value.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Meta {
+    /// When it was stored here, and how old it was then.
+    pub(crate) stored: Instant,
+    pub(crate) age: Duration,
+    /// Not to be answered from this moment on.
+    pub(crate) deadline: Instant,
+    pub(crate) stamp: Stamp,
+}
+
+impl Meta {
+    pub(crate) fn age_at(&self, now: Instant) -> Duration {
+        self.age + now.saturating_duration_since(self.stored)
+    }
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    value: T,
+    meta: Meta,
+}
+
+impl<T: Clone> Clone for Slot<T> {
+    fn clone(&self) -> Self {
+        Self { value: self.value.clone(), meta: self.meta }
+    }
+}
+
+/// An answer on its way to a caller: a value or an absence, and where it comes from.
+#[derive(Debug)]
+pub(crate) struct Answer<V> {
+    pub(crate) value: Option<Arc<V>>,
+    pub(crate) source: Source,
+    /// How old it was at `at`.
+    pub(crate) age: Duration,
+    pub(crate) at: Instant,
+}
+
+impl<V> Clone for Answer<V> {
+    fn clone(&self) -> Self {
+        Self { value: self.value.clone(), source: self.source, age: self.age, at: self.at }
+    }
+}
+
+/// Values and absences, each in a map of its own, so that a flood of absent keys evicts no value.
+pub(crate) struct L1<K, V> {
+    found: Option<Map<K, Slot<Arc<V>>>>,
+    missing: Option<Map<K, Slot<()>>>,
+}
+
+impl<K, V> L1<K, V>
+where
+    K: Hash + Eq + Send + Sync + 'static,
+    V: Send + Sync + 'static,
+{
+    pub(crate) fn new(capacity: u64, missing: u64, weigher: Option<Weigher<K, V>>) -> Self {
+        let found = (capacity > 0).then(|| {
+            let map = Map::builder().max_capacity(capacity);
+            match weigher {
+                Some(weigh) => map.weigher(move |key, slot: &Slot<Arc<V>>| weigh(key, &slot.value)),
+                None => map,
+            }
+            .build()
+        });
+        let missing = (capacity > 0 && missing > 0).then(|| Map::new(missing));
+        Self { found, missing }
+    }
+
+    /// What is stored under a key, whether it may be answered or not.
+    pub(crate) fn get<Q>(&self, key: &Q, now: Instant) -> Option<(Answer<V>, Meta)>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let (value, meta) = match self.found.as_ref()?.get(key) {
+            Some(slot) => (Some(slot.value), slot.meta),
+            None => (None, self.missing.as_ref()?.get(key)?.meta),
+        };
+        Some((Answer { value, source: Source::L1, age: meta.age_at(now), at: now }, meta))
+    }
+
+    /// Stores an answer. The caller holds the lock of the key's shard, so that nothing comes
+    /// between its check of the fence and this.
+    pub(crate) fn store(&self, key: K, value: Option<&Arc<V>>, meta: Meta) {
+        match value {
+            Some(value) => {
+                if let Some(missing) = &self.missing {
+                    missing.invalidate(&key);
+                }
+                if let Some(found) = &self.found {
+                    found.insert(key, Slot { value: Arc::clone(value), meta });
+                }
+            }
+            None => {
+                if let Some(found) = &self.found {
+                    found.invalidate(&key);
+                }
+                if let Some(missing) = &self.missing {
+                    missing.insert(key, Slot { value: (), meta });
+                }
+            }
+        }
+    }
+
+    pub(crate) fn remove(&self, key: &K) {
+        if let Some(found) = &self.found {
+            found.invalidate(key);
+        }
+        if let Some(missing) = &self.missing {
+            missing.invalidate(key);
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The shared tier: what it can do, in the words of the protocol.
+//!
+//! [`Tier`] is the only thing that the engine knows of it. Every operation touches one key, is one
+//! round trip, and is atomic. Whatever replaces or removes a record makes a later [`Tier::replace`]
+//! against the head of that record lose; that is the whole fence.
+
+use std::sync::Weak;
+
+use bytes::Bytes;
+
+use crate::codec::envelope::Head;
+use crate::error::RemoteError;
+
+mod in_process;
+pub(crate) mod message;
+#[cfg(feature = "redis")]
+pub(crate) mod redis;
+
+pub use in_process::InProcess;
+#[cfg(test)]
+pub(crate) use in_process::{Gate, When};
+
+/// What a listener hears from the bus. Called from the tier's own task: it must be quick and must
+/// not block.
+pub(crate) trait Listener: Send + Sync {
+    /// A message on the channel.
+    fn on_message(&self, message: &[u8]);
+    /// The subscription is confirmed: from now on nothing is missed. What was said before may have
+    /// been.
+    fn on_up(&self);
+    /// The subscription is lost, or could not be made.
+    fn on_down(&self);
+    /// The subscription stands, but something was missed.
+    fn on_gap(&self);
+}
+
+/// What an attempt to acquire a lease came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Acquired {
+    /// The lease is ours.
+    Granted,
+    /// Somebody else's, for so many milliseconds more; they know that we wait.
+    Held(u64),
+    /// There is a record other than a lease.
+    Record(Bytes),
+}
+
+/// The name of a bus channel, and what to say there.
+#[derive(Clone, Debug)]
+pub(crate) struct Notice {
+    pub(crate) channel: Bytes,
+    pub(crate) message: Bytes,
+}
+
+/// A tier: see the module.
+#[derive(Clone, Debug)]
+pub(crate) enum Tier {
+    #[cfg(feature = "redis")]
+    Redis(redis::Redis),
+    InProcess(InProcess),
+}
+
+/// Sends every operation on to the tier that is there.
+macro_rules! each {
+    ($self:expr, $tier:ident => $what:expr) => {
+        match $self {
+            #[cfg(feature = "redis")]
+            Tier::Redis($tier) => $what,
+            Tier::InProcess($tier) => $what,
+        }
+    };
+}
+
+impl Tier {
+    /// What every key of this tier begins with.
+    pub(crate) fn prefix(&self) -> &str {
+        each!(self, tier => tier.prefix())
+    }
+
+    /// How long an operation may take at most.
+    pub(crate) fn timeout(&self) -> std::time::Duration {
+        each!(self, tier => tier.timeout())
+    }
+
+    /// The server's clock in milliseconds since the epoch, once it is known.
+    pub(crate) fn now_ms(&self) -> Option<u64> {
+        each!(self, tier => tier.now_ms())
+    }
+
+    /// Begins to listen to a channel, until the listener is gone. Returns at once; `on_up` or
+    /// `on_down` follows.
+    pub(crate) fn listen(&self, channel: &Bytes, listener: Weak<dyn Listener>) {
+        each!(self, tier => tier.listen(channel, listener));
+    }
+
+    /// Ends listening for listeners that are gone.
+    pub(crate) fn unlisten(&self, channel: &Bytes) {
+        each!(self, tier => tier.unlisten(channel));
+    }
+
+    /// Reads a record.
+    pub(crate) async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
+        each!(self, tier => tier.get(key).await)
+    }
+
+    /// Stores a lease where there is nothing, or where the record still begins with `replacing`.
+    /// Where somebody else's lease is, marks it as waited for.
+    pub(crate) async fn acquire(
+        &self,
+        key: &Bytes,
+        lease: Vec<u8>,
+        ttl_ms: u64,
+        replacing: Option<&[u8]>,
+    ) -> Result<Acquired, RemoteError> {
+        each!(self, tier => tier.acquire(key, lease, ttl_ms, replacing).await)
+    }
+
+    /// Stores a record where the one with this head still is, and wakes the waiters of the lease
+    /// that it replaces. `false`: it was not there any more, nothing was stored.
+    pub(crate) async fn replace(
+        &self,
+        key: &Bytes,
+        head: Head,
+        record: Vec<u8>,
+        ttl_ms: u64,
+        wake: Notice,
+    ) -> Result<bool, RemoteError> {
+        each!(self, tier => tier.replace(key, head, record, ttl_ms, wake).await)
+    }
+
+    /// Lets the lease with this head live longer. `false`: it is lost.
+    pub(crate) async fn renew(&self, key: &Bytes, head: Head, ttl_ms: u64) -> Result<bool, RemoteError> {
+        each!(self, tier => tier.renew(key, head, ttl_ms).await)
+    }
+
+    /// Drops the lease with this head and wakes its waiters. `false`: it was not there any more.
+    pub(crate) async fn release(&self, key: &Bytes, head: Head, wake: Notice) -> Result<bool, RemoteError> {
+        each!(self, tier => tier.release(key, head, wake).await)
+    }
+
+    /// Drops whatever the key holds, a lease too, and says so; also where there was nothing, for a
+    /// load may be running.
+    pub(crate) async fn invalidate(&self, key: &Bytes, notice: Notice) -> Result<(), RemoteError> {
+        each!(self, tier => tier.invalidate(key, notice).await)
+    }
+
+    /// Stores a record whatever was there, and says so.
+    pub(crate) async fn insert(
+        &self,
+        key: &Bytes,
+        record: Vec<u8>,
+        ttl_ms: u64,
+        notice: Notice,
+    ) -> Result<(), RemoteError> {
+        each!(self, tier => tier.insert(key, record, ttl_ms, notice).await)
+    }
+}
+
+/// A shared tier to give to [`CacheBuilder::l2`](crate::CacheBuilder::l2): [`Redis`](crate::Redis)
+/// or [`InProcess`]. Sealed: the protocol between the engine and a tier is not public.
+pub trait SharedTier: sealed::Sealed {}
+
+pub(crate) mod sealed {
+    pub trait Sealed {
+        #[doc(hidden)]
+        fn into_tier(self) -> AnyTier;
+    }
+
+    /// A tier that nobody outside can look into.
+    #[derive(Debug)]
+    pub struct AnyTier(pub(crate) super::Tier);
+}
+
+impl SharedTier for InProcess {}
+
+impl sealed::Sealed for InProcess {
+    fn into_tier(self) -> sealed::AnyTier {
+        sealed::AnyTier(Tier::InProcess(self))
+    }
+}
+
+#[cfg(feature = "redis")]
+impl SharedTier for redis::Redis {}
+
+#[cfg(feature = "redis")]
+impl sealed::Sealed for redis::Redis {
+    fn into_tier(self) -> sealed::AnyTier {
+        sealed::AnyTier(Tier::Redis(self))
+    }
+}

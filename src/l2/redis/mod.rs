@@ -1,0 +1,492 @@
+//! The shared tier on Redis or Valkey. This folder is the only place that talks to fred.
+//!
+//! What fred does by default does not suit a cache, so every command is sent with `fail_fast` (an
+//! error at once when disconnected, instead of a queue), fred's own timeout (a tokio timeout would
+//! drop the future and leave the command in the queue, to be executed minutes later), and one
+//! attempt (a retry may execute it twice).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fred::clients::{Client, Pool, WithOptions};
+use fred::error::{Error as FredError, ErrorKind};
+use fred::interfaces::{ClientLike, EventInterface};
+use fred::types::config::{
+    Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, TcpConfig,
+};
+use fred::types::{Builder, ClusterHash, CustomCommand, RespVersion, Value};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+pub use self::builder::RedisBuilder;
+use self::clock::Clock;
+use self::scripts::Script;
+use super::{Acquired, Listener, Notice};
+use crate::codec::envelope::Head;
+use crate::error::{BuildError, RemoteError, RemoteKind};
+
+mod builder;
+mod bus;
+mod clock;
+mod scripts;
+
+/// Messages that may wait to be processed before one is lost (which is noticed, and costs a look at
+/// L2 for every entry). fred's default of 32 is a burst of one `invalidate_many`.
+const BUS_CAPACITY: usize = 8192;
+
+/// How often the server's clock is asked for.
+const CLOCK_EVERY: Duration = Duration::from_secs(60);
+/// And while it is not known.
+const CLOCK_RETRY: Duration = Duration::from_millis(200);
+
+/// A Redis or Valkey server, sentinel set-up or cluster: the shared tier of a fleet.
+///
+/// One handle per process, cloned into all its caches: it owns the connection for commands and the
+/// one for the invalidation bus. Redis 6.0 or later, Valkey 8 or later.
+///
+/// URLs are those of [fred](crate::fred): `redis://user:password@host:6379/0`, `redis-cluster://`,
+/// `redis-sentinel://host:26379?sentinelServiceName=name`, `redis+unix:///path/to/socket`.
+///
+/// ```no_run
+/// # use tidegate::{Cache, Loaded, Redis, loader_fn};
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// let redis = Redis::connect("redis://127.0.0.1:6379").await?;
+/// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Loaded::found(id)) });
+/// let users = Cache::builder("users", load).l2(redis.clone()).build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Redis {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    prefix: String,
+    options: Options,
+    timeout: Duration,
+    pool: Pool,
+    /// Whether the pool is ours to connect.
+    owns_pool: bool,
+    bus: Client,
+    clock: Clock,
+    started: OnceLock<Instant>,
+    /// The first attempt to connect has come to an end, one way or the other.
+    settled: AtomicBool,
+    changed: Notify,
+    listeners: Mutex<HashMap<Bytes, Vec<Weak<dyn Listener>>>>,
+    orders: mpsc::UnboundedSender<bus::Order>,
+    orders_in: Mutex<Option<mpsc::UnboundedReceiver<bus::Order>>>,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+impl Redis {
+    /// Connects to a server with the default settings.
+    ///
+    /// # Errors
+    ///
+    /// [`RemoteError`] when the server cannot be reached. A service that should start while Redis
+    /// is down takes [`open`](Self::open).
+    pub async fn connect(url: &str) -> Result<Self, RemoteError> {
+        Self::builder(url).connect().await
+    }
+
+    /// Makes a handle without I/O; it connects in the background, from its first use on.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`] when the URL makes no sense.
+    pub fn open(url: &str) -> Result<Self, BuildError> {
+        Self::builder(url).open()
+    }
+
+    /// Settings, to be finished with [`connect`](RedisBuilder::connect) or
+    /// [`open`](RedisBuilder::open).
+    pub fn builder(url: &str) -> RedisBuilder {
+        RedisBuilder::new(url)
+    }
+
+    /// Uses connections that the service has already; connecting and closing them stays its
+    /// business. The invalidation bus gets a connection of its own with the same configuration.
+    /// Prefix and timeout are the defaults of [`RedisBuilder`].
+    pub fn from_pool(pool: Pool) -> Self {
+        let client = pool.next();
+        let mut bus = Builder::from_config(client.client_config());
+        bus.set_connection_config(client.connection_config().clone());
+        let settings = RedisBuilder::new("");
+        Self::assemble(&settings, pool.clone(), false, bus_client(bus))
+    }
+
+    async fn connect_with(settings: RedisBuilder) -> Result<Self, RemoteError> {
+        let config = settings
+            .check()
+            .map_err(|error| RemoteError::because(RemoteKind::Unreachable, "connect", error))?;
+        let redis = Self::from_config(&settings, config, true)
+            .map_err(|error| RemoteError::because(RemoteKind::Unreachable, "connect", error))?;
+        // Cleaned up by `Drop` when this fails.
+        redis.shared.pool.init().await.map_err(|error| remote("connect", error))?;
+        redis.shared.learn_time().await?;
+        redis.start();
+        redis.settle().await;
+        Ok(redis)
+    }
+
+    fn from_config(settings: &RedisBuilder, mut config: Config, fail_fast: bool) -> Result<Self, BuildError> {
+        // Whether the first failure to connect is final.
+        config.fail_fast = fail_fast;
+        let url = |error: FredError| BuildError::Url { reason: error.details().to_owned() };
+        let mut builder = Builder::from_config(config.clone());
+        builder.set_policy(reconnect()).set_connection_config(connection(settings));
+        let pool = builder.build_pool(settings.connections).map_err(url)?;
+        let mut bus = Builder::from_config(config);
+        bus.set_connection_config(connection(settings));
+        Ok(Self::assemble(settings, pool, true, bus_client(bus)))
+    }
+
+    fn assemble(settings: &RedisBuilder, pool: Pool, owns_pool: bool, bus: Client) -> Self {
+        let (orders, orders_in) = mpsc::unbounded_channel();
+        Self {
+            shared: Arc::new(Shared {
+                prefix: settings.prefix.clone(),
+                options: Options {
+                    max_attempts: Some(1),
+                    timeout: Some(settings.timeout),
+                    fail_fast: true,
+                    ..Options::default()
+                },
+                timeout: settings.timeout,
+                pool,
+                owns_pool,
+                bus,
+                clock: Clock::new(),
+                started: OnceLock::new(),
+                settled: AtomicBool::new(false),
+                changed: Notify::new(),
+                listeners: Mutex::default(),
+                orders,
+                orders_in: Mutex::new(Some(orders_in)),
+                tasks: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Connects and listens in the background, from the first call on.
+    fn start(&self) {
+        let shared = &self.shared;
+        if shared.started.get().is_some() {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if shared.started.set(Instant::now()).is_err() {
+            return;
+        }
+        let mut tasks = shared.tasks.lock();
+        let connected = shared.pool.next().reconnect_rx();
+        let failed = shared.pool.next().error_rx();
+        if shared.owns_pool && !shared.clock.is_known() {
+            tasks.extend(shared.pool.connect_pool().iter().map(tokio::task::JoinHandle::abort_handle));
+        }
+        tasks.push(runtime.spawn(keep_time(Arc::downgrade(shared), connected, failed)).abort_handle());
+        if let Some(orders) = shared.orders_in.lock().take() {
+            let bus = bus::run(Arc::downgrade(shared), shared.bus.clone(), orders);
+            tasks.push(runtime.spawn(bus).abort_handle());
+        }
+    }
+
+    /// Waits for the first attempt to connect, for one command's timeout at most and only right
+    /// after the start.
+    async fn settle(&self) {
+        let shared = &self.shared;
+        let Some(started) = shared.started.get() else { return };
+        let until = *started + shared.timeout;
+        while !shared.clock.is_known() {
+            let changed = shared.changed.notified();
+            if shared.clock.is_known() || shared.settled.load(Ordering::SeqCst) {
+                return;
+            }
+            if tokio::time::timeout_at(until, changed).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn ready(&self) {
+        if !self.shared.clock.is_known() {
+            self.start();
+            self.settle().await;
+        }
+    }
+
+    pub(crate) fn prefix(&self) -> &str {
+        &self.shared.prefix
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.shared.timeout
+    }
+
+    pub(crate) fn now_ms(&self) -> Option<u64> {
+        self.shared.clock.now_ms()
+    }
+
+    pub(crate) fn listen(&self, channel: &Bytes, listener: Weak<dyn Listener>) {
+        self.start();
+        self.shared.listeners.lock().entry(channel.clone()).or_default().push(Weak::clone(&listener));
+        let _ = self.shared.orders.send(bus::Order::Subscribe(channel.clone(), listener));
+    }
+
+    pub(crate) fn unlisten(&self, channel: &Bytes) {
+        let mut listeners = self.shared.listeners.lock();
+        if let Some(here) = listeners.get_mut(channel) {
+            here.retain(|listener| listener.strong_count() > 0);
+            if here.is_empty() {
+                listeners.remove(channel);
+                let _ = self.shared.orders.send(bus::Order::Unsubscribe(channel.clone()));
+            }
+        }
+    }
+
+    pub(crate) async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
+        self.ready().await;
+        let command = CustomCommand::new_static("GET", ClusterHash::FirstKey, false);
+        self.shared.client().custom(command, vec![key.clone()]).await.map_err(|error| remote("read", error))
+    }
+
+    pub(crate) async fn acquire(
+        &self,
+        key: &Bytes,
+        lease: Vec<u8>,
+        ttl_ms: u64,
+        replacing: Option<&[u8]>,
+    ) -> Result<Acquired, RemoteError> {
+        let (may, head) = replacing.map_or(("0", Bytes::new()), |head| ("1", Bytes::copy_from_slice(head)));
+        let args = [bytes(lease), number(ttl_ms), Value::from_static_str(may), head.into()];
+        let reply = self.run("acquire a lease", &scripts::ACQUIRE, key, args).await?;
+        let mut reply = reply.into_array().into_iter();
+        let answer = match (reply.next().and_then(|code| code.as_u64()), reply.next()) {
+            (Some(0), _) => Some(Acquired::Granted),
+            (Some(1), Some(left)) => left.as_u64().map(Acquired::Held),
+            (Some(2), Some(record)) => record.convert().ok().map(Acquired::Record),
+            _ => None,
+        };
+        answer.ok_or_else(|| RemoteError::because(RemoteKind::Refused, "acquire a lease", "unexpected reply"))
+    }
+
+    pub(crate) async fn replace(
+        &self,
+        key: &Bytes,
+        head: Head,
+        record: Vec<u8>,
+        ttl_ms: u64,
+        wake: Notice,
+    ) -> Result<bool, RemoteError> {
+        let args =
+            [head_value(head), bytes(record), number(ttl_ms), wake.channel.into(), wake.message.into()];
+        self.run("fill", &scripts::REPLACE, key, args).await.map(|reply| reply.as_u64() == Some(1))
+    }
+
+    pub(crate) async fn renew(&self, key: &Bytes, head: Head, ttl_ms: u64) -> Result<bool, RemoteError> {
+        let args = [head_value(head), number(ttl_ms)];
+        self.run("renew a lease", &scripts::RENEW, key, args).await.map(|reply| reply.as_u64() == Some(1))
+    }
+
+    pub(crate) async fn release(&self, key: &Bytes, head: Head, wake: Notice) -> Result<bool, RemoteError> {
+        let args = [head_value(head), wake.channel.into(), wake.message.into()];
+        self.run("release a lease", &scripts::RELEASE, key, args).await.map(|reply| reply.as_u64() == Some(1))
+    }
+
+    pub(crate) async fn invalidate(&self, key: &Bytes, notice: Notice) -> Result<(), RemoteError> {
+        self.ready().await;
+        let args = [notice.channel.into(), notice.message.into()];
+        self.run("invalidate", &scripts::INVALIDATE, key, args).await.map(drop)
+    }
+
+    pub(crate) async fn insert(
+        &self,
+        key: &Bytes,
+        record: Vec<u8>,
+        ttl_ms: u64,
+        notice: Notice,
+    ) -> Result<(), RemoteError> {
+        let args = [bytes(record), number(ttl_ms), notice.channel.into(), notice.message.into()];
+        self.run("insert", &scripts::INSERT, key, args).await.map(drop)
+    }
+
+    /// Runs a script on the node of its key. A node that does not know it (a new one, or after
+    /// `SCRIPT FLUSH`) is sent the body, which also loads it there.
+    async fn run<const N: usize>(
+        &self,
+        doing: &'static str,
+        script: &Script,
+        key: &Bytes,
+        args: [Value; N],
+    ) -> Result<Value, RemoteError> {
+        let command = |by| CustomCommand::new_static(by, ClusterHash::Offset(2), false);
+        let with = |script: Value| {
+            let mut all = Vec::with_capacity(3 + N);
+            all.extend([script, Value::from_static_str("1"), key.clone().into()]);
+            all.extend(args.iter().cloned());
+            all
+        };
+        let client = self.shared.client();
+        match client.custom(command("EVALSHA"), with(script.sha.as_str().into())).await {
+            Err(error) if error.details().starts_with("NOSCRIPT") => {
+                client.custom(command("EVAL"), with(Value::from_static_str(script.body))).await
+            }
+            result => result,
+        }
+        .map_err(|error| remote(doing, error))
+    }
+}
+
+impl Shared {
+    fn client(&self) -> WithOptions<Client> {
+        self.pool.next_connected().with_options(&self.options)
+    }
+
+    async fn learn_time(&self) -> Result<(), RemoteError> {
+        let command = CustomCommand::new_static("TIME", ClusterHash::Random, false);
+        let asked = Instant::now();
+        let reply: Vec<u64> = self
+            .client()
+            .custom(command, Vec::<Value>::new())
+            .await
+            .map_err(|error| remote("read the clock", error))?;
+        let [seconds, micros] = reply[..] else {
+            return Err(RemoteError::because(RemoteKind::Refused, "read the clock", "unexpected reply"));
+        };
+        self.clock.learn(asked, Duration::from_secs(seconds) + Duration::from_micros(micros));
+        self.settled();
+        Ok(())
+    }
+
+    fn settled(&self) {
+        self.settled.store(true, Ordering::SeqCst);
+        self.changed.notify_waiters();
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for task in self.tasks.get_mut().drain(..) {
+            task.abort();
+        }
+        // fred's own tasks outlive its handles; `quit` ends them.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (bus, pool) = (self.bus.clone(), self.owns_pool.then(|| self.pool.clone()));
+            runtime.spawn(async move {
+                let _ = bus.quit().await;
+                if let Some(pool) = pool {
+                    let _ = pool.quit().await;
+                }
+            });
+        }
+    }
+}
+
+/// Learns the server's clock at every connection and once a minute.
+async fn keep_time(
+    shared: Weak<Shared>,
+    mut connected: tokio::sync::broadcast::Receiver<fred::types::config::Server>,
+    mut failed: tokio::sync::broadcast::Receiver<(FredError, Option<fred::types::config::Server>)>,
+) {
+    loop {
+        let every = {
+            let Some(shared) = shared.upgrade() else { return };
+            let _ = shared.learn_time().await;
+            if shared.clock.is_known() { CLOCK_EVERY } else { CLOCK_RETRY }
+        };
+        tokio::select! {
+            event = connected.recv() => {
+                if matches!(event, Err(tokio::sync::broadcast::error::RecvError::Closed)) {
+                    return;
+                }
+            }
+            event = failed.recv() => {
+                let Some(shared) = shared.upgrade() else { return };
+                shared.settled();
+                if event.is_err() {
+                    tokio::time::sleep(CLOCK_RETRY).await;
+                }
+            }
+            () = tokio::time::sleep(every) => {}
+        }
+    }
+}
+
+fn reconnect() -> ReconnectPolicy {
+    // For ever, soon at first, with jitter so that a fleet does not come back as one.
+    let mut policy = ReconnectPolicy::new_exponential(0, 20, 1_000, 2);
+    policy.set_jitter(50);
+    policy
+}
+
+fn connection(settings: &RedisBuilder) -> ConnectionConfig {
+    ConnectionConfig {
+        connection_timeout: settings.connect_timeout,
+        internal_command_timeout: settings.connect_timeout,
+        max_command_attempts: 1,
+        reconnect_on_auth_error: true,
+        tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },
+        ..ConnectionConfig::default()
+    }
+}
+
+/// The bus has a client of its own: a refused SUBSCRIBE shifts the replies of its connection. RESP3,
+/// so that commands work on a connection that is subscribed.
+fn bus_client(mut builder: Builder) -> Client {
+    builder.set_policy(reconnect());
+    builder.with_config(|config| {
+        config.fail_fast = false;
+        config.version = RespVersion::RESP3;
+    });
+    builder.set_performance_config(PerformanceConfig {
+        broadcast_channel_capacity: BUS_CAPACITY,
+        ..PerformanceConfig::default()
+    });
+    // Fails only without a configuration.
+    builder.build().unwrap_or_default()
+}
+
+fn head_value(head: Head) -> Value {
+    Value::Bytes(Bytes::copy_from_slice(&head))
+}
+
+fn bytes(bytes: Vec<u8>) -> Value {
+    Value::Bytes(bytes.into())
+}
+
+fn number(number: u64) -> Value {
+    Value::from(number.to_string())
+}
+
+fn remote(doing: &'static str, error: FredError) -> RemoteError {
+    let kind = match error.kind() {
+        ErrorKind::Timeout => RemoteKind::Timeout,
+        ErrorKind::IO
+        | ErrorKind::Canceled
+        | ErrorKind::Routing
+        | ErrorKind::Sentinel
+        | ErrorKind::Backpressure
+        | ErrorKind::Config
+        | ErrorKind::Url => RemoteKind::Unreachable,
+        _ => RemoteKind::Refused,
+    };
+    RemoteError::because(kind, doing, error)
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No address and no credentials.
+        f.debug_struct("Redis")
+            .field("prefix", &self.shared.prefix)
+            .field("connected", &self.shared.pool.next().is_connected())
+            .finish_non_exhaustive()
+    }
+}

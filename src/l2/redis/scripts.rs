@@ -1,0 +1,27 @@
+//! The scripts of the protocol. Each touches one key, so they work unchanged in a cluster.
+
+use std::sync::LazyLock;
+
+/// A script with what EVALSHA calls it.
+#[derive(Debug)]
+pub(super) struct Script {
+    pub(super) body: &'static str,
+    pub(super) sha: String,
+}
+
+macro_rules! scripts {
+    ($($name:ident $file:literal)*) => {$(
+        pub(super) static $name: LazyLock<Script> = LazyLock::new(|| {
+            let body = include_str!(concat!("lua/", $file));
+            Script { body, sha: fred::util::sha1_hash(body) }
+        });
+    )*};
+}
+scripts! {
+    ACQUIRE "acquire.lua"
+    REPLACE "replace.lua"
+    RENEW "renew.lua"
+    RELEASE "release.lua"
+    INVALIDATE "invalidate.lua"
+    INSERT "insert.lua"
+}

@@ -1,0 +1,189 @@
+//! The user's way to the source of truth.
+
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::time::Duration;
+
+use crate::Cache;
+use crate::key::CacheKey;
+
+/// Reads one kind of thing from the source of truth.
+///
+/// One loader belongs to one cache, so that every call coalesces with every other one, and work in
+/// the background needs no caller. A loader is called at most once at a time per key and process
+/// (and, with a shared tier, per fleet), in a task of its own: callers that go away do not cancel
+/// it. It may be cut off at any await point when
+/// [`load_timeout`](crate::CacheBuilder::load_timeout) has passed.
+///
+/// Two things it must not do: ask its own cache for the key that it is loading (that answers
+/// [`Error::LoadCycle`](crate::Error::LoadCycle)), and read from a replica that may lag behind the
+/// write that an invalidation announced.
+///
+/// ```
+/// use tidegate::{Cache, Loaded, Loader};
+///
+/// struct Users; // would hold a connection pool
+///
+/// impl Loader for Users {
+///     type Key = u64;
+///     type Value = String;
+///     type Error = std::io::Error;
+///
+///     async fn load(&self, id: &u64) -> Result<Loaded<String>, std::io::Error> {
+///         let row = (*id < 100).then(|| format!("user {id}")); // SELECT … WHERE id = …
+///         Ok(row.into()) // None becomes a negative entry
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let users = Cache::builder("users", Users).build()?;
+/// assert_eq!(users.get(&7).await?.as_deref(), Some(&"user 7".to_owned()));
+/// assert_eq!(users.get(&700).await?, None);
+/// # Ok(())
+/// # }
+/// ```
+pub trait Loader: Send + Sync + 'static {
+    /// What names a thing.
+    type Key: CacheKey;
+    /// The thing. It is handed out as `Arc<Value>`, so it need not be `Clone`; only a shared tier
+    /// asks for serde's traits.
+    type Value: Send + Sync + 'static;
+    /// What the source of truth answers when it cannot.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Reads the thing, or says that there is none ([`Loaded::missing`]). Never say "missing" for
+    /// "could not find out": that is what errors are for.
+    fn load(
+        &self,
+        key: &Self::Key,
+    ) -> impl Future<Output = Result<Loaded<Self::Value>, Self::Error>> + Send;
+}
+
+/// The cache that a loader makes: `CacheFor<Users>` is `Cache<u64, User, sqlx::Error>`.
+pub type CacheFor<L> = Cache<<L as Loader>::Key, <L as Loader>::Value, <L as Loader>::Error>;
+
+/// What a loader found, and how the cache should treat it.
+///
+/// `value.into()` and `option.into()` make one: `None` is "there is no such thing".
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "a loader returns it, `insert` takes it"]
+pub struct Loaded<V> {
+    pub(crate) value: Option<V>,
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) store: bool,
+}
+
+impl<V> Loaded<V> {
+    /// The thing exists.
+    pub fn found(value: V) -> Self {
+        Self { value: Some(value), ttl: None, store: true }
+    }
+
+    /// The source of truth says that there is no such thing. Kept for
+    /// [`negative_ttl`](crate::CacheBuilder::negative_ttl).
+    pub fn missing() -> Self {
+        Self { value: None, ttl: None, store: true }
+    }
+
+    /// Fresh for this long instead of [`ttl`](crate::CacheBuilder::ttl) (or `negative_ttl`).
+    /// `ttl_jitter` still shortens it for a value that was found. Zero is the same as
+    /// [`do_not_store`](Self::do_not_store).
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// Answers everyone who waits, and keeps nothing in any tier.
+    pub fn do_not_store(mut self) -> Self {
+        self.store = false;
+        self
+    }
+}
+
+impl<V> From<V> for Loaded<V> {
+    fn from(value: V) -> Self {
+        Self::found(value)
+    }
+}
+
+impl<V> From<Option<V>> for Loaded<V> {
+    fn from(value: Option<V>) -> Self {
+        value.map_or_else(Self::missing, Self::found)
+    }
+}
+
+/// Makes a [`Loader`] from a closure that takes the key by value and answers a value, an option, or
+/// a [`Loaded`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tidegate::{Cache, loader_fn};
+///
+/// let squares: Cache<u32, u32, std::num::TryFromIntError> =
+///     Cache::builder("squares", loader_fn(|n: u32| async move { u32::try_from(u64::from(n).pow(2)) }))
+///         .build()?;
+/// assert_eq!(squares.get(&9).await?.as_deref(), Some(&81));
+/// # Ok(())
+/// # }
+/// ```
+pub fn loader_fn<K, V, E, R, F, Fut>(f: F) -> impl Loader<Key = K, Value = V, Error = E>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+    R: Into<Loaded<V>> + 'static,
+    F: Fn(K) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<R, E>> + Send + 'static,
+{
+    FnLoader { f, types: PhantomData }
+}
+
+struct FnLoader<K, V, E, R, F> {
+    f: F,
+    types: PhantomData<fn(K) -> (V, E, R)>,
+}
+
+impl<K, V, E, R, F, Fut> Loader for FnLoader<K, V, E, R, F>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+    R: Into<Loaded<V>> + 'static,
+    F: Fn(K) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<R, E>> + Send + 'static,
+{
+    type Key = K;
+    type Value = V;
+    type Error = E;
+
+    fn load(&self, key: &K) -> impl Future<Output = Result<Loaded<V>, E>> + Send {
+        let loading = (self.f)(key.clone());
+        async move { loading.await.map(Into::into) }
+    }
+}
+
+type Loading<'a, V, E> = Pin<Box<dyn Future<Output = Result<Loaded<V>, E>> + Send + 'a>>;
+
+/// A loader without its type: boxed here, once per load, so that neither the handle nor the futures
+/// of a cache carry the loader's state.
+pub(crate) trait ErasedLoader<K, V, E>: Send + Sync {
+    fn load<'a>(&'a self, key: &'a K) -> Loading<'a, V, E>;
+}
+
+impl<L: Loader> ErasedLoader<L::Key, L::Value, L::Error> for L {
+    fn load<'a>(&'a self, key: &'a L::Key) -> Loading<'a, L::Value, L::Error> {
+        // The call is inside the future, so a loader that panics before its first await panics
+        // where it is caught.
+        Box::pin(async move { Loader::load(self, key).await })
+    }
+}
+
+impl<K, V, E> fmt::Debug for dyn ErasedLoader<K, V, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Loader")
+    }
+}

@@ -1,0 +1,133 @@
+//! Counters for all that happens.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! stats {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters of one cache in this process, since it was built: a snapshot.
+        ///
+        /// The counting rule: every look-up that was answered (a value, an absence or an error)
+        /// counts exactly one of `l1_hits`, `l2_hits` and `misses`. Negative answers count among
+        /// the hits. A look-up whose future was dropped, or that was answered
+        /// [`Closed`](crate::Error::Closed) or [`NoRuntime`](crate::Error::NoRuntime), counts none.
+        /// [`peek`](crate::Cache::peek) is not counted.
+        #[non_exhaustive]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Stats {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Stats {
+            /// What has happened since an earlier snapshot of the same cache.
+            #[must_use]
+            pub fn since(&self, earlier: &Self) -> Self {
+                Self { $($name: self.$name.saturating_sub(earlier.$name),)* }
+            }
+        }
+
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)*
+        }
+
+        impl Counters {
+            pub(crate) fn snapshot(&self) -> Stats {
+                Stats { $($name: self.$name.0.load(Ordering::Relaxed),)* }
+            }
+        }
+    };
+}
+
+stats! {
+    /// Look-ups answered by the tier in this process.
+    l1_hits,
+    /// Look-ups answered by the shared tier, their own read of it or one that they joined.
+    l2_hits,
+    /// Look-ups that no tier could answer: a load was run or joined, or a held error was answered.
+    misses,
+    /// Hits that were past their TTL.
+    stale_hits,
+    /// Hits that said "there is no such thing".
+    negative_hits,
+    /// Look-ups that joined a read or a load of another one.
+    coalesced,
+    /// Loads begun.
+    loads,
+    /// Loads that ended in an error, a panic or a timeout.
+    load_failures,
+    /// Look-ups answered by an error that is held for `error_backoff`, without a load.
+    errors_held,
+    /// Loads refused because no place came free in time.
+    overloaded,
+    /// Records written to the shared tier by loads.
+    fills,
+    /// Fills that lost: the key was invalidated, replaced or evicted after the load began.
+    fills_refused,
+    /// Absences that were not written to the shared tier because too many came at once.
+    negatives_not_stored,
+    /// Times this process waited for the load of another one.
+    lease_waits,
+    /// Loads without a lease because waiting took longer than `lease_wait`.
+    lease_wait_exceeded,
+    /// Records that could not be read: corrupt, foreign, of an older version.
+    decode_failures,
+    /// Records of a newer `schema_version`, left alone.
+    newer_records,
+    /// Values that could not be encoded, or whose records would be too large.
+    encode_failures,
+    /// Operations of the shared tier that failed or timed out.
+    l2_failures,
+    /// Keys invalidated by this cache.
+    invalidations,
+    /// Values inserted by this cache.
+    inserts,
+    /// Keys that another process invalidated or replaced.
+    remote_invalidations,
+    /// Times something may have been missed on the invalidation bus.
+    gaps,
+}
+
+impl Stats {
+    /// Look-ups that were answered.
+    pub fn lookups(&self) -> u64 {
+        self.l1_hits + self.l2_hits + self.misses
+    }
+
+    /// The share of look-ups that a tier answered, from 0 to 1; 0 when there were none.
+    pub fn hit_ratio(&self) -> f64 {
+        let hits = self.l1_hits + self.l2_hits;
+        #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+        let (hits, lookups) = (hits as f64, self.lookups() as f64);
+        if lookups > 0.0 { hits / lookups } else { 0.0 }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_subtract_and_ratios_divide() {
+        let counters = Counters::default();
+        assert!(counters.snapshot().hit_ratio().abs() < f64::EPSILON);
+        counters.l1_hits.add();
+        let before = counters.snapshot();
+        counters.l2_hits.add();
+        counters.misses.add();
+        counters.misses.add();
+        let stats = counters.snapshot();
+        assert_eq!(stats.lookups(), 4);
+        assert!((stats.hit_ratio() - 0.5).abs() < f64::EPSILON);
+        let since = stats.since(&before);
+        assert_eq!((since.l1_hits, since.l2_hits, since.misses), (0, 1, 2));
+    }
+}

@@ -1,0 +1,79 @@
+//! Arithmetic of lives and deadlines: pure functions, no clock, no randomness of their own.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Longer durations are taken for this: a hundred years. What is beyond overflows somewhere in
+/// Redis, in moka or in the kernel.
+pub(crate) const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// `ttl` shortened by up to the share `jitter`; `u` is drawn from [0, 1).
+pub(crate) fn jittered(ttl: Duration, jitter: f64, u: f64) -> Duration {
+    ttl - ttl.mul_f64((jitter * u).clamp(0.0, 1.0)).min(ttl)
+}
+
+/// A first life from (ttl/20, ttl]: the residual life of a steady population, floored, so that
+/// entries which were filled together do not go together. `u` is drawn from [0, 1).
+pub(crate) fn first_life(ttl: Duration, u: f64) -> Duration {
+    let shortest = ttl / 20;
+    ttl - (ttl - shortest).mul_f64(u.clamp(0.0, 1.0)).min(ttl)
+}
+
+/// `now + life`, or as late as can be told.
+pub(crate) fn deadline(now: Instant, life: Duration) -> Instant {
+    now.checked_add(life.min(LONGEST)).unwrap_or_else(|| {
+        // A clock so near its end cannot be helped by a cache; a day is later than anyone waits.
+        now.checked_add(Duration::from_secs(86_400)).unwrap_or(now)
+    })
+}
+
+/// Whole milliseconds, at least one: what a Redis expiry takes.
+pub(crate) fn millis(life: Duration) -> u64 {
+    u64::try_from(life.min(LONGEST).as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn jitter_only_shortens_and_by_no_more_than_its_share(
+            ms in 1_u64..10_000_000_000, jitter in 0.0_f64..1.0, u in 0.0_f64..1.0
+        ) {
+            let ttl = Duration::from_millis(ms);
+            let life = jittered(ttl, jitter, u);
+            prop_assert!(life <= ttl);
+            prop_assert!(life >= ttl.mul_f64(1.0 - jitter) - Duration::from_nanos(1));
+        }
+
+        #[test]
+        fn a_first_life_is_in_its_band(ms in 20_u64..10_000_000_000, u in 0.0_f64..1.0) {
+            let ttl = Duration::from_millis(ms);
+            let life = first_life(ttl, u);
+            prop_assert!(life <= ttl && life >= ttl / 20);
+        }
+
+        #[test]
+        fn no_duration_overflows(secs in any::<u64>(), nanos in 0_u32..1_000_000_000, u in 0.0_f64..1.0) {
+            let absurd = Duration::new(secs, nanos);
+            let now = Instant::now();
+            prop_assert!(deadline(now, absurd) >= now);
+            prop_assert!(millis(absurd) >= 1);
+            prop_assert!(jittered(absurd.min(LONGEST), 0.5, u) <= absurd);
+        }
+    }
+
+    #[test]
+    fn the_ends_of_the_bands_are_reached() {
+        let ttl = Duration::from_secs(100);
+        assert_eq!(jittered(ttl, 0.1, 0.0), ttl);
+        assert_eq!(jittered(ttl, 0.1, 1.0), Duration::from_secs(90));
+        assert_eq!(jittered(ttl, 0.0, 1.0), ttl);
+        assert_eq!(first_life(ttl, 0.0), ttl);
+        assert_eq!(first_life(ttl, 1.0), Duration::from_secs(5));
+        assert_eq!(millis(Duration::ZERO), 1);
+    }
+}
