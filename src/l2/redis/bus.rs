@@ -10,6 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use fred::clients::Client;
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
+use fred::error::Error as FredError;
+use fred::types::Message;
+use fred::types::config::Server;
+use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 
@@ -19,18 +23,44 @@ use crate::l2::Listener;
 /// How long to wait before a subscription that failed is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// A listener, and whether it has been told that its channel stands.
+#[derive(Debug)]
+pub(super) struct Subscriber {
+    pub(super) listener: Weak<dyn Listener>,
+    pub(super) up: bool,
+}
+
 /// What handles ask of the bus.
 #[derive(Debug)]
 pub(super) enum Order {
-    Subscribe(Bytes, Weak<dyn Listener>),
+    Subscribe(Bytes),
     Unsubscribe(Bytes),
 }
 
-pub(super) async fn run(shared: Weak<Shared>, client: Client, mut orders: mpsc::UnboundedReceiver<Order>) {
-    let mut messages = client.message_rx();
-    let mut connected = client.reconnect_rx();
-    let mut failed = client.error_rx();
-    let connection = client.connect();
+/// What the bus hears of its connection and of its handle. Made before the connection is, so that
+/// nothing is missed.
+pub(super) struct Ears {
+    messages: Receiver<Message>,
+    connected: Receiver<Server>,
+    failed: Receiver<(FredError, Option<Server>)>,
+    orders: mpsc::UnboundedReceiver<Order>,
+}
+
+impl Ears {
+    pub(super) fn new(client: &Client, orders: mpsc::UnboundedReceiver<Order>) -> Self {
+        Self {
+            messages: client.message_rx(),
+            connected: client.reconnect_rx(),
+            failed: client.error_rx(),
+            orders,
+        }
+    }
+}
+
+/// `connects`: whether the connection is still to be made.
+pub(super) async fn run(shared: Weak<Shared>, client: Client, ears: Ears, connects: bool) {
+    let Ears { mut messages, mut connected, mut failed, mut orders } = ears;
+    let connection = connects.then(|| client.connect());
     let mut up = false;
     let mut retry = false;
     loop {
@@ -60,31 +90,34 @@ pub(super) async fn run(shared: Weak<Shared>, client: Client, mut orders: mpsc::
             Event::Gap => shared.all().iter().for_each(|listener| listener.on_gap()),
             Event::Failed => {
                 up = false;
-                shared.all().iter().for_each(|listener| listener.on_down());
+                shared.lower();
             }
             Event::Connected => {
                 if up {
-                    shared.all().iter().for_each(|listener| listener.on_down());
+                    shared.lower();
                 }
                 let channels: Vec<Bytes> = shared.listeners.lock().keys().cloned().collect();
                 up = shared.subscribe(&client, &channels).await;
                 retry = !up && !channels.is_empty();
                 if up {
-                    shared.all().iter().for_each(|listener| listener.on_up());
+                    shared.raise(&channels);
                 }
             }
             // Not connected: it is subscribed to with the others when the connection stands.
-            Event::Order(Order::Subscribe(channel, listener)) if up => {
-                if shared.subscribe(&client, std::slice::from_ref(&channel)).await {
-                    if let Some(listener) = listener.upgrade() {
-                        listener.on_up();
-                    }
+            Event::Order(Order::Subscribe(channel)) if up => {
+                let channels = [channel];
+                if !shared.waits_for(&channels[0]) {
+                    // It was there in time to be subscribed to with the others.
+                } else if shared.subscribe(&client, &channels).await {
+                    shared.raise(&channels);
                 } else {
                     (up, retry) = (false, true);
-                    shared.all().iter().for_each(|listener| listener.on_down());
+                    shared.lower();
                 }
             }
-            Event::Order(Order::Subscribe(..)) => {}
+            Event::Order(Order::Subscribe(_)) => {}
+            // Somebody may have begun to listen to it again.
+            Event::Order(Order::Unsubscribe(channel)) if shared.listeners.lock().contains_key(&channel) => {}
             Event::Order(Order::Unsubscribe(channel)) => {
                 if let Ok(channel) = String::from_utf8(channel.to_vec()) {
                     let _ = client.unsubscribe(channel).await;
@@ -92,11 +125,13 @@ pub(super) async fn run(shared: Weak<Shared>, client: Client, mut orders: mpsc::
             }
         }
     }
-    connection.abort();
+    if let Some(connection) = connection {
+        connection.abort();
+    }
 }
 
 enum Event {
-    Message(fred::types::Message),
+    Message(Message),
     Gap,
     Connected,
     Failed,
@@ -115,12 +150,41 @@ impl Shared {
         client.ping::<fred::types::Value>(None).await.is_ok()
     }
 
+    /// Tells those who have not heard that their channel stands.
+    fn raise(&self, channels: &[Bytes]) {
+        let mut raised = Vec::new();
+        let mut listeners = self.listeners.lock();
+        for channel in channels {
+            for subscriber in listeners.get_mut(channel).into_iter().flatten() {
+                if !std::mem::replace(&mut subscriber.up, true) {
+                    raised.extend(subscriber.listener.upgrade());
+                }
+            }
+        }
+        drop(listeners);
+        raised.iter().for_each(|listener| listener.on_up());
+    }
+
+    /// Tells everyone that nothing stands.
+    fn lower(&self) {
+        let mut lowered = Vec::new();
+        for subscriber in self.listeners.lock().values_mut().flatten() {
+            subscriber.up = false;
+            lowered.extend(subscriber.listener.upgrade());
+        }
+        lowered.iter().for_each(|listener| listener.on_down());
+    }
+
+    fn waits_for(&self, channel: &[u8]) -> bool {
+        self.listeners.lock().get(channel).into_iter().flatten().any(|subscriber| !subscriber.up)
+    }
+
     fn on(&self, channel: &[u8]) -> Vec<Arc<dyn Listener>> {
         let listeners = self.listeners.lock();
-        listeners.get(channel).into_iter().flatten().filter_map(Weak::upgrade).collect()
+        listeners.get(channel).into_iter().flatten().filter_map(|one| one.listener.upgrade()).collect()
     }
 
     fn all(&self) -> Vec<Arc<dyn Listener>> {
-        self.listeners.lock().values().flatten().filter_map(Weak::upgrade).collect()
+        self.listeners.lock().values().flatten().filter_map(|one| one.listener.upgrade()).collect()
     }
 }

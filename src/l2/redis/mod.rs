@@ -80,9 +80,9 @@ struct Shared {
     /// The first attempt to connect has come to an end, one way or the other.
     settled: AtomicBool,
     changed: Notify,
-    listeners: Mutex<HashMap<Bytes, Vec<Weak<dyn Listener>>>>,
+    listeners: Mutex<HashMap<Bytes, Vec<bus::Subscriber>>>,
     orders: mpsc::UnboundedSender<bus::Order>,
-    orders_in: Mutex<Option<mpsc::UnboundedReceiver<bus::Order>>>,
+    ears: Mutex<Option<bus::Ears>>,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
@@ -120,7 +120,7 @@ impl Redis {
         let mut bus = Builder::from_config(client.client_config());
         bus.set_connection_config(client.connection_config().clone());
         let settings = RedisBuilder::new("");
-        Self::assemble(&settings, pool.clone(), false, bus_client(bus))
+        Self::assemble(&settings, pool.clone(), false, bus_client(bus, false))
     }
 
     async fn connect_with(settings: RedisBuilder) -> Result<Self, RemoteError> {
@@ -130,10 +130,12 @@ impl Redis {
         let redis = Self::from_config(&settings, config, true)
             .map_err(|error| RemoteError::because(RemoteKind::Unreachable, "connect", error))?;
         // Cleaned up by `Drop` when this fails.
-        redis.shared.pool.init().await.map_err(|error| remote("connect", error))?;
+        let connected = |error| remote("connect", error);
+        let pool = redis.shared.pool.init().await.map_err(connected)?;
+        let bus = redis.shared.bus.init().await.map_err(connected)?;
+        redis.shared.tasks.lock().extend([pool.abort_handle(), bus.abort_handle()]);
         redis.shared.learn_time().await?;
         redis.start();
-        redis.settle().await;
         Ok(redis)
     }
 
@@ -146,7 +148,7 @@ impl Redis {
         let pool = builder.build_pool(settings.connections).map_err(url)?;
         let mut bus = Builder::from_config(config);
         bus.set_connection_config(connection(settings));
-        Ok(Self::assemble(settings, pool, true, bus_client(bus)))
+        Ok(Self::assemble(settings, pool, true, bus_client(bus, fail_fast)))
     }
 
     fn assemble(settings: &RedisBuilder, pool: Pool, owns_pool: bool, bus: Client) -> Self {
@@ -163,14 +165,14 @@ impl Redis {
                 timeout: settings.timeout,
                 pool,
                 owns_pool,
-                bus,
                 clock: Clock::new(),
                 started: OnceLock::new(),
                 settled: AtomicBool::new(false),
                 changed: Notify::new(),
                 listeners: Mutex::default(),
                 orders,
-                orders_in: Mutex::new(Some(orders_in)),
+                ears: Mutex::new(Some(bus::Ears::new(&bus, orders_in))),
+                bus,
                 tasks: Mutex::default(),
             }),
         }
@@ -189,12 +191,14 @@ impl Redis {
         let mut tasks = shared.tasks.lock();
         let connected = shared.pool.next().reconnect_rx();
         let failed = shared.pool.next().error_rx();
-        if shared.owns_pool && !shared.clock.is_known() {
+        // `connect` has done so already.
+        let connects = !shared.clock.is_known();
+        if shared.owns_pool && connects {
             tasks.extend(shared.pool.connect_pool().iter().map(tokio::task::JoinHandle::abort_handle));
         }
         tasks.push(runtime.spawn(keep_time(Arc::downgrade(shared), connected, failed)).abort_handle());
-        if let Some(orders) = shared.orders_in.lock().take() {
-            let bus = bus::run(Arc::downgrade(shared), shared.bus.clone(), orders);
+        if let Some(ears) = shared.ears.lock().take() {
+            let bus = bus::run(Arc::downgrade(shared), shared.bus.clone(), ears, connects);
             tasks.push(runtime.spawn(bus).abort_handle());
         }
     }
@@ -237,14 +241,15 @@ impl Redis {
 
     pub(crate) fn listen(&self, channel: &Bytes, listener: Weak<dyn Listener>) {
         self.start();
-        self.shared.listeners.lock().entry(channel.clone()).or_default().push(Weak::clone(&listener));
-        let _ = self.shared.orders.send(bus::Order::Subscribe(channel.clone(), listener));
+        let subscriber = bus::Subscriber { listener, up: false };
+        self.shared.listeners.lock().entry(channel.clone()).or_default().push(subscriber);
+        let _ = self.shared.orders.send(bus::Order::Subscribe(channel.clone()));
     }
 
     pub(crate) fn unlisten(&self, channel: &Bytes) {
         let mut listeners = self.shared.listeners.lock();
         if let Some(here) = listeners.get_mut(channel) {
-            here.retain(|listener| listener.strong_count() > 0);
+            here.retain(|subscriber| subscriber.listener.strong_count() > 0);
             if here.is_empty() {
                 listeners.remove(channel);
                 let _ = self.shared.orders.send(bus::Order::Unsubscribe(channel.clone()));
@@ -422,8 +427,8 @@ async fn keep_time(
 
 fn reconnect() -> ReconnectPolicy {
     // For ever, soon at first, with jitter so that a fleet does not come back as one.
-    let mut policy = ReconnectPolicy::new_exponential(0, 20, 1_000, 2);
-    policy.set_jitter(50);
+    let mut policy = ReconnectPolicy::new_exponential(0, 5, 1_000, 2);
+    policy.set_jitter(20);
     policy
 }
 
@@ -440,10 +445,10 @@ fn connection(settings: &RedisBuilder) -> ConnectionConfig {
 
 /// The bus has a client of its own: a refused SUBSCRIBE shifts the replies of its connection. RESP3,
 /// so that commands work on a connection that is subscribed.
-fn bus_client(mut builder: Builder) -> Client {
+fn bus_client(mut builder: Builder, fail_fast: bool) -> Client {
     builder.set_policy(reconnect());
     builder.with_config(|config| {
-        config.fail_fast = false;
+        config.fail_fast = fail_fast;
         config.version = RespVersion::RESP3;
     });
     builder.set_performance_config(PerformanceConfig {
