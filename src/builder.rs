@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::Cache;
 use crate::codec::{Codec, ErasedCodec};
 use crate::config::Config;
 use crate::engine::Engine;
@@ -14,7 +15,6 @@ use crate::error::BuildError;
 use crate::l1::Weigher;
 use crate::l2::{SharedTier, Tier};
 use crate::loader::{CacheFor, Loader};
-use crate::Cache;
 
 /// Settings of a cache: see [`Cache::builder`].
 ///
@@ -258,11 +258,17 @@ impl<L: Loader> CacheBuilder<L> {
                 allowed: "the name of a cache is 1 to 100 bytes long",
             });
         }
-        for (setter, value) in
-            [("ttl", Some(config.ttl)), ("l1_ttl", config.l1_ttl), ("load_timeout", Some(config.load_timeout))]
-        {
+        for (setter, value) in [
+            ("ttl", Some(config.ttl)),
+            ("l1_ttl", config.l1_ttl),
+            ("load_timeout", Some(config.load_timeout)),
+        ] {
             if value.is_some_and(|value| value.is_zero()) {
-                return Err(out_of_range(setter, Duration::ZERO, "it must be longer than zero"));
+                return Err(out_of_range(
+                    setter,
+                    Duration::ZERO,
+                    "it must be longer than zero",
+                ));
             }
         }
         if !(0.0..1.0).contains(&config.ttl_jitter) {
@@ -273,20 +279,29 @@ impl<L: Loader> CacheBuilder<L> {
             let allowed = "at least 50 ms: it is renewed every third of it";
             return Err(out_of_range("lease_ttl", config.lease_ttl, allowed));
         }
-        if config.max_concurrent_loads.is_some_and(|loads| loads == 0 || loads > MOST_LOADS) {
+        if config
+            .max_concurrent_loads
+            .is_some_and(|loads| loads == 0 || loads > MOST_LOADS)
+        {
             let loads = config.max_concurrent_loads.unwrap_or_default();
             let allowed = "1 to 2^29: with none, nothing could ever be loaded";
             return Err(out_of_range("max_concurrent_loads", loads, allowed));
         }
         if !(1 << 10..=1 << 28).contains(&config.max_record_bytes) {
             let allowed = "1 KiB to 256 MiB";
-            return Err(out_of_range("max_record_bytes", config.max_record_bytes, allowed));
+            return Err(out_of_range(
+                "max_record_bytes",
+                config.max_record_bytes,
+                allowed,
+            ));
         }
         if config.l1_capacity == 0 {
             let other = if self.weigher.is_some() {
                 Some(("l1_weigher", "..".to_owned(), "there is nothing to weigh"))
             } else {
-                config.l1_ttl.map(|ttl| ("l1_ttl", format!("{ttl:?}"), "there is nothing to keep"))
+                config
+                    .l1_ttl
+                    .map(|ttl| ("l1_ttl", format!("{ttl:?}"), "there is nothing to keep"))
             };
             if let Some((other, other_value, why)) = other {
                 return Err(clash("l1_capacity", 0, other, other_value, why));
@@ -334,7 +349,11 @@ where
 }
 
 fn out_of_range(setter: &'static str, value: impl fmt::Debug, allowed: &'static str) -> BuildError {
-    BuildError::OutOfRange { setter, value: format!("{value:?}"), allowed }
+    BuildError::OutOfRange {
+        setter,
+        value: format!("{value:?}"),
+        allowed,
+    }
 }
 
 fn clash(
@@ -344,7 +363,13 @@ fn clash(
     other_value: String,
     why: &'static str,
 ) -> BuildError {
-    BuildError::Clash { setter, value: value.to_string(), other, other_value, why }
+    BuildError::Clash {
+        setter,
+        value: value.to_string(),
+        other,
+        other_value,
+        why,
+    }
 }
 
 impl<L: Loader> fmt::Debug for CacheBuilder<L> {

@@ -161,17 +161,31 @@ where
 fn entry<V>(answer: Answer<V>) -> Option<Entry<V>> {
     let age = answer.age + answer.at.elapsed();
     let (source, value) = (answer.source, answer.value?);
-    Some(Entry { value, source, age, freshness: Freshness::Fresh })
+    Some(Entry {
+        value,
+        source,
+        age,
+        freshness: Freshness::Fresh,
+    })
 }
 
 impl<K, V, E> Clone for Cache<K, V, E> {
     fn clone(&self) -> Self {
-        Self { engine: Arc::clone(&self.engine) }
+        Self {
+            engine: Arc::clone(&self.engine),
+        }
     }
 }
 
 impl<K, V, E> fmt::Debug for Cache<K, V, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.engine.fmt(f)
+    }
+}
+
+#[cfg(test)]
+impl<K, V, E> Cache<K, V, E> {
+    pub(crate) fn engine(&self) -> &Arc<Engine<K, V, E>> {
+        &self.engine
     }
 }

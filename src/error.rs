@@ -155,7 +155,11 @@ pub(crate) enum RemoteKind {
 
 impl RemoteError {
     pub(crate) fn new(kind: RemoteKind, doing: &'static str) -> Self {
-        Self(Box::new(Remote { kind, doing, source: None }))
+        Self(Box::new(Remote {
+            kind,
+            doing,
+            source: None,
+        }))
     }
 
     pub(crate) fn because(
@@ -163,7 +167,11 @@ impl RemoteError {
         doing: &'static str,
         source: impl Into<Box<dyn StdError + Send + Sync>>,
     ) -> Self {
-        Self(Box::new(Remote { kind, doing, source: Some(source.into()) }))
+        Self(Box::new(Remote {
+            kind,
+            doing,
+            source: Some(source.into()),
+        }))
     }
 
     pub(crate) fn kind(&self) -> RemoteKind {
@@ -223,7 +231,10 @@ impl fmt::Debug for RemoteError {
 
 impl StdError for RemoteError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+        self.0
+            .source
+            .as_deref()
+            .map(|source| source as &(dyn StdError + 'static))
     }
 }
 
@@ -260,7 +271,9 @@ pub enum BuildError {
 
     /// A shared tier was given, but there is no codec: the default one, `Bincode`, needs the
     /// feature `bincode`.
-    #[error("l2(..) needs a codec: call codec(..), or enable the feature `bincode` for the default")]
+    #[error(
+        "l2(..) needs a codec: call codec(..), or enable the feature `bincode` for the default"
+    )]
     NoCodec,
 
     /// The URL is not one that a Redis client understands. The URL itself is not repeated here,
@@ -280,11 +293,17 @@ mod tests {
     fn a_source_is_printed_once() {
         let error: Error<BoxError> = Error::Load(Arc::new(BoxError::new("no such table")));
         assert_eq!(error.to_string(), "the loader failed");
-        assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("no such table"));
+        assert_eq!(
+            error.source().map(ToString::to_string).as_deref(),
+            Some("no such table")
+        );
 
         let error = RemoteError::because(RemoteKind::Refused, "invalidate", "READONLY");
         assert_eq!(error.to_string(), "invalidate: the shared tier refused");
-        assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("READONLY"));
+        assert_eq!(
+            error.source().map(ToString::to_string).as_deref(),
+            Some("READONLY")
+        );
         assert!(error.is_refused() && !error.is_timeout());
     }
 }

@@ -177,7 +177,10 @@ impl<const N: usize> CacheKey for [u8; N] {
 #[cfg_attr(docsrs, doc(cfg(feature = "uuid")))]
 impl CacheKey for uuid::Uuid {
     fn encode(&self, key: &mut KeyBuf) {
-        key.push_str(self.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()));
+        key.push_str(
+            self.hyphenated()
+                .encode_lower(&mut uuid::Uuid::encode_buffer()),
+        );
     }
 }
 
@@ -193,7 +196,6 @@ macro_rules! tuples {
     )*};
 }
 tuples!((A) (A B) (A B C) (A B C D) (A B C D E) (A B C D E F));
-
 
 #[cfg(test)]
 mod tests {

@@ -43,7 +43,10 @@ struct Slot<T> {
 
 impl<T: Clone> Clone for Slot<T> {
     fn clone(&self) -> Self {
-        Self { value: self.value.clone(), meta: self.meta }
+        Self {
+            value: self.value.clone(),
+            meta: self.meta,
+        }
     }
 }
 
@@ -59,7 +62,12 @@ pub(crate) struct Answer<V> {
 
 impl<V> Clone for Answer<V> {
     fn clone(&self) -> Self {
-        Self { value: self.value.clone(), source: self.source, age: self.age, at: self.at }
+        Self {
+            value: self.value.clone(),
+            source: self.source,
+            age: self.age,
+            at: self.at,
+        }
     }
 }
 
@@ -97,7 +105,15 @@ where
             Some(slot) => (Some(slot.value), slot.meta),
             None => (None, self.missing.as_ref()?.get(key)?.meta),
         };
-        Some((Answer { value, source: Source::L1, age: meta.age_at(now), at: now }, meta))
+        Some((
+            Answer {
+                value,
+                source: Source::L1,
+                age: meta.age_at(now),
+                at: now,
+            },
+            meta,
+        ))
     }
 
     /// Stores an answer. The caller holds the lock of the key's shard, so that nothing comes
@@ -109,7 +125,13 @@ where
                     missing.invalidate(&key);
                 }
                 if let Some(found) = &self.found {
-                    found.insert(key, Slot { value: Arc::clone(value), meta });
+                    found.insert(
+                        key,
+                        Slot {
+                            value: Arc::clone(value),
+                            meta,
+                        },
+                    );
                 }
             }
             None => {

@@ -79,13 +79,21 @@ pub struct Loaded<V> {
 impl<V> Loaded<V> {
     /// The thing exists.
     pub fn found(value: V) -> Self {
-        Self { value: Some(value), ttl: None, store: true }
+        Self {
+            value: Some(value),
+            ttl: None,
+            store: true,
+        }
     }
 
     /// The source of truth says that there is no such thing. Kept for
     /// [`negative_ttl`](crate::CacheBuilder::negative_ttl).
     pub fn missing() -> Self {
-        Self { value: None, ttl: None, store: true }
+        Self {
+            value: None,
+            ttl: None,
+            store: true,
+        }
     }
 
     /// Fresh for this long instead of [`ttl`](crate::CacheBuilder::ttl) (or `negative_ttl`).
@@ -139,7 +147,10 @@ where
     F: Fn(K) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<R, E>> + Send + 'static,
 {
-    FnLoader { f, types: PhantomData }
+    FnLoader {
+        f,
+        types: PhantomData,
+    }
 }
 
 struct FnLoader<K, V, E, R, F> {

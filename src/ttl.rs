@@ -30,7 +30,9 @@ pub(crate) fn deadline(now: Instant, life: Duration) -> Instant {
 
 /// Whole milliseconds, at least one: what a Redis expiry takes.
 pub(crate) fn millis(life: Duration) -> u64 {
-    u64::try_from(life.min(LONGEST).as_millis()).unwrap_or(u64::MAX).max(1)
+    u64::try_from(life.min(LONGEST).as_millis())
+        .unwrap_or(u64::MAX)
+        .max(1)
 }
 
 #[cfg(test)]

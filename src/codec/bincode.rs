@@ -52,8 +52,12 @@ impl Codec for Bincode {
         // (one byte for a u64); it is a constant of the type, hence the steps.
         let decoded = match bytes.len() {
             0..=0x1_0000 => bincode::serde::decode_from_slice(bytes, limited::<MIB>()),
-            0x1_0001..=0x20_0000 => bincode::serde::decode_from_slice(bytes, limited::<{ 16 * MIB }>()),
-            0x20_0001..=0x100_0000 => bincode::serde::decode_from_slice(bytes, limited::<{ 128 * MIB }>()),
+            0x1_0001..=0x20_0000 => {
+                bincode::serde::decode_from_slice(bytes, limited::<{ 16 * MIB }>())
+            }
+            0x20_0001..=0x100_0000 => {
+                bincode::serde::decode_from_slice(bytes, limited::<{ 128 * MIB }>())
+            }
             _ => bincode::serde::decode_from_slice(bytes, limited::<{ 2048 * MIB }>()),
         };
         let (value, read) = decoded.map_err(CodecError::new)?;
@@ -93,7 +97,10 @@ mod tests {
             let value = vec![0_u64; len];
             let mut bytes = Vec::new();
             Bincode.encode(&value, &mut bytes).expect("encodes");
-            assert_eq!(Bincode.decode::<Vec<u64>>(&bytes).expect("decodes").len(), len);
+            assert_eq!(
+                Bincode.decode::<Vec<u64>>(&bytes).expect("decodes").len(),
+                len
+            );
         }
     }
 }

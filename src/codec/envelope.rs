@@ -101,7 +101,9 @@ impl Header {
     /// Writes the header in front of the payload: `record` begins with `HEADER` bytes of room.
     pub(crate) fn seal(&self, record: &mut [u8]) {
         debug_assert!(record.len() >= HEADER, "the record has room for a header");
-        let Some((header, payload)) = record.split_at_mut_checked(HEADER) else { return };
+        let Some((header, payload)) = record.split_at_mut_checked(HEADER) else {
+            return;
+        };
         header.fill(0);
         header[..HEAD].copy_from_slice(&self.head());
         header[21] = self.codec;
@@ -157,7 +159,11 @@ impl Header {
             && (waiters == 0 || (kind == Kind::Lease && waiters == 1))
             && (kind == Kind::Value
                 || (payload.is_empty() && parsed.codec == 0 && parsed.schema == 0));
-        if sound { Ok((parsed, payload)) } else { Err(Malformed::Damaged) }
+        if sound {
+            Ok((parsed, payload))
+        } else {
+            Err(Malformed::Damaged)
+        }
     }
 }
 
@@ -174,7 +180,10 @@ pub(crate) fn head(kind: Kind, token: &Token) -> Head {
 /// What a lease looks like to a tier, which does not read further: the first four bytes, and no
 /// payload.
 pub(crate) fn is_lease(record: &[u8]) -> bool {
-    record.len() == HEADER && record[..2] == MAGIC && record[2] == FORMAT && record[3] == Kind::Lease as u8
+    record.len() == HEADER
+        && record[..2] == MAGIC
+        && record[2] == FORMAT
+        && record[3] == Kind::Lease as u8
 }
 
 /// The hash of a key as records carry it.
@@ -235,12 +244,19 @@ mod tests {
     fn every_truncation_and_every_flipped_bit_is_refused() {
         let (_, record) = sample();
         for len in 0..record.len() {
-            assert!(Header::parse(&record[..len], KEY).is_err(), "truncated to {len}");
+            assert!(
+                Header::parse(&record[..len], KEY).is_err(),
+                "truncated to {len}"
+            );
         }
         for bit in 0..record.len() * 8 {
             let mut damaged = record.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Header::parse(&damaged, KEY), Err(Malformed::Damaged), "bit {bit}");
+            assert_eq!(
+                Header::parse(&damaged, KEY),
+                Err(Malformed::Damaged),
+                "bit {bit}"
+            );
         }
     }
 
@@ -250,7 +266,11 @@ mod tests {
         for bit in 0..record.len() * 8 {
             let mut damaged = record.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Header::parse(&damaged, KEY).is_ok(), bit == WAITERS * 8, "bit {bit}");
+            assert_eq!(
+                Header::parse(&damaged, KEY).is_ok(),
+                bit == WAITERS * 8,
+                "bit {bit}"
+            );
         }
     }
 

@@ -21,7 +21,11 @@ impl Budget {
     pub(crate) fn new(capacity: u64, period: Duration, now: Instant) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "a budget, not an account")]
         let capacity = capacity as f64;
-        Self { capacity, period, state: Mutex::new((capacity, now)) }
+        Self {
+            capacity,
+            period,
+            state: Mutex::new((capacity, now)),
+        }
     }
 
     /// Takes a token, if one is left.
@@ -29,7 +33,11 @@ impl Budget {
         let mut state = self.state.lock();
         let (tokens, counted) = *state;
         let elapsed = now.saturating_duration_since(counted);
-        let share = if self.period.is_zero() { 1.0 } else { elapsed.div_duration_f64(self.period) };
+        let share = if self.period.is_zero() {
+            1.0
+        } else {
+            elapsed.div_duration_f64(self.period)
+        };
         let tokens = share.mul_add(self.capacity, tokens).min(self.capacity);
         let taken = tokens >= 1.0;
         *state = (if taken { tokens - 1.0 } else { tokens }, counted.max(now));

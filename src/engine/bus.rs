@@ -1,7 +1,10 @@
 //! What other processes say: invalidations, inserts, wake-ups. And what is done when something may
 //! have been missed.
 
+use std::sync::{Arc, Weak};
+
 use super::Engine;
+use super::shared::Shared;
 use crate::key::CacheKey;
 use crate::l2::Listener;
 use crate::l2::message::{Message, Operation};
@@ -17,7 +20,10 @@ where
             // Something was said that this version does not understand.
             return self.on_gap();
         };
-        let own = self.shared.as_ref().is_some_and(|shared| shared.origin == message.origin);
+        let own = self
+            .shared
+            .as_ref()
+            .is_some_and(|shared| shared.origin == message.origin);
         for encoded in message.keys {
             match message.operation {
                 // Also from ourselves: a flight of this cache may wait for one that was detached.
@@ -58,7 +64,21 @@ where
     }
 }
 
-impl<K, V, E> Engine<K, V, E> {
+impl<K, V, E> Engine<K, V, E>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    /// Listens to the bus, from the first call on: without it L1 is not used.
+    pub(crate) async fn attach(self: &Arc<Self>, shared: &Shared<V>) {
+        let listener = || {
+            let weak: Weak<Self> = Arc::downgrade(self);
+            weak as Weak<dyn Listener>
+        };
+        shared.attach(listener).await;
+    }
+
     /// Nothing that was read until now is answered any more.
     fn forget(&self) {
         self.fence.bump_epoch();

@@ -1,10 +1,10 @@
 //! What makes an entry that was stored before an invalidation unusable after it.
 //!
 //! Messages from other processes name encoded keys, L1 holds typed ones, and an encoding cannot be
-//! turned back. So L1 is not searched: every key belongs to one of many *stripes*, a mutation bumps
-//! its stripe's generation, and an entry is answered only while the generation that it was stored
+//! turned back. So L1 is not searched: every key belongs to one of many *stripes*, a message bumps
+//! its key's stripe's generation, and an entry is answered only while the generation that it was stored
 //! under is current. An entry remembers its stripe, so a hit compares two numbers and hashes
-//! nothing. Now and then a mutation makes an entry of another key of the same stripe unusable, which
+//! nothing. Now and then a message makes an entry of another key of the same stripe unusable, which
 //! costs that entry one read of L2.
 //!
 //! A generation is bumped, and an entry stored, only under the lock of the shard that the stripe
@@ -34,8 +34,14 @@ pub(crate) struct Stamp {
 
 impl Fence {
     pub(crate) fn new(l1_capacity: u64) -> Self {
-        let stripes = l1_capacity.saturating_mul(PER_ENTRY).clamp(FEWEST, MOST).next_power_of_two();
-        Self { generations: (0..stripes).map(|_| AtomicU32::new(0)).collect(), epoch: AtomicU32::new(0) }
+        let stripes = l1_capacity
+            .saturating_mul(PER_ENTRY)
+            .clamp(FEWEST, MOST)
+            .next_power_of_two();
+        Self {
+            generations: (0..stripes).map(|_| AtomicU32::new(0)).collect(),
+            epoch: AtomicU32::new(0),
+        }
     }
 
     fn stripe(&self, hash: u64) -> usize {
@@ -44,18 +50,20 @@ impl Fence {
         usize::try_from(hash & (self.generations.len() as u64 - 1)).unwrap_or(0)
     }
 
-    /// The stamp of an entry that is read from now on, in the present epoch.
-    pub(crate) fn stamp(&self, hash: u64) -> Stamp {
-        self.stamp_in(hash, self.epoch())
-    }
-
     /// The stamp of an entry whose reading began in `epoch`.
     pub(crate) fn stamp_in(&self, hash: u64, epoch: u32) -> Stamp {
         let stripe = self.stripe(hash);
         let generation = self.generations[stripe].load(Ordering::SeqCst);
-        #[expect(clippy::cast_possible_truncation, reason = "there are at most 2^16 stripes")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "there are at most 2^16 stripes"
+        )]
         let stripe = stripe as u32;
-        Stamp { stripe, generation, epoch }
+        Stamp {
+            stripe,
+            generation,
+            epoch,
+        }
     }
 
     /// Whether nothing has happened to the stripe since, and no gap.
@@ -64,7 +72,7 @@ impl Fence {
             && self.epoch.load(Ordering::Acquire) == stamp.epoch
     }
 
-    /// A mutation of a key with this hash. Under the shard's lock.
+    /// Somebody else changed a key with this hash. Under the shard's lock.
     pub(crate) fn bump(&self, hash: u64) {
         self.generations[self.stripe(hash)].fetch_add(1, Ordering::SeqCst);
     }
@@ -84,21 +92,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mutation_or_a_gap_ends_what_was_stamped_before() {
+    fn a_message_or_a_gap_ends_what_was_stamped_before() {
         let fence = Fence::new(1000);
-        let (mine, other) = (fence.stamp(7), fence.stamp(8));
+        let (mine, other) = (fence.stamp_in(7, 0), fence.stamp_in(8, 0));
         assert!(fence.holds(mine) && fence.holds(other));
         fence.bump(7);
         assert!(!fence.holds(mine) && fence.holds(other));
-        assert!(fence.holds(fence.stamp(7)));
+        assert!(fence.holds(fence.stamp_in(7, 0)));
         fence.bump_epoch();
         assert!(!fence.holds(other));
     }
 
     #[test]
     fn stripes_follow_the_capacity_within_bounds() {
-        for (capacity, stripes) in [(0, 256), (1_000, 2_048), (10_000, 32_768), (u64::MAX, 65_536)] {
-            assert_eq!(Fence::new(capacity).generations.len(), stripes, "{capacity}");
+        for (capacity, stripes) in [
+            (0, 256),
+            (1_000, 2_048),
+            (10_000, 32_768),
+            (u64::MAX, 65_536),
+        ] {
+            assert_eq!(
+                Fence::new(capacity).generations.len(),
+                stripes,
+                "{capacity}"
+            );
         }
     }
 }

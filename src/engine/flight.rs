@@ -11,10 +11,10 @@
 //! Only a flight that is still in the table when it lands may store into L1; the check and the
 //! store are one critical section. A lock is never held across an await.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
@@ -53,6 +53,8 @@ pub(crate) struct Flight<V, E> {
     pub(crate) serial: u64,
     /// The epoch that it began to read in; `NOT_YET` before.
     epoch: AtomicU64,
+    /// Its key was changed on purpose since it began: L2 is not to be filled by it either.
+    revoked: AtomicBool,
     /// The lease that it waits for is gone, or the flight was detached: look again.
     pub(crate) wake: Notify,
     outcome: OnceLock<Outcome<V, E>>,
@@ -68,6 +70,7 @@ impl<V, E> Flight<V, E> {
             id,
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             epoch: AtomicU64::new(NOT_YET),
+            revoked: AtomicBool::new(false),
             wake: Notify::new(),
             outcome: OnceLock::new(),
             landed: Notify::new(),
@@ -82,6 +85,10 @@ impl<V, E> Flight<V, E> {
     /// The epoch that it reads in, once it reads.
     pub(crate) fn epoch(&self) -> Option<u32> {
         u32::try_from(self.epoch.load(Ordering::SeqCst)).ok()
+    }
+
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::SeqCst)
     }
 
     /// Waits until the flight has landed. Cancel safe.
@@ -118,26 +125,32 @@ pub(crate) struct Shard<V, E> {
     /// Flights that wait for a lease, detached ones too: who hears of a wake-up.
     waiting: HashTable<Arc<Flight<V, E>>>,
     held: HashTable<Held<E>>,
+    /// Inserts that are under way; one whose key is changed meanwhile is taken out.
+    inserts: HashTable<Arc<Id>>,
 }
 
 impl<V, E> Shard<V, E> {
     pub(crate) fn find(&self, id: &Id) -> Option<&Arc<Flight<V, E>>> {
-        self.flights.find(id.hash, |flight| flight.id.encoded == id.encoded)
+        self.flights
+            .find(id.hash, |flight| flight.id.encoded == id.encoded)
     }
 
     pub(crate) fn insert(&mut self, flight: Arc<Flight<V, E>>) {
-        self.flights.insert_unique(flight.id.hash, flight, |flight| flight.id.hash);
+        self.flights
+            .insert_unique(flight.id.hash, flight, |flight| flight.id.hash);
     }
 
     /// Whether this very flight is still the one that its key's callers join.
     pub(crate) fn is_current(&self, flight: &Arc<Flight<V, E>>) -> bool {
-        self.find(&flight.id).is_some_and(|current| Arc::ptr_eq(current, flight))
+        self.find(&flight.id)
+            .is_some_and(|current| Arc::ptr_eq(current, flight))
     }
 
     /// Takes the flight out, wherever it is still in.
     pub(crate) fn remove(&mut self, flight: &Arc<Flight<V, E>>) {
         for table in [&mut self.flights, &mut self.waiting] {
-            if let Ok(entry) = table.find_entry(flight.id.hash, |other| Arc::ptr_eq(other, flight)) {
+            if let Ok(entry) = table.find_entry(flight.id.hash, |other| Arc::ptr_eq(other, flight))
+            {
                 entry.remove();
             }
         }
@@ -146,8 +159,13 @@ impl<V, E> Shard<V, E> {
     /// Lets the flight hear of wake-ups from now on, until it is removed.
     pub(crate) fn listen(&mut self, flight: &Arc<Flight<V, E>>) {
         let hash = flight.id.hash;
-        if self.waiting.find(hash, |other| Arc::ptr_eq(other, flight)).is_none() {
-            self.waiting.insert_unique(hash, Arc::clone(flight), |flight| flight.id.hash);
+        if self
+            .waiting
+            .find(hash, |other| Arc::ptr_eq(other, flight))
+            .is_none()
+        {
+            self.waiting
+                .insert_unique(hash, Arc::clone(flight), |flight| flight.id.hash);
         }
     }
 
@@ -160,29 +178,54 @@ impl<V, E> Shard<V, E> {
         }
     }
 
-    /// What a mutation does to the flight of its key: later callers begin a new one, and if it
+    /// What a mutation does to what runs on its key. The flight is taken out: later callers begin a new one, and if it
     /// waits for a lease it looks again, for that lease may be gone.
     pub(crate) fn detach(&mut self, hash: u64, encoded: &[u8]) {
-        if let Ok(entry) = self.flights.find_entry(hash, |flight| *flight.id.encoded == *encoded) {
-            entry.remove();
+        if let Ok(entry) = self
+            .flights
+            .find_entry(hash, |flight| *flight.id.encoded == *encoded)
+        {
+            entry.remove().0.revoked.store(true, Ordering::SeqCst);
         }
         self.wake(hash, encoded);
-        if let Ok(entry) = self.held.find_entry(hash, |held| *held.id.encoded == *encoded) {
+        self.inserts.retain(|insert| *insert.encoded != *encoded);
+        if let Ok(entry) = self
+            .held
+            .find_entry(hash, |held| *held.id.encoded == *encoded)
+        {
             entry.remove();
         }
     }
 
     /// Detaches what began to read in an earlier epoch.
     fn detach_before(&mut self, epoch: u32) {
-        self.flights.retain(|flight| flight.epoch().is_none_or(|began| began == epoch));
+        self.flights
+            .retain(|flight| flight.epoch().is_none_or(|began| began == epoch));
         for flight in &self.waiting {
             flight.wake.notify_one();
         }
     }
 
+    /// An insert begins: until it is settled, this notices whatever changes its key.
+    pub(crate) fn begin_insert(&mut self, id: &Arc<Id>) {
+        self.inserts
+            .insert_unique(id.hash, Arc::clone(id), |id| id.hash);
+    }
+
+    /// Takes the insert out. `false`: its key was changed meanwhile, before or after it in L2.
+    pub(crate) fn end_insert(&mut self, id: &Arc<Id>) -> bool {
+        let entry = self
+            .inserts
+            .find_entry(id.hash, |other| Arc::ptr_eq(other, id));
+        entry.map(|entry| entry.remove()).is_ok()
+    }
+
     /// The error that is to be answered for this key, if its time is not up.
     pub(crate) fn held(&mut self, id: &Id, now: Instant) -> Option<Error<E>> {
-        let entry = self.held.find_entry(id.hash, |held| held.id.encoded == id.encoded).ok()?;
+        let entry = self
+            .held
+            .find_entry(id.hash, |held| held.id.encoded == id.encoded)
+            .ok()?;
         if entry.get().until > now {
             return Some(entry.get().error.clone());
         }
@@ -198,10 +241,17 @@ impl<V, E> Shard<V, E> {
             let soonest = self.held.iter().map(|held| held.until).min();
             self.held.retain(|held| Some(held.until) != soonest);
         }
-        match self.held.find_mut(id.hash, |held| held.id.encoded == id.encoded) {
+        match self
+            .held
+            .find_mut(id.hash, |held| held.id.encoded == id.encoded)
+        {
             Some(held) => (held.error, held.until) = (error, until),
             None => {
-                let held = Held { id: id.clone(), error, until };
+                let held = Held {
+                    id: id.clone(),
+                    error,
+                    until,
+                };
                 self.held.insert_unique(id.hash, held, |held| held.id.hash);
             }
         }
@@ -219,10 +269,17 @@ pub(crate) struct Flights<V, E> {
 impl<V, E> Flights<V, E> {
     pub(crate) fn new() -> Self {
         let shard = || {
-            let (flights, waiting, held) = (HashTable::new(), HashTable::new(), HashTable::new());
-            Mutex::new(Shard { flights, waiting, held })
+            Mutex::new(Shard {
+                flights: HashTable::new(),
+                waiting: HashTable::new(),
+                held: HashTable::new(),
+                inserts: HashTable::new(),
+            })
         };
-        Self { shards: (0..SHARDS).map(|_| shard()).collect(), seed: rand::random() }
+        Self {
+            shards: (0..SHARDS).map(|_| shard()).collect(),
+            seed: rand::random(),
+        }
     }
 
     pub(crate) fn hash(&self, encoded: &[u8]) -> u64 {
@@ -230,7 +287,10 @@ impl<V, E> Flights<V, E> {
     }
 
     pub(crate) fn id(&self, encoded: Vec<u8>) -> Id {
-        Id { hash: self.hash(&encoded), encoded: encoded.into() }
+        Id {
+            hash: self.hash(&encoded),
+            encoded: encoded.into(),
+        }
     }
 
     pub(crate) fn lock(&self, hash: u64) -> MutexGuard<'_, Shard<V, E>> {
@@ -251,13 +311,13 @@ impl<V, E> Flights<V, E> {
         self.lock(hash).wake(hash, encoded);
     }
 
-    /// How many flights are in the tables.
+    /// How many flights and inserts are in the tables.
     pub(crate) fn len(&self) -> usize {
         self.shards
             .iter()
             .map(|shard| {
                 let shard = shard.lock();
-                shard.flights.len() + shard.waiting.len()
+                shard.flights.len() + shard.waiting.len() + shard.inserts.len()
             })
             .sum()
     }

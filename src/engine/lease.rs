@@ -31,7 +31,11 @@ pub(crate) struct Lease<'a, V> {
 
 impl<'a, V> Lease<'a, V> {
     pub(crate) fn new(shared: &'a Shared<V>, remote: &'a RemoteKey) -> Self {
-        Self { shared, remote, token: rand::random() }
+        Self {
+            shared,
+            remote,
+            token: rand::random(),
+        }
     }
 
     pub(crate) fn record(&self) -> Result<Vec<u8>, RemoteError> {
@@ -52,7 +56,10 @@ where
 {
     /// Loads under a lease, fills L2 and gives the lease up, in this order and before anyone is
     /// answered: a process that ends right after its answer leaves nothing behind.
-    #[expect(clippy::too_many_arguments, reason = "the state of one flight, handed on once")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the state of one flight, handed on once"
+    )]
     pub(crate) async fn regenerate(
         self: &Arc<Self>,
         shared: &Shared<V>,
@@ -63,7 +70,9 @@ where
         deadline: Instant,
         lease: &Lease<'_, V>,
     ) -> Landing<V, E> {
-        let loaded = self.load(key, flight, nesting, place, deadline, self.renew(lease)).await;
+        let loaded = self
+            .load(key, flight, nesting, place, deadline, self.renew(lease))
+            .await;
         let (loaded, cost) = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
@@ -72,10 +81,9 @@ where
             }
         };
         let (answer, life) = self.answer(loaded);
-        // Detached: the lease is gone too, or L2 could not be told and must not be filled.
-        let current = self.flights.lock(flight.id.hash).is_current(flight);
+        // Revoked: the lease is gone too, or L2 could not be told and must not be filled.
         let record = match life {
-            Some(life) if current => self.record(shared, lease, &answer, life, cost),
+            Some(life) if !flight.is_revoked() => self.record(shared, lease, &answer, life, cost),
             _ => Fill::Not,
         };
         let wake = shared.notice(Operation::Wake, &flight.id);
@@ -90,7 +98,13 @@ where
                 return Landing::answer(answer, Some(self.config.l1_life(life)));
             }
         };
-        let filled = shared.tier.replace(&lease.remote.bytes, lease.head(), bytes, ttl::millis(life), wake);
+        let filled = shared.tier.replace(
+            &lease.remote.bytes,
+            lease.head(),
+            bytes,
+            ttl::millis(life),
+            wake,
+        );
         let life = match self.tier(filled.await) {
             Ok(true) => {
                 self.stats.fills.add();
@@ -117,19 +131,32 @@ where
         life: Duration,
         cost: Duration,
     ) -> Fill {
-        let Ok(now_ms) = shared.now_ms() else { return Fill::Not };
+        let Ok(now_ms) = shared.now_ms() else {
+            return Fill::Not;
+        };
         if answer.value.is_none() && !self.negatives.take(answer.at) {
             self.stats.negatives_not_stored.add();
             return Fill::L1Only(life);
         }
-        match self.seal(shared, lease.remote, lease.token, answer.value.as_deref(), now_ms, life, cost) {
+        match self.seal(
+            shared,
+            lease.remote,
+            lease.token,
+            answer.value.as_deref(),
+            now_ms,
+            life,
+            cost,
+        ) {
             Ok(record) => Fill::With(record, life),
             Err(_) => Fill::Not,
         }
     }
 
     /// Encodes a value, or an absence, into a record.
-    #[expect(clippy::too_many_arguments, reason = "the fields of a header, written once")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the fields of a header, written once"
+    )]
     pub(crate) fn seal(
         &self,
         shared: &Shared<V>,
@@ -140,7 +167,11 @@ where
         life: Duration,
         cost: Duration,
     ) -> Result<Vec<u8>, RemoteError> {
-        let kind = if value.is_some() { Kind::Value } else { Kind::Negative };
+        let kind = if value.is_some() {
+            Kind::Value
+        } else {
+            Kind::Negative
+        };
         let mut header = Header::plain(kind, token, remote.hash, created_ms);
         header.fresh_ms = ttl::millis(life);
         header.load_cost_ms = u32::try_from(cost.as_millis()).unwrap_or(u32::MAX);
@@ -166,10 +197,17 @@ where
     /// Keeps the lease while its load runs. A renewal that is lost, or gets no answer, changes
     /// nothing: the fill will find out.
     async fn renew(&self, lease: &Lease<'_, V>) -> Infallible {
-        let (every, ttl_ms) = (self.config.lease_ttl / 3, ttl::millis(self.config.lease_ttl));
+        let (every, ttl_ms) = (
+            self.config.lease_ttl / 3,
+            ttl::millis(self.config.lease_ttl),
+        );
         loop {
             tokio::time::sleep(every).await;
-            let renewed = lease.shared.tier.renew(&lease.remote.bytes, lease.head(), ttl_ms).await;
+            let renewed = lease
+                .shared
+                .tier
+                .renew(&lease.remote.bytes, lease.head(), ttl_ms)
+                .await;
             if let Ok(false) = self.tier(renewed) {
                 std::future::pending().await
             }
@@ -178,30 +216,62 @@ where
 
     async fn release(&self, lease: &Lease<'_, V>, id: &Id) {
         let wake = lease.shared.notice(Operation::Wake, id);
-        let _ = self.tier(lease.shared.tier.release(&lease.remote.bytes, lease.head(), wake).await);
+        let _ = self.tier(
+            lease
+                .shared
+                .tier
+                .release(&lease.remote.bytes, lease.head(), wake)
+                .await,
+        );
     }
 
     /// After a failed load: a mark instead of the lease, so that the processes that wait do not
     /// take turns at a dead database.
     async fn give_up(&self, lease: &Lease<'_, V>, id: &Id) {
         let backoff = self.config.error_backoff;
-        let Ok(now_ms) = lease.shared.now_ms() else { return };
+        let Ok(now_ms) = lease.shared.now_ms() else {
+            return;
+        };
         if backoff.is_zero() {
             return self.release(lease, id).await;
         }
         let mark = Header::plain(Kind::Failed, lease.token, lease.remote.hash, now_ms).to_record();
         let wake = lease.shared.notice(Operation::Wake, id);
         let tier = &lease.shared.tier;
-        let _ = self.tier(tier.replace(&lease.remote.bytes, lease.head(), mark, ttl::millis(backoff), wake).await);
+        let _ = self.tier(
+            tier.replace(
+                &lease.remote.bytes,
+                lease.head(),
+                mark,
+                ttl::millis(backoff),
+                wake,
+            )
+            .await,
+        );
     }
 
     /// Drops a lease that may have been granted without our knowing, in the background.
-    pub(crate) fn release_later(self: &Arc<Self>, remote: &RemoteKey, id: &Id, lease: Lease<'_, V>) {
-        let (engine, remote, id, token) = (Arc::clone(self), remote.clone(), id.clone(), lease.token);
+    pub(crate) fn release_later(
+        self: &Arc<Self>,
+        remote: &RemoteKey,
+        id: &Id,
+        lease: Lease<'_, V>,
+    ) {
+        let (engine, remote, id, token) =
+            (Arc::clone(self), remote.clone(), id.clone(), lease.token);
         let running = self.tasks.enter_late();
         tokio::spawn(async move {
             if let Some(shared) = &engine.shared {
-                engine.release(&Lease { shared, remote: &remote, token }, &id).await;
+                engine
+                    .release(
+                        &Lease {
+                            shared,
+                            remote: &remote,
+                            token,
+                        },
+                        &id,
+                    )
+                    .await;
             }
             drop(running);
         });
@@ -246,13 +316,17 @@ impl Waited {
         lease_wait: Duration,
     ) -> bool {
         let now = Instant::now();
-        let until = *self.until.get_or_insert_with(|| ttl::deadline(now, lease_wait));
+        let until = *self
+            .until
+            .get_or_insert_with(|| ttl::deadline(now, lease_wait));
         if now >= until {
             return false;
         }
         let jitter = Duration::from_millis(rand::random_range(1..=JITTER_MS));
         let lease_ends = ttl::deadline(now, remaining + jitter);
-        self.woken = tokio::time::timeout_at(lease_ends.min(until), flight.wake.notified()).await.is_ok();
+        self.woken = tokio::time::timeout_at(lease_ends.min(until), flight.wake.notified())
+            .await
+            .is_ok();
         self.woken || Instant::now() < until
     }
 }

@@ -23,12 +23,16 @@ pub(crate) type Nesting = Arc<[u64]>;
 
 /// The flights whose loads the calling task runs in.
 pub(crate) fn nesting() -> Nesting {
-    NESTING.try_with(Arc::clone).unwrap_or_else(|_| Arc::new([]))
+    NESTING
+        .try_with(Arc::clone)
+        .unwrap_or_else(|_| Arc::new([]))
 }
 
 /// A place among `max_concurrent_loads`, or none where there is no limit.
 #[derive(Debug)]
-pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>);
+pub(crate) struct Place(
+    #[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>,
+);
 
 /// Ends the load when the flight's task is dropped, with its runtime.
 struct AbortOnDrop(AbortHandle);
@@ -52,7 +56,9 @@ where
 
     /// Waits for a place, first come first served, until the load's deadline.
     pub(crate) async fn place(&self, deadline: Instant) -> Result<Place, Error<E>> {
-        let Some(places) = &self.places else { return Ok(Place(None)) };
+        let Some(places) = &self.places else {
+            return Ok(Place(None));
+        };
         let place = tokio::time::timeout_at(deadline, Arc::clone(places).acquire_owned()).await;
         match place {
             Ok(Ok(place)) => Ok(Place(Some(place))),

@@ -71,7 +71,11 @@ where
     ) -> Arc<Self> {
         let now = Instant::now();
         // With a weigher the capacity is not a number of entries.
-        let entries = if weigher.is_some() { 10_000 } else { config.l1_capacity };
+        let entries = if weigher.is_some() {
+            10_000
+        } else {
+            config.l1_capacity
+        };
         Arc::new(Self {
             name: name.to_owned(),
             loader,
@@ -79,7 +83,9 @@ where
             fence: Fence::new(entries),
             flights: Flights::new(),
             shared: shared.map(|(tier, codec)| Shared::new(name, tier, codec)),
-            places: config.max_concurrent_loads.map(|loads| Arc::new(Semaphore::new(loads))),
+            places: config
+                .max_concurrent_loads
+                .map(|loads| Arc::new(Semaphore::new(loads))),
             negatives: Budget::new(config.negative_capacity, config.negative_ttl, now),
             stats: Counters::default(),
             tasks: Arc::default(),
@@ -147,10 +153,11 @@ where
     fn usable(&self, meta: &Meta, now: Instant) -> bool {
         now < meta.deadline
             && self.fence.holds(meta.stamp)
-            && self
-                .shared
-                .as_ref()
-                .is_none_or(|shared| shared.link.l1_usable(meta.stored, now, self.config.degraded_l1_ttl))
+            && self.shared.as_ref().is_none_or(|shared| {
+                shared
+                    .link
+                    .l1_usable(meta.stored, now, self.config.degraded_l1_ttl)
+            })
     }
 
     /// Joins the flight of a key or begins one, in one critical section.
@@ -194,7 +201,13 @@ where
         shard.insert(Arc::clone(&flight));
         drop(shard);
         let engine = Arc::clone(self);
-        runtime.spawn(read::fly(engine, Arc::clone(&flight), owned, nesting, running));
+        runtime.spawn(read::fly(
+            engine,
+            Arc::clone(&flight),
+            owned,
+            nesting,
+            running,
+        ));
         Entered::Leads(flight)
     }
 

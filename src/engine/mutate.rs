@@ -30,7 +30,10 @@ where
     E: Send + Sync + 'static,
 {
     pub(crate) async fn invalidate(self: &Arc<Self>, key: K) -> Result<(), RemoteError> {
-        self.owned("invalidate", move |engine| async move { engine.invalidate_one(&key).await }).await
+        self.owned("invalidate", move |engine| async move {
+            engine.invalidate_one(&key).await
+        })
+        .await
     }
 
     pub(crate) async fn invalidate_many(self: &Arc<Self>, keys: Vec<K>) -> Result<(), RemoteError> {
@@ -51,8 +54,15 @@ where
         .await
     }
 
-    pub(crate) async fn insert(self: &Arc<Self>, key: K, loaded: Loaded<V>) -> Result<(), RemoteError> {
-        self.owned("insert", move |engine| async move { engine.insert_one(key, loaded).await }).await
+    pub(crate) async fn insert(
+        self: &Arc<Self>,
+        key: K,
+        loaded: Loaded<V>,
+    ) -> Result<(), RemoteError> {
+        self.owned("insert", move |engine| async move {
+            engine.insert_one(key, loaded).await
+        })
+        .await
     }
 
     /// Runs work that changes something in a task of its own, to its end.
@@ -97,11 +107,7 @@ where
         result
     }
 
-    async fn insert_one(&self, key: K, loaded: Loaded<V>) -> Result<(), RemoteError> {
-        let id = self.id(&key);
-        // What is stored here is only as good as the order of things: whoever changes the stripe
-        // between this moment and the reply may have been first or last in L2.
-        let stamp = self.fence.stamp(id.hash);
+    async fn insert_one(self: &Arc<Self>, key: K, loaded: Loaded<V>) -> Result<(), RemoteError> {
         let (answer, life) = self.answer(loaded);
         let Some(life) = life else {
             // Nothing to keep, so the old value goes.
@@ -109,12 +115,21 @@ where
         };
         self.stats.inserts.add();
         if let Some(shared) = &self.shared {
-            let record = self.inserted(shared, &id, answer.value.as_deref(), life);
-            let result = match record {
+            self.attach(shared).await;
+        }
+        let epoch = self.fence.epoch();
+        let insert = Insert::begin(self, self.id(&key));
+        if let Some(shared) = &self.shared {
+            let result = match self.inserted(shared, &insert.id, answer.value.as_deref(), life) {
                 Ok(record) => {
-                    let remote = shared.key(&id);
-                    let notice = shared.notice(Operation::Insert, &id);
-                    self.tier(shared.tier.insert(&remote.bytes, record, ttl::millis(life), notice).await)
+                    let remote = shared.key(&insert.id);
+                    let notice = shared.notice(Operation::Insert, &insert.id);
+                    self.tier(
+                        shared
+                            .tier
+                            .insert(&remote.bytes, record, ttl::millis(life), notice)
+                            .await,
+                    )
                 }
                 Err(unencodable) => {
                     // The old value must not stay in its place.
@@ -123,26 +138,28 @@ where
                 }
             };
             if let Err(error) = result {
-                self.revoke(&key, &id);
+                self.revoke(&key, &insert.id);
                 return Err(error);
             }
         }
-        let mut shard = self.flights.lock(id.hash);
-        let undisturbed = self.fence.holds(stamp);
-        self.fence.bump(id.hash);
-        shard.detach(id.hash, &id.encoded);
+        let hash = insert.id.hash;
+        let mut shard = self.flights.lock(hash);
+        // What is stored here is only as good as the order of things: whatever changed the key
+        // before the reply came may have been first or last in L2.
+        let undisturbed = shard.end_insert(&insert.id);
+        shard.detach(hash, &insert.id.encoded);
         if undisturbed {
-            let life = self.config.l1_life(life);
             let meta = Meta {
                 stored: answer.at,
                 age: Duration::ZERO,
-                deadline: ttl::deadline(answer.at, life),
-                stamp: self.fence.stamp(id.hash),
+                deadline: ttl::deadline(answer.at, self.config.l1_life(life)),
+                stamp: self.fence.stamp_in(hash, epoch),
             };
             self.l1.store(key, answer.value.as_ref(), meta);
         } else {
             self.l1.remove(&key);
         }
+        drop(shard);
         Ok(())
     }
 
@@ -154,15 +171,42 @@ where
         life: Duration,
     ) -> Result<Vec<u8>, RemoteError> {
         let now_ms = shared.now_ms()?;
-        self.seal(shared, &shared.key(id), rand::random(), value, now_ms, life, Duration::ZERO)
+        self.seal(
+            shared,
+            &shared.key(id),
+            rand::random(),
+            value,
+            now_ms,
+            life,
+            Duration::ZERO,
+        )
     }
 
     /// From now on nothing older is answered or joined here.
     fn revoke(&self, key: &K, id: &Id) {
         let mut shard = self.flights.lock(id.hash);
-        self.fence.bump(id.hash);
         shard.detach(id.hash, &id.encoded);
         self.l1.remove(key);
+    }
+}
+
+/// An insert that is under way; taken out of the table when it is over, however that is.
+struct Insert<'a, K, V, E> {
+    engine: &'a Engine<K, V, E>,
+    id: Arc<Id>,
+}
+
+impl<'a, K, V, E> Insert<'a, K, V, E> {
+    fn begin(engine: &'a Engine<K, V, E>, id: Id) -> Self {
+        let id = Arc::new(id);
+        engine.flights.lock(id.hash).begin_insert(&id);
+        Self { engine, id }
+    }
+}
+
+impl<K, V, E> Drop for Insert<'_, K, V, E> {
+    fn drop(&mut self) {
+        self.engine.flights.lock(self.id.hash).end_insert(&self.id);
     }
 }
 

@@ -14,7 +14,7 @@
 //!                     lease_wait over ─► load, L1 for degraded_l1_ttl
 //! ```
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,7 +31,7 @@ use crate::entry::Source;
 use crate::error::Error;
 use crate::key::CacheKey;
 use crate::l1::{Answer, Meta};
-use crate::l2::{Acquired, Listener};
+use crate::l2::Acquired;
 use crate::loader::Loaded;
 use crate::ttl;
 
@@ -53,8 +53,13 @@ pub(crate) enum Keep {
 
 impl<V, E> Landing<V, E> {
     pub(crate) fn answer(answer: Answer<V>, life: Option<Duration>) -> Self {
-        let keep = life.filter(|life| !life.is_zero()).map_or(Keep::Nothing, Keep::Answer);
-        Self { outcome: Ok(answer), keep }
+        let keep = life
+            .filter(|life| !life.is_zero())
+            .map_or(Keep::Nothing, Keep::Answer);
+        Self {
+            outcome: Ok(answer),
+            keep,
+        }
     }
 
     pub(crate) fn error(error: Error<E>) -> Self {
@@ -62,7 +67,10 @@ impl<V, E> Landing<V, E> {
             Error::Load(_) | Error::LoadPanicked | Error::LoadTimedOut(_) => Keep::Error,
             _ => Keep::Nothing,
         };
-        Self { outcome: Err(error), keep }
+        Self {
+            outcome: Err(error),
+            keep,
+        }
     }
 }
 
@@ -104,7 +112,10 @@ pub(crate) async fn fly<K, V, E>(
     V: Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
-    let claim = Claim { engine: &engine, flight: &flight };
+    let claim = Claim {
+        engine: &engine,
+        flight: &flight,
+    };
     let landing = engine.resolve(&key, &flight, &nesting).await;
     claim.land(key, landing);
     drop(running);
@@ -158,7 +169,10 @@ where
 
 impl<K, V, E> Drop for Claim<'_, K, V, E> {
     fn drop(&mut self) {
-        self.engine.flights.lock(self.flight.id.hash).remove(self.flight);
+        self.engine
+            .flights
+            .lock(self.flight.id.hash)
+            .remove(self.flight);
         self.flight.land(if std::thread::panicking() {
             Outcome::Landed(Err(Error::LoadPanicked))
         } else {
@@ -181,20 +195,20 @@ where
     ) -> Landing<V, E> {
         let Some(shared) = &self.shared else {
             flight.register(self.fence.epoch());
-            return self.load_alone(key, flight, nesting, None, Alone::NoTier).await;
+            return self
+                .load_alone(key, flight, nesting, None, Alone::NoTier)
+                .await;
         };
-        let listener = || {
-            let weak: Weak<Self> = Arc::downgrade(self);
-            weak as Weak<dyn Listener>
-        };
-        shared.attach(listener).await;
+        self.attach(shared).await;
         // Before the read is sent, so that whatever is missed from now on ends this flight.
         flight.register(self.fence.epoch());
         let remote = shared.key(&flight.id);
 
         let mut waited = Waited::default();
         let Ok(mut record) = self.tier(shared.tier.get(&remote.bytes).await) else {
-            return self.load_alone(key, flight, nesting, None, Alone::Unreachable).await;
+            return self
+                .load_alone(key, flight, nesting, None, Alone::Unreachable)
+                .await;
         };
         loop {
             let mut replacing = None;
@@ -205,11 +219,17 @@ where
                     }
                     Ok(Reading::Failed) => return Landing::error(Error::LoadFailedElsewhere),
                     Ok(Reading::Newer) => {
-                        return self.load_alone(key, flight, nesting, None, Alone::Newer).await;
+                        return self
+                            .load_alone(key, flight, nesting, None, Alone::Newer)
+                            .await;
                     }
                     Ok(Reading::Leased) => {}
                     Ok(Reading::Replace) => replacing = Some(bytes.slice(..bytes.len().min(HEAD))),
-                    Err(_) => return self.load_alone(key, flight, nesting, None, Alone::Unreachable).await,
+                    Err(_) => {
+                        return self
+                            .load_alone(key, flight, nesting, None, Alone::Unreachable)
+                            .await;
+                    }
                 }
             }
             // A place first, the lease then: who waits for a place holds nobody up.
@@ -222,13 +242,20 @@ where
             self.flights.lock(flight.id.hash).listen(flight);
             let lease = Lease::new(shared, &remote);
             let Ok(lease_record) = lease.record() else {
-                return self.load_alone(key, flight, nesting, Some(place), Alone::Unreachable).await;
+                return self
+                    .load_alone(key, flight, nesting, Some(place), Alone::Unreachable)
+                    .await;
             };
             let ttl_ms = ttl::millis(self.config.lease_ttl);
-            let acquired = shared.tier.acquire(&remote.bytes, lease_record, ttl_ms, replacing.as_deref());
+            let acquired =
+                shared
+                    .tier
+                    .acquire(&remote.bytes, lease_record, ttl_ms, replacing.as_deref());
             match self.tier(acquired.await) {
                 Ok(Acquired::Granted) => {
-                    return self.regenerate(shared, key, flight, nesting, place, deadline, &lease).await;
+                    return self
+                        .regenerate(shared, key, flight, nesting, place, deadline, &lease)
+                        .await;
                 }
                 Ok(Acquired::Record(bytes)) => record = Some(bytes),
                 Ok(Acquired::Held(remaining_ms)) => {
@@ -239,20 +266,26 @@ where
                     let remaining = Duration::from_millis(remaining_ms);
                     if !waited.wait(flight, remaining, self.config.lease_wait).await {
                         self.stats.lease_wait_exceeded.add();
-                        return self.load_alone(key, flight, nesting, None, Alone::WaitedEnough).await;
+                        return self
+                            .load_alone(key, flight, nesting, None, Alone::WaitedEnough)
+                            .await;
                     }
                     if waited.woken() {
                         // Most likely the value is there: the cheapest command will do.
                         match self.tier(shared.tier.get(&remote.bytes).await) {
                             Ok(found) => record = found,
                             Err(_) => {
-                                return self.load_alone(key, flight, nesting, None, Alone::Unreachable).await;
+                                return self
+                                    .load_alone(key, flight, nesting, None, Alone::Unreachable)
+                                    .await;
                             }
                         }
                     }
                 }
                 Err(error) => {
-                    let landing = self.load_alone(key, flight, nesting, Some(place), Alone::Unreachable).await;
+                    let landing = self
+                        .load_alone(key, flight, nesting, Some(place), Alone::Unreachable)
+                        .await;
                     if error.is_timeout() {
                         // It may have been granted after all, too late to fill against.
                         self.release_later(&remote, &flight.id, lease);
@@ -313,7 +346,8 @@ where
             return Ok(Reading::Replace);
         }
         let value = if header.kind == Kind::Value {
-            let ours = header.schema == self.config.schema_version && header.codec == shared.codec_id();
+            let ours =
+                header.schema == self.config.schema_version && header.codec == shared.codec_id();
             if !ours {
                 return unreadable();
             }
@@ -325,7 +359,12 @@ where
             None
         };
         let age = Duration::from_millis(age_ms);
-        let answer = Answer { value, source: Source::L2, age, at: Instant::now() };
+        let answer = Answer {
+            value,
+            source: Source::L2,
+            age,
+            at: Instant::now(),
+        };
         Ok(Reading::Hit(answer, Duration::from_millis(fresh_ms)))
     }
 
@@ -345,7 +384,15 @@ where
         };
         let loaded = match place {
             Ok(place) => {
-                self.load(key, flight, nesting, place, deadline, std::future::pending()).await
+                self.load(
+                    key,
+                    flight,
+                    nesting,
+                    place,
+                    deadline,
+                    std::future::pending(),
+                )
+                .await
             }
             Err(error) => Err(error),
         };
@@ -368,10 +415,18 @@ where
         let life = match &loaded.value {
             _ if !loaded.store => Duration::ZERO,
             Some(_) => self.config.life(loaded.ttl, self.is_cold(at)),
-            None => loaded.ttl.unwrap_or(self.config.negative_ttl).min(ttl::LONGEST),
+            None => loaded
+                .ttl
+                .unwrap_or(self.config.negative_ttl)
+                .min(ttl::LONGEST),
         };
         let value = loaded.value.map(Arc::new);
-        let answer = Answer { value, source: Source::Loader, age: Duration::ZERO, at };
+        let answer = Answer {
+            value,
+            source: Source::Loader,
+            age: Duration::ZERO,
+            at,
+        };
         (answer, (!life.is_zero()).then_some(life))
     }
 }

@@ -52,7 +52,10 @@ impl<V> Shared<V> {
 
     pub(crate) fn key(&self, id: &Id) -> RemoteKey {
         let bytes: Bytes = [self.namespace.as_slice(), &id.encoded].concat().into();
-        RemoteKey { hash: envelope::key_hash(&bytes), bytes }
+        RemoteKey {
+            hash: envelope::key_hash(&bytes),
+            bytes,
+        }
     }
 
     pub(crate) fn notice(&self, operation: Operation, id: &Id) -> Notice {
@@ -62,12 +65,17 @@ impl<V> Shared<V> {
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
             keys: vec![&id.encoded],
         };
-        Notice { channel: self.channel.clone(), message: message.to_bytes().into() }
+        Notice {
+            channel: self.channel.clone(),
+            message: message.to_bytes().into(),
+        }
     }
 
     /// The server's clock; without it no record can be read or written.
     pub(crate) fn now_ms(&self) -> Result<u64, RemoteError> {
-        self.tier.now_ms().ok_or_else(|| RemoteError::new(RemoteKind::Unreachable, "read the clock"))
+        self.tier
+            .now_ms()
+            .ok_or_else(|| RemoteError::new(RemoteKind::Unreachable, "read the clock"))
     }
 
     pub(crate) fn codec_id(&self) -> u8 {

@@ -73,7 +73,11 @@ const SWEEP_FROM: usize = 1024;
 
 impl Store {
     fn get(&mut self, key: &[u8], now: Instant) -> Option<&mut Stored> {
-        if self.records.get(key).is_some_and(|stored| stored.until <= now) {
+        if self
+            .records
+            .get(key)
+            .is_some_and(|stored| stored.until <= now)
+        {
             self.records.remove(key);
         }
         self.records.get_mut(key)
@@ -85,12 +89,19 @@ impl Store {
             self.sweep_at = self.records.len() * 2;
         }
         let until = ttl::deadline(now, Duration::from_millis(ttl_ms));
-        self.records.insert(key.clone(), Stored { bytes: bytes.into(), until });
+        self.records.insert(
+            key.clone(),
+            Stored {
+                bytes: bytes.into(),
+                until,
+            },
+        );
     }
 
     /// The record that still has this head.
     fn with_head(&mut self, key: &[u8], head: Head, now: Instant) -> Option<&mut Stored> {
-        self.get(key, now).filter(|stored| stored.bytes.get(..HEAD) == Some(&head))
+        self.get(key, now)
+            .filter(|stored| stored.bytes.get(..HEAD) == Some(&head))
     }
 }
 
@@ -133,7 +144,13 @@ impl InProcess {
     /// How many records are held that have not expired: values, absences, leases and marks.
     pub fn len(&self) -> usize {
         let now = Instant::now();
-        self.shared.store.lock().records.values().filter(|stored| stored.until > now).count()
+        self.shared
+            .store
+            .lock()
+            .records
+            .values()
+            .filter(|stored| stored.until > now)
+            .count()
     }
 
     /// Whether nothing is held.
@@ -151,12 +168,21 @@ impl InProcess {
 
     pub(crate) fn now_ms(&self) -> Option<u64> {
         let since = self.shared.started.elapsed();
-        Some(self.shared.started_ms.saturating_add(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)))
+        Some(
+            self.shared
+                .started_ms
+                .saturating_add(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+        )
     }
 
     pub(crate) fn listen(&self, channel: &Bytes, listener: Weak<dyn Listener>) {
         let strong = listener.upgrade();
-        self.shared.listeners.lock().entry(channel.clone()).or_default().push(listener);
+        self.shared
+            .listeners
+            .lock()
+            .entry(channel.clone())
+            .or_default()
+            .push(listener);
         if let Some(listener) = strong {
             listener.on_up();
         }
@@ -173,7 +199,10 @@ impl InProcess {
     }
 
     pub(crate) async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
-        self.run("get", |store, now| store.get(key, now).map(|stored| stored.bytes.clone())).await
+        self.run("get", |store, now| {
+            store.get(key, now).map(|stored| stored.bytes.clone())
+        })
+        .await
     }
 
     pub(crate) async fn acquire(
@@ -210,21 +239,36 @@ impl InProcess {
         ttl_ms: u64,
         wake: Notice,
     ) -> Result<bool, RemoteError> {
-        self.finish("replace", key, head, wake, |store, now| store.set(key, record, ttl_ms, now)).await
-    }
-
-    pub(crate) async fn renew(&self, key: &Bytes, head: Head, ttl_ms: u64) -> Result<bool, RemoteError> {
-        self.run("renew", |store, now| match store.with_head(key, head, now) {
-            Some(stored) => {
-                stored.until = ttl::deadline(now, Duration::from_millis(ttl_ms));
-                true
-            }
-            None => false,
+        self.finish("replace", key, head, wake, |store, now| {
+            store.set(key, record, ttl_ms, now)
         })
         .await
     }
 
-    pub(crate) async fn release(&self, key: &Bytes, head: Head, wake: Notice) -> Result<bool, RemoteError> {
+    pub(crate) async fn renew(
+        &self,
+        key: &Bytes,
+        head: Head,
+        ttl_ms: u64,
+    ) -> Result<bool, RemoteError> {
+        self.run("renew", |store, now| {
+            match store.with_head(key, head, now) {
+                Some(stored) => {
+                    stored.until = ttl::deadline(now, Duration::from_millis(ttl_ms));
+                    true
+                }
+                None => false,
+            }
+        })
+        .await
+    }
+
+    pub(crate) async fn release(
+        &self,
+        key: &Bytes,
+        head: Head,
+        wake: Notice,
+    ) -> Result<bool, RemoteError> {
         self.finish("release", key, head, wake, |store, _| {
             store.records.remove(key);
         })
@@ -278,7 +322,10 @@ impl InProcess {
     }
 
     /// Carries out one operation, atomically.
-    #[cfg_attr(not(test), expect(clippy::unused_async, reason = "tests stop it at a gate"))]
+    #[cfg_attr(
+        not(test),
+        expect(clippy::unused_async, reason = "tests stop it at a gate")
+    )]
     async fn run<T>(
         &self,
         operation: &'static str,
@@ -297,7 +344,11 @@ impl InProcess {
     /// Who is to be told. Taken under the store's lock, in the order of execution; told after it.
     fn publish(&self, notice: &Notice) -> Delivery {
         let listeners = self.shared.listeners.lock();
-        Delivery(listeners.get(&notice.channel).map(|here| here.iter().filter_map(Weak::upgrade).collect()))
+        Delivery(
+            listeners
+                .get(&notice.channel)
+                .map(|here| here.iter().filter_map(Weak::upgrade).collect()),
+        )
     }
 }
 
@@ -313,7 +364,9 @@ impl Delivery {
 
 impl fmt::Debug for InProcess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InProcess").field("records", &self.len()).finish_non_exhaustive()
+        f.debug_struct("InProcess")
+            .field("records", &self.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -356,13 +409,29 @@ impl InProcess {
     }
 
     /// Lets the next such operation fail.
-    pub(crate) fn fail(&self, operation: &'static str, when: When, error: crate::error::RemoteKind) {
+    pub(crate) fn fail(
+        &self,
+        operation: &'static str,
+        when: When,
+        error: crate::error::RemoteKind,
+    ) {
         self.put(operation, when, Some(error)).open();
     }
 
-    fn put(&self, operation: &'static str, when: When, error: Option<crate::error::RemoteKind>) -> Gate {
+    fn put(
+        &self,
+        operation: &'static str,
+        when: When,
+        error: Option<crate::error::RemoteKind>,
+    ) -> Gate {
         let semaphore = || Arc::new(tokio::sync::Semaphore::new(0));
-        let gate = Gate { operation, when, arrived: semaphore(), open: semaphore(), error };
+        let gate = Gate {
+            operation,
+            when,
+            arrived: semaphore(),
+            open: semaphore(),
+            error,
+        };
         self.shared.gates.lock().push(gate.clone());
         gate
     }
@@ -370,7 +439,9 @@ impl InProcess {
     async fn pass(&self, operation: &'static str, when: When) -> Result<(), RemoteError> {
         let gate = {
             let mut gates = self.shared.gates.lock();
-            let at = gates.iter().position(|gate| gate.operation == operation && gate.when == when);
+            let at = gates
+                .iter()
+                .position(|gate| gate.operation == operation && gate.when == when);
             at.map(|at| gates.remove(at))
         };
         let Some(gate) = gate else { return Ok(()) };
@@ -384,12 +455,39 @@ impl InProcess {
 
     /// The raw record under a key, as somebody with other tools would see it.
     pub(crate) fn raw(&self, key: &[u8]) -> Option<Bytes> {
-        self.shared.store.lock().get(key, Instant::now()).map(|stored| stored.bytes.clone())
+        self.shared
+            .store
+            .lock()
+            .get(key, Instant::now())
+            .map(|stored| stored.bytes.clone())
+    }
+
+    /// Nobody hears anything any more.
+    pub(crate) fn mute(&self) {
+        self.shared.listeners.lock().clear();
+    }
+
+    /// Every key with the kind of its record.
+    pub(crate) fn kinds(&self) -> Vec<(Bytes, Option<envelope::Kind>)> {
+        let now = Instant::now();
+        let store = self.shared.store.lock();
+        let live = store
+            .records
+            .iter()
+            .filter(|(_, stored)| stored.until > now);
+        live.map(|(key, stored)| {
+            let parsed = envelope::Header::parse(&stored.bytes, envelope::key_hash(key));
+            (key.clone(), parsed.ok().map(|(header, _)| header.kind))
+        })
+        .collect()
     }
 
     pub(crate) fn set_raw(&self, key: &[u8], bytes: &[u8], ttl_ms: u64) {
         let key = Bytes::copy_from_slice(key);
-        self.shared.store.lock().set(&key, bytes.to_vec(), ttl_ms, Instant::now());
+        self.shared
+            .store
+            .lock()
+            .set(&key, bytes.to_vec(), ttl_ms, Instant::now());
     }
 
     pub(crate) fn delete_raw(&self, key: &[u8]) {

@@ -69,7 +69,12 @@ impl<'a> Message<'a> {
             keys.push(key);
             rest = tail;
         }
-        (!keys.is_empty()).then_some(Self { operation, origin, sequence, keys })
+        (!keys.is_empty()).then_some(Self {
+            operation,
+            origin,
+            sequence,
+            keys,
+        })
     }
 }
 
@@ -104,7 +109,12 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        let message = Message { operation: Operation::Wake, origin: [1; 16], sequence: 1, keys: vec![b"42"] };
+        let message = Message {
+            operation: Operation::Wake,
+            origin: [1; 16],
+            sequence: 1,
+            keys: vec![b"42"],
+        };
         let bytes = message.to_bytes();
         assert!(Message::parse(&bytes).is_some());
         for (at, value) in [(0, 2), (1, 0), (1, 9)] {
@@ -113,6 +123,10 @@ mod tests {
             assert_eq!(Message::parse(&other), None);
         }
         assert_eq!(Message::parse(&bytes[..FIXED]), None, "no keys");
-        assert_eq!(Message::parse(&bytes[..bytes.len() - 1]), None, "half a key");
+        assert_eq!(
+            Message::parse(&bytes[..bytes.len() - 1]),
+            None,
+            "half a key"
+        );
     }
 }

@@ -129,12 +129,22 @@ impl Tier {
     }
 
     /// Lets the lease with this head live longer. `false`: it is lost.
-    pub(crate) async fn renew(&self, key: &Bytes, head: Head, ttl_ms: u64) -> Result<bool, RemoteError> {
+    pub(crate) async fn renew(
+        &self,
+        key: &Bytes,
+        head: Head,
+        ttl_ms: u64,
+    ) -> Result<bool, RemoteError> {
         each!(self, tier => tier.renew(key, head, ttl_ms).await)
     }
 
     /// Drops the lease with this head and wakes its waiters. `false`: it was not there any more.
-    pub(crate) async fn release(&self, key: &Bytes, head: Head, wake: Notice) -> Result<bool, RemoteError> {
+    pub(crate) async fn release(
+        &self,
+        key: &Bytes,
+        head: Head,
+        wake: Notice,
+    ) -> Result<bool, RemoteError> {
         each!(self, tier => tier.release(key, head, wake).await)
     }
 

@@ -85,7 +85,11 @@ impl RedisBuilder {
 
     pub(super) fn check(&self) -> Result<Config, BuildError> {
         let out_of_range = |setter, value: String, allowed| {
-            Err(BuildError::OutOfRange { setter, value, allowed })
+            Err(BuildError::OutOfRange {
+                setter,
+                value,
+                allowed,
+            })
         };
         let fits = (1..=100).contains(&self.prefix.len());
         if !fits || !self.prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -93,7 +97,10 @@ impl RedisBuilder {
             return out_of_range("prefix", format!("{:?}", self.prefix), allowed);
         }
         let sensible = Duration::from_millis(1)..=Duration::from_secs(60);
-        for (setter, timeout) in [("timeout", self.timeout), ("connect_timeout", self.connect_timeout)] {
+        for (setter, timeout) in [
+            ("timeout", self.timeout),
+            ("connect_timeout", self.connect_timeout),
+        ] {
             if !sensible.contains(&timeout) {
                 return out_of_range(setter, format!("{timeout:?}"), "1 ms to 60 s");
             }
@@ -101,8 +108,9 @@ impl RedisBuilder {
         if !(1..=64).contains(&self.connections) {
             return out_of_range("connections", self.connections.to_string(), "1 to 64");
         }
-        Config::from_url(&self.url)
-            .map_err(|error| BuildError::Url { reason: error.details().to_owned() })
+        Config::from_url(&self.url).map_err(|error| BuildError::Url {
+            reason: error.details().to_owned(),
+        })
     }
 }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fred::clients::Client;
-use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
 use fred::error::Error as FredError;
+use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
 use fred::types::Message;
 use fred::types::config::Server;
 use tokio::sync::broadcast::Receiver;
@@ -59,7 +59,12 @@ impl Ears {
 
 /// `connects`: whether the connection is still to be made.
 pub(super) async fn run(shared: Weak<Shared>, client: Client, ears: Ears, connects: bool) {
-    let Ears { mut messages, mut connected, mut failed, mut orders } = ears;
+    let Ears {
+        mut messages,
+        mut connected,
+        mut failed,
+        mut orders,
+    } = ears;
     let connection = connects.then(|| client.connect());
     let mut up = false;
     let mut retry = false;
@@ -79,7 +84,9 @@ pub(super) async fn run(shared: Weak<Shared>, client: Client, ears: Ears, connec
             },
             () = tokio::time::sleep(RETRY), if retry => Event::Connected,
         };
-        let Some(shared) = shared.upgrade() else { break };
+        let Some(shared) = shared.upgrade() else {
+            break;
+        };
         match event {
             Event::Message(message) => {
                 let bytes = message.value.as_bytes().unwrap_or_default();
@@ -117,7 +124,8 @@ pub(super) async fn run(shared: Weak<Shared>, client: Client, ears: Ears, connec
             }
             Event::Order(Order::Subscribe(_)) => {}
             // Somebody may have begun to listen to it again.
-            Event::Order(Order::Unsubscribe(channel)) if shared.listeners.lock().contains_key(&channel) => {}
+            Event::Order(Order::Unsubscribe(channel))
+                if shared.listeners.lock().contains_key(&channel) => {}
             Event::Order(Order::Unsubscribe(channel)) => {
                 if let Ok(channel) = String::from_utf8(channel.to_vec()) {
                     let _ = client.unsubscribe(channel).await;
@@ -141,8 +149,10 @@ enum Event {
 impl Shared {
     /// Subscribes and waits for the server's confirmation.
     async fn subscribe(&self, client: &Client, channels: &[Bytes]) -> bool {
-        let channels: Vec<String> =
-            channels.iter().filter_map(|channel| String::from_utf8(channel.to_vec()).ok()).collect();
+        let channels: Vec<String> = channels
+            .iter()
+            .filter_map(|channel| String::from_utf8(channel.to_vec()).ok())
+            .collect();
         let client = client.with_options(&self.options);
         if !channels.is_empty() && client.subscribe(channels).await.is_err() {
             return false;
@@ -176,15 +186,30 @@ impl Shared {
     }
 
     fn waits_for(&self, channel: &[u8]) -> bool {
-        self.listeners.lock().get(channel).into_iter().flatten().any(|subscriber| !subscriber.up)
+        self.listeners
+            .lock()
+            .get(channel)
+            .into_iter()
+            .flatten()
+            .any(|subscriber| !subscriber.up)
     }
 
     fn on(&self, channel: &[u8]) -> Vec<Arc<dyn Listener>> {
         let listeners = self.listeners.lock();
-        listeners.get(channel).into_iter().flatten().filter_map(|one| one.listener.upgrade()).collect()
+        listeners
+            .get(channel)
+            .into_iter()
+            .flatten()
+            .filter_map(|one| one.listener.upgrade())
+            .collect()
     }
 
     fn all(&self) -> Vec<Arc<dyn Listener>> {
-        self.listeners.lock().values().flatten().filter_map(|one| one.listener.upgrade()).collect()
+        self.listeners
+            .lock()
+            .values()
+            .flatten()
+            .filter_map(|one| one.listener.upgrade())
+            .collect()
     }
 }

@@ -19,7 +19,10 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn new() -> Self {
-        Self { zero: Instant::now(), offset_ms: AtomicI64::new(UNKNOWN) }
+        Self {
+            zero: Instant::now(),
+            offset_ms: AtomicI64::new(UNKNOWN),
+        }
     }
 
     pub(super) fn now_ms(&self) -> Option<u64> {
@@ -39,7 +42,8 @@ impl Clock {
     pub(super) fn learn(&self, asked: Instant, server: Duration) {
         let middle = asked.saturating_duration_since(self.zero) + asked.elapsed() / 2;
         let ms = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-        self.offset_ms.store(ms(server).saturating_sub(ms(middle)), Ordering::Relaxed);
+        self.offset_ms
+            .store(ms(server).saturating_sub(ms(middle)), Ordering::Relaxed);
     }
 }
 

@@ -133,22 +133,39 @@ impl Redis {
         let connected = |error| remote("connect", error);
         let pool = redis.shared.pool.init().await.map_err(connected)?;
         let bus = redis.shared.bus.init().await.map_err(connected)?;
-        redis.shared.tasks.lock().extend([pool.abort_handle(), bus.abort_handle()]);
+        redis
+            .shared
+            .tasks
+            .lock()
+            .extend([pool.abort_handle(), bus.abort_handle()]);
         redis.shared.learn_time().await?;
         redis.start();
         Ok(redis)
     }
 
-    fn from_config(settings: &RedisBuilder, mut config: Config, fail_fast: bool) -> Result<Self, BuildError> {
+    fn from_config(
+        settings: &RedisBuilder,
+        mut config: Config,
+        fail_fast: bool,
+    ) -> Result<Self, BuildError> {
         // Whether the first failure to connect is final.
         config.fail_fast = fail_fast;
-        let url = |error: FredError| BuildError::Url { reason: error.details().to_owned() };
+        let url = |error: FredError| BuildError::Url {
+            reason: error.details().to_owned(),
+        };
         let mut builder = Builder::from_config(config.clone());
-        builder.set_policy(reconnect()).set_connection_config(connection(settings));
+        builder
+            .set_policy(reconnect())
+            .set_connection_config(connection(settings));
         let pool = builder.build_pool(settings.connections).map_err(url)?;
         let mut bus = Builder::from_config(config);
         bus.set_connection_config(connection(settings));
-        Ok(Self::assemble(settings, pool, true, bus_client(bus, fail_fast)))
+        Ok(Self::assemble(
+            settings,
+            pool,
+            true,
+            bus_client(bus, fail_fast),
+        ))
     }
 
     fn assemble(settings: &RedisBuilder, pool: Pool, owns_pool: bool, bus: Client) -> Self {
@@ -184,7 +201,9 @@ impl Redis {
         if shared.started.get().is_some() {
             return;
         }
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
         if shared.started.set(Instant::now()).is_err() {
             return;
         }
@@ -194,9 +213,19 @@ impl Redis {
         // `connect` has done so already.
         let connects = !shared.clock.is_known();
         if shared.owns_pool && connects {
-            tasks.extend(shared.pool.connect_pool().iter().map(tokio::task::JoinHandle::abort_handle));
+            tasks.extend(
+                shared
+                    .pool
+                    .connect_pool()
+                    .iter()
+                    .map(tokio::task::JoinHandle::abort_handle),
+            );
         }
-        tasks.push(runtime.spawn(keep_time(Arc::downgrade(shared), connected, failed)).abort_handle());
+        tasks.push(
+            runtime
+                .spawn(keep_time(Arc::downgrade(shared), connected, failed))
+                .abort_handle(),
+        );
         if let Some(ears) = shared.ears.lock().take() {
             let bus = bus::run(Arc::downgrade(shared), shared.bus.clone(), ears, connects);
             tasks.push(runtime.spawn(bus).abort_handle());
@@ -207,7 +236,9 @@ impl Redis {
     /// after the start.
     async fn settle(&self) {
         let shared = &self.shared;
-        let Some(started) = shared.started.get() else { return };
+        let Some(started) = shared.started.get() else {
+            return;
+        };
         let until = *started + shared.timeout;
         while !shared.clock.is_known() {
             let changed = shared.changed.notified();
@@ -241,9 +272,20 @@ impl Redis {
 
     pub(crate) fn listen(&self, channel: &Bytes, listener: Weak<dyn Listener>) {
         self.start();
-        let subscriber = bus::Subscriber { listener, up: false };
-        self.shared.listeners.lock().entry(channel.clone()).or_default().push(subscriber);
-        let _ = self.shared.orders.send(bus::Order::Subscribe(channel.clone()));
+        let subscriber = bus::Subscriber {
+            listener,
+            up: false,
+        };
+        self.shared
+            .listeners
+            .lock()
+            .entry(channel.clone())
+            .or_default()
+            .push(subscriber);
+        let _ = self
+            .shared
+            .orders
+            .send(bus::Order::Subscribe(channel.clone()));
     }
 
     pub(crate) fn unlisten(&self, channel: &Bytes) {
@@ -252,7 +294,10 @@ impl Redis {
             here.retain(|subscriber| subscriber.listener.strong_count() > 0);
             if here.is_empty() {
                 listeners.remove(channel);
-                let _ = self.shared.orders.send(bus::Order::Unsubscribe(channel.clone()));
+                let _ = self
+                    .shared
+                    .orders
+                    .send(bus::Order::Unsubscribe(channel.clone()));
             }
         }
     }
@@ -260,7 +305,11 @@ impl Redis {
     pub(crate) async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
         self.ready().await;
         let command = CustomCommand::new_static("GET", ClusterHash::FirstKey, false);
-        self.shared.client().custom(command, vec![key.clone()]).await.map_err(|error| remote("read", error))
+        self.shared
+            .client()
+            .custom(command, vec![key.clone()])
+            .await
+            .map_err(|error| remote("read", error))
     }
 
     pub(crate) async fn acquire(
@@ -270,9 +319,18 @@ impl Redis {
         ttl_ms: u64,
         replacing: Option<&[u8]>,
     ) -> Result<Acquired, RemoteError> {
-        let (may, head) = replacing.map_or(("0", Bytes::new()), |head| ("1", Bytes::copy_from_slice(head)));
-        let args = [bytes(lease), number(ttl_ms), Value::from_static_str(may), head.into()];
-        let reply = self.run("acquire a lease", &scripts::ACQUIRE, key, args).await?;
+        let (may, head) = replacing.map_or(("0", Bytes::new()), |head| {
+            ("1", Bytes::copy_from_slice(head))
+        });
+        let args = [
+            bytes(lease),
+            number(ttl_ms),
+            Value::from_static_str(may),
+            head.into(),
+        ];
+        let reply = self
+            .run("acquire a lease", &scripts::ACQUIRE, key, args)
+            .await?;
         let mut reply = reply.into_array().into_iter();
         let answer = match (reply.next().and_then(|code| code.as_u64()), reply.next()) {
             (Some(0), _) => Some(Acquired::Granted),
@@ -280,7 +338,9 @@ impl Redis {
             (Some(2), Some(record)) => record.convert().ok().map(Acquired::Record),
             _ => None,
         };
-        answer.ok_or_else(|| RemoteError::because(RemoteKind::Refused, "acquire a lease", "unexpected reply"))
+        answer.ok_or_else(|| {
+            RemoteError::because(RemoteKind::Refused, "acquire a lease", "unexpected reply")
+        })
     }
 
     pub(crate) async fn replace(
@@ -291,25 +351,48 @@ impl Redis {
         ttl_ms: u64,
         wake: Notice,
     ) -> Result<bool, RemoteError> {
-        let args =
-            [head_value(head), bytes(record), number(ttl_ms), wake.channel.into(), wake.message.into()];
-        self.run("fill", &scripts::REPLACE, key, args).await.map(|reply| reply.as_u64() == Some(1))
+        let args = [
+            head_value(head),
+            bytes(record),
+            number(ttl_ms),
+            wake.channel.into(),
+            wake.message.into(),
+        ];
+        self.run("fill", &scripts::REPLACE, key, args)
+            .await
+            .map(|reply| reply.as_u64() == Some(1))
     }
 
-    pub(crate) async fn renew(&self, key: &Bytes, head: Head, ttl_ms: u64) -> Result<bool, RemoteError> {
+    pub(crate) async fn renew(
+        &self,
+        key: &Bytes,
+        head: Head,
+        ttl_ms: u64,
+    ) -> Result<bool, RemoteError> {
         let args = [head_value(head), number(ttl_ms)];
-        self.run("renew a lease", &scripts::RENEW, key, args).await.map(|reply| reply.as_u64() == Some(1))
+        self.run("renew a lease", &scripts::RENEW, key, args)
+            .await
+            .map(|reply| reply.as_u64() == Some(1))
     }
 
-    pub(crate) async fn release(&self, key: &Bytes, head: Head, wake: Notice) -> Result<bool, RemoteError> {
+    pub(crate) async fn release(
+        &self,
+        key: &Bytes,
+        head: Head,
+        wake: Notice,
+    ) -> Result<bool, RemoteError> {
         let args = [head_value(head), wake.channel.into(), wake.message.into()];
-        self.run("release a lease", &scripts::RELEASE, key, args).await.map(|reply| reply.as_u64() == Some(1))
+        self.run("release a lease", &scripts::RELEASE, key, args)
+            .await
+            .map(|reply| reply.as_u64() == Some(1))
     }
 
     pub(crate) async fn invalidate(&self, key: &Bytes, notice: Notice) -> Result<(), RemoteError> {
         self.ready().await;
         let args = [notice.channel.into(), notice.message.into()];
-        self.run("invalidate", &scripts::INVALIDATE, key, args).await.map(drop)
+        self.run("invalidate", &scripts::INVALIDATE, key, args)
+            .await
+            .map(drop)
     }
 
     pub(crate) async fn insert(
@@ -319,8 +402,15 @@ impl Redis {
         ttl_ms: u64,
         notice: Notice,
     ) -> Result<(), RemoteError> {
-        let args = [bytes(record), number(ttl_ms), notice.channel.into(), notice.message.into()];
-        self.run("insert", &scripts::INSERT, key, args).await.map(drop)
+        let args = [
+            bytes(record),
+            number(ttl_ms),
+            notice.channel.into(),
+            notice.message.into(),
+        ];
+        self.run("insert", &scripts::INSERT, key, args)
+            .await
+            .map(drop)
     }
 
     /// Runs a script on the node of its key. A node that does not know it (a new one, or after
@@ -340,9 +430,14 @@ impl Redis {
             all
         };
         let client = self.shared.client();
-        match client.custom(command("EVALSHA"), with(script.sha.as_str().into())).await {
+        match client
+            .custom(command("EVALSHA"), with(script.sha.as_str().into()))
+            .await
+        {
             Err(error) if error.details().starts_with("NOSCRIPT") => {
-                client.custom(command("EVAL"), with(Value::from_static_str(script.body))).await
+                client
+                    .custom(command("EVAL"), with(Value::from_static_str(script.body)))
+                    .await
             }
             result => result,
         }
@@ -364,9 +459,16 @@ impl Shared {
             .await
             .map_err(|error| remote("read the clock", error))?;
         let [seconds, micros] = reply[..] else {
-            return Err(RemoteError::because(RemoteKind::Refused, "read the clock", "unexpected reply"));
+            return Err(RemoteError::because(
+                RemoteKind::Refused,
+                "read the clock",
+                "unexpected reply",
+            ));
         };
-        self.clock.learn(asked, Duration::from_secs(seconds) + Duration::from_micros(micros));
+        self.clock.learn(
+            asked,
+            Duration::from_secs(seconds) + Duration::from_micros(micros),
+        );
         self.settled();
         Ok(())
     }
@@ -403,9 +505,15 @@ async fn keep_time(
 ) {
     loop {
         let every = {
-            let Some(shared) = shared.upgrade() else { return };
+            let Some(shared) = shared.upgrade() else {
+                return;
+            };
             let _ = shared.learn_time().await;
-            if shared.clock.is_known() { CLOCK_EVERY } else { CLOCK_RETRY }
+            if shared.clock.is_known() {
+                CLOCK_EVERY
+            } else {
+                CLOCK_RETRY
+            }
         };
         tokio::select! {
             event = connected.recv() => {
@@ -438,7 +546,10 @@ fn connection(settings: &RedisBuilder) -> ConnectionConfig {
         internal_command_timeout: settings.connect_timeout,
         max_command_attempts: 1,
         reconnect_on_auth_error: true,
-        tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },
+        tcp: TcpConfig {
+            nodelay: Some(true),
+            ..TcpConfig::default()
+        },
         ..ConnectionConfig::default()
     }
 }
