@@ -1,17 +1,120 @@
-//! tidegate
+//! A cache-aside layer that a service wraps around its database calls: an in-process tier (L1, moka)
+//! over a shared tier (L2, Redis or Valkey) over the source of truth, behind a [`Loader`].
+//!
+//! However many tasks in however many processes want one key at once, the source sees one load. And
+//! once [`invalidate`](Cache::invalidate) has returned, no value that was loaded before it is ever
+//! stored again.
+//!
+//! ```
+//! use std::time::Duration;
+//! use serde::{Deserialize, Serialize};
+//! use tidegate::{Cache, InProcess, Loaded, Loader};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct User { name: String }
+//!
+//! struct Users; // would hold a pool of database connections
+//!
+//! impl Loader for Users {
+//!     type Key = u64;
+//!     type Value = User;
+//!     type Error = std::io::Error;
+//!
+//!     async fn load(&self, id: &u64) -> Result<Loaded<User>, std::io::Error> {
+//!         let row = (*id == 42).then(|| User { name: "Ada".into() }); // SELECT … WHERE id = …
+//!         Ok(row.into()) // None becomes a negative entry
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let shared = InProcess::new(); // in production: Redis::connect("redis://…").await?
+//! let users = Cache::builder("users", Users)
+//!     .ttl(Duration::from_secs(300))
+//!     .l2(shared)
+//!     .build()?;
+//!
+//! let ada = users.get(&42).await?;
+//! assert_eq!(ada.map(|user| user.name.clone()).as_deref(), Some("Ada"));
+//! assert!(users.get(&43).await?.is_none());
+//!
+//! // UPDATE users SET … ; COMMIT; and only then:
+//! users.invalidate(&42).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Contents
+//!
+//! - [`Loader`], [`Loaded`], [`loader_fn`]: your way to the source of truth.
+//! - [`Cache`] and [`CacheBuilder`]: look-ups, changes, settings with their defaults.
+//! - [`CacheKey`]: what names an entry, and how it reads in Redis.
+//! - [`Redis`] and [`InProcess`]: the shared tiers. [`Codec`]: how values get there.
+//! - [`Error`], [`RemoteError`], [`BuildError`]: who has to act on what.
+//! - [`Stats`]: counters, with their counting rule.
+//! - [`guide::architecture`]: how it works, with the read path as a picture.
+//!
+//! # What it promises
+//!
+//! - **One load per process**: callers of one key join the load that runs and share its value or its
+//!   error. **One load per fleet**: while the shared tier answers and the process that loads lives;
+//!   a process that dies is replaced within one [`lease_ttl`](CacheBuilder::lease_ttl).
+//! - **No stale fill**: after `invalidate` returned `Ok`, no value whose load began before is stored,
+//!   in L2 or in this process's L1; in other processes' L1 it is gone as soon as one message is
+//!   processed. A `get` that begins after never joins a load that began before. The same holds for
+//!   `insert`.
+//! - **Redis trouble is not request trouble**: no `get` fails because of Redis, or waits for it longer
+//!   than its [`timeout`](crate::RedisBuilder::timeout).
+//! - **Callers are independent**: dropping one at any await point neither ends nor repeats a load. A
+//!   panic in a loader is an error for those who wait. A load that hangs is cut off.
+//! - **The source is protected**: [`max_concurrent_loads`](CacheBuilder::max_concurrent_loads) bounds
+//!   loads; a failed one is not repeated for [`error_backoff`](CacheBuilder::error_backoff).
+//! - **Bad bytes are a miss**: corrupt, foreign, too large, of another version: counted and replaced.
+//! - **Absence is a value**: "not found" is kept, with its own TTL and in its own budget.
+//! - **A hit costs a hit**: an L1 hit allocates nothing, takes no lock of ours and does no I/O. An L2
+//!   hit is one command. A miss is three.
+//!
+//! # What it is not for
+//!
+//! - **A store**: everything in it may be gone at any moment. Sessions that exist nowhere else belong
+//!   in a database.
+//! - **Strict consistency**: another process may answer the old value for the moment that a message
+//!   takes. Balances that must be exact are read from the database.
+//! - **Write order**: two `insert`s of one key race as two writers to any cache do. Invalidate after
+//!   the commit instead.
+//! - **Runtimes other than tokio.**
+//!
+//! # Features
+//!
+//! All are additive.
+//!
+//! | feature | default | what it brings |
+//! |---|---|---|
+//! | `redis` | yes | [`Redis`], through the crate fred; without it the tree is half as large |
+//! | `bincode` | yes | [`Bincode`], the default codec; the crate bincode is no longer maintained (RUSTSEC-2025-0141) |
+//! | `json` | | [`Json`], through serde_json |
+//! | `uuid` | | [`CacheKey`] for `uuid::Uuid` |
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub use builder::CacheBuilder;
 pub use cache::Cache;
 #[cfg(feature = "bincode")]
+#[cfg_attr(docsrs, doc(cfg(feature = "bincode")))]
 pub use codec::Bincode;
 #[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use codec::Json;
 pub use codec::{Codec, CodecError};
 pub use entry::{Entry, Freshness, Source};
 pub use error::{BoxError, BuildError, Error, RemoteError};
 #[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+#[doc(no_inline)]
 pub use fred;
 pub use key::{CacheKey, KeyBuf};
 #[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use l2::redis::{Redis, RedisBuilder};
 pub use l2::{InProcess, SharedTier};
 pub use loader::{CacheFor, Loaded, Loader, loader_fn};
@@ -24,9 +127,57 @@ mod config;
 mod engine;
 mod entry;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
+pub mod guide;
 mod key;
 mod l1;
 mod l2;
 mod loader;
 mod stats;
 mod ttl;
+
+/// The README, compiled: its code must work.
+#[cfg(all(doctest, feature = "redis", feature = "bincode"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+/// What users rely on without naming it: handles cross threads, futures are `Send`.
+#[cfg(test)]
+mod assertions {
+    use super::*;
+
+    fn handle<T: Send + Sync + Clone + std::fmt::Debug + Unpin + 'static>() {}
+    fn error<T: std::error::Error + Send + Sync + 'static>() {}
+    fn future<T: Send>(_: &T) {}
+
+    #[test]
+    fn public_types_can_be_shared_and_public_futures_sent() {
+        // A value that is neither `Clone` nor `Debug`.
+        struct Opaque;
+        handle::<Cache<String, u8, BoxError>>();
+        handle::<InProcess>();
+        handle::<Stats>();
+        handle::<Entry<u8>>();
+        #[cfg(feature = "redis")]
+        handle::<Redis>();
+        error::<Error<BoxError>>();
+        error::<Error>();
+        error::<RemoteError>();
+        error::<BuildError>();
+        error::<CodecError>();
+        let load = loader_fn(|_: String| async { Ok::<_, BoxError>(Loaded::found(Opaque)) });
+        let cache = Cache::builder("opaque", load)
+            .build()
+            .expect("sound settings");
+        future(&cache.get("key"));
+        future(&cache.get_entry("key"));
+        future(&cache.insert("key".to_owned(), Opaque));
+        future(&cache.invalidate("key"));
+        future(&cache.invalidate_many(&[]));
+        future(&cache.close());
+        #[cfg(feature = "redis")]
+        future(&Redis::connect("redis://127.0.0.1:1"));
+    }
+}

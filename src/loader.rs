@@ -124,7 +124,8 @@ impl<V> From<Option<V>> for Loaded<V> {
 }
 
 /// Makes a [`Loader`] from a closure that takes the key by value and answers a value, an option, or
-/// a [`Loaded`].
+/// a [`Loaded`]. Because it may be any of the three, the compiler wants to be told the type of the
+/// cache's value somewhere, as here:
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

@@ -25,10 +25,10 @@ use crate::ttl;
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use tidegate::{Cache, InProcess, Loaded, Source, loader_fn};
+/// use tidegate::{BuildError, Cache, InProcess, Loaded, Source, loader_fn};
 ///
 /// let shared = InProcess::new();
-/// let node = || {
+/// let node = || -> Result<Cache<u64, String, std::io::Error>, BuildError> {
 ///     let load = loader_fn(|id: u64| async move {
 ///         Ok::<_, std::io::Error>(Loaded::found(format!("user {id}")))
 ///     });

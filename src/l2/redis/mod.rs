@@ -58,7 +58,7 @@ const CLOCK_RETRY: Duration = Duration::from_millis(200);
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 /// let redis = Redis::connect("redis://127.0.0.1:6379").await?;
 /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Loaded::found(id)) });
-/// let users = Cache::builder("users", load).l2(redis.clone()).build()?;
+/// let users: Cache<u64, u64, std::io::Error> = Cache::builder("users", load).l2(redis.clone()).build()?;
 /// # Ok(())
 /// # }
 /// ```

@@ -1,0 +1,10 @@
+//! Any bytes as a record, as a payload and as a message: none panics, none allocates without bound.
+//!
+//! ```text
+//! cargo install cargo-fuzz
+//! RUSTC_BOOTSTRAP=1 cargo fuzz run record -- -max_total_time=60
+//! ```
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tidegate::fuzzing::any_bytes(bytes));

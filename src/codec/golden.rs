@@ -1,0 +1,105 @@
+//! Records of every released format, byte for byte: what was written once is read for ever, and
+//! what is written now has not changed.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::envelope::{Header, Kind};
+use super::{Bincode, Codec, Json};
+
+const KEY: &[u8] = b"tidegate:users:42";
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct User {
+    id: u64,
+    name: String,
+    tags: Vec<String>,
+    score: Option<i32>,
+    admin: bool,
+}
+
+fn user() -> User {
+    let tags = vec!["a".to_owned(), "ß".to_owned()];
+    User {
+        id: 42,
+        name: "Ada".to_owned(),
+        tags,
+        score: Some(-7),
+        admin: true,
+    }
+}
+
+fn value(codec: &impl Codec) -> (Header, Vec<u8>) {
+    let mut header = Header::plain(
+        Kind::Value,
+        *b"0123456789abcdef",
+        super::envelope::key_hash(KEY),
+        1_700_000_000_123,
+    );
+    (header.codec, header.schema) = (codec.id(), 3);
+    (header.fresh_ms, header.load_cost_ms) = (300_000, 12);
+    let mut record = Header::reserve();
+    codec.encode(&user(), &mut record).unwrap();
+    header.seal(&mut record);
+    (header, record)
+}
+
+fn plain(kind: Kind, waited_for: bool) -> (Header, Vec<u8>) {
+    let mut header = Header::plain(
+        kind,
+        *b"0123456789abcdef",
+        super::envelope::key_hash(KEY),
+        1_700_000_000_123,
+    );
+    if kind == Kind::Negative {
+        header.fresh_ms = 30_000;
+    }
+    let mut record = header.to_record();
+    record[super::envelope::WAITERS] = u8::from(waited_for);
+    (header, record)
+}
+
+/// Every file, what it holds, and what writes it today.
+fn files() -> Vec<(&'static str, (Header, Vec<u8>))> {
+    vec![
+        ("v1_value_bincode.bin", value(&Bincode)),
+        ("v1_value_json.bin", value(&Json)),
+        ("v1_negative.bin", plain(Kind::Negative, false)),
+        ("v1_lease.bin", plain(Kind::Lease, false)),
+        ("v1_lease_waited_for.bin", plain(Kind::Lease, true)),
+        ("v1_failed.bin", plain(Kind::Failed, false)),
+    ]
+}
+
+fn payloads() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/payloads")
+}
+
+#[test]
+fn records_of_every_released_format_are_read_and_written_as_they_were() {
+    for (name, (header, written)) in files() {
+        let stored =
+            std::fs::read(payloads().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (parsed, payload) = Header::parse(&stored, super::envelope::key_hash(KEY)).unwrap();
+        assert_eq!(parsed, header, "{name}");
+        match parsed.codec {
+            1 => assert_eq!(Bincode.decode::<User>(payload).unwrap(), user()),
+            2 => assert_eq!(Json.decode::<User>(payload).unwrap(), user()),
+            _ => assert!(payload.is_empty()),
+        }
+        assert_eq!(stored, written, "{name} is not what would be written today");
+    }
+}
+
+#[test]
+fn no_file_of_an_old_record_is_left_out() {
+    let named: Vec<_> = files()
+        .into_iter()
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    for file in std::fs::read_dir(payloads()).unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        assert!(named.contains(&name), "{name} is read by no test");
+    }
+}

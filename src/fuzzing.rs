@@ -1,0 +1,39 @@
+//! The decoders, for the fuzz target; compiled under `cfg(fuzzing)` only.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::envelope::{self, HEADER, Header, Kind};
+use crate::codec::{Bincode, Codec, Json};
+use crate::l2::message::Message;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Sample {
+    text: String,
+    bytes: Vec<u8>,
+    numbers: Vec<u64>,
+    units: Option<Box<Sample>>,
+    map: HashMap<String, i32>,
+}
+
+/// Reads bytes as everything that comes from Redis.
+pub fn any_bytes(bytes: &[u8]) {
+    let _ = Message::parse(bytes);
+    let _ = Header::parse(bytes, 7);
+    let _ = envelope::is_lease(bytes);
+    let _ = Bincode.decode::<Sample>(bytes);
+    let _ = Json.decode::<Sample>(bytes);
+    // A sound envelope around anything is taken apart again, and one changed byte is noticed.
+    let header = Header::plain(Kind::Value, [1; 16], 7, 0);
+    let mut record = Header::reserve();
+    record.extend_from_slice(bytes);
+    header.seal(&mut record);
+    let (parsed, payload) = Header::parse(&record, 7).expect("what was sealed is read");
+    assert!(parsed == header && payload == bytes);
+    if let Some((&at, _)) = bytes.split_first() {
+        let at = usize::from(at) % record.len().min(HEADER + bytes.len());
+        record[at] ^= 0x10;
+        assert!(Header::parse(&record, 7).is_err());
+    }
+}

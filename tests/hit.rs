@@ -1,0 +1,59 @@
+//! P10: what an L1 hit costs, counted. A binary of its own, for its allocator counts.
+
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use tidegate::{BoxError, Cache, InProcess, loader_fn};
+
+type Users = Cache<String, String, BoxError>;
+
+fn cache(tier: &InProcess) -> Users {
+    let load = loader_fn(|key: String| async move {
+        Ok::<_, BoxError>((key != "nobody").then(|| format!("user {key}")))
+    });
+    Cache::builder("users", load)
+        .l2(tier.clone())
+        .build()
+        .expect("sound settings")
+}
+
+/// Polls once: a hit is ready at once.
+fn hit(cache: &Users, key: &str) -> bool {
+    let mut get = pin!(cache.get(key));
+    match get.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(found) => found.expect("a hit").is_some(),
+        Poll::Pending => panic!("not a hit"),
+    }
+}
+
+#[test]
+fn an_l1_hit_allocates_nothing_and_asks_nobody() {
+    let tier = InProcess::new();
+    let cache = cache(&tier);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        cache.get("ada").await.expect("loads");
+        cache.get("nobody").await.expect("loads");
+    });
+    let commands = tier.commands();
+    // moka's own housekeeping (every 64th read, or now and then by time) allocates; what is
+    // asserted is what every hit does. So: the fewest of many runs of one hit.
+    for (key, found) in [("ada", true), ("nobody", false)] {
+        let counts: Vec<u64> = (0..1_000)
+            .map(|_| {
+                allocation_counter::measure(|| assert_eq!(hit(&cache, key), found)).count_total
+            })
+            .collect();
+        let clean = counts.iter().filter(|count| **count == 0).count();
+        assert!(
+            clean >= 900,
+            "{clean} of 1,000 hits on {key:?} allocated nothing"
+        );
+    }
+    assert_eq!(tier.commands(), commands);
+    assert_eq!(cache.stats().l1_hits, 2_000);
+}
