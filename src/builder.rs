@@ -381,3 +381,106 @@ impl<L: Loader> fmt::Debug for CacheBuilder<L> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, not(feature = "bincode")))]
+mod tests_without_codec {
+    use super::*;
+    use crate::{BoxError, InProcess, Loaded, loader_fn};
+
+    #[test]
+    fn a_shared_tier_without_a_codec_is_refused() {
+        let load = loader_fn(|_: u64| async { Ok::<_, BoxError>(Loaded::found(String::new())) });
+        let refusal: Result<Cache<u64, String, BoxError>, BuildError> =
+            Cache::builder("n", load).l2(InProcess::new()).build();
+        assert_eq!(refusal.expect_err("refused"), BuildError::NoCodec);
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "bincode")]
+mod tests {
+    use super::*;
+    use crate::{BoxError, InProcess, Loaded, loader_fn};
+
+    type Refusal = Result<Cache<u64, String, BoxError>, BuildError>;
+
+    fn loader() -> impl Loader<Key = u64, Value = String, Error = BoxError> {
+        loader_fn(|_: u64| async { Ok::<_, BoxError>(Loaded::found(String::new())) })
+    }
+
+    macro_rules! refused {
+        ($($setting:ident($($value:expr),*)).+ => $says:expr) => {
+            let refusal: Refusal = Cache::builder("n", loader())$(.$setting($($value),*))+.build();
+            let says: &str = &$says;
+            let text = refusal.expect_err(says).to_string();
+            for part in says.split('|') {
+                assert!(text.contains(part), "{text:?} does not say {part:?}");
+            }
+        };
+    }
+
+    #[test]
+    fn every_incoherent_setting_is_refused_by_name_and_value() {
+        refused!(ttl(Duration::ZERO) => "ttl(0ns)|longer than zero");
+        refused!(l1_ttl(Duration::ZERO) => "l1_ttl(0ns)|longer than zero");
+        refused!(load_timeout(Duration::ZERO) => "load_timeout(0ns)|longer than zero");
+        for (share, text) in [(-0.1, "-0.1"), (1.0, "1.0"), (7.5, "7.5"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
+            refused!(ttl_jitter(share) => format!("ttl_jitter({text})|from 0 to below 1"));
+        }
+        refused!(lease_ttl(Duration::ZERO) => "lease_ttl(0ns)|50 ms");
+        refused!(lease_ttl(Duration::from_millis(49)) => "lease_ttl(49ms)|50 ms");
+        refused!(max_concurrent_loads(0) => "max_concurrent_loads(0)");
+        refused!(max_concurrent_loads(usize::MAX) => "max_concurrent_loads(");
+        refused!(max_record_bytes(1023) => "max_record_bytes(1023)|1 KiB");
+        refused!(max_record_bytes(usize::MAX) => "max_record_bytes(|256 MiB");
+        refused!(l1_capacity(0) => "l1_capacity(0)|l2(none)");
+        refused!(l1_capacity(0).l1_weigher(|_, _| 1).l2(InProcess::new()) => "l1_capacity(0)|l1_weigher");
+        refused!(l1_capacity(0).l1_ttl(Duration::from_secs(1)).l2(InProcess::new()) => "l1_capacity(0)|l1_ttl(1s)");
+        refused!(cold_start_spread(true).ttl(Duration::from_millis(19)) => "cold_start_spread(true)|ttl(19ms)");
+        for name in [String::new(), "x".repeat(101)] {
+            let refusal: Refusal = Cache::builder(&name, loader()).build();
+            assert!(refusal.expect_err("a name").to_string().contains("1 to 100 bytes"));
+        }
+    }
+
+    #[test]
+    fn settings_at_their_bounds_and_names_of_any_bytes_are_taken() {
+        let cache = Cache::builder("ünïcode: {name}\n", loader())
+            .ttl(Duration::from_nanos(1))
+            .ttl_jitter(0.0)
+            .negative_ttl(Duration::ZERO)
+            .negative_capacity(0)
+            .l1_capacity(0)
+            .degraded_l1_ttl(Duration::ZERO)
+            .max_concurrent_loads(1)
+            .error_backoff(Duration::ZERO)
+            .lease_ttl(Duration::from_millis(50))
+            .lease_wait(Duration::ZERO)
+            .schema_version(u16::MAX)
+            .max_record_bytes(1 << 10)
+            .l2(InProcess::new());
+        assert!(format!("{cache:?}").contains("ünïcode"));
+        cache.build().expect("sound settings");
+        Cache::builder("n", loader()).l1_weigher(|_, value| value.len() as u32).build().expect("sound settings");
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn redis_settings_are_refused_by_name_and_no_secret_is_repeated() {
+        use crate::Redis;
+        let says = |result: Result<Redis, BuildError>| result.expect_err("refused").to_string();
+        let url = "redis://user:secret@127.0.0.1:1";
+        assert!(says(Redis::builder(url).prefix("").open()).contains("prefix(\"\")"));
+        assert!(says(Redis::builder(url).prefix("a b").open()).contains("prefix"));
+        assert!(says(Redis::builder(url).timeout(Duration::ZERO).open()).contains("timeout(0ns)"));
+        assert!(says(Redis::builder(url).connect_timeout(Duration::MAX).open()).contains("connect_timeout"));
+        assert!(says(Redis::builder(url).connections(0).open()).contains("connections(0)"));
+        for bad in ["", "nonsense", "redis://user:secret@:x", "redis://secret@host:99999"] {
+            let text = says(Redis::open(bad));
+            assert!(text.contains("URL") && !text.contains("secret"), "{text}");
+        }
+        let redis = Redis::open(url).expect("a sound URL");
+        let debug = format!("{redis:?} {:?}", Redis::builder(url));
+        assert!(!debug.contains("secret"), "{debug}");
+    }
+}

@@ -183,7 +183,7 @@ impl<K, V, E> fmt::Debug for Cache<K, V, E> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "bincode"))]
 impl<K, V, E> Cache<K, V, E> {
     pub(crate) fn engine(&self) -> &Arc<Engine<K, V, E>> {
         &self.engine

@@ -154,9 +154,12 @@ where
     }
 }
 
+/// Names the types of a closure's arguments and results without owning any.
+type Types<K, V, E, R> = fn(K) -> (V, E, R);
+
 struct FnLoader<K, V, E, R, F> {
     f: F,
-    types: PhantomData<fn(K) -> (V, E, R)>,
+    types: PhantomData<Types<K, V, E, R>>,
 }
 
 impl<K, V, E, R, F, Fut> Loader for FnLoader<K, V, E, R, F>

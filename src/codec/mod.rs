@@ -8,7 +8,8 @@ use serde::de::DeserializeOwned;
 #[cfg(feature = "bincode")]
 mod bincode;
 pub(crate) mod envelope;
-#[cfg(all(test, feature = "bincode", feature = "json"))]
+#[cfg(test)]
+#[cfg(all(feature = "bincode", feature = "json"))]
 mod golden;
 #[cfg(feature = "json")]
 mod json;

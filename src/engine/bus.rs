@@ -52,6 +52,7 @@ where
         }
     }
 
+    #[cfg(any(feature = "redis", all(test, feature = "bincode")))]
     fn on_down(&self) {
         if let Some(shared) = &self.shared {
             shared.link.set_down();

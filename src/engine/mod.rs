@@ -37,6 +37,7 @@ mod shared;
 mod tasks;
 
 #[cfg(test)]
+#[cfg(feature = "bincode")]
 mod tests;
 
 /// One cache: shared by its handles and by the tasks that work for it.

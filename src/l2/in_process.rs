@@ -53,7 +53,7 @@ struct Shared {
     /// Where the tier's clock began: the wall clock at that moment, and tokio's.
     started_ms: u64,
     started: Instant,
-    #[cfg(test)]
+    #[cfg(all(test, feature = "bincode"))]
     gates: Mutex<Vec<Gate>>,
 }
 
@@ -130,7 +130,7 @@ impl InProcess {
                 commands: AtomicU64::new(0),
                 started_ms: ttl::millis(wall),
                 started: Instant::now(),
-                #[cfg(test)]
+                #[cfg(all(test, feature = "bincode"))]
                 gates: Mutex::default(),
             }),
         }
@@ -331,12 +331,12 @@ impl InProcess {
         operation: &'static str,
         what: impl FnOnce(&mut Store, Instant) -> T,
     ) -> Result<T, RemoteError> {
-        #[cfg(test)]
+        #[cfg(all(test, feature = "bincode"))]
         self.pass(operation, When::Before).await?;
         let _ = operation;
         self.shared.commands.fetch_add(1, Ordering::Relaxed);
         let result = what(&mut self.shared.store.lock(), Instant::now());
-        #[cfg(test)]
+        #[cfg(all(test, feature = "bincode"))]
         self.pass(operation, When::After).await?;
         Ok(result)
     }
@@ -371,7 +371,7 @@ impl fmt::Debug for InProcess {
 }
 
 /// Where an operation stops: before it is carried out, or between that and its reply.
-#[cfg(test)]
+#[cfg(all(test, feature = "bincode"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum When {
     Before,
@@ -379,7 +379,7 @@ pub(crate) enum When {
 }
 
 /// Stops the next operation of a kind until the test lets it go on, or makes it fail.
-#[cfg(test)]
+#[cfg(all(test, feature = "bincode"))]
 #[derive(Clone, Debug)]
 pub(crate) struct Gate {
     operation: &'static str,
@@ -389,7 +389,7 @@ pub(crate) struct Gate {
     error: Option<crate::error::RemoteKind>,
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "bincode"))]
 impl Gate {
     /// Waits until an operation stands at the gate.
     pub(crate) async fn reached(&self) {
@@ -401,7 +401,7 @@ impl Gate {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "bincode"))]
 impl InProcess {
     /// Stops the next such operation.
     pub(crate) fn gate(&self, operation: &'static str, when: When) -> Gate {

@@ -17,7 +17,7 @@ pub(crate) mod message;
 pub(crate) mod redis;
 
 pub use in_process::InProcess;
-#[cfg(test)]
+#[cfg(all(test, feature = "bincode"))]
 pub(crate) use in_process::{Gate, When};
 
 /// What a listener hears from the bus. Called from the tier's own task: it must be quick and must
@@ -29,6 +29,7 @@ pub(crate) trait Listener: Send + Sync {
     /// been.
     fn on_up(&self);
     /// The subscription is lost, or could not be made.
+    #[cfg(any(feature = "redis", all(test, feature = "bincode")))]
     fn on_down(&self);
     /// The subscription stands, but something was missed.
     fn on_gap(&self);
