@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     let command = match options::parse(std::env::args().skip(1)) {
         Ok(command) => command,
         Err(message) => {
-            eprintln!("stampede: {message}\n\n{}", options::HELP);
+            eprintln!("stampede: {message}\nTry --help.");
             return ExitCode::from(2);
         }
     };

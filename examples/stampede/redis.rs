@@ -83,7 +83,8 @@ pub(crate) async fn connect(url: &str) -> Result<Client, BoxError> {
     let client = Builder::from_config(config)
         .build()
         .map_err(BoxError::new)?;
-    client.init().await.map_err(BoxError::new)?;
+    let connected = client.init().await;
+    connected.map_err(|error| format!("no connection to Redis: {error}"))?;
     Ok(client)
 }
 
