@@ -1,6 +1,12 @@
 //! The promises of the crate, on the embedded tier and on real servers.
 
 #[cfg(test)]
+mod bytes;
+#[cfg(test)]
+mod commands;
+#[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod processes;
 #[cfg(test)]
 mod support;

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-
+pub(crate) mod fleet;
 pub(crate) mod ground;
 pub(crate) mod loader;
 pub(crate) mod node;
-
+pub(crate) mod proxy;
 pub(crate) mod server;
 
 /// Longer than anything takes that works, on a machine with other things to do.

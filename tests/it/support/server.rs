@@ -228,13 +228,21 @@ impl Raw {
         }
     }
 
-    pub(crate) fn keys(&mut self) -> Vec<String> {
-        let Reply::List(keys) = self.ask("KEYS *") else { panic!("KEYS answers a list") };
+    pub(crate) fn keys(&mut self, pattern: &str) -> Vec<String> {
+        let Reply::List(keys) = self.send(&[b"KEYS", pattern.as_bytes()]) else { panic!("KEYS answers a list") };
         let text = |reply| match reply {
             Reply::Bytes(bytes) => String::from_utf8(bytes).expect("keys are ASCII"),
             other => panic!("a key: {other:?}"),
         };
         keys.into_iter().map(text).collect()
+    }
+
+    /// How often the server has executed a command, those of scripts included.
+    pub(crate) fn calls(&mut self, command: &str) -> u64 {
+        let Reply::Bytes(info) = self.ask("INFO commandstats") else { panic!("INFO answers a text") };
+        let (info, line) = (String::from_utf8_lossy(&info).into_owned(), format!("cmdstat_{command}:calls="));
+        let calls = info.lines().find_map(|stats| stats.strip_prefix(&line));
+        calls.and_then(|stats| stats.split(',').next()).map_or(0, |calls| calls.parse().expect("a number"))
     }
 
     /// How many clients are connected, this one among them.
