@@ -72,23 +72,20 @@ async fn foreign_bytes_are_a_miss_and_are_replaced() {
     scene.bad(&reader, &other, "the record of another key").await;
     scene.bad(&reader, b"{\"name\": \"what the old cache wrote\"}", "a text").await;
     scene.bad(&reader, &vec![0xff; 9 << 20], "nine megabytes").await;
-    let mut lengths = other;
-    lengths.truncate(64);
-    lengths.extend_from_slice(&[0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]);
-    scene.bad(&reader, &lengths, "a length of 2^63").await;
     scene.ground.check(&[&reader]).await;
 }
 
-/// Bincode's bytes under another name.
-struct Renamed;
+/// Writes what it is given under the name of the codec with this id.
+struct Forger(u8, &'static [u8]);
 
-impl Codec for Renamed {
+impl Codec for Forger {
     fn id(&self) -> u8 {
-        200
+        self.0
     }
 
-    fn encode<V: Serialize>(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError> {
-        tidegate::Bincode.encode(value, out)
+    fn encode<V: Serialize>(&self, _: &V, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        out.extend_from_slice(self.1);
+        Ok(())
     }
 
     fn decode<V: DeserializeOwned>(&self, bytes: &[u8]) -> Result<V, CodecError> {
@@ -98,12 +95,25 @@ impl Codec for Renamed {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_of_another_codec_is_a_miss_and_is_replaced() {
+    forged(Forger(200, b"\x05row 1"), "the record of another codec").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_intact_record_that_does_not_decode_is_a_miss_and_is_replaced() {
+    forged(Forger(1, b"\x05row 1 and more"), "bytes left over").await;
+    forged(Forger(1, b"\x02\xff\xff"), "not UTF-8").await;
+    // Would be an allocation of eight exabytes.
+    let long = b"\xfd\xff\xff\xff\xff\xff\xff\xff\x7frow";
+    forged(Forger(1, long), "a length of 2^63").await;
+}
+
+async fn forged(forger: Forger, what: &str) {
     let mut scene = Scene::new();
     let ours = scene.reader().await;
-    let theirs = scene.ground.node_with(&scene.db, |builder| builder.l1_capacity(0).codec(Renamed)).await;
+    let theirs = scene.ground.node_with(&scene.db, |builder| builder.codec(forger)).await;
     theirs.get(1).await.expect("a load");
     let record = scene.raw.get(&users(1)).expect("a record");
-    scene.bad(&ours, &record, "the record of another codec").await;
+    scene.bad(&ours, &record, what).await;
     scene.ground.check(&[&ours, &theirs]).await;
 }
 

@@ -7,6 +7,12 @@ mod commands;
 #[cfg(test)]
 mod contract;
 #[cfg(test)]
+mod fence;
+#[cfg(test)]
+mod handles;
+#[cfg(test)]
 mod processes;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod trouble;
