@@ -22,12 +22,18 @@ impl Scene {
     fn new() -> Self {
         let server = Server::start();
         let raw = server.raw();
-        Self { ground: Ground::Redis(server), raw, db: Db::default() }
+        Self {
+            ground: Ground::Redis(server),
+            raw,
+            db: Db::default(),
+        }
     }
 
     /// A process that keeps nothing in L1, so that every look-up reads the record.
     async fn reader(&self) -> Node {
-        self.ground.node_with(&self.db, |builder| builder.l1_capacity(0)).await
+        self.ground
+            .node_with(&self.db, |builder| builder.l1_capacity(0))
+            .await
     }
 
     /// Puts bytes in the place of a record: a look-up loads, counts them and replaces them.
@@ -36,9 +42,18 @@ impl Scene {
         self.raw.set(&users(1), bytes);
         assert_eq!(value(reader.get(1).await), "row 1", "{what}");
         let since = reader.stats().since(&before);
-        assert_eq!((since.misses, since.loads, since.fills), (1, 1, 1), "{what}");
+        assert_eq!(
+            (since.misses, since.loads, since.fills),
+            (1, 1, 1),
+            "{what}"
+        );
         assert_eq!(since.decode_failures, 1, "{what}");
-        assert!(self.raw.get(&users(1)).is_some_and(|record| is_value(&record)), "{what}");
+        assert!(
+            self.raw
+                .get(&users(1))
+                .is_some_and(|record| is_value(&record)),
+            "{what}"
+        );
         assert_eq!(value(reader.get(1).await), "row 1", "{what}");
         assert_eq!(reader.stats().since(&before).l2_hits, 1, "{what}");
     }
@@ -53,10 +68,18 @@ async fn a_damaged_record_is_a_miss_and_is_replaced() {
     for bit in (0..record.len()).map(|at| at * 8 + at % 8) {
         let mut damaged = record.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
-        scene.bad(&reader, &damaged, &format!("bit {bit} flipped")).await;
+        scene
+            .bad(&reader, &damaged, &format!("bit {bit} flipped"))
+            .await;
     }
     for length in 0..record.len() {
-        scene.bad(&reader, &record[..length], &format!("truncated to {length}")).await;
+        scene
+            .bad(
+                &reader,
+                &record[..length],
+                &format!("truncated to {length}"),
+            )
+            .await;
     }
     let longer = [record.as_slice(), b"more"].concat();
     scene.bad(&reader, &longer, "with bytes behind it").await;
@@ -69,9 +92,19 @@ async fn foreign_bytes_are_a_miss_and_are_replaced() {
     let reader = scene.reader().await;
     reader.get(2).await.expect("a load");
     let other = scene.raw.get(&users(2)).expect("a record");
-    scene.bad(&reader, &other, "the record of another key").await;
-    scene.bad(&reader, b"{\"name\": \"what the old cache wrote\"}", "a text").await;
-    scene.bad(&reader, &vec![0xff; 9 << 20], "nine megabytes").await;
+    scene
+        .bad(&reader, &other, "the record of another key")
+        .await;
+    scene
+        .bad(
+            &reader,
+            b"{\"name\": \"what the old cache wrote\"}",
+            "a text",
+        )
+        .await;
+    scene
+        .bad(&reader, &vec![0xff; 9 << 20], "nine megabytes")
+        .await;
     scene.ground.check(&[&reader]).await;
 }
 
@@ -110,7 +143,10 @@ async fn an_intact_record_that_does_not_decode_is_a_miss_and_is_replaced() {
 async fn forged(forger: Forger, what: &str) {
     let mut scene = Scene::new();
     let ours = scene.reader().await;
-    let theirs = scene.ground.node_with(&scene.db, |builder| builder.codec(forger)).await;
+    let theirs = scene
+        .ground
+        .node_with(&scene.db, |builder| builder.codec(forger))
+        .await;
     theirs.get(1).await.expect("a load");
     let record = scene.raw.get(&users(1)).expect("a record");
     scene.bad(&ours, &record, what).await;
@@ -121,7 +157,10 @@ async fn forged(forger: Forger, what: &str) {
 async fn a_value_too_large_for_a_record_is_answered_and_not_stored() {
     let mut scene = Scene::new();
     scene.db.write(1, &"x".repeat(2_000));
-    let a = scene.ground.node_with(&scene.db, |builder| builder.max_record_bytes(1_024)).await;
+    let a = scene
+        .ground
+        .node_with(&scene.db, |builder| builder.max_record_bytes(1_024))
+        .await;
     assert_eq!(value(a.get(1).await).len(), 2_000);
     assert_eq!((a.stats().encode_failures, a.stats().fills), (1, 0));
     assert_eq!(scene.raw.get(&users(1)), None);
@@ -131,8 +170,14 @@ async fn a_value_too_large_for_a_record_is_answered_and_not_stored() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_versions_record_is_replaced_and_a_newer_ones_is_left_alone() {
     let mut scene = Scene::new();
-    let old = scene.ground.node_with(&scene.db, |builder| builder.schema_version(1)).await;
-    let new = scene.ground.node_with(&scene.db, |builder| builder.schema_version(2)).await;
+    let old = scene
+        .ground
+        .node_with(&scene.db, |builder| builder.schema_version(1))
+        .await;
+    let new = scene
+        .ground
+        .node_with(&scene.db, |builder| builder.schema_version(2))
+        .await;
     scene.db.write(1, "first");
     assert_eq!(value(old.get(1).await), "first");
     scene.db.write(1, "second");
@@ -141,12 +186,27 @@ async fn an_older_versions_record_is_replaced_and_a_newer_ones_is_left_alone() {
     assert_eq!((new.stats().decode_failures, new.stats().fills), (1, 1));
     let record = scene.raw.get(&users(1)).expect("a record");
     // Newer: a load of its own, and the record stays.
-    let old_again = scene.ground.node_with(&scene.db, |builder| builder.schema_version(1)).await;
+    let old_again = scene
+        .ground
+        .node_with(&scene.db, |builder| builder.schema_version(1))
+        .await;
     assert_eq!(value(old_again.get(1).await), "second");
     let stats = old_again.stats();
-    assert_eq!((stats.newer_records, stats.fills, stats.loads, stats.decode_failures), (1, 0, 1, 0));
+    assert_eq!(
+        (
+            stats.newer_records,
+            stats.fills,
+            stats.loads,
+            stats.decode_failures
+        ),
+        (1, 0, 1, 0)
+    );
     assert_eq!(scene.raw.get(&users(1)), Some(record));
-    let entry = old_again.get_entry(1).await.expect("a look-up").expect("an entry");
+    let entry = old_again
+        .get_entry(1)
+        .await
+        .expect("a look-up")
+        .expect("an entry");
     assert_eq!(entry.source(), Source::L1, "not loaded again and again");
     // One invalidation reaches all of them.
     scene.db.write(1, "third");
@@ -163,7 +223,10 @@ async fn every_record_has_the_expiry_of_what_it_says() {
     let mut scene = Scene::new();
     scene.db.delete(2);
     let (ttl, negative) = (Duration::from_secs(100), Duration::from_secs(50));
-    let a = scene.ground.node_with(&scene.db, |builder| builder.ttl(ttl).negative_ttl(negative)).await;
+    let a = scene
+        .ground
+        .node_with(&scene.db, |builder| builder.ttl(ttl).negative_ttl(negative))
+        .await;
     let gate = scene.db.gate();
     let caller = a.caller(1).await;
     gate.reached().await;
@@ -175,7 +238,10 @@ async fn every_record_has_the_expiry_of_what_it_says() {
     a.insert(3, "by hand".to_owned()).await.expect("an insert");
     for (key, most) in [(1, 100_000), (2, 50_000), (3, 100_000)] {
         let pttl = scene.raw.pttl(&users(key));
-        assert!((most - 30_000..=most).contains(&pttl), "{key} for {pttl} ms");
+        assert!(
+            (most - 30_000..=most).contains(&pttl),
+            "{key} for {pttl} ms"
+        );
     }
     scene.ground.check(&[&a]).await;
 }

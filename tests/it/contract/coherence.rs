@@ -21,7 +21,10 @@ async fn an_invalidation_is_seen_by_the_other_process(ground: Ground) {
     db.write(1, "new");
     a.invalidate(&1).await.expect("an invalidation");
     assert!(a.peek(&1).is_none(), "here it is gone at once");
-    eventually("the other process has dropped it", async || b.peek(&1).is_none()).await;
+    eventually("the other process has dropped it", async || {
+        b.peek(&1).is_none()
+    })
+    .await;
     assert_eq!(value(b.get(1).await), "new");
     assert_eq!(value(a.get(1).await), "new");
     assert_eq!(db.loads(), 2);
@@ -35,7 +38,10 @@ async fn an_insert_is_seen_by_the_other_process(ground: Ground) {
         node.get(1).await.expect("a look-up");
     }
     a.insert(1, "new".to_owned()).await.expect("an insert");
-    eventually("the other process has dropped it", async || b.peek(&1).is_none()).await;
+    eventually("the other process has dropped it", async || {
+        b.peek(&1).is_none()
+    })
+    .await;
     assert_eq!(value(b.get(1).await), "new");
     assert_eq!(db.loads(), 1);
     ground.check(&[&a, &b]).await;
@@ -48,10 +54,16 @@ async fn own_messages_evict_nothing(ground: Ground) {
     b.get(2).await.expect("a look-up");
     a.insert(1, "by hand".to_owned()).await.expect("an insert");
     // What is on its way to the other process has come back here as well.
-    eventually("the message has arrived", async || b.stats().remote_invalidations == 1).await;
+    eventually("the message has arrived", async || {
+        b.stats().remote_invalidations == 1
+    })
+    .await;
     a.insert(2, "by hand".to_owned()).await.expect("an insert");
     eventually("the second one too", async || b.peek(&2).is_none()).await;
-    assert_eq!(a.peek(&1).expect("it is still in L1").value().as_str(), "by hand");
+    assert_eq!(
+        a.peek(&1).expect("it is still in L1").value().as_str(),
+        "by hand"
+    );
     assert_eq!(a.stats().remote_invalidations, 0);
     ground.check(&[&a, &b]).await;
 }
@@ -68,7 +80,10 @@ async fn a_thousand_keys_invalidated_together_all_arrive(ground: Ground) {
     assert!(keys.iter().all(|key| b.peek(key).is_some()));
     a.invalidate_many(&keys).await.expect("an invalidation");
     assert!(keys.iter().all(|key| a.peek(key).is_none()));
-    eventually("all messages have arrived", async || b.stats().remote_invalidations == 1_000).await;
+    eventually("all messages have arrived", async || {
+        b.stats().remote_invalidations == 1_000
+    })
+    .await;
     assert!(keys.iter().all(|key| b.peek(key).is_none()));
     assert_eq!(b.stats().gaps, 0, "none was lost");
     ground.check(&[&a, &b]).await;

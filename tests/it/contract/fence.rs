@@ -22,7 +22,11 @@ on_both_tiers! {
 /// What a process that has never seen the key finds.
 async fn elsewhere(ground: &Ground, db: &Db) -> (String, Source) {
     let node = ground.node(db).await;
-    let entry = node.get_entry(1).await.expect("a look-up").expect("an entry");
+    let entry = node
+        .get_entry(1)
+        .await
+        .expect("a look-up")
+        .expect("an entry");
     node.check().await;
     (entry.value().as_str().to_owned(), entry.source())
 }
@@ -39,7 +43,10 @@ async fn an_invalidation_during_a_load_keeps_its_value_out_of_both_tiers(ground:
     gate.open();
     assert_eq!(value(answer(caller).await), "old", "it asked before");
     assert!(a.peek(&1).is_none());
-    assert_eq!(elsewhere(&ground, &db).await, ("new".to_owned(), Source::Loader));
+    assert_eq!(
+        elsewhere(&ground, &db).await,
+        ("new".to_owned(), Source::Loader)
+    );
     assert_eq!(value(a.get(1).await), "new");
     assert_eq!(db.loads(), 2);
     ground.check(&[&a]).await;
@@ -87,7 +94,10 @@ async fn two_loads(ground: &Ground, db: &Db, a: &Node, the_first_ends_first: boo
         first.open();
         (answer(early).await, late)
     };
-    assert_eq!((value(early).as_str(), value(late).as_str()), ("old", "new"));
+    assert_eq!(
+        (value(early).as_str(), value(late).as_str()),
+        ("old", "new")
+    );
     let entry = a.peek(&1).expect("the second load was stored");
     assert_eq!(entry.value().as_str(), "new");
     assert_eq!(elsewhere(ground, db).await, ("new".to_owned(), Source::L2));
@@ -95,13 +105,17 @@ async fn two_loads(ground: &Ground, db: &Db, a: &Node, the_first_ends_first: boo
     ground.check(&[a]).await;
 }
 
-async fn a_load_from_before_an_invalidation_neither_fills_nor_frees_what_the_next_load_holds(ground: Ground) {
+async fn a_load_from_before_an_invalidation_neither_fills_nor_frees_what_the_next_load_holds(
+    ground: Ground,
+) {
     let db = Db::default();
     let a = ground.node(&db).await;
     two_loads(&ground, &db, &a, true).await;
 }
 
-async fn a_load_from_before_an_invalidation_does_not_replace_what_the_next_load_filled(ground: Ground) {
+async fn a_load_from_before_an_invalidation_does_not_replace_what_the_next_load_filled(
+    ground: Ground,
+) {
     let db = Db::default();
     let a = ground.node(&db).await;
     two_loads(&ground, &db, &a, false).await;
@@ -118,7 +132,10 @@ async fn an_insert_during_a_load_wins(ground: Ground) {
     gate.open();
     assert_eq!(value(answer(caller).await), "old");
     assert_eq!(value(a.get(1).await), "inserted");
-    assert_eq!(elsewhere(&ground, &db).await, ("inserted".to_owned(), Source::L2));
+    assert_eq!(
+        elsewhere(&ground, &db).await,
+        ("inserted".to_owned(), Source::L2)
+    );
     assert_eq!(db.loads(), 1);
     ground.check(&[&a]).await;
 }
@@ -132,7 +149,10 @@ async fn an_invalidation_by_another_process_keeps_the_value_of_a_running_load_ou
     first.reached().await;
     db.write(1, "new");
     b.invalidate(&1).await.expect("an invalidation");
-    eventually("the message has arrived", async || a.stats().remote_invalidations == 1).await;
+    eventually("the message has arrived", async || {
+        a.stats().remote_invalidations == 1
+    })
+    .await;
     // The next one asks again, although the first load still runs.
     let late = a.caller(1).await;
     second.reached().await;
@@ -168,7 +188,10 @@ async fn an_invalidation_frees_those_who_wait_for_another_process(ground: Ground
     let holder = a.caller(1).await;
     first.reached().await;
     let waiter = b.caller(1).await;
-    eventually("the other process waits", async || b.stats().lease_waits == 1).await;
+    eventually("the other process waits", async || {
+        b.stats().lease_waits == 1
+    })
+    .await;
     a.invalidate(&1).await.expect("an invalidation");
     // The lease that it waited for is gone: it loads, long before that lease would have ended.
     second.reached().await;

@@ -37,7 +37,11 @@ async fn processes_that_want_one_key_share_one_load(ground: Ground) {
     }
     gate.reached().await;
     eventually("the others wait for the lease", async || {
-        nodes.iter().map(|node| node.stats().lease_waits).sum::<u64>() == 3
+        nodes
+            .iter()
+            .map(|node| node.stats().lease_waits)
+            .sum::<u64>()
+            == 3
     })
     .await;
     gate.open();
@@ -55,7 +59,10 @@ async fn waiters_are_woken_by_the_fill(ground: Ground) {
     let holder = a.caller(1).await;
     gate.reached().await;
     let waiters = b.callers(100, 1).await;
-    eventually("the other process waits", async || b.stats().lease_waits == 1).await;
+    eventually("the other process waits", async || {
+        b.stats().lease_waits == 1
+    })
+    .await;
     let filled = Instant::now();
     gate.open();
     for waiter in waiters {
@@ -71,8 +78,12 @@ async fn waiters_are_woken_by_the_fill(ground: Ground) {
 async fn a_load_longer_than_its_lease_keeps_it(ground: Ground) {
     let db = Db::default();
     let lease = Duration::from_millis(600);
-    let a = ground.node_with(&db, |builder| builder.lease_ttl(lease)).await;
-    let b = ground.node_with(&db, |builder| builder.lease_ttl(lease)).await;
+    let a = ground
+        .node_with(&db, |builder| builder.lease_ttl(lease))
+        .await;
+    let b = ground
+        .node_with(&db, |builder| builder.lease_ttl(lease))
+        .await;
     let gate = db.gate();
     let holder = a.caller(1).await;
     gate.reached().await;
@@ -89,18 +100,31 @@ async fn a_load_longer_than_its_lease_keeps_it(ground: Ground) {
 async fn a_failed_load_frees_its_lease_and_the_others_do_not_take_turns(ground: Ground) {
     let db = Db::default();
     let backoff = Duration::from_secs(60);
-    let a = ground.node_with(&db, |builder| builder.error_backoff(backoff)).await;
-    let b = ground.node_with(&db, |builder| builder.error_backoff(backoff)).await;
-    db.behave(Behaviour { fails: true, ..Behaviour::default() });
+    let a = ground
+        .node_with(&db, |builder| builder.error_backoff(backoff))
+        .await;
+    let b = ground
+        .node_with(&db, |builder| builder.error_backoff(backoff))
+        .await;
+    db.behave(Behaviour {
+        fails: true,
+        ..Behaviour::default()
+    });
     let gate = db.gate();
     let holder = a.caller(1).await;
     gate.reached().await;
     let waiters = b.callers(20, 1).await;
-    eventually("the other process waits", async || b.stats().lease_waits == 1).await;
+    eventually("the other process waits", async || {
+        b.stats().lease_waits == 1
+    })
+    .await;
     gate.open();
     assert!(matches!(answer(holder).await, Err(Error::Load(_))));
     for waiter in waiters {
-        assert!(matches!(answer(waiter).await, Err(Error::LoadFailedElsewhere)));
+        assert!(matches!(
+            answer(waiter).await,
+            Err(Error::LoadFailedElsewhere)
+        ));
     }
     assert!(matches!(b.get(1).await, Err(Error::LoadFailedElsewhere)));
     assert_eq!(db.loads(), 1);
@@ -114,9 +138,14 @@ async fn a_failed_load_frees_its_lease_and_the_others_do_not_take_turns(ground: 
 
 async fn a_panic_leaves_no_lease(ground: Ground) {
     let db = Db::default();
-    let a = ground.node_with(&db, |builder| builder.error_backoff(Duration::ZERO)).await;
+    let a = ground
+        .node_with(&db, |builder| builder.error_backoff(Duration::ZERO))
+        .await;
     let b = ground.node(&db).await;
-    db.behave(Behaviour { panics: true, ..Behaviour::default() });
+    db.behave(Behaviour {
+        panics: true,
+        ..Behaviour::default()
+    });
     assert!(matches!(a.get(1).await, Err(Error::LoadPanicked)));
     db.behave(Behaviour::default());
     assert_eq!(value(b.get(1).await), "row 1");
@@ -127,7 +156,10 @@ async fn a_panic_leaves_no_lease(ground: Ground) {
 async fn a_load_that_all_callers_left_leaves_no_lease(ground: Ground) {
     let db = Db::default();
     let (a, b) = (ground.node(&db).await, ground.node(&db).await);
-    db.behave(Behaviour { do_not_store: true, ..Behaviour::default() });
+    db.behave(Behaviour {
+        do_not_store: true,
+        ..Behaviour::default()
+    });
     let gate = db.gate();
     for caller in a.callers(3, 1).await {
         caller.abort();
@@ -146,20 +178,31 @@ struct Picky(bool);
 
 impl serde::Serialize for Picky {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.0 { Err(serde::ser::Error::custom("not this one")) } else { serializer.serialize_bool(self.0) }
+        if self.0 {
+            Err(serde::ser::Error::custom("not this one"))
+        } else {
+            serializer.serialize_bool(self.0)
+        }
     }
 }
 
 async fn a_value_that_cannot_be_encoded_is_answered_and_leaves_no_lease(ground: Ground) {
-    let loader = || loader_fn(|key: u64| async move { Ok::<_, BoxError>(Loaded::found(Picky(key == 1))) });
+    let loader =
+        || loader_fn(|key: u64| async move { Ok::<_, BoxError>(Loaded::found(Picky(key == 1))) });
     let a: Node<Picky> = ground.named("picky", loader(), |builder| builder).await;
     let b: Node<Picky> = ground.named("picky", loader(), |builder| builder).await;
     for node in [&a, &b] {
         let picky = node.get(1).await.expect("an answer").expect("a value");
         assert!(picky.0);
-        assert!(node.peek(&1).is_none(), "it is kept in L1 although no other process can have it");
+        assert!(
+            node.peek(&1).is_none(),
+            "it is kept in L1 although no other process can have it"
+        );
         let stats = node.stats();
-        assert_eq!((stats.encode_failures, stats.lease_waits, stats.fills), (1, 0, 0));
+        assert_eq!(
+            (stats.encode_failures, stats.lease_waits, stats.fills),
+            (1, 0, 0)
+        );
         assert!(!node.get(2).await.expect("an answer").expect("a value").0);
     }
     assert_eq!(b.stats().l2_hits, 1, "the other values are shared");
@@ -170,7 +213,9 @@ async fn a_waiter_that_has_waited_enough_loads_by_itself_and_does_not_fill(groun
     let db = Db::default();
     let wait = Duration::from_millis(300);
     let a = ground.node(&db).await;
-    let b = ground.node_with(&db, |builder| builder.lease_wait(wait)).await;
+    let b = ground
+        .node_with(&db, |builder| builder.lease_wait(wait))
+        .await;
     let gate = db.gate();
     let holder = a.caller(1).await;
     gate.reached().await;
@@ -181,14 +226,20 @@ async fn a_waiter_that_has_waited_enough_loads_by_itself_and_does_not_fill(groun
     assert_eq!((b.stats().lease_wait_exceeded, b.stats().fills), (1, 0));
     gate.open();
     assert_eq!(value(answer(holder).await), "row 1");
-    assert_eq!((a.stats().fills, a.stats().fills_refused), (1, 0), "it has kept its lease");
+    assert_eq!(
+        (a.stats().fills, a.stats().fills_refused),
+        (1, 0),
+        "it has kept its lease"
+    );
     ground.check(&[&a, &b]).await;
 }
 
 async fn caches_of_different_names_do_not_share_leases(ground: Ground) {
     let (users, orders) = (Db::default(), Db::default());
     let a = ground.node(&users).await;
-    let b = ground.named("orders", orders.clone(), |builder| builder).await;
+    let b = ground
+        .named("orders", orders.clone(), |builder| builder)
+        .await;
     let gate = users.gate();
     let holder = a.caller(1).await;
     gate.reached().await;

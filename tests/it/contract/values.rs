@@ -23,7 +23,11 @@ on_both_tiers! {
 }
 
 async fn source(node: &Node, key: u64) -> Source {
-    let entry = node.get_entry(key).await.expect("a look-up").expect("an entry");
+    let entry = node
+        .get_entry(key)
+        .await
+        .expect("a look-up")
+        .expect("an entry");
     assert_eq!(entry.freshness(), Freshness::Fresh);
     entry.source()
 }
@@ -36,7 +40,10 @@ async fn a_second_get_is_answered_by_l1_without_a_load_or_a_command(ground: Grou
     for _ in 0..10 {
         assert_eq!(value(a.get(1).await), "row 1");
     }
-    assert_eq!((watch.commands(), db.loads(), a.stats().l1_hits), (0, 1, 10));
+    assert_eq!(
+        (watch.commands(), db.loads(), a.stats().l1_hits),
+        (0, 1, 10)
+    );
     ground.check(&[&a]).await;
 }
 
@@ -52,7 +59,11 @@ async fn a_hit_in_l2_fills_l1_with_what_remains_of_the_life_and_keeps_the_age(gr
     assert_eq!(entry.source(), Source::L2);
     // The clocks of two processes differ by a part of a round trip.
     let rounding = Duration::from_millis(20);
-    assert!(entry.age() + rounding >= waits, "the record is older than {:?}", entry.age());
+    assert!(
+        entry.age() + rounding >= waits,
+        "the record is older than {:?}",
+        entry.age()
+    );
     assert_eq!(source(&b, 1).await, Source::L1);
     sleep_until(loaded + life + rounding).await;
     assert!(b.peek(&1).is_none(), "L1 outlives the record");
@@ -71,7 +82,14 @@ async fn found_and_missing_and_never_asked_are_three_things(ground: Ground) {
     assert_eq!(a.get(2).await.expect("an answer"), None);
     assert_eq!(b.get(2).await.expect("an answer"), None);
     assert_eq!(db.loads(), 2);
-    assert_eq!((a.stats().negative_hits, b.stats().negative_hits, b.stats().l2_hits), (1, 1, 1));
+    assert_eq!(
+        (
+            a.stats().negative_hits,
+            b.stats().negative_hits,
+            b.stats().l2_hits
+        ),
+        (1, 1, 1)
+    );
     assert_eq!(value(b.get(3).await), "row 3");
     assert_eq!(db.loads(), 3);
     ground.check(&[&a, &b]).await;
@@ -81,7 +99,9 @@ async fn an_absence_lives_for_the_negative_ttl(ground: Ground) {
     let db = Db::default();
     db.delete(1);
     let life = Duration::from_millis(400);
-    let a = ground.node_with(&db, |builder| builder.negative_ttl(life)).await;
+    let a = ground
+        .node_with(&db, |builder| builder.negative_ttl(life))
+        .await;
     assert_eq!(a.get(1).await.expect("an answer"), None);
     db.write(1, "here now");
     sleep(life + Duration::from_millis(50)).await;
@@ -92,7 +112,9 @@ async fn an_absence_lives_for_the_negative_ttl(ground: Ground) {
 async fn a_zero_negative_ttl_keeps_no_absence(ground: Ground) {
     let db = Db::default();
     db.delete(1);
-    let a = ground.node_with(&db, |builder| builder.negative_ttl(Duration::ZERO)).await;
+    let a = ground
+        .node_with(&db, |builder| builder.negative_ttl(Duration::ZERO))
+        .await;
     assert_eq!(a.get(1).await.expect("an answer"), None);
     assert_eq!(a.get(1).await.expect("an answer"), None);
     assert_eq!((db.loads(), a.stats().negative_hits), (2, 0));
@@ -102,18 +124,28 @@ async fn a_zero_negative_ttl_keeps_no_absence(ground: Ground) {
 async fn the_ttl_of_a_value_wins_in_both_tiers(ground: Ground) {
     let db = Db::default();
     let life = Duration::from_millis(300);
-    db.behave(Behaviour { ttl: Some(life), ..Behaviour::default() });
+    db.behave(Behaviour {
+        ttl: Some(life),
+        ..Behaviour::default()
+    });
     let (a, b) = (ground.node(&db).await, ground.node(&db).await);
     a.get(1).await.expect("a load");
     sleep(life + Duration::from_millis(50)).await;
     assert!(a.peek(&1).is_none());
-    assert_eq!(source(&b, 1).await, Source::Loader, "L2 has kept it for longer");
+    assert_eq!(
+        source(&b, 1).await,
+        Source::Loader,
+        "L2 has kept it for longer"
+    );
     ground.check(&[&a, &b]).await;
 }
 
 async fn do_not_store_answers_everyone_and_keeps_nothing(ground: Ground) {
     let db = Db::default();
-    db.behave(Behaviour { do_not_store: true, ..Behaviour::default() });
+    db.behave(Behaviour {
+        do_not_store: true,
+        ..Behaviour::default()
+    });
     let (a, b) = (ground.node(&db).await, ground.node(&db).await);
     let gate = db.gate();
     let callers = a.callers(20, 1).await;
@@ -140,7 +172,10 @@ async fn peek_loads_nothing_and_asks_nothing(ground: Ground) {
     assert!(b.peek(&1).is_none(), "it is in L2 only");
     assert!(a.peek(&3).is_none());
     let entry = a.peek(&1).expect("it is in L1");
-    assert_eq!((entry.source(), entry.value().as_str()), (Source::L1, "row 1"));
+    assert_eq!(
+        (entry.source(), entry.value().as_str()),
+        (Source::L1, "row 1")
+    );
     assert_eq!((watch.commands(), db.loads()), (0, 2));
     ground.check(&[&a, &b]).await;
 }
@@ -156,12 +191,19 @@ async fn an_entry_tells_source_age_and_freshness_truthfully(ground: Ground) {
     gate.open();
     for (call, source) in [(leads, Source::Loader), (joins, Source::Coalesced)] {
         let entry = answer(call).await.expect("a look-up").expect("an entry");
-        assert_eq!((entry.source(), entry.freshness()), (source, Freshness::Fresh));
+        assert_eq!(
+            (entry.source(), entry.freshness()),
+            (source, Freshness::Fresh)
+        );
     }
     sleep(Duration::from_millis(100)).await;
     let in_l1 = a.get_entry(1).await.expect("a look-up").expect("an entry");
     assert_eq!(in_l1.source(), Source::L1);
-    assert!(in_l1.age() >= Duration::from_millis(100), "{:?}", in_l1.age());
+    assert!(
+        in_l1.age() >= Duration::from_millis(100),
+        "{:?}",
+        in_l1.age()
+    );
     assert_eq!(source(&b, 1).await, Source::L2);
     assert_eq!(source(&b, 1).await, Source::L1);
     a.insert(1, "by hand".to_owned()).await.expect("an insert");
@@ -180,7 +222,10 @@ async fn caches_of_different_names_never_meet(ground: Ground) {
     assert_eq!(value(a.get(1).await), "one");
     assert_eq!(value(b.get(1).await), "other");
     b.invalidate(&1).await.expect("an invalidation");
-    assert!(a.peek(&1).is_some(), "another cache's invalidation evicts nothing");
+    assert!(
+        a.peek(&1).is_some(),
+        "another cache's invalidation evicts nothing"
+    );
     // From L2, whatever L1 had.
     let c = ground.named("users", one.clone(), |builder| builder).await;
     assert_eq!((value(c.get(1).await).as_str(), one.loads()), ("one", 1));

@@ -40,9 +40,18 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) async fn start(server: &Server, lease: Duration) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("the test binary"));
-        command.args(["--exact", "support::fleet::fleet_worker", "--nocapture", "--test-threads=1"]);
+        command.args([
+            "--exact",
+            "support::fleet::fleet_worker",
+            "--nocapture",
+            "--test-threads=1",
+        ]);
         command.env(WORKER, format!("{} {}", server.port(), lease.as_millis()));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true);
         let mut child = command.spawn().expect("start a worker");
         let told = child.stdin.take().expect("a pipe");
         let says = BufReader::new(child.stdout.take().expect("a pipe")).lines();
@@ -52,7 +61,10 @@ impl Worker {
     }
 
     pub(crate) async fn tell(&mut self, order: &str) {
-        self.told.write_all(format!("{order}\n").as_bytes()).await.expect("the worker lives");
+        self.told
+            .write_all(format!("{order}\n").as_bytes())
+            .await
+            .expect("the worker lives");
     }
 
     /// The rest of the next line that begins with `what`; others are skipped.
@@ -78,7 +90,10 @@ impl Worker {
     /// Loads, waits for a lease, fills, and fills that were refused.
     pub(crate) async fn stats(&mut self) -> Vec<u64> {
         let stats = self.ask("stats", "stats").await;
-        stats.split(' ').map(|count| count.parse().expect("a number")).collect()
+        stats
+            .split(' ')
+            .map(|count| count.parse().expect("a number"))
+            .collect()
     }
 
     pub(crate) async fn kill(&mut self) {
@@ -94,43 +109,73 @@ impl Worker {
     }
 
     pub(crate) async fn ended(&mut self) {
-        let status = within("the worker ends", self.child.wait()).await.expect("its status");
+        let status = within("the worker ends", self.child.wait())
+            .await
+            .expect("its status");
         assert!(status.success(), "{status}");
     }
 }
 
 /// Microseconds, on a clock that all processes of the machine share.
 pub(crate) fn micros() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a sane clock");
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("a sane clock");
     u64::try_from(since.as_micros()).expect("a sane clock")
 }
 
 /// Not a test, but the body of a worker: returns at once in a test run.
 #[test]
 fn fleet_worker() {
-    let Ok(settings) = std::env::var(WORKER) else { return };
-    let mut settings = settings.split(' ').map(|number| number.parse::<u64>().expect("a number"));
+    let Ok(settings) = std::env::var(WORKER) else {
+        return;
+    };
+    let mut settings = settings
+        .split(' ')
+        .map(|number| number.parse::<u64>().expect("a number"));
     let mut setting = || settings.next().expect("a setting");
-    let (port, lease) = (u16::try_from(setting()).expect("a port"), Duration::from_millis(setting()));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let (port, lease) = (
+        u16::try_from(setting()).expect("a port"),
+        Duration::from_millis(setting()),
+    );
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
     runtime.expect("a runtime").block_on(work(port, lease));
     std::process::exit(0);
 }
 
 async fn work(port: u16, lease: Duration) {
-    let redis = super::server::patient(port).connect().await.expect("connect");
+    let redis = super::server::patient(port)
+        .connect()
+        .await
+        .expect("connect");
     let (answer, answers) = mpsc::unbounded_channel::<String>();
     let answers = Arc::new(Mutex::new(answers));
     let loader = loader_fn(move |key: u64| {
         let answers = Arc::clone(&answers);
         async move {
             say(&format!("loading {key}"));
-            let row = answers.lock().await.recv().await.expect("the worker goes on");
+            let row = answers
+                .lock()
+                .await
+                .recv()
+                .await
+                .expect("the worker goes on");
             Ok::<Loaded<String>, BoxError>(Loaded::found(row))
         }
     });
-    let builder = Cache::builder("users", loader).ttl_jitter(0.0).lease_ttl(lease).l2(redis);
-    let node = Node::new(builder.lease_wait(Duration::from_secs(60)).build().expect("a cache"));
+    let builder = Cache::builder("users", loader)
+        .ttl_jitter(0.0)
+        .lease_ttl(lease)
+        .l2(redis);
+    let node = Node::new(
+        builder
+            .lease_wait(Duration::from_secs(60))
+            .build()
+            .expect("a cache"),
+    );
     say("ready");
     let mut orders = BufReader::new(tokio::io::stdin()).lines();
     // Ends with the process that gives the orders.
@@ -138,11 +183,19 @@ async fn work(port: u16, lease: Duration) {
         let words: Vec<&str> = order.split(' ').collect();
         let key = || words[1].parse::<u64>().expect("a key");
         match words[0] {
-            "get" => drop(tokio::spawn(gets(node.clone(), key(), words[2].parse().expect("a number")))),
+            "get" => drop(tokio::spawn(gets(
+                node.clone(),
+                key(),
+                words[2].parse().expect("a number"),
+            ))),
             "last" => drop(tokio::spawn(last(node.clone(), key()))),
-            "row" => answer.send(words[1].to_owned()).expect("the loader listens"),
+            "row" => answer
+                .send(words[1].to_owned())
+                .expect("the loader listens"),
             "insert" => {
-                node.insert(key(), words[2].to_owned()).await.expect("an insert");
+                node.insert(key(), words[2].to_owned())
+                    .await
+                    .expect("an insert");
                 say("done");
             }
             "invalidate" => {
@@ -156,7 +209,10 @@ async fn work(port: u16, lease: Duration) {
             "stats" => {
                 let stats = node.stats();
                 let (loads, waits) = (stats.loads, stats.lease_waits);
-                say(&format!("stats {loads} {waits} {} {}", stats.fills, stats.fills_refused));
+                say(&format!(
+                    "stats {loads} {waits} {} {}",
+                    stats.fills, stats.fills_refused
+                ));
             }
             other => panic!("what is {other}?"),
         }
@@ -173,7 +229,10 @@ async fn gets(node: Node, key: u64, how_many: usize) {
     for caller in callers {
         let (answer, when) = caller.await.expect("a caller");
         let answer = super::node::value(answer);
-        assert!(got.is_empty() || got == answer, "two answers at once: {got} and {answer}");
+        assert!(
+            got.is_empty() || got == answer,
+            "two answers at once: {got} and {answer}"
+        );
         got = answer;
         at.push_str(&format!(" {when}"));
     }
@@ -190,5 +249,7 @@ async fn last(node: Node, key: u64) {
 fn say(what: &str) {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{MARK}{what}").and_then(|()| out.flush()).expect("somebody listens");
+    writeln!(out, "{MARK}{what}")
+        .and_then(|()| out.flush())
+        .expect("somebody listens");
 }

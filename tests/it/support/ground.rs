@@ -54,7 +54,9 @@ impl Ground {
         L::Value: serde::Serialize + serde::de::DeserializeOwned,
     {
         let builder = Cache::builder(name, loader).ttl_jitter(0.0);
-        let builder = builder.lease_ttl(Duration::from_secs(60)).lease_wait(Duration::from_secs(60));
+        let builder = builder
+            .lease_ttl(Duration::from_secs(60))
+            .lease_wait(Duration::from_secs(60));
         let builder = match self {
             Self::InProcess(tier) => builder.l2(tier.clone()),
             Self::Redis(server) => builder.l2(server.patient().connect().await.expect("connect")),
@@ -88,7 +90,10 @@ pub(crate) fn check_records(server: &Server) {
         let (record, pttl) = (raw.get(&key), raw.pttl(&key));
         // -2: it has just expired.
         assert!(pttl > 0 || pttl == -2, "{key} has no expiry");
-        assert!(!record.is_some_and(|record| is_lease(&record)), "a lease is left on {key}");
+        assert!(
+            !record.is_some_and(|record| is_lease(&record)),
+            "a lease is left on {key}"
+        );
     }
 }
 

@@ -73,7 +73,11 @@ impl Loader for Db {
         let (row, gate, behaviour) = {
             let mut state = self.state();
             state.loads += 1;
-            let row = state.rows.get(key).cloned().unwrap_or_else(|| Some(format!("row {key}")));
+            let row = state
+                .rows
+                .get(key)
+                .cloned()
+                .unwrap_or_else(|| Some(format!("row {key}")));
             (row, state.gates.pop_front(), state.behaviour)
         };
         if let Some(gate) = gate {
@@ -93,7 +97,11 @@ impl Loader for Db {
         if let Some(ttl) = behaviour.ttl {
             loaded = loaded.ttl(ttl);
         }
-        Ok(if behaviour.do_not_store { loaded.do_not_store() } else { loaded })
+        Ok(if behaviour.do_not_store {
+            loaded.do_not_store()
+        } else {
+            loaded
+        })
     }
 }
 
@@ -106,24 +114,29 @@ pub(crate) struct Gate {
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { arrived: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(0)) }
+        Self {
+            arrived: Arc::new(Semaphore::new(0)),
+            open: Arc::new(Semaphore::new(0)),
+        }
     }
 }
 
 impl Gate {
     async fn pass(&self) {
         self.arrived.add_permits(1);
-        self.open.acquire().await.expect("gates are not closed").forget();
+        self.open
+            .acquire()
+            .await
+            .expect("gates are not closed")
+            .forget();
     }
 
     /// Waits until the load has begun and stands here.
     pub(crate) async fn reached(&self) {
-        within("a load reaches its gate", self.arrived.acquire()).await.expect("gates are not closed").forget();
-    }
-
-    /// Whether the load stands here.
-    pub(crate) fn is_reached(&self) -> bool {
-        self.arrived.available_permits() > 0
+        within("a load reaches its gate", self.arrived.acquire())
+            .await
+            .expect("gates are not closed")
+            .forget();
     }
 
     pub(crate) fn open(&self) {

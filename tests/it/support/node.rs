@@ -22,7 +22,10 @@ pub(crate) struct Node<V = String> {
 
 impl<V> Clone for Node<V> {
     fn clone(&self) -> Self {
-        Self { cache: self.cache.clone(), answered: Arc::clone(&self.answered) }
+        Self {
+            cache: self.cache.clone(),
+            answered: Arc::clone(&self.answered),
+        }
     }
 }
 
@@ -36,7 +39,10 @@ impl<V> Deref for Node<V> {
 
 impl<V: Send + Sync + 'static> Node<V> {
     pub(crate) fn new(cache: Cache<u64, V, BoxError>) -> Self {
-        Self { cache, answered: Arc::default() }
+        Self {
+            cache,
+            answered: Arc::default(),
+        }
     }
 
     pub(crate) async fn get(&self, key: u64) -> Got<V> {
@@ -76,8 +82,16 @@ impl<V: Send + Sync + 'static> Node<V> {
             state.contains("flights: 0,") && state.contains("tasks: 0,")
         })
         .await;
-        let (counted, answered) = (self.cache.stats().lookups(), self.answered.load(Ordering::SeqCst));
-        assert_eq!(counted, answered, "look-ups do not add up: {:?}", self.cache.stats());
+        let (counted, answered) = (
+            self.cache.stats().lookups(),
+            self.answered.load(Ordering::SeqCst),
+        );
+        assert_eq!(
+            counted,
+            answered,
+            "look-ups do not add up: {:?}",
+            self.cache.stats()
+        );
     }
 }
 
@@ -95,13 +109,17 @@ pub(crate) async fn begin<T: Send + 'static>(
             Poll::Pending => future.await,
         }
     });
-    within("a task is polled", was_polled).await.expect("it has said so");
+    within("a task is polled", was_polled)
+        .await
+        .expect("it has said so");
     task
 }
 
 /// What a task came to.
 pub(crate) async fn answer<T>(caller: JoinHandle<T>) -> T {
-    within("a caller is answered", caller).await.expect("the caller was not dropped")
+    within("a caller is answered", caller)
+        .await
+        .expect("the caller was not dropped")
 }
 
 /// The value that a look-up found.

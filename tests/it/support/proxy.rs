@@ -33,11 +33,26 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     pub(crate) async fn to(server: u16) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let (wire, cuts) = (Arc::new(watch::Sender::new(Wire::Pass)), Arc::new(watch::Sender::new(0)));
-        let accepting = tokio::spawn(accept(listener, server, Arc::clone(&wire), Arc::clone(&cuts)));
-        Self { port, wire, cuts, accepting }
+        let (wire, cuts) = (
+            Arc::new(watch::Sender::new(Wire::Pass)),
+            Arc::new(watch::Sender::new(0)),
+        );
+        let accepting = tokio::spawn(accept(
+            listener,
+            server,
+            Arc::clone(&wire),
+            Arc::clone(&cuts),
+        ));
+        Self {
+            port,
+            wire,
+            cuts,
+            accepting,
+        }
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -75,10 +90,15 @@ async fn accept(
         if *wire.borrow() == Wire::Refuse {
             continue;
         }
-        let Ok(upstream) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await else { continue };
+        let Ok(upstream) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await else {
+            continue;
+        };
         let (up, down) = (upstream.into_split(), client.into_split());
         let mut cut = cuts.subscribe();
-        let (there, back) = (pump(down.0, up.1, wire.subscribe()), pump(up.0, down.1, wire.subscribe()));
+        let (there, back) = (
+            pump(down.0, up.1, wire.subscribe()),
+            pump(up.0, down.1, wire.subscribe()),
+        );
         tokio::spawn(async move {
             tokio::select! {
                 () = there => {}

@@ -27,7 +27,11 @@ impl Server {
     pub(crate) fn start_on(port: u16) -> Self {
         let dir = std::env::temp_dir().join(format!("tidegate-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory for the server");
-        let mut server = Self { child: spawn(port, &dir), port, dir };
+        let mut server = Self {
+            child: spawn(port, &dir),
+            port,
+            dir,
+        };
         server.wait_until_it_answers();
         server
     }
@@ -109,12 +113,20 @@ pub(crate) fn patient(port: u16) -> RedisBuilder {
 }
 
 fn spawn(port: u16, dir: &PathBuf) -> Child {
-    let binary = std::env::var("TIDEGATE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+    let binary =
+        std::env::var("TIDEGATE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
     let mut command = Command::new(&binary);
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
-    command.args(["--save", "", "--appendonly", "no", "--dir"]).arg(dir);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.spawn().unwrap_or_else(|error| panic!("{binary}: {error}; {INSTALL}"))
+    command
+        .args(["--save", "", "--appendonly", "no", "--dir"])
+        .arg(dir);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{binary}: {error}; {INSTALL}"))
 }
 
 /// A port that nobody listens to, outside the range from which clients get theirs.
@@ -131,7 +143,10 @@ pub(crate) fn free_port() -> u16 {
 }
 
 pub(crate) fn signal(name: &str, pid: u32) {
-    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
+    let status = Command::new("kill")
+        .arg(format!("-{name}"))
+        .arg(pid.to_string())
+        .status();
     assert!(status.expect("run kill").success(), "kill -{name} {pid}");
 }
 
@@ -189,7 +204,9 @@ impl Raw {
 
     fn reply(&mut self) -> std::io::Result<Reply> {
         let line = self.line()?;
-        let (kind, rest) = line.split_at_checked(1).ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        let (kind, rest) = line
+            .split_at_checked(1)
+            .ok_or(std::io::ErrorKind::UnexpectedEof)?;
         let number = || rest.parse::<i64>().map_err(std::io::Error::other);
         Ok(match kind {
             "+" => Reply::Text(rest.to_owned()),
@@ -204,7 +221,11 @@ impl Raw {
                     Reply::Bytes(bytes)
                 }
             },
-            "*" => Reply::List((0..number()?).map(|_| self.reply()).collect::<Result<_, _>>()?),
+            "*" => Reply::List(
+                (0..number()?)
+                    .map(|_| self.reply())
+                    .collect::<Result<_, _>>()?,
+            ),
             _ => return Err(std::io::Error::other(line)),
         })
     }
@@ -229,7 +250,9 @@ impl Raw {
     }
 
     pub(crate) fn keys(&mut self, pattern: &str) -> Vec<String> {
-        let Reply::List(keys) = self.send(&[b"KEYS", pattern.as_bytes()]) else { panic!("KEYS answers a list") };
+        let Reply::List(keys) = self.send(&[b"KEYS", pattern.as_bytes()]) else {
+            panic!("KEYS answers a list")
+        };
         let text = |reply| match reply {
             Reply::Bytes(bytes) => String::from_utf8(bytes).expect("keys are ASCII"),
             other => panic!("a key: {other:?}"),
@@ -239,15 +262,24 @@ impl Raw {
 
     /// How often the server has executed a command, those of scripts included.
     pub(crate) fn calls(&mut self, command: &str) -> u64 {
-        let Reply::Bytes(info) = self.ask("INFO commandstats") else { panic!("INFO answers a text") };
-        let (info, line) = (String::from_utf8_lossy(&info).into_owned(), format!("cmdstat_{command}:calls="));
+        let Reply::Bytes(info) = self.ask("INFO commandstats") else {
+            panic!("INFO answers a text")
+        };
+        let (info, line) = (
+            String::from_utf8_lossy(&info).into_owned(),
+            format!("cmdstat_{command}:calls="),
+        );
         let calls = info.lines().find_map(|stats| stats.strip_prefix(&line));
-        calls.and_then(|stats| stats.split(',').next()).map_or(0, |calls| calls.parse().expect("a number"))
+        calls
+            .and_then(|stats| stats.split(',').next())
+            .map_or(0, |calls| calls.parse().expect("a number"))
     }
 
     /// How many clients are connected, this one among them.
     pub(crate) fn clients(&mut self) -> usize {
-        let Reply::Bytes(list) = self.ask("CLIENT LIST") else { panic!("CLIENT LIST answers a text") };
+        let Reply::Bytes(list) = self.ask("CLIENT LIST") else {
+            panic!("CLIENT LIST answers a text")
+        };
         String::from_utf8_lossy(&list).lines().count()
     }
 }
@@ -275,9 +307,15 @@ impl Monitor {
         self.other.ask("ECHO mark");
         let mut seen = Vec::new();
         loop {
-            let Ok(Reply::Text(line)) = self.feed.reply() else { panic!("MONITOR answers lines") };
+            let Ok(Reply::Text(line)) = self.feed.reply() else {
+                panic!("MONITOR answers lines")
+            };
             let (client, command) = line.split_once("] \"").expect("client and command");
-            let name = command.split('"').next().unwrap_or_default().to_ascii_uppercase();
+            let name = command
+                .split('"')
+                .next()
+                .unwrap_or_default()
+                .to_ascii_uppercase();
             if name == "ECHO" {
                 return seen;
             }
