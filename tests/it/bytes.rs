@@ -1,10 +1,11 @@
 //! Bad bytes are a miss.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tidegate::{Codec, CodecError, Source};
+use tidegate::{BoxError, Cache, Codec, CodecError, Source, loader_fn};
 
 use crate::support::eventually;
 use crate::support::ground::{Ground, users};
@@ -244,4 +245,56 @@ async fn every_record_has_the_expiry_of_what_it_says() {
         );
     }
     scene.ground.check(&[&a]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_any_bytes_and_any_length_reach_their_own_record_and_nobody_elses() {
+    let server = Server::start();
+    let redis = || async { server.patient().connect().await.expect("connect") };
+    let load = || loader_fn(|key: Vec<u8>| async move { Ok::<_, BoxError>(format!("{key:?}")) });
+    let a = Cache::builder("users", load())
+        .l2(redis().await)
+        .build()
+        .expect("a cache");
+    let b = Cache::builder("users", load())
+        .l2(redis().await)
+        .build()
+        .expect("a cache");
+    let mut keys: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+    keys.extend([
+        b"".to_vec(),
+        b"a:b".to_vec(),
+        b"a,b".to_vec(),
+        b"{a}b".to_vec(),
+        b"\r\n".to_vec(),
+    ]);
+    keys.extend([
+        vec![b'x'; 200],
+        vec![b'x'; 201],
+        vec![b'x'; 1 << 20],
+        vec![0xff; 300],
+        b"%00".to_vec(),
+    ]);
+    for key in &keys {
+        a.get(key).await.expect("a load");
+        let entry = b
+            .get_entry(key)
+            .await
+            .expect("a look-up")
+            .expect("an entry");
+        assert_eq!(
+            (entry.source(), entry.value()),
+            (Source::L2, &Arc::new(format!("{key:?}")))
+        );
+    }
+    let stored = server.raw().keys("*");
+    assert_eq!(stored.len(), keys.len());
+    assert!(
+        stored.iter().all(|key| key.len() < 300),
+        "no key grows with what a user sends"
+    );
+    a.invalidate_many(&keys).await.expect("an invalidation");
+    let gone = || keys.iter().all(|key| b.peek(key).is_none());
+    eventually("the other process has heard of each", async || gone()).await;
+    assert!(server.raw().keys("*").is_empty());
 }

@@ -316,3 +316,74 @@ async fn a_key_of_another_type_fails_no_get_and_is_removed_by_an_invalidation() 
     assert!(scene.raw.get(&users(1)).is_some());
     scene.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_read_before_the_subscription_was_lost_is_answered_from_l1_afterwards() {
+    let mut scene = Scene::new(Duration::from_secs(2)).await;
+    let other = scene.server.patient().connect().await.expect("connect");
+    let b = node(&scene.db, &other);
+    for key in 0..100 {
+        assert_eq!(value(scene.a.get(key).await), format!("row {key}"));
+    }
+    assert_eq!(value(b.get(1).await), "row 1");
+    scene.db.write(1, "new");
+    // Nobody hears of this one.
+    scene.raw.ask("CLIENT KILL TYPE pubsub");
+    scene.raw.ask(&format!("DEL {}", users(1)));
+    eventually("the loss is noticed", async || {
+        (0..100).all(|key| scene.a.peek(&key).is_none())
+    })
+    .await;
+    assert_eq!(value(scene.a.get(1).await), "new");
+    let loads = scene.db.loads();
+    for key in 2..100 {
+        let entry = scene
+            .a
+            .get_entry(key)
+            .await
+            .expect("a look-up")
+            .expect("an entry");
+        assert_eq!(entry.source(), Source::L2, "revalidated, not loaded");
+    }
+    assert_eq!(scene.db.loads(), loads);
+    scene.heals(1_000).await;
+    // And the new subscription works.
+    scene.a.get(1).await.expect("a look-up");
+    b.invalidate(&1).await.expect("an invalidation");
+    eventually("it has heard", async || scene.a.peek(&1).is_none()).await;
+    b.check().await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_password_fails_connect_and_no_get() {
+    let server = Server::start();
+    let mut raw = server.raw();
+    raw.ask("CONFIG SET requirepass secret");
+    assert!(server.patient().connect().await.is_err(), "no password");
+    let url = |password: &str| format!("redis://:{password}@127.0.0.1:{}", server.port());
+    let wrong = Redis::builder(&url("guess")).timeout(TIMEOUT);
+    assert!(wrong.clone().connect().await.is_err(), "a wrong password");
+    let db = Db::default();
+    let a = node(&db, &wrong.open().expect("a handle"));
+    for key in 0..3 {
+        let begun = Instant::now();
+        assert_eq!(value(a.get(key).await), format!("row {key}"));
+        assert!(
+            begun.elapsed() < TIMEOUT * 2 + NOISE,
+            "{:?}",
+            begun.elapsed()
+        );
+    }
+    assert!(raw.keys("*").is_empty());
+    let right = Redis::builder(&url("secret"))
+        .timeout(Duration::from_secs(2))
+        .connect()
+        .await;
+    let b = node(&db, &right.expect("the right password"));
+    assert_eq!(value(b.get(1).await), "row 1");
+    assert!(raw.get(&users(1)).is_some());
+    for node in [&a, &b] {
+        node.check().await;
+    }
+}

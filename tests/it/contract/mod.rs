@@ -5,4 +5,5 @@ mod coalescing;
 mod coherence;
 mod fence;
 mod leases;
+mod storm;
 mod values;

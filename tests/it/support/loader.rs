@@ -39,6 +39,14 @@ impl Db {
         self.state().rows.insert(key, Some(row.to_owned()));
     }
 
+    /// Writes a version, which is drawn in the same step.
+    pub(crate) fn update(&self, key: u64, version: impl FnOnce() -> u64) -> u64 {
+        let mut state = self.state();
+        let version = version();
+        state.rows.insert(key, Some(version.to_string()));
+        version
+    }
+
     pub(crate) fn delete(&self, key: u64) {
         self.state().rows.insert(key, None);
     }
