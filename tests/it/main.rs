@@ -1,8 +1,6 @@
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
-use tidegate::*;
+//! The promises of the crate, on the embedded tier and on real servers.
 
+<<<<<<< HEAD
 #[tokio::test(flavor = "multi_thread")]
 async fn smoke_redis() {
     let mut child = std::process::Command::new("redis-server")
@@ -58,3 +56,21 @@ async fn run(tier: impl SharedTier + Clone) {
     println!("{:?}", t.elapsed());
     println!("{}", std::mem::size_of_val(&b.get(&42)));
 }
+=======
+#[cfg(test)]
+mod bytes;
+#[cfg(test)]
+mod commands;
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+mod fence;
+#[cfg(test)]
+mod handles;
+#[cfg(test)]
+mod processes;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod trouble;
+>>>>>>> helper-b

@@ -1,0 +1,300 @@
+//! Bad bytes are a miss.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tidegate::{BoxError, Cache, Codec, CodecError, Source, loader_fn};
+
+use crate::support::eventually;
+use crate::support::ground::{Ground, users};
+use crate::support::loader::Db;
+use crate::support::node::{Node, value};
+use crate::support::server::{Raw, Server, is_value};
+
+struct Scene {
+    ground: Ground,
+    raw: Raw,
+    db: Db,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let server = Server::start();
+        let raw = server.raw();
+        Self {
+            ground: Ground::Redis(server),
+            raw,
+            db: Db::default(),
+        }
+    }
+
+    /// A process that keeps nothing in L1, so that every look-up reads the record.
+    async fn reader(&self) -> Node {
+        self.ground
+            .node_with(&self.db, |builder| builder.l1_capacity(0))
+            .await
+    }
+
+    /// Puts bytes in the place of a record: a look-up loads, counts them and replaces them.
+    async fn bad(&mut self, reader: &Node, bytes: &[u8], what: &str) {
+        let before = reader.stats();
+        self.raw.set(&users(1), bytes);
+        assert_eq!(value(reader.get(1).await), "row 1", "{what}");
+        let since = reader.stats().since(&before);
+        assert_eq!(
+            (since.misses, since.loads, since.fills),
+            (1, 1, 1),
+            "{what}"
+        );
+        assert_eq!(since.decode_failures, 1, "{what}");
+        assert!(
+            self.raw
+                .get(&users(1))
+                .is_some_and(|record| is_value(&record)),
+            "{what}"
+        );
+        assert_eq!(value(reader.get(1).await), "row 1", "{what}");
+        assert_eq!(reader.stats().since(&before).l2_hits, 1, "{what}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_record_is_a_miss_and_is_replaced() {
+    let mut scene = Scene::new();
+    let reader = scene.reader().await;
+    reader.get(1).await.expect("a load");
+    let record = scene.raw.get(&users(1)).expect("a record");
+    for bit in (0..record.len()).map(|at| at * 8 + at % 8) {
+        let mut damaged = record.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        scene
+            .bad(&reader, &damaged, &format!("bit {bit} flipped"))
+            .await;
+    }
+    for length in 0..record.len() {
+        scene
+            .bad(
+                &reader,
+                &record[..length],
+                &format!("truncated to {length}"),
+            )
+            .await;
+    }
+    let longer = [record.as_slice(), b"more"].concat();
+    scene.bad(&reader, &longer, "with bytes behind it").await;
+    scene.ground.check(&[&reader]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn foreign_bytes_are_a_miss_and_are_replaced() {
+    let mut scene = Scene::new();
+    let reader = scene.reader().await;
+    reader.get(2).await.expect("a load");
+    let other = scene.raw.get(&users(2)).expect("a record");
+    scene
+        .bad(&reader, &other, "the record of another key")
+        .await;
+    scene
+        .bad(
+            &reader,
+            b"{\"name\": \"what the old cache wrote\"}",
+            "a text",
+        )
+        .await;
+    scene
+        .bad(&reader, &vec![0xff; 9 << 20], "nine megabytes")
+        .await;
+    scene.ground.check(&[&reader]).await;
+}
+
+/// Writes what it is given under the name of the codec with this id.
+struct Forger(u8, &'static [u8]);
+
+impl Codec for Forger {
+    fn id(&self) -> u8 {
+        self.0
+    }
+
+    fn encode<V: Serialize>(&self, _: &V, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        out.extend_from_slice(self.1);
+        Ok(())
+    }
+
+    fn decode<V: DeserializeOwned>(&self, bytes: &[u8]) -> Result<V, CodecError> {
+        tidegate::Bincode.decode(bytes)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_of_another_codec_is_a_miss_and_is_replaced() {
+    forged(Forger(200, b"\x05row 1"), "the record of another codec").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_intact_record_that_does_not_decode_is_a_miss_and_is_replaced() {
+    forged(Forger(1, b"\x05row 1 and more"), "bytes left over").await;
+    forged(Forger(1, b"\x02\xff\xff"), "not UTF-8").await;
+    // Would be an allocation of eight exabytes.
+    let long = b"\xfd\xff\xff\xff\xff\xff\xff\xff\x7frow";
+    forged(Forger(1, long), "a length of 2^63").await;
+}
+
+async fn forged(forger: Forger, what: &str) {
+    let mut scene = Scene::new();
+    let ours = scene.reader().await;
+    let theirs = scene
+        .ground
+        .node_with(&scene.db, |builder| builder.codec(forger))
+        .await;
+    theirs.get(1).await.expect("a load");
+    let record = scene.raw.get(&users(1)).expect("a record");
+    scene.bad(&ours, &record, what).await;
+    scene.ground.check(&[&ours, &theirs]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_too_large_for_a_record_is_answered_and_not_stored() {
+    let mut scene = Scene::new();
+    scene.db.write(1, &"x".repeat(2_000));
+    let a = scene
+        .ground
+        .node_with(&scene.db, |builder| builder.max_record_bytes(1_024))
+        .await;
+    assert_eq!(value(a.get(1).await).len(), 2_000);
+    assert_eq!((a.stats().encode_failures, a.stats().fills), (1, 0));
+    assert_eq!(scene.raw.get(&users(1)), None);
+    scene.ground.check(&[&a]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_versions_record_is_replaced_and_a_newer_ones_is_left_alone() {
+    let mut scene = Scene::new();
+    let old = scene
+        .ground
+        .node_with(&scene.db, |builder| builder.schema_version(1))
+        .await;
+    let new = scene
+        .ground
+        .node_with(&scene.db, |builder| builder.schema_version(2))
+        .await;
+    scene.db.write(1, "first");
+    assert_eq!(value(old.get(1).await), "first");
+    scene.db.write(1, "second");
+    // Older: a miss, replaced.
+    assert_eq!(value(new.get(1).await), "second");
+    assert_eq!((new.stats().decode_failures, new.stats().fills), (1, 1));
+    let record = scene.raw.get(&users(1)).expect("a record");
+    // Newer: a load of its own, and the record stays.
+    let old_again = scene
+        .ground
+        .node_with(&scene.db, |builder| builder.schema_version(1))
+        .await;
+    assert_eq!(value(old_again.get(1).await), "second");
+    let stats = old_again.stats();
+    assert_eq!(
+        (
+            stats.newer_records,
+            stats.fills,
+            stats.loads,
+            stats.decode_failures
+        ),
+        (1, 0, 1, 0)
+    );
+    assert_eq!(scene.raw.get(&users(1)), Some(record));
+    let entry = old_again
+        .get_entry(1)
+        .await
+        .expect("a look-up")
+        .expect("an entry");
+    assert_eq!(entry.source(), Source::L1, "not loaded again and again");
+    // One invalidation reaches all of them.
+    scene.db.write(1, "third");
+    old.invalidate(&1).await.expect("an invalidation");
+    for node in [&new, &old_again] {
+        eventually("it has heard", async || node.peek(&1).is_none()).await;
+        assert_eq!(value(node.get(1).await), "third");
+    }
+    scene.ground.check(&[&old, &new, &old_again]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_record_has_the_expiry_of_what_it_says() {
+    let mut scene = Scene::new();
+    scene.db.delete(2);
+    let (ttl, negative) = (Duration::from_secs(100), Duration::from_secs(50));
+    let a = scene
+        .ground
+        .node_with(&scene.db, |builder| builder.ttl(ttl).negative_ttl(negative))
+        .await;
+    let gate = scene.db.gate();
+    let caller = a.caller(1).await;
+    gate.reached().await;
+    let lease = scene.raw.pttl(&users(1));
+    assert!((1..=60_000).contains(&lease), "a lease for {lease} ms");
+    gate.open();
+    assert_eq!(value(crate::support::node::answer(caller).await), "row 1");
+    a.get(2).await.expect("a load");
+    a.insert(3, "by hand".to_owned()).await.expect("an insert");
+    for (key, most) in [(1, 100_000), (2, 50_000), (3, 100_000)] {
+        let pttl = scene.raw.pttl(&users(key));
+        assert!(
+            (most - 30_000..=most).contains(&pttl),
+            "{key} for {pttl} ms"
+        );
+    }
+    scene.ground.check(&[&a]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_any_bytes_and_any_length_reach_their_own_record_and_nobody_elses() {
+    let server = Server::start();
+    let redis = || async { server.patient().connect().await.expect("connect") };
+    let load = || loader_fn(|key: Vec<u8>| async move { Ok::<_, BoxError>(format!("{key:?}")) });
+    let a = Cache::builder("users", load())
+        .l2(redis().await)
+        .build()
+        .expect("a cache");
+    let b = Cache::builder("users", load())
+        .l2(redis().await)
+        .build()
+        .expect("a cache");
+    let mut keys: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+    keys.extend([
+        b"".to_vec(),
+        b"a:b".to_vec(),
+        b"a,b".to_vec(),
+        b"{a}b".to_vec(),
+        b"\r\n".to_vec(),
+    ]);
+    keys.extend([
+        vec![b'x'; 200],
+        vec![b'x'; 201],
+        vec![b'x'; 1 << 20],
+        vec![0xff; 300],
+        b"%00".to_vec(),
+    ]);
+    for key in &keys {
+        a.get(key).await.expect("a load");
+        let entry = b
+            .get_entry(key)
+            .await
+            .expect("a look-up")
+            .expect("an entry");
+        assert_eq!(
+            (entry.source(), entry.value()),
+            (Source::L2, &Arc::new(format!("{key:?}")))
+        );
+    }
+    let stored = server.raw().keys("*");
+    assert_eq!(stored.len(), keys.len());
+    assert!(
+        stored.iter().all(|key| key.len() < 300),
+        "no key grows with what a user sends"
+    );
+    a.invalidate_many(&keys).await.expect("an invalidation");
+    let gone = || keys.iter().all(|key| b.peek(key).is_none());
+    eventually("the other process has heard of each", async || gone()).await;
+    assert!(server.raw().keys("*").is_empty());
+}

@@ -1,0 +1,200 @@
+//! What a server sees of a cache: which commands, and how many.
+
+use std::time::Duration;
+
+use crate::support::eventually;
+use crate::support::ground::{Ground, users};
+use crate::support::loader::{Behaviour, Db};
+use crate::support::node::{Node, answer, value};
+use crate::support::server::{Monitor, Server};
+
+/// A server that knows the scripts, two processes that are connected to it and listen, and what
+/// they send from now on.
+struct Scene {
+    ground: Ground,
+    db: Db,
+    a: Node,
+    b: Node,
+    monitor: Monitor,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let server = Server::start();
+        let monitor = server.monitor();
+        let (ground, db) = (Ground::Redis(server), Db::default());
+        let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+        for node in [&a, &b] {
+            node.get(100).await.expect("a look-up");
+            node.invalidate(&100).await.expect("an invalidation");
+            node.insert(100, "by hand".to_owned())
+                .await
+                .expect("an insert");
+        }
+        let mut scene = Self {
+            ground,
+            db,
+            a,
+            b,
+            monitor,
+        };
+        // The first refusal teaches the server the script that releases a lease.
+        scene.db.behave(Behaviour {
+            do_not_store: true,
+            ..Behaviour::default()
+        });
+        scene.a.get(101).await.expect("a load");
+        scene.db.behave(Behaviour::default());
+        scene.monitor.seen();
+        scene
+    }
+
+    async fn end(self) {
+        self.ground.check(&[&self.a, &self.b]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_miss_is_a_read_a_lease_and_a_fill_an_l2_hit_is_a_read_an_l1_hit_is_nothing() {
+    let mut scene = Scene::new().await;
+    scene.a.get(1).await.expect("a load");
+    assert_eq!(scene.monitor.seen(), ["GET", "EVALSHA", "EVALSHA"]);
+    scene.b.get(1).await.expect("a hit");
+    assert_eq!(scene.monitor.seen(), ["GET"]);
+    for _ in 0..10 {
+        scene.a.get(1).await.expect("a hit");
+        scene.b.get(1).await.expect("a hit");
+    }
+    assert!(scene.monitor.seen().is_empty());
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_changes_a_key_is_one_command() {
+    let mut scene = Scene::new().await;
+    scene.a.get(1).await.expect("a load");
+    scene.b.get(1).await.expect("a hit");
+    scene.monitor.seen();
+    scene.a.invalidate(&1).await.expect("an invalidation");
+    eventually("the other process has heard", async || {
+        scene.b.peek(&1).is_none()
+    })
+    .await;
+    assert_eq!(
+        scene.monitor.seen(),
+        ["EVALSHA"],
+        "invalidate, what it causes elsewhere included"
+    );
+    scene
+        .a
+        .insert(1, "by hand".to_owned())
+        .await
+        .expect("an insert");
+    assert_eq!(scene.monitor.seen(), ["EVALSHA"], "insert");
+    scene
+        .a
+        .invalidate_many(&[1, 2, 3])
+        .await
+        .expect("an invalidation");
+    assert_eq!(scene.monitor.seen(), ["EVALSHA"; 3], "invalidate_many");
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_load_and_one_that_is_not_stored_are_three_commands_too() {
+    let mut scene = Scene::new().await;
+    scene.db.behave(Behaviour {
+        fails: true,
+        ..Behaviour::default()
+    });
+    assert!(scene.a.get(1).await.is_err());
+    assert_eq!(scene.monitor.seen(), ["GET", "EVALSHA", "EVALSHA"]);
+    scene.db.behave(Behaviour {
+        do_not_store: true,
+        ..Behaviour::default()
+    });
+    scene.a.get(2).await.expect("a load");
+    assert_eq!(scene.monitor.seen(), ["GET", "EVALSHA", "EVALSHA"]);
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiter_sends_nothing_while_it_waits_and_one_read_when_it_is_woken() {
+    let mut scene = Scene::new().await;
+    let gate = scene.db.gate();
+    let holder = scene.a.caller(1).await;
+    gate.reached().await;
+    assert_eq!(scene.monitor.seen(), ["GET", "EVALSHA"]);
+    let waiters = scene.b.callers(100, 1).await;
+    eventually("the other process waits", async || {
+        scene.b.stats().lease_waits == 1
+    })
+    .await;
+    assert_eq!(scene.monitor.seen(), ["GET", "EVALSHA"]);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(scene.monitor.seen().is_empty(), "it polls");
+    gate.open();
+    for waiter in waiters {
+        assert_eq!(value(answer(waiter).await), "row 1");
+    }
+    assert_eq!(value(answer(holder).await), "row 1");
+    assert_eq!(
+        scene.monitor.seen(),
+        ["EVALSHA", "GET"],
+        "the fill, and the read that it caused"
+    );
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scripts_that_the_server_has_forgotten_are_sent_again() {
+    let mut scene = Scene::new().await;
+    let Ground::Redis(server) = &scene.ground else {
+        unreachable!("a scene has a server")
+    };
+    let mut raw = server.raw();
+    raw.ask("SCRIPT FLUSH");
+    scene.monitor.seen();
+    assert_eq!(value(scene.a.get(1).await), "row 1");
+    assert_eq!(
+        scene.monitor.seen(),
+        ["GET", "EVALSHA", "EVAL", "EVALSHA", "EVAL"]
+    );
+    assert!(raw.get(&users(1)).is_some());
+    raw.ask("SCRIPT FLUSH");
+    scene.b.get(1).await.expect("a hit");
+    scene.a.invalidate(&1).await.expect("an invalidation");
+    eventually("the other process has heard", async || {
+        scene.b.peek(&1).is_none()
+    })
+    .await;
+    assert_eq!(
+        (scene.a.stats().l2_failures, scene.b.stats().l2_failures),
+        (0, 0)
+    );
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_servers_own_statistics_agree() {
+    let scene = Scene::new().await;
+    let Ground::Redis(server) = &scene.ground else {
+        unreachable!("a scene has a server")
+    };
+    let mut raw = server.raw();
+    raw.ask("CONFIG RESETSTAT");
+    scene.a.get(1).await.expect("a load");
+    scene.b.get(1).await.expect("a hit");
+    scene.b.get(1).await.expect("a hit");
+    // The script that acquires reads as well.
+    assert_eq!(
+        (raw.calls("get"), raw.calls("evalsha"), raw.calls("eval")),
+        (3, 2, 0)
+    );
+    scene.a.invalidate(&1).await.expect("an invalidation");
+    assert_eq!(
+        (raw.calls("evalsha"), raw.calls("publish"), raw.calls("del")),
+        (3, 1, 1)
+    );
+    scene.end().await;
+}

@@ -1,0 +1,9 @@
+//! What holds on every shared tier: the same functions run on `InProcess` and on Redis. Several
+//! caches of one name on one tier stand for several processes.
+
+mod coalescing;
+mod coherence;
+mod fence;
+mod leases;
+mod storm;
+mod values;

@@ -1,0 +1,79 @@
+//! The fence in L2, where no message helps: whatever removes the lease makes the fill lose.
+
+use crate::support::ground::{Ground, users};
+use crate::support::loader::Db;
+use crate::support::node::{Node, answer, value};
+use crate::support::server::{Raw, Server, is_lease};
+
+/// A load stands at its gate while `meanwhile` happens to its lease behind everyone's back; then it
+/// ends, and its fill must be refused.
+async fn refused(meanwhile: impl FnOnce(&mut Raw)) -> (Ground, Db, Node) {
+    let server = Server::start();
+    let mut raw = server.raw();
+    let (ground, db) = (Ground::Redis(server), Db::default());
+    let a = ground.node(&db).await;
+    db.write(1, "old");
+    let gate = db.gate();
+    let callers = a.callers(5, 1).await;
+    gate.reached().await;
+    assert!(raw.get(&users(1)).is_some_and(|record| is_lease(&record)));
+    db.write(1, "new");
+    meanwhile(&mut raw);
+    gate.open();
+    for caller in callers {
+        assert_eq!(value(answer(caller).await), "old", "they asked before");
+    }
+    assert_eq!((a.stats().fills, a.stats().fills_refused), (0, 1));
+    assert!(a.peek(&1).is_none(), "a refused value is kept in L1");
+    assert_eq!(value(a.get(1).await), "new");
+    (ground, db, a)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plain_del_by_another_client_during_a_load_refuses_its_fill() {
+    let (ground, db, a) = refused(|raw| {
+        raw.ask(&format!("DEL {}", users(1)));
+    })
+    .await;
+    assert_eq!((db.loads(), a.stats().fills), (2, 1));
+    ground.check(&[&a]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flush_of_the_server_during_a_load_refuses_its_fill() {
+    let (ground, db, a) = refused(|raw| {
+        raw.ask("FLUSHALL");
+    })
+    .await;
+    assert_eq!((db.loads(), a.stats().fills), (2, 1));
+    ground.check(&[&a]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plain_set_by_another_client_during_a_load_refuses_its_fill() {
+    let (ground, db, a) = refused(|raw| raw.set(&users(1), b"something else")).await;
+    assert_eq!((db.loads(), a.stats().decode_failures), (2, 1));
+    ground.check(&[&a]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_was_lost_is_not_released_for_its_new_holder() {
+    let server = Server::start();
+    let mut raw = server.raw();
+    let (ground, db) = (Ground::Redis(server), Db::default());
+    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (first, second) = (db.gate(), db.gate());
+    let loses = a.caller(1).await;
+    first.reached().await;
+    raw.ask(&format!("DEL {}", users(1)));
+    let holds = b.caller(1).await;
+    second.reached().await;
+    let lease = raw.get(&users(1)).expect("the second lease");
+    first.open();
+    assert_eq!(value(answer(loses).await), "row 1");
+    assert_eq!(raw.get(&users(1)).expect("still there"), lease);
+    second.open();
+    assert_eq!(value(answer(holds).await), "row 1");
+    assert_eq!((a.stats().fills_refused, b.stats().fills), (1, 1));
+    ground.check(&[&a, &b]).await;
+}

@@ -1,0 +1,219 @@
+//! A fleet of real processes, and what signals do to it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::support::eventually;
+use crate::support::fleet::{Worker, micros};
+use crate::support::ground::{Ground, check_records, users};
+use crate::support::loader::Db;
+use crate::support::node::{answer, value};
+use crate::support::server::{Reply, Server, is_value};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn server(ground: &Ground) -> &Server {
+    match ground {
+        Ground::Redis(server) => server,
+        Ground::InProcess(_) => unreachable!("processes share a server"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_processes_with_250_callers_each_share_one_load_of_a_cold_key() {
+    let server = Server::start();
+    let mut workers = Vec::new();
+    for _ in 0..8 {
+        workers.push(Worker::start(&server, MINUTE).await);
+    }
+    for worker in &mut workers {
+        worker.tell("get 1 250").await;
+    }
+    eventually("one loads and the others wait", async || {
+        let (mut loads, mut waits) = (0, 0);
+        for worker in &mut workers {
+            let stats = worker.stats().await;
+            loads += stats[0];
+            waits += stats[1];
+        }
+        assert!(loads <= 1, "{loads} loads");
+        (loads, waits) == (1, 7)
+    })
+    .await;
+    for worker in &mut workers {
+        worker.tell("row here").await;
+    }
+    let begun = micros();
+    let (mut loads, mut took) = (0, Vec::new());
+    for worker in &mut workers {
+        assert_eq!(worker.hear("got 1").await, "here");
+        let at = worker.hear("at").await;
+        took.extend(
+            at.split(' ')
+                .map(|at| at.parse::<u64>().expect("a number").saturating_sub(begun)),
+        );
+        loads += worker.stats().await[0];
+    }
+    took.sort_unstable();
+    assert_eq!((loads, took.len()), (1, 2_000));
+    let (p50, p99) = (took[1_000], took[1_980]);
+    println!("2,000 callers in 8 processes: p50 {p50} µs, p99 {p99} µs after the end of the load");
+    // Woken: the lease would have lasted for a minute.
+    assert!(p99 < 5_000_000, "p99 {p99} µs");
+    check_records(&server);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_ends_right_after_its_answer_leaves_a_value_and_no_lease() {
+    let server = Server::start();
+    let mut worker = Worker::start(&server, MINUTE).await;
+    worker.tell("last 1").await;
+    worker.hear("loading 1").await;
+    worker.tell("row here").await;
+    assert_eq!(worker.hear("got 1").await, "here");
+    worker.ended().await;
+    assert!(
+        server
+            .raw()
+            .get(&users(1))
+            .is_some_and(|record| is_value(&record))
+    );
+    check_records(&server);
+}
+
+/// How long after the death of a holder another process begins to load.
+async fn replacement(ground: &Ground, lease: Duration) -> Duration {
+    let mut holder = Worker::start(server(ground), lease).await;
+    let db = Db::default();
+    let b = ground
+        .node_with(&db, |builder| builder.lease_ttl(lease))
+        .await;
+    b.get(2).await.expect("a load");
+    holder.tell("get 1 1").await;
+    holder.hear("loading 1").await;
+    let gate = db.gate();
+    let waiter = b.caller(1).await;
+    eventually("the other process waits", async || {
+        b.stats().lease_waits == 1
+    })
+    .await;
+    let died = Instant::now();
+    holder.kill().await;
+    gate.reached().await;
+    let replaced = died.elapsed();
+    gate.open();
+    assert_eq!(value(answer(waiter).await), "row 1");
+    assert_eq!(db.loads(), 2);
+    ground.check(&[&b]).await;
+    replaced
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_that_is_killed_is_replaced_when_its_lease_ends() {
+    let lease = Duration::from_secs(1);
+    let replaced = replacement(&Ground::redis(), lease).await;
+    println!("replaced after {replaced:?}");
+    assert!(
+        replaced < lease + Duration::from_millis(200),
+        "{replaced:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_holder_is_replaced_in_time_on_a_server_full_of_expiring_keys() {
+    let ground = Ground::redis();
+    let mut raw = server(&ground).raw();
+    let many =
+        "for i = 1, 200000 do redis.call('SET', 'other:' .. i, 'x', 'PX', 500 + i) end return 1";
+    raw.send(&[b"EVAL", many.as_bytes(), b"0"]);
+    let lease = Duration::from_secs(1);
+    let replaced = replacement(&ground, lease).await;
+    let left = raw.ask("DBSIZE");
+    assert!(
+        matches!(left, Reply::Number(100_000..)),
+        "not many keys: {left:?}"
+    );
+    println!("replaced after {replaced:?}");
+    assert!(
+        replaced < lease + Duration::from_millis(200),
+        "{replaced:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_that_is_stopped_is_replaced_and_cannot_fill_when_it_goes_on() {
+    let ground = Ground::redis();
+    let lease = Duration::from_millis(500);
+    let mut holder = Worker::start(server(&ground), lease).await;
+    let db = Db::default();
+    let b = ground
+        .node_with(&db, |builder| builder.lease_ttl(lease))
+        .await;
+    holder.tell("get 1 10").await;
+    holder.hear("loading 1").await;
+    holder.stop();
+    db.write(1, "new");
+    assert_eq!(value(b.get(1).await), "new");
+    assert_eq!(
+        (db.loads(), b.stats().fills, b.stats().lease_waits),
+        (1, 1, 1)
+    );
+    holder.resume();
+    holder.tell("row old").await;
+    assert_eq!(
+        holder.hear("got 1").await,
+        "old",
+        "its callers get an answer"
+    );
+    assert_eq!(
+        holder.stats().await,
+        [1, 0, 0, 1],
+        "loads, waits, fills, refused fills"
+    );
+    assert_eq!(holder.ask("peek 1", "peek 1").await, "nothing");
+    // L2 has what was loaded later.
+    holder.tell("get 1 1").await;
+    assert_eq!(holder.hear("got 1").await, "new");
+    ground.check(&[&b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_process_changes_the_other_drops() {
+    let server = Server::start();
+    let mut a = Worker::start(&server, MINUTE).await;
+    let mut b = Worker::start(&server, MINUTE).await;
+    a.tell("get 1 1").await;
+    a.hear("loading 1").await;
+    a.tell("row old").await;
+    assert_eq!(a.hear("got 1").await, "old");
+    b.tell("get 1 1").await;
+    assert_eq!(b.hear("got 1").await, "old");
+    assert_eq!(b.ask("peek 1", "peek 1").await, "old");
+
+    a.ask("insert 1 new", "done").await;
+    eventually("b drops it", async || {
+        b.ask("peek 1", "peek 1").await == "nothing"
+    })
+    .await;
+    b.tell("get 1 1").await;
+    assert_eq!(b.hear("got 1").await, "new");
+    assert_eq!(
+        a.ask("peek 1", "peek 1").await,
+        "new",
+        "what it inserted itself it keeps"
+    );
+
+    b.ask("invalidate 1", "done").await;
+    assert_eq!(b.ask("peek 1", "peek 1").await, "nothing");
+    eventually("a drops it", async || {
+        a.ask("peek 1", "peek 1").await == "nothing"
+    })
+    .await;
+    assert_eq!(
+        b.stats().await,
+        [0; 4],
+        "loads, waits, fills, refused fills"
+    );
+    check_records(&server);
+}

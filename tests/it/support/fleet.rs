@@ -1,0 +1,255 @@
+//! Real processes: this test binary, started again as a worker that has one cache and does what it
+//! is told on its standard input.
+//!
+//! | told | says |
+//! |---|---|
+//! | `get key n` | `got key answer`, then `at micros…`: when each of the n callers was answered |
+//! | `last key` | `got key answer`, and the process ends there and then |
+//! | `row text` | (answers the load that began first, of those that are not answered) |
+//! | `insert key text`, `invalidate key` | `done` |
+//! | `peek key` | `peek key answer` |
+//! | `stats` | `stats loads waits fills refused` |
+//!
+//! On its own account it says `ready`, and `loading key` when a load begins.
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tidegate::{BoxError, Cache, Loaded, loader_fn};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::{Mutex, mpsc};
+
+use super::node::Node;
+use super::server::{Server, signal};
+use super::within;
+
+/// Where the worker finds the port of its server and the time to live of its leases.
+const WORKER: &str = "TIDEGATE_WORKER";
+/// What a worker says begins with this; the test harness says other things.
+const MARK: &str = "@@";
+
+/// A process with one cache.
+pub(crate) struct Worker {
+    child: Child,
+    told: ChildStdin,
+    says: Lines<BufReader<ChildStdout>>,
+}
+
+impl Worker {
+    pub(crate) async fn start(server: &Server, lease: Duration) -> Self {
+        let mut command = Command::new(std::env::current_exe().expect("the test binary"));
+        command.args([
+            "--exact",
+            "support::fleet::fleet_worker",
+            "--nocapture",
+            "--test-threads=1",
+        ]);
+        command.env(WORKER, format!("{} {}", server.port(), lease.as_millis()));
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true);
+        let mut child = command.spawn().expect("start a worker");
+        let told = child.stdin.take().expect("a pipe");
+        let says = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        let mut worker = Self { child, told, says };
+        worker.hear("ready").await;
+        worker
+    }
+
+    pub(crate) async fn tell(&mut self, order: &str) {
+        self.told
+            .write_all(format!("{order}\n").as_bytes())
+            .await
+            .expect("the worker lives");
+    }
+
+    /// The rest of the next line that begins with `what`; others are skipped.
+    pub(crate) async fn hear(&mut self, what: &str) -> String {
+        let heard = async {
+            while let Some(line) = self.says.next_line().await.expect("a text") {
+                let said = line.split_once(MARK).map(|(_, said)| said);
+                if let Some(rest) = said.and_then(|said| said.strip_prefix(what)) {
+                    return rest.trim().to_owned();
+                }
+            }
+            panic!("the worker ended without saying {what}");
+        };
+        within(what, heard).await
+    }
+
+    /// What a worker answers.
+    pub(crate) async fn ask(&mut self, order: &str, answer: &str) -> String {
+        self.tell(order).await;
+        self.hear(answer).await
+    }
+
+    /// Loads, waits for a lease, fills, and fills that were refused.
+    pub(crate) async fn stats(&mut self) -> Vec<u64> {
+        let stats = self.ask("stats", "stats").await;
+        stats
+            .split(' ')
+            .map(|count| count.parse().expect("a number"))
+            .collect()
+    }
+
+    pub(crate) async fn kill(&mut self) {
+        self.child.kill().await.expect("kill a worker");
+    }
+
+    pub(crate) fn stop(&self) {
+        signal("STOP", self.child.id().expect("it runs"));
+    }
+
+    pub(crate) fn resume(&self) {
+        signal("CONT", self.child.id().expect("it runs"));
+    }
+
+    pub(crate) async fn ended(&mut self) {
+        let status = within("the worker ends", self.child.wait())
+            .await
+            .expect("its status");
+        assert!(status.success(), "{status}");
+    }
+}
+
+/// Microseconds, on a clock that all processes of the machine share.
+pub(crate) fn micros() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("a sane clock");
+    u64::try_from(since.as_micros()).expect("a sane clock")
+}
+
+/// Not a test, but the body of a worker: returns at once in a test run.
+#[test]
+fn fleet_worker() {
+    let Ok(settings) = std::env::var(WORKER) else {
+        return;
+    };
+    let mut settings = settings
+        .split(' ')
+        .map(|number| number.parse::<u64>().expect("a number"));
+    let mut setting = || settings.next().expect("a setting");
+    let (port, lease) = (
+        u16::try_from(setting()).expect("a port"),
+        Duration::from_millis(setting()),
+    );
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    runtime.expect("a runtime").block_on(work(port, lease));
+    std::process::exit(0);
+}
+
+async fn work(port: u16, lease: Duration) {
+    let redis = super::server::patient(port)
+        .connect()
+        .await
+        .expect("connect");
+    let (answer, answers) = mpsc::unbounded_channel::<String>();
+    let answers = Arc::new(Mutex::new(answers));
+    let loader = loader_fn(move |key: u64| {
+        let answers = Arc::clone(&answers);
+        async move {
+            say(&format!("loading {key}"));
+            let row = answers
+                .lock()
+                .await
+                .recv()
+                .await
+                .expect("the worker goes on");
+            Ok::<Loaded<String>, BoxError>(Loaded::found(row))
+        }
+    });
+    let builder = Cache::builder("users", loader)
+        .ttl_jitter(0.0)
+        .lease_ttl(lease)
+        .l2(redis);
+    let node = Node::new(
+        builder
+            .lease_wait(Duration::from_secs(60))
+            .build()
+            .expect("a cache"),
+    );
+    say("ready");
+    let mut orders = BufReader::new(tokio::io::stdin()).lines();
+    // Ends with the process that gives the orders.
+    while let Some(order) = orders.next_line().await.expect("a text") {
+        let words: Vec<&str> = order.split(' ').collect();
+        let key = || words[1].parse::<u64>().expect("a key");
+        match words[0] {
+            "get" => drop(tokio::spawn(gets(
+                node.clone(),
+                key(),
+                words[2].parse().expect("a number"),
+            ))),
+            "last" => drop(tokio::spawn(last(node.clone(), key()))),
+            "row" => answer
+                .send(words[1].to_owned())
+                .expect("the loader listens"),
+            "insert" => {
+                node.insert(key(), words[2].to_owned())
+                    .await
+                    .expect("an insert");
+                say("done");
+            }
+            "invalidate" => {
+                node.invalidate(&key()).await.expect("an invalidation");
+                say("done");
+            }
+            "peek" => say(&match node.peek(&key()) {
+                Some(entry) => format!("peek {} {}", key(), entry.value()),
+                None => format!("peek {} nothing", key()),
+            }),
+            "stats" => {
+                let stats = node.stats();
+                let (loads, waits) = (stats.loads, stats.lease_waits);
+                say(&format!(
+                    "stats {loads} {waits} {} {}",
+                    stats.fills, stats.fills_refused
+                ));
+            }
+            other => panic!("what is {other}?"),
+        }
+    }
+}
+
+async fn gets(node: Node, key: u64, how_many: usize) {
+    let (mut got, mut at) = (String::new(), String::new());
+    let mut callers = Vec::new();
+    for _ in 0..how_many {
+        let node = node.clone();
+        callers.push(tokio::spawn(async move { (node.get(key).await, micros()) }));
+    }
+    for caller in callers {
+        let (answer, when) = caller.await.expect("a caller");
+        let answer = super::node::value(answer);
+        assert!(
+            got.is_empty() || got == answer,
+            "two answers at once: {got} and {answer}"
+        );
+        got = answer;
+        at.push_str(&format!(" {when}"));
+    }
+    say(&format!("got {key} {got}"));
+    say(&format!("at{at}"));
+}
+
+async fn last(node: Node, key: u64) {
+    let got = super::node::value(node.get(key).await);
+    say(&format!("got {key} {got}"));
+    std::process::exit(0);
+}
+
+fn say(what: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{MARK}{what}")
+        .and_then(|()| out.flush())
+        .expect("somebody listens");
+}

@@ -1,0 +1,135 @@
+//! What a contract test runs on: the embedded tier under paused time, or a real server.
+
+use std::time::Duration;
+
+use tidegate::{BoxError, Cache, CacheBuilder, InProcess, Loader};
+
+use super::loader::Db;
+use super::node::Node;
+use super::server::{Monitor, Server, is_lease};
+
+pub(crate) enum Ground {
+    InProcess(InProcess),
+    Redis(Server),
+}
+
+/// The key `key` of the cache `users` as Redis knows it.
+pub(crate) fn users(key: u64) -> String {
+    format!("tidegate:users:{key}")
+}
+
+impl Ground {
+    pub(crate) fn in_process() -> Self {
+        Self::InProcess(InProcess::new())
+    }
+
+    pub(crate) fn redis() -> Self {
+        Self::Redis(Server::start())
+    }
+
+    /// A process of the fleet, with connections of its own.
+    pub(crate) async fn node(&self, db: &Db) -> Node {
+        self.node_with(db, |builder| builder).await
+    }
+
+    /// The same with settings.
+    pub(crate) async fn node_with(
+        &self,
+        db: &Db,
+        settings: impl FnOnce(CacheBuilder<Db>) -> CacheBuilder<Db>,
+    ) -> Node {
+        self.named("users", db.clone(), settings).await
+    }
+
+    /// The same with another name or loader. The lease lives longer than a test may take, so
+    /// whatever goes on before was woken.
+    pub(crate) async fn named<L>(
+        &self,
+        name: &str,
+        loader: L,
+        settings: impl FnOnce(CacheBuilder<L>) -> CacheBuilder<L>,
+    ) -> Node<L::Value>
+    where
+        L: Loader<Key = u64, Error = BoxError>,
+        L::Value: serde::Serialize + serde::de::DeserializeOwned,
+    {
+        let builder = Cache::builder(name, loader).ttl_jitter(0.0);
+        let builder = builder
+            .lease_ttl(Duration::from_secs(60))
+            .lease_wait(Duration::from_secs(60));
+        let builder = match self {
+            Self::InProcess(tier) => builder.l2(tier.clone()),
+            Self::Redis(server) => builder.l2(server.patient().connect().await.expect("connect")),
+        };
+        Node::new(settings(builder).build().expect("settings that make sense"))
+    }
+
+    /// Counts what is asked of the tier from now on.
+    pub(crate) fn watch(&self) -> Watch {
+        match self {
+            Self::InProcess(tier) => Watch::InProcess(tier.clone(), tier.commands()),
+            Self::Redis(server) => Watch::Redis(server.monitor()),
+        }
+    }
+
+    /// Every node at rest, every key of the tier with an expiry, no lease among them.
+    pub(crate) async fn check<V: Send + Sync + 'static>(&self, nodes: &[&Node<V>]) {
+        for node in nodes {
+            node.check().await;
+        }
+        if let Self::Redis(server) = self {
+            check_records(server);
+        }
+    }
+}
+
+/// No key without an expiry, no lease.
+pub(crate) fn check_records(server: &Server) {
+    let mut raw = server.raw();
+    for key in raw.keys("tidegate*") {
+        let (record, pttl) = (raw.get(&key), raw.pttl(&key));
+        // -2: it has just expired.
+        assert!(pttl > 0 || pttl == -2, "{key} has no expiry");
+        assert!(
+            !record.is_some_and(|record| is_lease(&record)),
+            "a lease is left on {key}"
+        );
+    }
+}
+
+pub(crate) enum Watch {
+    InProcess(InProcess, u64),
+    Redis(Monitor),
+}
+
+impl Watch {
+    /// How many commands there were since the last call.
+    pub(crate) fn commands(&mut self) -> u64 {
+        match self {
+            Self::InProcess(tier, before) => {
+                let now = tier.commands();
+                now - std::mem::replace(before, now)
+            }
+            Self::Redis(monitor) => monitor.seen().len() as u64,
+        }
+    }
+}
+
+/// Makes two tests of each function: one on the embedded tier under paused time, one on a server.
+macro_rules! on_both_tiers {
+    ($($test:ident)*) => {
+        mod in_process {
+            $(#[tokio::test(start_paused = true)]
+            async fn $test() {
+                super::$test($crate::support::ground::Ground::in_process()).await;
+            })*
+        }
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test($crate::support::ground::Ground::redis()).await;
+            })*
+        }
+    };
+}
+pub(crate) use on_both_tiers;

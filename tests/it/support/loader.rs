@@ -1,0 +1,153 @@
+//! A source of truth that counts its loads and lets a test stop them.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tidegate::{BoxError, Loaded, Loader};
+use tokio::sync::Semaphore;
+
+use super::within;
+
+/// Rows that a test may change, behind a loader that it may stop, slow down or break. A load reads
+/// its row when it begins and answers it when it ends, as a query does.
+#[derive(Clone, Default)]
+pub(crate) struct Db(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    /// Rows that were written; any other key reads `row <key>`.
+    rows: HashMap<u64, Option<String>>,
+    loads: u64,
+    gates: VecDeque<Gate>,
+    behaviour: Behaviour,
+}
+
+/// What loads do from now on.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Behaviour {
+    pub(crate) takes: Duration,
+    pub(crate) fails: bool,
+    pub(crate) panics: bool,
+    pub(crate) hangs: bool,
+    pub(crate) do_not_store: bool,
+    pub(crate) ttl: Option<Duration>,
+}
+
+impl Db {
+    pub(crate) fn write(&self, key: u64, row: &str) {
+        self.state().rows.insert(key, Some(row.to_owned()));
+    }
+
+    /// Writes a version, which is drawn in the same step.
+    pub(crate) fn update(&self, key: u64, version: impl FnOnce() -> u64) -> u64 {
+        let mut state = self.state();
+        let version = version();
+        state.rows.insert(key, Some(version.to_string()));
+        version
+    }
+
+    pub(crate) fn delete(&self, key: u64) {
+        self.state().rows.insert(key, None);
+    }
+
+    pub(crate) fn behave(&self, behaviour: Behaviour) {
+        self.state().behaviour = behaviour;
+    }
+
+    /// How many loads have begun.
+    pub(crate) fn loads(&self) -> u64 {
+        self.state().loads
+    }
+
+    /// Stops the next load that begins (after those that have a gate already).
+    pub(crate) fn gate(&self) -> Gate {
+        let gate = Gate::default();
+        self.state().gates.push_back(gate.clone());
+        gate
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no test panics under this lock")
+    }
+}
+
+impl Loader for Db {
+    type Key = u64;
+    type Value = String;
+    type Error = BoxError;
+
+    async fn load(&self, key: &u64) -> Result<Loaded<String>, BoxError> {
+        let (row, gate, behaviour) = {
+            let mut state = self.state();
+            state.loads += 1;
+            let row = state
+                .rows
+                .get(key)
+                .cloned()
+                .unwrap_or_else(|| Some(format!("row {key}")));
+            (row, state.gates.pop_front(), state.behaviour)
+        };
+        if let Some(gate) = gate {
+            gate.pass().await;
+        }
+        if !behaviour.takes.is_zero() {
+            tokio::time::sleep(behaviour.takes).await;
+        }
+        if behaviour.hangs {
+            std::future::pending::<()>().await;
+        }
+        assert!(!behaviour.panics, "the test told this loader to panic");
+        if behaviour.fails {
+            return Err(BoxError::new("the database is down"));
+        }
+        let mut loaded = Loaded::from(row);
+        if let Some(ttl) = behaviour.ttl {
+            loaded = loaded.ttl(ttl);
+        }
+        Ok(if behaviour.do_not_store {
+            loaded.do_not_store()
+        } else {
+            loaded
+        })
+    }
+}
+
+/// Where one load stops until the test lets it go on.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    arrived: Arc<Semaphore>,
+    open: Arc<Semaphore>,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self {
+            arrived: Arc::new(Semaphore::new(0)),
+            open: Arc::new(Semaphore::new(0)),
+        }
+    }
+}
+
+impl Gate {
+    async fn pass(&self) {
+        self.arrived.add_permits(1);
+        self.open
+            .acquire()
+            .await
+            .expect("gates are not closed")
+            .forget();
+    }
+
+    /// Waits until the load has begun and stands here.
+    pub(crate) async fn reached(&self) {
+        within("a load reaches its gate", self.arrived.acquire())
+            .await
+            .expect("gates are not closed")
+            .forget();
+    }
+
+    pub(crate) fn open(&self) {
+        self.open.add_permits(1);
+    }
+}

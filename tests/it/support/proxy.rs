@@ -1,0 +1,126 @@
+//! A wire between cache and server that a test can break.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wire {
+    /// What goes in comes out.
+    Pass,
+    /// Every connection is ended at once.
+    Refuse,
+    /// Connections stand, and nothing comes out of them.
+    Swallow,
+    /// Everything takes this long.
+    Slow(Duration),
+}
+
+/// A wire to a server's port; what it does can be changed while it is in use.
+pub(crate) struct Proxy {
+    port: u16,
+    wire: Arc<watch::Sender<Wire>>,
+    /// Counts up when all connections are to end.
+    cuts: Arc<watch::Sender<u64>>,
+    accepting: JoinHandle<()>,
+}
+
+impl Proxy {
+    pub(crate) async fn to(server: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let (wire, cuts) = (
+            Arc::new(watch::Sender::new(Wire::Pass)),
+            Arc::new(watch::Sender::new(0)),
+        );
+        let accepting = tokio::spawn(accept(
+            listener,
+            server,
+            Arc::clone(&wire),
+            Arc::clone(&cuts),
+        ));
+        Self {
+            port,
+            wire,
+            cuts,
+            accepting,
+        }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What was swallowed is lost, so connections do not survive the end of that.
+    pub(crate) fn set(&self, wire: Wire) {
+        let before = self.wire.send_replace(wire);
+        if before == Wire::Swallow || wire == Wire::Refuse {
+            self.cut();
+        }
+    }
+
+    /// Ends the connections that stand.
+    pub(crate) fn cut(&self) {
+        self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.cut();
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    server: u16,
+    wire: Arc<watch::Sender<Wire>>,
+    cuts: Arc<watch::Sender<u64>>,
+) {
+    while let Ok((client, _)) = listener.accept().await {
+        if *wire.borrow() == Wire::Refuse {
+            continue;
+        }
+        let Ok(upstream) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await else {
+            continue;
+        };
+        let (up, down) = (upstream.into_split(), client.into_split());
+        let mut cut = cuts.subscribe();
+        let (there, back) = (
+            pump(down.0, up.1, wire.subscribe()),
+            pump(up.0, down.1, wire.subscribe()),
+        );
+        tokio::spawn(async move {
+            tokio::select! {
+                () = there => {}
+                () = back => {}
+                _ = cut.changed() => {}
+            }
+        });
+    }
+}
+
+/// One direction of one connection.
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, wire: watch::Receiver<Wire>) {
+    let mut bytes = vec![0; 1 << 16];
+    while let Ok(read @ 1..) = from.read(&mut bytes).await {
+        let wire = *wire.borrow();
+        match wire {
+            Wire::Swallow => continue,
+            Wire::Slow(by) => tokio::time::sleep(by / 2).await,
+            Wire::Pass | Wire::Refuse => {}
+        }
+        if to.write_all(&bytes[..read]).await.is_err() {
+            return;
+        }
+    }
+}

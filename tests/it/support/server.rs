@@ -1,0 +1,327 @@
+//! Real `redis-server` processes: each test starts its own.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use tidegate::{Redis, RedisBuilder};
+
+const INSTALL: &str = "these tests need a redis-server: `apt-get install redis-server` (or `brew install redis`), \
+     or name the binary in TIDEGATE_REDIS_SERVER";
+
+/// A server on a port of its own; it ends with this value.
+pub(crate) struct Server {
+    child: Child,
+    port: u16,
+    dir: PathBuf,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        Self::start_on(free_port())
+    }
+
+    pub(crate) fn start_on(port: u16) -> Self {
+        let dir = std::env::temp_dir().join(format!("tidegate-{}-{port}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a directory for the server");
+        let mut server = Self {
+            child: spawn(port, &dir),
+            port,
+            dir,
+        };
+        server.wait_until_it_answers();
+        server
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn url(&self) -> String {
+        url(self.port)
+    }
+
+    /// Settings for tests that are not about timeouts.
+    pub(crate) fn patient(&self) -> RedisBuilder {
+        patient(self.port)
+    }
+
+    pub(crate) fn raw(&self) -> Raw {
+        Raw::connect(self.port).expect("the server answers")
+    }
+
+    /// What clients send from now on.
+    pub(crate) fn monitor(&self) -> Monitor {
+        let (mut feed, other) = (self.raw(), self.raw());
+        feed.ask("MONITOR");
+        Monitor { feed, other }
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("kill the server");
+        self.child.wait().expect("the server ends");
+    }
+
+    /// Starts again on the same port, empty.
+    pub(crate) fn restart(&mut self) {
+        self.child = spawn(self.port, &self.dir);
+        self.wait_until_it_answers();
+    }
+
+    pub(crate) fn stop(&self) {
+        signal("STOP", self.child.id());
+    }
+
+    pub(crate) fn resume(&self) {
+        signal("CONT", self.child.id());
+    }
+
+    fn wait_until_it_answers(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                panic!("redis-server on port {} ended at once: {status}", self.port);
+            }
+            let pong = Raw::connect(self.port).and_then(|mut raw| raw.try_send(&[b"PING"]));
+            if matches!(pong, Ok(Reply::Text(_))) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "redis-server does not answer");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+pub(crate) fn url(port: u16) -> String {
+    format!("redis://127.0.0.1:{port}")
+}
+
+pub(crate) fn patient(port: u16) -> RedisBuilder {
+    Redis::builder(&url(port)).timeout(Duration::from_secs(2))
+}
+
+fn spawn(port: u16, dir: &PathBuf) -> Child {
+    let binary =
+        std::env::var("TIDEGATE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+    let mut command = Command::new(&binary);
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
+    command
+        .args(["--save", "", "--appendonly", "no", "--dir"])
+        .arg(dir);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{binary}: {error}; {INSTALL}"))
+}
+
+/// A port that nobody listens to, outside the range from which clients get theirs.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id().wrapping_mul(131);
+    loop {
+        let step = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(20_000 + first.wrapping_add(step) % 10_000).expect("a port");
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+pub(crate) fn signal(name: &str, pid: u32) {
+    let status = Command::new("kill")
+        .arg(format!("-{name}"))
+        .arg(pid.to_string())
+        .status();
+    assert!(status.expect("run kill").success(), "kill -{name} {pid}");
+}
+
+/// What a server answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    Nil,
+    Number(i64),
+    Text(String),
+    Error(String),
+    Bytes(Vec<u8>),
+    List(Vec<Reply>),
+}
+
+/// A client that sends what it is told to, and shares no code with the one under test.
+pub(crate) struct Raw(BufReader<TcpStream>);
+
+impl Raw {
+    fn connect(port: u16) -> std::io::Result<Self> {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    /// One command, in words.
+    pub(crate) fn ask(&mut self, words: &str) -> Reply {
+        let args: Vec<&[u8]> = words.split_whitespace().map(str::as_bytes).collect();
+        self.send(&args)
+    }
+
+    pub(crate) fn send(&mut self, args: &[&[u8]]) -> Reply {
+        let reply = self.try_send(args).expect("an answer");
+        if let Reply::Error(error) = reply {
+            panic!("{}: {error}", String::from_utf8_lossy(args[0]));
+        }
+        reply
+    }
+
+    fn try_send(&mut self, args: &[&[u8]]) -> std::io::Result<Reply> {
+        let mut command = format!("*{}\r\n", args.len()).into_bytes();
+        for arg in args {
+            command.extend_from_slice(format!("${}\r\n", arg.len()).as_bytes());
+            command.extend_from_slice(arg);
+            command.extend_from_slice(b"\r\n");
+        }
+        self.0.get_mut().write_all(&command)?;
+        self.reply()
+    }
+
+    fn line(&mut self) -> std::io::Result<String> {
+        let mut line = String::new();
+        self.0.read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
+    }
+
+    fn reply(&mut self) -> std::io::Result<Reply> {
+        let line = self.line()?;
+        let (kind, rest) = line
+            .split_at_checked(1)
+            .ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        let number = || rest.parse::<i64>().map_err(std::io::Error::other);
+        Ok(match kind {
+            "+" => Reply::Text(rest.to_owned()),
+            "-" => Reply::Error(rest.to_owned()),
+            ":" => Reply::Number(number()?),
+            "$" => match usize::try_from(number()?) {
+                Err(_) => Reply::Nil,
+                Ok(len) => {
+                    let mut bytes = vec![0; len + 2];
+                    self.0.read_exact(&mut bytes)?;
+                    bytes.truncate(len);
+                    Reply::Bytes(bytes)
+                }
+            },
+            "*" => Reply::List(
+                (0..number()?)
+                    .map(|_| self.reply())
+                    .collect::<Result<_, _>>()?,
+            ),
+            _ => return Err(std::io::Error::other(line)),
+        })
+    }
+
+    pub(crate) fn get(&mut self, key: &str) -> Option<Vec<u8>> {
+        match self.send(&[b"GET", key.as_bytes()]) {
+            Reply::Bytes(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// Puts bytes under a key, for a minute.
+    pub(crate) fn set(&mut self, key: &str, bytes: &[u8]) {
+        self.send(&[b"SET", key.as_bytes(), bytes, b"PX", b"60000"]);
+    }
+
+    pub(crate) fn pttl(&mut self, key: &str) -> i64 {
+        match self.send(&[b"PTTL", key.as_bytes()]) {
+            Reply::Number(ms) => ms,
+            other => panic!("PTTL: {other:?}"),
+        }
+    }
+
+    pub(crate) fn keys(&mut self, pattern: &str) -> Vec<String> {
+        let Reply::List(keys) = self.send(&[b"KEYS", pattern.as_bytes()]) else {
+            panic!("KEYS answers a list")
+        };
+        let text = |reply| match reply {
+            Reply::Bytes(bytes) => String::from_utf8(bytes).expect("keys are ASCII"),
+            other => panic!("a key: {other:?}"),
+        };
+        keys.into_iter().map(text).collect()
+    }
+
+    /// How often the server has executed a command, those of scripts included.
+    pub(crate) fn calls(&mut self, command: &str) -> u64 {
+        let Reply::Bytes(info) = self.ask("INFO commandstats") else {
+            panic!("INFO answers a text")
+        };
+        let (info, line) = (
+            String::from_utf8_lossy(&info).into_owned(),
+            format!("cmdstat_{command}:calls="),
+        );
+        let calls = info.lines().find_map(|stats| stats.strip_prefix(&line));
+        calls
+            .and_then(|stats| stats.split(',').next())
+            .map_or(0, |calls| calls.parse().expect("a number"))
+    }
+
+    /// How many clients are connected, this one among them.
+    pub(crate) fn clients(&mut self) -> usize {
+        let Reply::Bytes(list) = self.ask("CLIENT LIST") else {
+            panic!("CLIENT LIST answers a text")
+        };
+        String::from_utf8_lossy(&list).lines().count()
+    }
+}
+
+/// Whether a record is a lease, by what the format says.
+pub(crate) fn is_lease(record: &[u8]) -> bool {
+    record.len() == 64 && record.starts_with(b"TG\x01\x03")
+}
+
+/// Whether a record is a value.
+pub(crate) fn is_value(record: &[u8]) -> bool {
+    record.starts_with(b"TG\x01\x01")
+}
+
+/// Sees every command that a client sends; not those that scripts run.
+pub(crate) struct Monitor {
+    feed: Raw,
+    other: Raw,
+}
+
+impl Monitor {
+    /// The names of the commands since the last call.
+    pub(crate) fn seen(&mut self) -> Vec<String> {
+        // Fed in the order of execution, so what came before the mark comes before it.
+        self.other.ask("ECHO mark");
+        let mut seen = Vec::new();
+        loop {
+            let Ok(Reply::Text(line)) = self.feed.reply() else {
+                panic!("MONITOR answers lines")
+            };
+            let (client, command) = line.split_once("] \"").expect("client and command");
+            let name = command
+                .split('"')
+                .next()
+                .unwrap_or_default()
+                .to_ascii_uppercase();
+            if name == "ECHO" {
+                return seen;
+            }
+            if !client.ends_with("lua") {
+                seen.push(name);
+            }
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! Redis trouble is not request trouble.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tidegate::{Cache, Redis, Source};
+use tokio::time::{Instant, sleep};
+
+use crate::support::eventually;
+use crate::support::ground::{check_records, users};
+use crate::support::loader::{Behaviour, Db};
+use crate::support::node::{Node, answer, value};
+use crate::support::proxy::{Proxy, Wire};
+use crate::support::server::{Raw, Server, is_lease, patient};
+
+/// What a busy machine may add to any bound.
+const NOISE: Duration = Duration::from_secs(2);
+
+struct Scene {
+    server: Server,
+    raw: Raw,
+    proxy: Proxy,
+    db: Db,
+    a: Node,
+}
+
+impl Scene {
+    /// A cache that reaches its server through a wire; the connection and the scripts are there.
+    async fn new(timeout: Duration) -> Self {
+        let server = Server::start();
+        let raw = server.raw();
+        let proxy = Proxy::to(server.port()).await;
+        let redis = patient(proxy.port())
+            .timeout(timeout)
+            .connect()
+            .await
+            .expect("connect");
+        let db = Db::default();
+        let a = node(&db, &redis);
+        a.get(100).await.expect("a load");
+        a.invalidate(&100).await.expect("an invalidation");
+        Self {
+            server,
+            raw,
+            proxy,
+            db,
+            a,
+        }
+    }
+
+    /// Cold keys, one after the other and many callers at once: everyone is answered within `bound`
+    /// and by one load per key.
+    async fn goes_on(&self, keys: std::ops::Range<u64>, bound: Duration) {
+        for key in keys {
+            let loads = self.db.loads();
+            let begun = Instant::now();
+            for caller in self.a.callers(20, key).await {
+                assert_eq!(value(answer(caller).await), format!("row {key}"));
+            }
+            let took = begun.elapsed();
+            assert!(took < bound + NOISE, "key {key} took {took:?}");
+            assert_eq!(self.db.loads(), loads + 1, "key {key} was not coalesced");
+        }
+    }
+
+    /// Without anyone's help, loads fill L2 again.
+    async fn heals(&mut self, first: u64) {
+        let mut key = first;
+        eventually("loads fill L2 again", async || {
+            key += 1;
+            assert_eq!(value(self.a.get(key).await), format!("row {key}"));
+            self.raw
+                .get(&users(key))
+                .is_some_and(|record| !is_lease(&record))
+        })
+        .await;
+        eventually("L1 is used again", async || {
+            value(self.a.get(key).await);
+            self.a
+                .get_entry(key)
+                .await
+                .is_ok_and(|entry| entry.is_some_and(|entry| entry.source() == Source::L1))
+        })
+        .await;
+    }
+
+    async fn end(self) {
+        self.a.check().await;
+        check_records(&self.server);
+    }
+}
+
+fn node(db: &Db, redis: &Redis) -> Node {
+    let builder = Cache::builder("users", db.clone())
+        .ttl_jitter(0.0)
+        .lease_ttl(Duration::from_millis(500));
+    Node::new(builder.l2(redis.clone()).build().expect("a cache"))
+}
+
+const TIMEOUT: Duration = Duration::from_millis(300);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_are_refused_cost_each_get_one_timeout_at_most_and_heal() {
+    let mut scene = Scene::new(TIMEOUT).await;
+    scene.proxy.set(Wire::Refuse);
+    scene.goes_on(0..20, TIMEOUT).await;
+    scene.proxy.set(Wire::Pass);
+    scene.heals(1_000).await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_black_hole_costs_each_get_one_timeout_at_most_and_heals() {
+    let mut scene = Scene::new(TIMEOUT).await;
+    scene.proxy.set(Wire::Swallow);
+    scene.goes_on(0..4, TIMEOUT).await;
+    assert!(scene.a.stats().l2_failures >= 4);
+    scene.proxy.set(Wire::Pass);
+    scene.heals(1_000).await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_black_hole_that_opens_during_a_load_costs_one_timeout_and_leaves_no_lease() {
+    let mut scene = Scene::new(TIMEOUT).await;
+    let gate = scene.db.gate();
+    let caller = scene.a.caller(1).await;
+    gate.reached().await;
+    scene.proxy.set(Wire::Swallow);
+    let begun = Instant::now();
+    gate.open();
+    assert_eq!(value(answer(caller).await), "row 1");
+    assert!(begun.elapsed() < TIMEOUT + NOISE, "{:?}", begun.elapsed());
+    assert!(
+        scene.a.peek(&1).is_none(),
+        "nobody knows whether it was stored"
+    );
+    scene.proxy.set(Wire::Pass);
+    eventually("the lease ends", async || {
+        !scene
+            .raw
+            .get(&users(1))
+            .is_some_and(|record| is_lease(&record))
+    })
+    .await;
+    scene.heals(1_000).await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_slower_than_the_timeout_costs_each_get_one_timeout_at_most() {
+    let mut scene = Scene::new(TIMEOUT).await;
+    scene.proxy.set(Wire::Slow(TIMEOUT * 3));
+    scene.goes_on(0..3, TIMEOUT).await;
+    scene.proxy.set(Wire::Pass);
+    scene.heals(1_000).await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_are_cut_fail_no_get() {
+    let mut scene = Scene::new(Duration::from_secs(2)).await;
+    scene.db.behave(Behaviour {
+        takes: Duration::from_millis(1),
+        ..Behaviour::default()
+    });
+    for round in 0..10 {
+        let mut callers = Vec::new();
+        for key in 0..20 {
+            callers.extend(scene.a.callers(2, round * 100 + key).await);
+            if key == 10 {
+                scene.proxy.cut();
+            }
+        }
+        for caller in callers {
+            answer(caller).await.expect("an answer");
+        }
+    }
+    scene.heals(10_000).await;
+    eventually("leases of those moments have ended", async || {
+        let keys = scene.raw.keys("tidegate*");
+        !keys
+            .iter()
+            .any(|key| scene.raw.get(key).is_some_and(|record| is_lease(&record)))
+    })
+    .await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_stopped_costs_one_timeout_and_heals_when_it_goes_on() {
+    let mut scene = Scene::new(TIMEOUT).await;
+    scene.server.stop();
+    scene.goes_on(0..4, TIMEOUT).await;
+    assert!(
+        scene
+            .a
+            .invalidate(&1)
+            .await
+            .is_err_and(|error| error.is_timeout() || error.is_unreachable())
+    );
+    scene.server.resume();
+    scene.heals(1_000).await;
+    eventually("leases of those moments have ended", async || {
+        !(0..4).any(|key| {
+            scene
+                .raw
+                .get(&users(key))
+                .is_some_and(|record| is_lease(&record))
+        })
+    })
+    .await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_during_traffic_fails_no_get() {
+    let mut server = Server::start();
+    let redis = server.patient().connect().await.expect("connect");
+    let db = Db::default();
+    let a = node(&db, &redis);
+    let ends = Arc::new(AtomicBool::new(false));
+    let mut traffic = Vec::new();
+    for first in 0..8_u64 {
+        let (a, ends) = (a.clone(), Arc::clone(&ends));
+        traffic.push(tokio::spawn(async move {
+            let mut gets = 0;
+            while !ends.load(Ordering::SeqCst) {
+                let key = (first * 7 + gets) % 500;
+                assert_eq!(value(a.get(key).await), format!("row {key}"));
+                gets += 1;
+                sleep(Duration::from_millis(1)).await;
+            }
+            gets
+        }));
+    }
+    let lookups = || a.stats().lookups();
+    eventually("there is traffic", async || lookups() > 200).await;
+    server.kill();
+    let killed = lookups();
+    eventually("it goes on without the server", async || {
+        lookups() > killed + 500
+    })
+    .await;
+    server.restart();
+    let fills = a.stats().fills;
+    eventually("the new server is used", async || a.stats().fills > fills).await;
+    ends.store(true, Ordering::SeqCst);
+    for task in traffic {
+        assert!(answer(task).await > 0);
+    }
+    a.check().await;
+    check_records(&server);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_out_of_memory_answers_no_get_with_an_error_and_keeps_no_lease() {
+    let mut scene = Scene::new(Duration::from_secs(2)).await;
+    // Full when the load begins.
+    scene.raw.ask("CONFIG SET maxmemory-policy noeviction");
+    scene.raw.ask("CONFIG SET maxmemory 1");
+    scene.goes_on(0..3, Duration::ZERO).await;
+    scene.raw.ask("CONFIG SET maxmemory 0");
+    assert!(scene.raw.keys("tidegate*").is_empty());
+    // Full when it ends.
+    let gate = scene.db.gate();
+    let callers = scene.a.callers(5, 10).await;
+    gate.reached().await;
+    scene.raw.ask("CONFIG SET maxmemory 1");
+    gate.open();
+    for caller in callers {
+        assert_eq!(value(answer(caller).await), "row 10");
+    }
+    assert_eq!(
+        scene.raw.get(&users(10)),
+        None,
+        "a lease without a load holds others up"
+    );
+    scene
+        .a
+        .invalidate(&10)
+        .await
+        .expect("removing needs no memory");
+    scene.raw.ask("CONFIG SET maxmemory 0");
+    scene.heals(1_000).await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_a_replica_fails_no_get() {
+    let mut scene = Scene::new(Duration::from_secs(2)).await;
+    assert_eq!(value(scene.a.get(50).await), "row 50");
+    scene.raw.ask("REPLICAOF 127.0.0.1 1");
+    scene.goes_on(0..5, Duration::ZERO).await;
+    assert!(
+        scene
+            .a
+            .invalidate(&50)
+            .await
+            .is_err_and(|error| error.is_refused())
+    );
+    assert!(scene.a.peek(&50).is_none());
+    scene.raw.ask("REPLICAOF NO ONE");
+    scene.heals(1_000).await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_of_another_type_fails_no_get_and_is_removed_by_an_invalidation() {
+    let mut scene = Scene::new(Duration::from_secs(2)).await;
+    scene.raw.ask(&format!("RPUSH {} what is this", users(1)));
+    scene.goes_on(1..2, Duration::ZERO).await;
+    scene.a.invalidate(&1).await.expect("an invalidation");
+    scene.goes_on(1..2, Duration::ZERO).await;
+    assert!(scene.raw.get(&users(1)).is_some());
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_read_before_the_subscription_was_lost_is_answered_from_l1_afterwards() {
+    let mut scene = Scene::new(Duration::from_secs(2)).await;
+    let other = scene.server.patient().connect().await.expect("connect");
+    let b = node(&scene.db, &other);
+    for key in 0..100 {
+        assert_eq!(value(scene.a.get(key).await), format!("row {key}"));
+    }
+    assert_eq!(value(b.get(1).await), "row 1");
+    scene.db.write(1, "new");
+    // Nobody hears of this one.
+    scene.raw.ask("CLIENT KILL TYPE pubsub");
+    scene.raw.ask(&format!("DEL {}", users(1)));
+    eventually("the loss is noticed", async || {
+        (0..100).all(|key| scene.a.peek(&key).is_none())
+    })
+    .await;
+    assert_eq!(value(scene.a.get(1).await), "new");
+    let loads = scene.db.loads();
+    for key in 2..100 {
+        let entry = scene
+            .a
+            .get_entry(key)
+            .await
+            .expect("a look-up")
+            .expect("an entry");
+        assert_eq!(entry.source(), Source::L2, "revalidated, not loaded");
+    }
+    assert_eq!(scene.db.loads(), loads);
+    scene.heals(1_000).await;
+    // And the new subscription works.
+    scene.a.get(1).await.expect("a look-up");
+    b.invalidate(&1).await.expect("an invalidation");
+    eventually("it has heard", async || scene.a.peek(&1).is_none()).await;
+    b.check().await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_password_fails_connect_and_no_get() {
+    let server = Server::start();
+    let mut raw = server.raw();
+    raw.ask("CONFIG SET requirepass secret");
+    assert!(server.patient().connect().await.is_err(), "no password");
+    let url = |password: &str| format!("redis://:{password}@127.0.0.1:{}", server.port());
+    let wrong = Redis::builder(&url("guess")).timeout(TIMEOUT);
+    assert!(wrong.clone().connect().await.is_err(), "a wrong password");
+    let db = Db::default();
+    let a = node(&db, &wrong.open().expect("a handle"));
+    for key in 0..3 {
+        let begun = Instant::now();
+        assert_eq!(value(a.get(key).await), format!("row {key}"));
+        assert!(
+            begun.elapsed() < TIMEOUT * 2 + NOISE,
+            "{:?}",
+            begun.elapsed()
+        );
+    }
+    assert!(raw.keys("*").is_empty());
+    let right = Redis::builder(&url("secret"))
+        .timeout(Duration::from_secs(2))
+        .connect()
+        .await;
+    let b = node(&db, &right.expect("the right password"));
+    assert_eq!(value(b.get(1).await), "row 1");
+    assert!(raw.get(&users(1)).is_some());
+    for node in [&a, &b] {
+        node.check().await;
+    }
+}
