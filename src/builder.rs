@@ -424,7 +424,13 @@ mod tests {
         refused!(ttl(Duration::ZERO) => "ttl(0ns)|longer than zero");
         refused!(l1_ttl(Duration::ZERO) => "l1_ttl(0ns)|longer than zero");
         refused!(load_timeout(Duration::ZERO) => "load_timeout(0ns)|longer than zero");
-        for (share, text) in [(-0.1, "-0.1"), (1.0, "1.0"), (7.5, "7.5"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
+        for (share, text) in [
+            (-0.1, "-0.1"),
+            (1.0, "1.0"),
+            (7.5, "7.5"),
+            (f64::NAN, "NaN"),
+            (f64::INFINITY, "inf"),
+        ] {
             refused!(ttl_jitter(share) => format!("ttl_jitter({text})|from 0 to below 1"));
         }
         refused!(lease_ttl(Duration::ZERO) => "lease_ttl(0ns)|50 ms");
@@ -439,7 +445,12 @@ mod tests {
         refused!(cold_start_spread(true).ttl(Duration::from_millis(19)) => "cold_start_spread(true)|ttl(19ms)");
         for name in [String::new(), "x".repeat(101)] {
             let refusal: Refusal = Cache::builder(&name, loader()).build();
-            assert!(refusal.expect_err("a name").to_string().contains("1 to 100 bytes"));
+            assert!(
+                refusal
+                    .expect_err("a name")
+                    .to_string()
+                    .contains("1 to 100 bytes")
+            );
         }
     }
 
@@ -461,7 +472,10 @@ mod tests {
             .l2(InProcess::new());
         assert!(format!("{cache:?}").contains("ünïcode"));
         cache.build().expect("sound settings");
-        Cache::builder("n", loader()).l1_weigher(|_, value| value.len() as u32).build().expect("sound settings");
+        Cache::builder("n", loader())
+            .l1_weigher(|_, value| value.len() as u32)
+            .build()
+            .expect("sound settings");
     }
 
     #[cfg(feature = "redis")]
@@ -473,9 +487,17 @@ mod tests {
         assert!(says(Redis::builder(url).prefix("").open()).contains("prefix(\"\")"));
         assert!(says(Redis::builder(url).prefix("a b").open()).contains("prefix"));
         assert!(says(Redis::builder(url).timeout(Duration::ZERO).open()).contains("timeout(0ns)"));
-        assert!(says(Redis::builder(url).connect_timeout(Duration::MAX).open()).contains("connect_timeout"));
+        assert!(
+            says(Redis::builder(url).connect_timeout(Duration::MAX).open())
+                .contains("connect_timeout")
+        );
         assert!(says(Redis::builder(url).connections(0).open()).contains("connections(0)"));
-        for bad in ["", "nonsense", "redis://user:secret@:x", "redis://secret@host:99999"] {
+        for bad in [
+            "",
+            "nonsense",
+            "redis://user:secret@:x",
+            "redis://secret@host:99999",
+        ] {
             let text = says(Redis::open(bad));
             assert!(text.contains("URL") && !text.contains("secret"), "{text}");
         }
