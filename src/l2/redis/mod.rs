@@ -50,7 +50,7 @@ const CLOCK_RETRY: Duration = Duration::from_millis(200);
 /// One handle per process, cloned into all its caches: it owns the connection for commands and the
 /// one for the invalidation bus. Redis 6.0 or later, Valkey 8 or later.
 ///
-/// URLs are those of [fred](crate::fred): `redis://user:password@host:6379/0`, `redis-cluster://`,
+/// URLs are those of [`fred`]: `redis://user:password@host:6379/0`, `redis-cluster://`,
 /// `redis-sentinel://host:26379?sentinelServiceName=name`, `redis+unix:///path/to/socket`.
 ///
 /// ```no_run
