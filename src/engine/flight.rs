@@ -53,7 +53,8 @@ pub(crate) struct Flight<V, E> {
     pub(crate) serial: u64,
     /// The epoch that it began to read in; `NOT_YET` before.
     epoch: AtomicU64,
-    /// Its key was changed on purpose since it began: L2 is not to be filled by it either.
+    /// Its key was invalidated since it began, and L2 was not told: its lease may still be there, and
+    /// is not to be filled against.
     revoked: AtomicBool,
     /// The lease that it waits for is gone, or the flight was detached: look again.
     pub(crate) wake: Notify,
@@ -85,6 +86,11 @@ impl<V, E> Flight<V, E> {
     /// The epoch that it reads in, once it reads.
     pub(crate) fn epoch(&self) -> Option<u32> {
         u32::try_from(self.epoch.load(Ordering::SeqCst)).ok()
+    }
+
+    /// Keeps it from filling L2.
+    pub(crate) fn revoke(&self) {
+        self.revoked.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn is_revoked(&self) -> bool {
@@ -178,15 +184,16 @@ impl<V, E> Shard<V, E> {
         }
     }
 
-    /// What a mutation does to what runs on its key. The flight is taken out: later callers begin a new one, and if it
-    /// waits for a lease it looks again, for that lease may be gone.
-    pub(crate) fn detach(&mut self, hash: u64, encoded: &[u8]) {
-        if let Ok(entry) = self
+    /// What a mutation does to what runs on its key. The flight is taken out and handed over: later
+    /// callers begin a new one, and if it waits for a lease it looks again, for that lease may be
+    /// gone. Whether it may still fill L2 is for the lease to say: a message may be about something
+    /// that happened before the flight began.
+    pub(crate) fn detach(&mut self, hash: u64, encoded: &[u8]) -> Option<Arc<Flight<V, E>>> {
+        let detached = self
             .flights
             .find_entry(hash, |flight| *flight.id.encoded == *encoded)
-        {
-            entry.remove().0.revoked.store(true, Ordering::SeqCst);
-        }
+            .ok()
+            .map(|entry| entry.remove().0);
         self.wake(hash, encoded);
         self.inserts.retain(|insert| *insert.encoded != *encoded);
         if let Ok(entry) = self
@@ -195,6 +202,7 @@ impl<V, E> Shard<V, E> {
         {
             entry.remove();
         }
+        detached
     }
 
     /// Detaches what began to read in an earlier epoch.

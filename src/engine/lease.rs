@@ -81,7 +81,7 @@ where
             }
         };
         let (answer, life) = self.answer(loaded);
-        // Revoked: the lease is gone too, or L2 could not be told and must not be filled.
+        // Revoked: L2 could not be told of an invalidation, and would take the fill.
         let record = match life {
             Some(life) if !flight.is_revoked() => self.record(shared, lease, &answer, life, cost),
             _ => Fill::Not,

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use super::Engine;
-use super::flight::Id;
+use super::flight::{Flight, Id};
 use super::shared::Shared;
 use crate::error::{RemoteError, RemoteKind};
 use crate::key::CacheKey;
@@ -96,14 +96,17 @@ where
         let id = self.id(key);
         self.stats.invalidations.add();
         let Some(shared) = &self.shared else {
-            self.revoke(key, &id);
+            self.evict(key, &id);
             return Ok(());
         };
         let remote = shared.key(&id);
         let notice = shared.notice(Operation::Invalidate, &id);
         let result = self.tier(shared.tier.invalidate(&remote.bytes, notice).await);
         // After the reply, and whatever it was.
-        self.revoke(key, &id);
+        let detached = self.evict(key, &id);
+        if let (Err(_), Some(flight)) = (&result, detached) {
+            flight.revoke();
+        }
         result
     }
 
@@ -138,7 +141,9 @@ where
                 }
             };
             if let Err(error) = result {
-                self.revoke(&key, &insert.id);
+                if let Some(flight) = self.evict(&key, &insert.id) {
+                    flight.revoke();
+                }
                 return Err(error);
             }
         }
@@ -183,10 +188,11 @@ where
     }
 
     /// From now on nothing older is answered or joined here.
-    fn revoke(&self, key: &K, id: &Id) {
+    fn evict(&self, key: &K, id: &Id) -> Option<Arc<Flight<V, E>>> {
         let mut shard = self.flights.lock(id.hash);
-        shard.detach(id.hash, &id.encoded);
+        let detached = shard.detach(id.hash, &id.encoded);
         self.l1.remove(key);
+        detached
     }
 }
 

@@ -103,9 +103,9 @@ const TIMEOUT: Duration = Duration::from_millis(300);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_refused_cost_each_get_one_timeout_at_most_and_heal() {
     let mut scene = Scene::new(TIMEOUT).await;
-    scene.proxy.set(Wire::Refuse);
+    scene.proxy.set(Wire::Refuse).await;
     scene.goes_on(0..20, TIMEOUT).await;
-    scene.proxy.set(Wire::Pass);
+    scene.proxy.set(Wire::Pass).await;
     scene.heals(1_000).await;
     scene.end().await;
 }
@@ -113,10 +113,10 @@ async fn connections_that_are_refused_cost_each_get_one_timeout_at_most_and_heal
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_black_hole_costs_each_get_one_timeout_at_most_and_heals() {
     let mut scene = Scene::new(TIMEOUT).await;
-    scene.proxy.set(Wire::Swallow);
+    scene.proxy.set(Wire::Swallow).await;
     scene.goes_on(0..4, TIMEOUT).await;
     assert!(scene.a.stats().l2_failures >= 4);
-    scene.proxy.set(Wire::Pass);
+    scene.proxy.set(Wire::Pass).await;
     scene.heals(1_000).await;
     scene.end().await;
 }
@@ -127,7 +127,7 @@ async fn a_black_hole_that_opens_during_a_load_costs_one_timeout_and_leaves_no_l
     let gate = scene.db.gate();
     let caller = scene.a.caller(1).await;
     gate.reached().await;
-    scene.proxy.set(Wire::Swallow);
+    scene.proxy.set(Wire::Swallow).await;
     let begun = Instant::now();
     gate.open();
     assert_eq!(value(answer(caller).await), "row 1");
@@ -136,7 +136,7 @@ async fn a_black_hole_that_opens_during_a_load_costs_one_timeout_and_leaves_no_l
         scene.a.peek(&1).is_none(),
         "nobody knows whether it was stored"
     );
-    scene.proxy.set(Wire::Pass);
+    scene.proxy.set(Wire::Pass).await;
     eventually("the lease ends", async || {
         !scene
             .raw
@@ -151,9 +151,9 @@ async fn a_black_hole_that_opens_during_a_load_costs_one_timeout_and_leaves_no_l
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_slower_than_the_timeout_costs_each_get_one_timeout_at_most() {
     let mut scene = Scene::new(TIMEOUT).await;
-    scene.proxy.set(Wire::Slow(TIMEOUT * 3));
+    scene.proxy.set(Wire::Slow(TIMEOUT * 3)).await;
     scene.goes_on(0..3, TIMEOUT).await;
-    scene.proxy.set(Wire::Pass);
+    scene.proxy.set(Wire::Pass).await;
     scene.heals(1_000).await;
     scene.end().await;
 }

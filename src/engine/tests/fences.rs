@@ -333,6 +333,54 @@ async fn an_invalidation_that_l2_did_not_confirm_is_an_error_and_still_evicts_he
     }
 }
 
+/// The lease of the running load is still there, and must not be filled against.
+#[tokio::test(start_paused = true)]
+async fn a_load_is_not_filled_in_after_an_invalidation_that_l2_did_not_hear_of() {
+    for insert in [false, true] {
+        let (tier, source) = (InProcess::new(), two_versions());
+        let cache = node(&source, &tier);
+        let loading = spawn_get(&cache, 1);
+        source.loading().await;
+        if insert {
+            tier.fail("insert", When::Before, RemoteKind::Unreachable);
+            assert!(cache.insert(1, "x".to_owned()).await.is_err());
+        } else {
+            tier.fail("invalidate", When::Before, RemoteKind::Unreachable);
+            assert!(cache.invalidate(&1).await.is_err());
+        }
+        source.answer();
+        assert_eq!(text(&loading.await.unwrap()), Some("old"));
+        assert_eq!((tier.raw(KEY), cache.stats().fills), (None, 0));
+        validate(&[&cache], &tier).await;
+    }
+}
+
+/// Messages may come late: a load that began after the invalidation has a lease from after it.
+#[tokio::test(start_paused = true)]
+async fn a_message_older_than_a_load_does_not_keep_it_out_of_l2() {
+    use crate::l2::Listener;
+    use crate::l2::message::{Message, Operation};
+    let (tier, source) = (InProcess::new(), two_versions());
+    let cache = node(&source, &tier);
+    let loading = spawn_get(&cache, 1);
+    source.loading().await;
+    let late = Message {
+        operation: Operation::Invalidate,
+        origin: [7; 16],
+        sequence: 0,
+        keys: vec![b"1"],
+    };
+    cache.engine().on_message(&late.to_bytes());
+    source.answer();
+    assert_eq!(text(&loading.await.unwrap()), Some("old"));
+    assert!(cache.peek(&1).is_none(), "in L1 the message counts");
+    assert_eq!(
+        (raw_kind(&tier, KEY), cache.stats().fills),
+        (Some(Kind::Value), 1)
+    );
+    validate(&[&cache], &tier).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_invalidation_whose_caller_goes_away_is_carried_out() {
     let (tier, source) = (InProcess::new(), two_versions());

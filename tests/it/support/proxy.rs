@@ -10,6 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::eventually;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wire {
     /// What goes in comes out.
@@ -28,6 +30,8 @@ pub(crate) struct Proxy {
     wire: Arc<watch::Sender<Wire>>,
     /// Counts up when all connections are to end.
     cuts: Arc<watch::Sender<u64>>,
+    /// Connections that stand; each holds a clone.
+    standing: Arc<()>,
     accepting: JoinHandle<()>,
 }
 
@@ -41,16 +45,19 @@ impl Proxy {
             Arc::new(watch::Sender::new(Wire::Pass)),
             Arc::new(watch::Sender::new(0)),
         );
+        let standing = Arc::new(());
         let accepting = tokio::spawn(accept(
             listener,
             server,
             Arc::clone(&wire),
             Arc::clone(&cuts),
+            Arc::clone(&standing),
         ));
         Self {
             port,
             wire,
             cuts,
+            standing,
             accepting,
         }
     }
@@ -60,10 +67,18 @@ impl Proxy {
     }
 
     /// What was swallowed is lost, so connections do not survive the end of that.
-    pub(crate) fn set(&self, wire: Wire) {
+    pub(crate) async fn set(&self, wire: Wire) {
         let before = self.wire.send_replace(wire);
         if before == Wire::Swallow || wire == Wire::Refuse {
             self.cut();
+        }
+        if wire == Wire::Refuse {
+            // Not even the command that is on its way gets through after this.
+            eventually("no connection stands", async || {
+                // One is ours, one the accepting task's.
+                Arc::strong_count(&self.standing) == 2
+            })
+            .await;
         }
     }
 
@@ -85,8 +100,10 @@ async fn accept(
     server: u16,
     wire: Arc<watch::Sender<Wire>>,
     cuts: Arc<watch::Sender<u64>>,
+    standing: Arc<()>,
 ) {
     while let Ok((client, _)) = listener.accept().await {
+        let (mut cut, stands) = (cuts.subscribe(), Arc::clone(&standing));
         if *wire.borrow() == Wire::Refuse {
             continue;
         }
@@ -94,12 +111,12 @@ async fn accept(
             continue;
         };
         let (up, down) = (upstream.into_split(), client.into_split());
-        let mut cut = cuts.subscribe();
         let (there, back) = (
             pump(down.0, up.1, wire.subscribe()),
             pump(up.0, down.1, wire.subscribe()),
         );
         tokio::spawn(async move {
+            let _stands = stands;
             tokio::select! {
                 () = there => {}
                 () = back => {}
