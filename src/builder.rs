@@ -12,6 +12,7 @@ use crate::codec::{Codec, ErasedCodec};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::BuildError;
+use crate::health::OnEvent;
 use crate::l1::Weigher;
 use crate::l2::{SharedTier, Tier};
 use crate::loader::{CacheFor, Loader};
@@ -32,6 +33,9 @@ use crate::loader::{CacheFor, Loader};
 /// | [`l1_weigher`](Self::l1_weigher) | none | makes the capacity a budget, in bytes for instance |
 /// | [`l1_ttl`](Self::l1_ttl) | = TTL | upper bound for L1 alone |
 /// | [`degraded_l1_ttl`](Self::degraded_l1_ttl) | 5 s | how long L1 answers while L2 cannot be reached |
+/// | [`channel_lease`](Self::channel_lease) | 2 s | no L1 answer misses an older invalidation |
+/// | [`hold_off`](Self::hold_off) | zero | after an invalidation, store nothing for this long |
+/// | [`on_event`](Self::on_event) | none | told what operators want to hear of |
 /// | [`load_timeout`](Self::load_timeout) | 30 s | a longer load is cut off |
 /// | [`max_concurrent_loads`](Self::max_concurrent_loads) | unlimited | bulkhead of this cache in this process |
 /// | [`error_backoff`](Self::error_backoff) | 200 ms | a failed load is not repeated for this long |
@@ -157,6 +161,40 @@ impl<L: Loader> CacheBuilder<L> {
         self
     }
 
+    /// The channel lease: how long one proof of the connection to the invalidation bus lasts. No
+    /// answer from L1 misses an invalidation that is older than this, whatever happens to messages,
+    /// connections or this process; so it is also what
+    /// [`invalidate_everywhere`](crate::Cache::invalidate_everywhere) waits for. The process proves
+    /// the connection every third of it, with one script on the server. At least 100 milliseconds;
+    /// the same in every process of the fleet.
+    ///
+    /// Default: 2 seconds.
+    pub fn channel_lease(mut self, lease: Duration) -> Self {
+        self.config.channel_lease = lease;
+        self
+    }
+
+    /// For so long after an invalidation of a key, what is loaded is answered and stored nowhere.
+    /// For loaders that read a replica: set it to the longest lag that it may have, since what is
+    /// loaded within that time may be older than the write. `insert` is not held off.
+    ///
+    /// Invalidations of everything or of a tag hold off L1 in the processes that hear of them, not
+    /// L2. Default: zero.
+    pub fn hold_off(mut self, time: Duration) -> Self {
+        self.config.hold_off = time;
+        self
+    }
+
+    /// A function that is told what operators want to hear of: see [`Event`](crate::Event). It is
+    /// called where the thing happens, so it must be quick and must not block; what it panics with
+    /// is dropped.
+    ///
+    /// Default: none.
+    pub fn on_event(mut self, tell: impl Fn(&crate::Event) + Send + Sync + 'static) -> Self {
+        self.config.on_event = Some(OnEvent(Arc::new(tell)));
+        self
+    }
+
     /// The longest a load may take, waiting for a place among `max_concurrent_loads` included. A
     /// longer one is cut off at its next await point and its waiters get
     /// [`Error::LoadTimedOut`](crate::Error::LoadTimedOut).
@@ -274,6 +312,10 @@ impl<L: Loader> CacheBuilder<L> {
         if !(0.0..1.0).contains(&config.ttl_jitter) {
             let allowed = "a share from 0 to below 1";
             return Err(out_of_range("ttl_jitter", config.ttl_jitter, allowed));
+        }
+        if config.channel_lease < Duration::from_millis(100) {
+            let allowed = "at least 100 ms: the channel proves itself every third of it";
+            return Err(out_of_range("channel_lease", config.channel_lease, allowed));
         }
         if config.lease_ttl < Duration::from_millis(50) {
             let allowed = "at least 50 ms: it is renewed every third of it";

@@ -11,6 +11,7 @@ use crate::builder::CacheBuilder;
 use crate::engine::Engine;
 use crate::entry::{Entry, Freshness};
 use crate::error::{BoxError, Error, RemoteError};
+use crate::health::Health;
 use crate::key::CacheKey;
 use crate::l1::Answer;
 use crate::loader::{Loaded, Loader};
@@ -143,6 +144,93 @@ where
     /// The first one; the other keys are invalidated all the same.
     pub async fn invalidate_many(&self, keys: &[K]) -> Result<(), RemoteError> {
         self.engine.invalidate_many(keys.to_vec()).await
+    }
+
+    /// Drops a key as [`invalidate`](Self::invalidate) does, and returns when no process can answer
+    /// the old value any more, connected or not: after
+    /// [`channel_lease`](crate::CacheBuilder::channel_lease) +
+    /// [`degraded_l1_ttl`](crate::CacheBuilder::degraded_l1_ttl) (7 seconds with the defaults). The
+    /// invalidation itself is done at once; whoever drops this future only stops waiting.
+    ///
+    /// Every process must have the same two settings.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`invalidate`](Self::invalidate), without waiting.
+    pub async fn invalidate_everywhere<Q>(&self, key: &Q) -> Result<(), RemoteError>
+    where
+        K: Borrow<Q>,
+        Q: ToOwned<Owned = K> + ?Sized,
+    {
+        self.engine.invalidate_everywhere(key.to_owned()).await
+    }
+
+    /// Says that an entry is not fresh any more, in every process: the next look-up loads. Unlike
+    /// after [`invalidate`](Self::invalidate) the old value stays in the shared tier, as a fallback
+    /// for the case that the load fails. Fenced in the same way: a load that began before is not
+    /// stored.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`invalidate`](Self::invalidate).
+    pub async fn expire<Q>(&self, key: &Q) -> Result<(), RemoteError>
+    where
+        K: Borrow<Q>,
+        Q: ToOwned<Owned = K> + ?Sized,
+    {
+        self.engine.expire(key.to_owned()).await
+    }
+
+    /// Drops every entry of this cache, in every process, in constant time: a mark is set in the
+    /// shared tier, and records from before it are dead. Fenced: a load that began before is not
+    /// answered to calls that begin after. A process that was down meanwhile finds the mark.
+    ///
+    /// Others hear of it as of [`invalidate`](Self::invalidate): within a moment, and within the
+    /// channel lease at most, for what they read from L2 too.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`invalidate`](Self::invalidate); until the shared tier has confirmed it, this
+    /// process reads nothing from there.
+    pub async fn invalidate_all(&self) -> Result<(), RemoteError> {
+        self.engine.invalidate_all().await
+    }
+
+    /// Drops every entry with this [tag](Loaded::tag), in every process, in constant time, as
+    /// [`invalidate_all`](Self::invalidate_all) does for all.
+    ///
+    /// The shared tier remembers the last 100,000 tags that were invalidated. What is older than the
+    /// oldest of them counts as invalidated if it has any tag.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tidegate::{Cache, Loaded, loader_fn};
+    ///
+    /// let load = loader_fn(|id: u64| async move {
+    ///     let team = id % 10; // SELECT name, team_id FROM users …
+    ///     Ok::<_, std::io::Error>(Loaded::found(format!("user {id}")).tag(format!("team:{team}")))
+    /// });
+    /// let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// users.get(&17).await?;
+    /// users.invalidate_tag("team:7").await?;
+    /// assert!(users.peek(&17).is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`invalidate`](Self::invalidate).
+    pub async fn invalidate_tag(&self, tag: impl AsRef<[u8]>) -> Result<(), RemoteError> {
+        let tag = crate::loader::tag_hash(tag.as_ref());
+        self.engine.invalidate_tag(tag).await
+    }
+
+    /// How the cache and its shared tier get on: the state of the invalidation bus, invalidations
+    /// that are being repeated. No I/O.
+    pub fn health(&self) -> Health {
+        self.engine.health()
     }
 
     /// What has happened so far.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::health::OnEvent;
 use crate::ttl;
 
 #[derive(Clone, Debug)]
@@ -15,6 +16,8 @@ pub(crate) struct Config {
     /// `None`: as long as the entry is fresh.
     pub(crate) l1_ttl: Option<Duration>,
     pub(crate) degraded_l1_ttl: Duration,
+    pub(crate) channel_lease: Duration,
+    pub(crate) hold_off: Duration,
     pub(crate) load_timeout: Duration,
     pub(crate) max_concurrent_loads: Option<usize>,
     pub(crate) error_backoff: Duration,
@@ -22,6 +25,7 @@ pub(crate) struct Config {
     pub(crate) lease_wait: Duration,
     pub(crate) schema_version: u16,
     pub(crate) max_record_bytes: usize,
+    pub(crate) on_event: Option<OnEvent>,
 }
 
 impl Default for Config {
@@ -35,6 +39,8 @@ impl Default for Config {
             l1_capacity: 10_000,
             l1_ttl: None,
             degraded_l1_ttl: Duration::from_secs(5),
+            channel_lease: Duration::from_secs(2),
+            hold_off: Duration::ZERO,
             load_timeout: Duration::from_secs(30),
             max_concurrent_loads: None,
             error_backoff: Duration::from_millis(200),
@@ -42,6 +48,7 @@ impl Default for Config {
             lease_wait: Duration::from_secs(10),
             schema_version: 0,
             max_record_bytes: 8 << 20,
+            on_event: None,
         }
     }
 }
@@ -53,6 +60,8 @@ impl Config {
             &mut self.ttl,
             &mut self.negative_ttl,
             &mut self.degraded_l1_ttl,
+            &mut self.channel_lease,
+            &mut self.hold_off,
             &mut self.load_timeout,
             &mut self.error_backoff,
             &mut self.lease_ttl,

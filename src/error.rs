@@ -150,6 +150,7 @@ pub(crate) enum RemoteKind {
     Timeout,
     Refused,
     Unencodable,
+    Superseded,
     Closed,
 }
 
@@ -200,6 +201,12 @@ impl RemoteError {
         self.0.kind == RemoteKind::Unencodable
     }
 
+    /// The entry in the shared tier has a later [version](crate::Loaded::version) than the one that
+    /// was to be inserted. It stays, and nothing is wrong.
+    pub fn is_superseded(&self) -> bool {
+        self.0.kind == RemoteKind::Superseded
+    }
+
     /// [`close`](crate::Cache::close) was called before.
     pub fn is_closed(&self) -> bool {
         self.0.kind == RemoteKind::Closed
@@ -213,6 +220,7 @@ impl fmt::Display for RemoteError {
             RemoteKind::Timeout => "the shared tier did not answer in time",
             RemoteKind::Refused => "the shared tier refused",
             RemoteKind::Unencodable => "the value cannot be stored in the shared tier",
+            RemoteKind::Superseded => "the entry there has a later version",
             RemoteKind::Closed => "the cache is closed",
         };
         write!(f, "{}: {what}", self.0.doing)

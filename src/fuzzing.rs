@@ -29,8 +29,8 @@ pub fn any_bytes(bytes: &[u8]) {
     let mut record = Header::reserve();
     record.extend_from_slice(bytes);
     header.seal(&mut record);
-    let (parsed, payload) = Header::parse(&record, 7).expect("what was sealed is read");
-    assert!(parsed == header && payload == bytes);
+    let (parsed, body) = Header::parse(&record, 7).expect("what was sealed is read");
+    assert!(parsed == header && body.payload == bytes);
     if let Some((&at, _)) = bytes.split_first() {
         let at = usize::from(at) % record.len().min(HEADER + bytes.len());
         record[at] ^= 0x10;

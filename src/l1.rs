@@ -14,6 +14,7 @@ use moka::sync::Cache as Map;
 use tokio::time::Instant;
 
 use crate::engine::fence::Stamp;
+use crate::engine::marks::Tags;
 use crate::entry::Source;
 
 pub(crate) type Weigher<K, V> = Arc<dyn Fn(&K, &V) -> u32 + Send + Sync>;
@@ -21,6 +22,8 @@ pub(crate) type Weigher<K, V> = Arc<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 /// What is known of an entry, apart from its value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Meta {
+    /// When it began to be read: what it misses is not older.
+    pub(crate) begun: Instant,
     /// When it was stored here, and how old it was then.
     pub(crate) stored: Instant,
     pub(crate) age: Duration,
@@ -39,6 +42,7 @@ impl Meta {
 struct Slot<T> {
     value: T,
     meta: Meta,
+    tags: Option<Tags>,
 }
 
 impl<T: Clone> Clone for Slot<T> {
@@ -46,6 +50,7 @@ impl<T: Clone> Clone for Slot<T> {
         Self {
             value: self.value.clone(),
             meta: self.meta,
+            tags: self.tags.clone(),
         }
     }
 }
@@ -58,6 +63,14 @@ pub(crate) struct Answer<V> {
     /// How old it was at `at`.
     pub(crate) age: Duration,
     pub(crate) at: Instant,
+    pub(crate) tags: Option<Tags>,
+}
+
+impl<V> Answer<V> {
+    /// Whether none of its tags was invalidated since its load began.
+    pub(crate) fn tags_hold(&self) -> bool {
+        self.tags.as_ref().is_none_or(Tags::hold)
+    }
 }
 
 impl<V> Clone for Answer<V> {
@@ -67,6 +80,7 @@ impl<V> Clone for Answer<V> {
             source: self.source,
             age: self.age,
             at: self.at,
+            tags: self.tags.clone(),
         }
     }
 }
@@ -101,9 +115,12 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let (value, meta) = match self.found.as_ref()?.get(key) {
-            Some(slot) => (Some(slot.value), slot.meta),
-            None => (None, self.missing.as_ref()?.get(key)?.meta),
+        let (value, meta, tags) = match self.found.as_ref()?.get(key) {
+            Some(slot) => (Some(slot.value), slot.meta, slot.tags),
+            None => {
+                let slot = self.missing.as_ref()?.get(key)?;
+                (None, slot.meta, slot.tags)
+            }
         };
         Some((
             Answer {
@@ -111,6 +128,7 @@ where
                 source: Source::L1,
                 age: meta.age_at(now),
                 at: now,
+                tags,
             },
             meta,
         ))
@@ -118,8 +136,9 @@ where
 
     /// Stores an answer. The caller holds the lock of the key's shard, so that nothing comes
     /// between its check of the fence and this.
-    pub(crate) fn store(&self, key: K, value: Option<&Arc<V>>, meta: Meta) {
-        match value {
+    pub(crate) fn store(&self, key: K, answer: &Answer<V>, meta: Meta) {
+        let tags = answer.tags.clone();
+        match &answer.value {
             Some(value) => {
                 if let Some(missing) = &self.missing {
                     missing.invalidate(&key);
@@ -130,6 +149,7 @@ where
                         Slot {
                             value: Arc::clone(value),
                             meta,
+                            tags,
                         },
                     );
                 }
@@ -139,7 +159,8 @@ where
                     found.invalidate(&key);
                 }
                 if let Some(missing) = &self.missing {
-                    missing.insert(key, Slot { value: (), meta });
+                    let value = ();
+                    missing.insert(key, Slot { value, meta, tags });
                 }
             }
         }

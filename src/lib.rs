@@ -112,6 +112,7 @@ pub use error::{BoxError, BuildError, Error, RemoteError};
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 #[doc(no_inline)]
 pub use fred;
+pub use health::{Channel, Event, Health};
 pub use key::{CacheKey, KeyBuf};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
@@ -131,6 +132,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod guide;
+mod health;
 mod key;
 mod l1;
 mod l2;

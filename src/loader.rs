@@ -74,6 +74,9 @@ pub struct Loaded<V> {
     pub(crate) value: Option<V>,
     pub(crate) ttl: Option<Duration>,
     pub(crate) store: bool,
+    pub(crate) version: u64,
+    /// Their hashes.
+    pub(crate) tags: Vec<u64>,
 }
 
 impl<V> Loaded<V> {
@@ -83,6 +86,8 @@ impl<V> Loaded<V> {
             value: Some(value),
             ttl: None,
             store: true,
+            version: 0,
+            tags: Vec::new(),
         }
     }
 
@@ -93,6 +98,8 @@ impl<V> Loaded<V> {
             value: None,
             ttl: None,
             store: true,
+            version: 0,
+            tags: Vec::new(),
         }
     }
 
@@ -104,11 +111,35 @@ impl<V> Loaded<V> {
         self
     }
 
+    /// The version of the row: a number that grows with every write, such as a counter or a
+    /// timestamp that the database keeps. An [`insert`](Cache::insert) with a version does not
+    /// replace an entry of a later one. Zero is the same as none.
+    pub fn version(mut self, version: u64) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// Names a group that the value belongs to, such as `"team:7"`, to be dropped together by
+    /// [`invalidate_tag`](Cache::invalidate_tag). An absence can have tags too. Up to 64; a value
+    /// with more is answered and not stored, because it could not be dropped with each of them.
+    pub fn tag(mut self, tag: impl AsRef<[u8]>) -> Self {
+        let tag = tag_hash(tag.as_ref());
+        if !self.tags.contains(&tag) {
+            self.tags.push(tag);
+        }
+        self
+    }
+
     /// Answers everyone who waits, and keeps nothing in any tier.
     pub fn do_not_store(mut self) -> Self {
         self.store = false;
         self
     }
+}
+
+/// How records and marks know a tag. Two tags that share a hash are dropped together.
+pub(crate) fn tag_hash(tag: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(tag)
 }
 
 impl<V> From<V> for Loaded<V> {

@@ -77,11 +77,19 @@ stats! {
     encode_failures,
     /// Operations of the shared tier that failed or timed out.
     l2_failures,
-    /// Keys invalidated by this cache.
+    /// Keys, tags and whole caches invalidated by this cache.
     invalidations,
+    /// Keys expired by hand by this cache.
+    expirations,
     /// Values inserted by this cache.
     inserts,
-    /// Keys that another process invalidated or replaced.
+    /// Inserts refused because the entry in the shared tier has a later version.
+    inserts_superseded,
+    /// Invalidations that failed at first and were confirmed later.
+    repairs,
+    /// Times so many were pending that everything was invalidated instead.
+    repairs_overflowed,
+    /// Keys that another process invalidated, expired or replaced.
     remote_invalidations,
     /// Times something may have been missed on the invalidation bus.
     gaps,

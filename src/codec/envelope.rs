@@ -1,40 +1,57 @@
 //! The record: what one key of the shared tier holds.
 //!
-//! A header of 64 bytes, then the payload. Integers are little-endian.
+//! A header of 104 bytes, then the tags, then the payload. Integers are little-endian, but for the version.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 2 | magic, `TG` |
 //! | 2 | 1 | format, 1 |
-//! | 3 | 1 | kind: 1 value, 2 negative, 3 lease, 4 failed load |
+//! | 3 | 1 | kind: 1 value, 2 negative, 3 lease, 4 failed load, 5 hold-off |
 //! | 4 | 16 | token: random; identifies this version of the value, or this one load |
-//! | 20 | 1 | lease only: 1 when someone waits (set in place, hence outside the checksum); else 0 |
-//! | 21 | 1 | value only: codec id; else 0 |
-//! | 22 | 2 | zero |
-//! | 24 | 2 | value only: schema version; else 0 |
-//! | 26 | 2 | zero |
-//! | 28 | 8 | hash of the whole key (XXH3) |
-//! | 36 | 8 | created, in milliseconds of the server's clock |
-//! | 44 | 8 | fresh for, in milliseconds |
-//! | 52 | 4 | what the load cost, in milliseconds |
-//! | 56 | 8 | checksum: XXH3 of the payload, seeded with XXH3 of the header before it |
+//! | 20 | 16 | state: what is set in place, see below; zero when written |
+//! | 36 | 1 | value only: codec id; else 0 |
+//! | 37 | 1 | zero |
+//! | 38 | 2 | value only: schema version; else 0 |
+//! | 40 | 2 | value or absence: how many tags; else 0 |
+//! | 42 | 2 | zero |
+//! | 44 | 8 | hash of the whole key (XXH3) |
+//! | 52 | 8 | created, in milliseconds of the server's clock |
+//! | 60 | 8 | fresh for, in milliseconds |
+//! | 68 | 4 | what the load cost, in milliseconds |
+//! | 72 | 16 | era and mark: how much was known to be invalidated as a whole when the load began |
+//! | 88 | 8 | the user's version of the value, or 0; big-endian |
+//! | 96 | 8 | checksum: XXH3 of what follows, seeded with XXH3 of the header before it, state taken as zero |
+//! | 104 | 8 each | hashes of the tags (XXH3) |
 //!
-//! The first 20 bytes, the **head**, are what a fill is compared against. Magic, format and the
-//! checksum keep their places in every later format, so that a record of a later one can be told
-//! from a damaged one: the first is left alone, the second is replaced.
+//! The first 20 bytes, the **head**, are what the fill of a lease is compared against. Magic, format
+//! and the checksum keep their places in every later format, so that a record of a later one can be
+//! told from a damaged one: the first is left alone, the second is replaced.
+//!
+//! The **state** is changed by scripts, which cannot compute the checksum, so it carries its own. In
+//! a lease the first byte is 1 when someone waits, and the rest is zero. In a value or an absence it
+//! is zero, or, once the entry was expired by hand, 8 random bytes and their complement: what is
+//! compared with the first 36 bytes notices every expiry, and no flipped bit looks like one.
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// Bytes of the header.
-pub(crate) const HEADER: usize = 64;
+pub(crate) const HEADER: usize = 104;
 /// Bytes of the head.
 pub(crate) const HEAD: usize = 20;
+/// Bytes of head and state: what replacing a value is compared against.
+pub(crate) const STATED: usize = 36;
 /// Where a lease says that someone waits.
 pub(crate) const WAITERS: usize = 20;
+/// Where era and mark are.
+pub(crate) const STAMP: usize = 72;
+/// Where the user's version is.
+pub(crate) const VERSION: usize = 88;
+/// Tags that a value can have.
+pub(crate) const MOST_TAGS: usize = 64;
 
 const MAGIC: [u8; 2] = *b"TG";
 const FORMAT: u8 = 1;
-const CHECKSUM: usize = 56;
+const CHECKSUM: usize = 96;
 
 /// The first 20 bytes of a record: magic, format, kind, token.
 pub(crate) type Head = [u8; HEAD];
@@ -43,6 +60,18 @@ pub(crate) type Head = [u8; HEAD];
 /// that share a token let the older one commit.
 pub(crate) type Token = [u8; 16];
 
+/// What the state of an entry is set to when it is expired by hand.
+pub(crate) type Expiry = [u8; 16];
+
+/// How much was known to be invalidated as a whole: see [`marks`](crate::engine::marks).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Era {
+    /// Random; a new one when the marks were lost.
+    pub(crate) id: u64,
+    /// The last mark.
+    pub(crate) mark: u64,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
@@ -50,6 +79,7 @@ pub(crate) enum Kind {
     Negative = 2,
     Lease = 3,
     Failed = 4,
+    HoldOff = 5,
 }
 
 /// A header as it is written, and as it was read.
@@ -57,12 +87,17 @@ pub(crate) enum Kind {
 pub(crate) struct Header {
     pub(crate) kind: Kind,
     pub(crate) token: Token,
+    /// Not fresh any more, because somebody said so. Never written, only read.
+    pub(crate) expired: bool,
     pub(crate) codec: u8,
     pub(crate) schema: u16,
+    pub(crate) tags: u16,
     pub(crate) key_hash: u64,
     pub(crate) created_ms: u64,
     pub(crate) fresh_ms: u64,
     pub(crate) load_cost_ms: u32,
+    pub(crate) era: Era,
+    pub(crate) version: u64,
 }
 
 /// Why bytes are not a record that can be used.
@@ -80,12 +115,16 @@ impl Header {
         Self {
             kind,
             token,
+            expired: false,
             codec: 0,
             schema: 0,
+            tags: 0,
             key_hash,
             created_ms,
             fresh_ms: 0,
             load_cost_ms: 0,
+            era: Era::default(),
+            version: 0,
         }
     }
 
@@ -106,12 +145,16 @@ impl Header {
         };
         header.fill(0);
         header[..HEAD].copy_from_slice(&self.head());
-        header[21] = self.codec;
-        header[24..26].copy_from_slice(&self.schema.to_le_bytes());
-        header[28..36].copy_from_slice(&self.key_hash.to_le_bytes());
-        header[36..44].copy_from_slice(&self.created_ms.to_le_bytes());
-        header[44..52].copy_from_slice(&self.fresh_ms.to_le_bytes());
-        header[52..56].copy_from_slice(&self.load_cost_ms.to_le_bytes());
+        header[36] = self.codec;
+        header[38..40].copy_from_slice(&self.schema.to_le_bytes());
+        header[40..42].copy_from_slice(&self.tags.to_le_bytes());
+        header[44..52].copy_from_slice(&self.key_hash.to_le_bytes());
+        header[52..60].copy_from_slice(&self.created_ms.to_le_bytes());
+        header[60..68].copy_from_slice(&self.fresh_ms.to_le_bytes());
+        header[68..72].copy_from_slice(&self.load_cost_ms.to_le_bytes());
+        header[72..80].copy_from_slice(&self.era.id.to_le_bytes());
+        header[80..88].copy_from_slice(&self.era.mark.to_le_bytes());
+        header[88..96].copy_from_slice(&self.version.to_be_bytes());
         let sum = checksum(header, payload);
         header[CHECKSUM..].copy_from_slice(&sum.to_le_bytes());
     }
@@ -124,9 +167,9 @@ impl Header {
     }
 
     /// Takes a record apart, strictly: every byte has one meaning, and none is left over.
-    pub(crate) fn parse(record: &[u8], key_hash: u64) -> Result<(Self, &[u8]), Malformed> {
-        let (header, payload) = record.split_at_checked(HEADER).ok_or(Malformed::Damaged)?;
-        if header[..2] != MAGIC || read_u64(header, CHECKSUM) != checksum(header, payload) {
+    pub(crate) fn parse(record: &[u8], key_hash: u64) -> Result<(Self, Body<'_>), Malformed> {
+        let (header, body) = record.split_at_checked(HEADER).ok_or(Malformed::Damaged)?;
+        if header[..2] != MAGIC || read_u64(header, CHECKSUM) != checksum(header, body) {
             return Err(Malformed::Damaged);
         }
         if header[2] > FORMAT {
@@ -137,34 +180,80 @@ impl Header {
             2 => Kind::Negative,
             3 => Kind::Lease,
             4 => Kind::Failed,
+            5 => Kind::HoldOff,
             _ => return Err(Malformed::Damaged),
         };
         let mut token = Token::default();
         token.copy_from_slice(&header[4..HEAD]);
+        let mut state = [0; 16];
+        state.copy_from_slice(&header[HEAD..STATED]);
         let parsed = Self {
             kind,
             token,
-            codec: header[21],
-            schema: u16::from_le_bytes([header[24], header[25]]),
-            key_hash: read_u64(header, 28),
-            created_ms: read_u64(header, 36),
-            fresh_ms: read_u64(header, 44),
-            load_cost_ms: u32::from_le_bytes([header[52], header[53], header[54], header[55]]),
+            expired: kind != Kind::Lease && state != [0; 16],
+            codec: header[36],
+            schema: read_u16(header, 38),
+            tags: read_u16(header, 40),
+            key_hash: read_u64(header, 44),
+            created_ms: read_u64(header, 52),
+            fresh_ms: read_u64(header, 60),
+            load_cost_ms: u32::from_le_bytes([header[68], header[69], header[70], header[71]]),
+            era: Era {
+                id: read_u64(header, STAMP),
+                mark: read_u64(header, STAMP + 8),
+            },
+            version: version(header),
         };
-        let waiters = header[WAITERS];
+        let state_is_sound = match kind {
+            Kind::Lease => state[0] <= 1 && state[1..] == [0; 15],
+            Kind::Value | Kind::Negative => state == [0; 16] || is_expiry(&state),
+            Kind::Failed | Kind::HoldOff => state == [0; 16],
+        };
+        let (tags, payload) = body
+            .split_at_checked(usize::from(parsed.tags) * 8)
+            .ok_or(Malformed::Damaged)?;
         let sound = header[2] == FORMAT
-            && header[22..24] == [0, 0]
-            && header[26..28] == [0, 0]
+            && header[37] == 0
+            && header[42..44] == [0, 0]
             && parsed.key_hash == key_hash
-            && (waiters == 0 || (kind == Kind::Lease && waiters == 1))
+            && state_is_sound
+            && usize::from(parsed.tags) <= MOST_TAGS
+            && (parsed.tags == 0 || matches!(kind, Kind::Value | Kind::Negative))
             && (kind == Kind::Value
                 || (payload.is_empty() && parsed.codec == 0 && parsed.schema == 0));
         if sound {
-            Ok((parsed, payload))
+            Ok((parsed, Body { tags, payload }))
         } else {
             Err(Malformed::Damaged)
         }
     }
+}
+
+/// What stands behind a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Body<'a> {
+    tags: &'a [u8],
+    pub(crate) payload: &'a [u8],
+}
+
+impl Body<'_> {
+    /// The hashes of the tags.
+    pub(crate) fn tags(&self) -> impl ExactSizeIterator<Item = u64> {
+        self.tags.chunks_exact(8).map(|tag| read_u64(tag, 0))
+    }
+}
+
+/// A state for an entry that is expired by hand; no two are alike.
+pub(crate) fn expiry() -> Expiry {
+    let nonce: u64 = rand::random();
+    let mut expiry = [0; 16];
+    expiry[..8].copy_from_slice(&nonce.to_le_bytes());
+    expiry[8..].copy_from_slice(&(!nonce).to_le_bytes());
+    expiry
+}
+
+fn is_expiry(state: &Expiry) -> bool {
+    read_u64(state, 0) == !read_u64(state, 8)
 }
 
 /// The head of a record of this kind and token.
@@ -177,13 +266,40 @@ pub(crate) fn head(kind: Kind, token: &Token) -> Head {
     head
 }
 
-/// What a lease looks like to a tier, which does not read further: the first four bytes, and no
-/// payload.
+// A tier does not read further than this.
+
+/// Whether this is a lease.
 pub(crate) fn is_lease(record: &[u8]) -> bool {
-    record.len() == HEADER
+    record.len() == HEADER && is_of(record, &[Kind::Lease])
+}
+
+/// Whether this is a value or an absence.
+pub(crate) fn is_entry(record: &[u8]) -> bool {
+    record.len() >= HEADER && is_of(record, &[Kind::Value, Kind::Negative])
+}
+
+pub(crate) fn is_hold_off(record: &[u8]) -> bool {
+    is_of(record, &[Kind::HoldOff])
+}
+
+fn is_of(record: &[u8], kinds: &[Kind]) -> bool {
+    record.len() >= 4
         && record[..2] == MAGIC
         && record[2] == FORMAT
-        && record[3] == Kind::Lease as u8
+        && kinds.iter().any(|kind| record[3] == *kind as u8)
+}
+
+/// The era that a lease's load began in.
+pub(crate) fn lease_era(lease: &[u8]) -> Era {
+    Era {
+        id: read_u64(lease, STAMP),
+        mark: read_u64(lease, STAMP + 8),
+    }
+}
+
+/// The user's version of an entry. Scripts compare it byte by byte, hence its order.
+pub(crate) fn version(entry: &[u8]) -> u64 {
+    read_u64(entry, VERSION).swap_bytes()
 }
 
 /// The hash of a key as records carry it.
@@ -194,8 +310,12 @@ pub(crate) fn key_hash(redis_key: &[u8]) -> u64 {
 fn checksum(header: &[u8], payload: &[u8]) -> u64 {
     let mut covered = [0; CHECKSUM];
     covered.copy_from_slice(&header[..CHECKSUM]);
-    covered[WAITERS] = 0;
+    covered[HEAD..STATED].fill(0);
     xxh3_64_with_seed(payload, xxh3_64(&covered))
+}
+
+fn read_u16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
 fn read_u64(bytes: &[u8], at: usize) -> u64 {
@@ -215,14 +335,20 @@ mod tests {
         let header = Header {
             kind: Kind::Value,
             token: *b"0123456789abcdef",
+            expired: false,
             codec: 1,
             schema: 7,
+            tags: 2,
             key_hash: KEY,
             created_ms: 1_700_000_000_000,
             fresh_ms: 300_000,
             load_cost_ms: 12,
+            era: Era { id: 5, mark: 6 },
+            version: 9,
         };
         let mut record = Header::reserve();
+        record.extend_from_slice(&11_u64.to_le_bytes());
+        record.extend_from_slice(&12_u64.to_le_bytes());
         record.extend_from_slice(b"payload");
         header.seal(&mut record);
         (header, record)
@@ -231,11 +357,14 @@ mod tests {
     #[test]
     fn what_was_sealed_is_read_again() {
         let (header, record) = sample();
-        assert_eq!(Header::parse(&record, KEY), Ok((header, &b"payload"[..])));
-        for kind in [Kind::Negative, Kind::Lease, Kind::Failed] {
+        let (parsed, body) = Header::parse(&record, KEY).unwrap();
+        assert_eq!((parsed, body.payload), (header, &b"payload"[..]));
+        assert_eq!(body.tags().collect::<Vec<_>>(), [11, 12]);
+        for kind in [Kind::Negative, Kind::Lease, Kind::Failed, Kind::HoldOff] {
             let header = Header::plain(kind, [9; 16], KEY, 5);
             let record = header.to_record();
-            assert_eq!(Header::parse(&record, KEY), Ok((header, &b""[..])));
+            let (parsed, body) = Header::parse(&record, KEY).unwrap();
+            assert_eq!((parsed, body.payload), (header, &b""[..]));
             assert_eq!(is_lease(&record), kind == Kind::Lease);
         }
     }
@@ -275,6 +404,44 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_that_was_expired_by_hand_says_so_and_no_flipped_bit_of_that_goes_unnoticed() {
+        let (header, mut record) = sample();
+        let first = expiry();
+        record[HEAD..STATED].copy_from_slice(&first);
+        let expired = Header {
+            expired: true,
+            ..header
+        };
+        assert_eq!(
+            Header::parse(&record, KEY).map(|(header, _)| header),
+            Ok(expired)
+        );
+        assert_ne!(first, expiry());
+        for bit in HEAD * 8..STATED * 8 {
+            record[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Header::parse(&record, KEY), Err(Malformed::Damaged));
+            record[bit / 8] ^= 1 << (bit % 8);
+        }
+        for kind in [Kind::Lease, Kind::Failed, Kind::HoldOff] {
+            let mut other = Header::plain(kind, [9; 16], KEY, 5).to_record();
+            other[HEAD..STATED].copy_from_slice(&first);
+            assert_eq!(Header::parse(&other, KEY), Err(Malformed::Damaged));
+        }
+    }
+
+    #[test]
+    fn more_tags_than_there_can_be_are_refused() {
+        let (mut header, _) = sample();
+        for (tags, bytes) in [(3, 23), (65, 65 * 8), (u16::MAX, 0)] {
+            header.tags = tags;
+            let mut record = Header::reserve();
+            record.resize(HEADER + bytes, 0);
+            header.seal(&mut record);
+            assert_eq!(Header::parse(&record, KEY), Err(Malformed::Damaged));
+        }
+    }
+
+    #[test]
     fn a_record_of_another_key_is_refused() {
         let (_, record) = sample();
         assert_eq!(Header::parse(&record, KEY + 1), Err(Malformed::Damaged));
@@ -301,13 +468,21 @@ mod tests {
         fn headers_survive(
             token in any::<[u8; 16]>(), codec in any::<u8>(), schema in any::<u16>(), key_hash in any::<u64>(),
             created_ms in any::<u64>(), fresh_ms in any::<u64>(), load_cost_ms in any::<u32>(),
-            payload in prop::collection::vec(any::<u8>(), 0..100)
+            id in any::<u64>(), mark in any::<u64>(), version in any::<u64>(),
+            tags in prop::collection::vec(any::<u64>(), 0..5), payload in prop::collection::vec(any::<u8>(), 0..100)
         ) {
-            let header = Header { kind: Kind::Value, token, codec, schema, key_hash, created_ms, fresh_ms, load_cost_ms };
+            let era = Era { id, mark };
+            let header = Header {
+                kind: Kind::Value, token, expired: false, codec, schema, tags: tags.len() as u16, key_hash,
+                created_ms, fresh_ms, load_cost_ms, era, version,
+            };
             let mut record = Header::reserve();
+            record.extend(tags.iter().flat_map(|tag| tag.to_le_bytes()));
             record.extend_from_slice(&payload);
             header.seal(&mut record);
-            prop_assert_eq!(Header::parse(&record, key_hash), Ok((header, &payload[..])));
+            let (parsed, body) = Header::parse(&record, key_hash).unwrap();
+            prop_assert_eq!((parsed, body.payload), (header, &payload[..]));
+            prop_assert_eq!(body.tags().collect::<Vec<_>>(), tags);
         }
     }
 }

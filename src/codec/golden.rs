@@ -5,10 +5,15 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::envelope::{Header, Kind};
+use super::envelope::{Era, Header, Kind};
 use super::{Bincode, Codec, Json};
 
 const KEY: &[u8] = b"tidegate:users:42";
+const ERA: Era = Era {
+    id: 0x000f_1234_5678_9abc,
+    mark: 3,
+};
+const TAG: u64 = 0x0102_0304_0506_0708;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct User {
@@ -39,7 +44,10 @@ fn value(codec: &impl Codec) -> (Header, Vec<u8>) {
     );
     (header.codec, header.schema) = (codec.id(), 3);
     (header.fresh_ms, header.load_cost_ms) = (300_000, 12);
+    (header.era, header.version) = (ERA, 9);
+    header.tags = 1;
     let mut record = Header::reserve();
+    record.extend_from_slice(&TAG.to_le_bytes());
     codec.encode(&user(), &mut record).unwrap();
     header.seal(&mut record);
     (header, record)
@@ -55,8 +63,16 @@ fn plain(kind: Kind, waited_for: bool) -> (Header, Vec<u8>) {
     if kind == Kind::Negative {
         header.fresh_ms = 30_000;
     }
+    header.era = ERA;
     let mut record = header.to_record();
     record[super::envelope::WAITERS] = u8::from(waited_for);
+    (header, record)
+}
+
+fn expired((mut header, mut record): (Header, Vec<u8>)) -> (Header, Vec<u8>) {
+    header.expired = true;
+    record[20..28].copy_from_slice(&[0x5a; 8]);
+    record[28..36].copy_from_slice(&[0xa5; 8]);
     (header, record)
 }
 
@@ -69,6 +85,8 @@ fn files() -> Vec<(&'static str, (Header, Vec<u8>))> {
         ("v1_lease.bin", plain(Kind::Lease, false)),
         ("v1_lease_waited_for.bin", plain(Kind::Lease, true)),
         ("v1_failed.bin", plain(Kind::Failed, false)),
+        ("v1_hold_off.bin", plain(Kind::HoldOff, false)),
+        ("v1_value_expired.bin", expired(value(&Bincode))),
     ]
 }
 
@@ -81,8 +99,18 @@ fn records_of_every_released_format_are_read_and_written_as_they_were() {
     for (name, (header, written)) in files() {
         let stored =
             std::fs::read(payloads().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let (parsed, payload) = Header::parse(&stored, super::envelope::key_hash(KEY)).unwrap();
+        let (parsed, body) = Header::parse(&stored, super::envelope::key_hash(KEY)).unwrap();
         assert_eq!(parsed, header, "{name}");
+        let tags: Vec<u64> = body.tags().collect();
+        assert_eq!(
+            tags,
+            if parsed.kind == Kind::Value {
+                vec![TAG]
+            } else {
+                vec![]
+            }
+        );
+        let payload = body.payload;
         match parsed.codec {
             1 => assert_eq!(Bincode.decode::<User>(payload).unwrap(), user()),
             2 => assert_eq!(Json.decode::<User>(payload).unwrap(), user()),

@@ -3,11 +3,16 @@
 
 use std::sync::{Arc, Weak};
 
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
 use super::Engine;
+use super::marks::{Marked, News};
 use super::shared::Shared;
+use crate::health::Event;
 use crate::key::CacheKey;
-use crate::l2::Listener;
-use crate::l2::message::{Message, Operation};
+use crate::l2::message::{About, Message, Operation};
+use crate::l2::{Listener, Raise};
 
 impl<K, V, E> Listener for Engine<K, V, E>
 where
@@ -16,52 +21,71 @@ where
     E: Send + Sync + 'static,
 {
     fn on_message(&self, bytes: &[u8]) {
+        let Some(shared) = &self.shared else { return };
+        let now = Instant::now();
         let Some(message) = Message::parse(bytes) else {
             // Something was said that this version does not understand.
             return self.on_gap();
         };
-        let own = self
-            .shared
-            .as_ref()
-            .is_some_and(|shared| shared.origin == message.origin);
-        for encoded in message.keys {
-            match message.operation {
-                // Also from ourselves: a flight of this cache may wait for one that was detached.
-                Operation::Wake => self.flights.wake(encoded),
-                // What this cache does itself it does to L1 as well, when the reply is here.
-                Operation::Invalidate | Operation::Insert if own => {}
-                Operation::Invalidate | Operation::Insert => {
-                    self.stats.remote_invalidations.add();
-                    let hash = self.flights.hash(encoded);
-                    let mut shard = self.flights.lock(hash);
-                    self.fence.bump(hash);
-                    shard.detach(hash, encoded);
+        let own = shared.origin == message.origin;
+        if !own && message.operation == Operation::Beat {
+            return;
+        }
+        shared.link.message_heard(now);
+        let numbered = !matches!(message.operation, Operation::Wake | Operation::Beat);
+        if numbered
+            && !own
+            && self
+                .numbers
+                .lock()
+                .hear(message.origin, message.number, now)
+        {
+            self.on_gap();
+        }
+        match message.about {
+            About::Keys(keys) => {
+                for encoded in keys {
+                    self.on_key(message.operation, encoded, own, now);
+                }
+            }
+            About::Marks { tag, marked } => {
+                self.on_marks(message.operation, tag, marked);
+                if message.operation == Operation::Beat {
+                    shared.link.beat_heard(message.number, now);
+                    if self.numbers.lock().lost(shared.link.period(), now) {
+                        self.on_gap();
+                    }
                 }
             }
         }
     }
 
     fn on_up(&self) {
-        // Listen first (the tier has confirmed it), then forget what was read before, then use L1:
-        // in any other order an invalidation can fall between.
-        self.forget();
-        if let Some(shared) = &self.shared {
-            if !self.is_closed() && shared.link.set_up() {
-                self.stats.gaps.add();
-            }
+        let Some(shared) = &self.shared else { return };
+        // Listen first (the tier has confirmed it), then forget what was read before, then prove
+        // the channel: in any other order an invalidation can fall between.
+        self.doubt();
+        if !self.is_closed() && shared.link.set_up(Instant::now()) {
+            self.gap();
         }
+        self.repairs.nudge.notify_one();
+        self.tell(&Event::ChannelUp);
     }
 
     #[cfg(any(feature = "redis", all(test, feature = "bincode")))]
     fn on_down(&self) {
         if let Some(shared) = &self.shared {
-            shared.link.set_down();
+            let was_up = shared.link.is_up();
+            shared.link.set_down(Instant::now());
+            if was_up {
+                self.tell(&Event::ChannelDown);
+            }
         }
     }
 
     fn on_gap(&self) {
-        self.stats.gaps.add();
-        self.forget();
+        self.doubt();
+        self.gap();
     }
 }
 
@@ -71,18 +95,109 @@ where
     V: Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
+    fn on_key(&self, operation: Operation, encoded: &[u8], own: bool, now: Instant) {
+        match operation {
+            // Also from ourselves: a flight of this cache may wait for one that was detached.
+            Operation::Wake => self.flights.wake(encoded),
+            // What this cache does itself it does to L1 as well, when the reply is here.
+            _ if own => {}
+            _ => {
+                self.stats.remote_invalidations.add();
+                let hash = self.flights.hash(encoded);
+                let mut shard = self.flights.lock(hash);
+                if operation == Operation::Invalidate {
+                    self.fence.hold_off(hash, now);
+                }
+                self.fence.bump(hash);
+                shard.detach(hash, encoded);
+            }
+        }
+    }
+
+    /// The marks, in the order of execution: from others, and from ourselves, whose reply may not
+    /// be here yet or never come.
+    fn on_marks(&self, operation: Operation, tag: u64, marked: Marked) {
+        match operation {
+            Operation::InvalidateTag => self.raised(Raise::Tag(tag), marked),
+            Operation::InvalidateAll => self.raised(Raise::All, marked),
+            _ => {
+                if self.marks.learn(marked, true) == News::Everything {
+                    self.forget();
+                }
+            }
+        }
+    }
+
     /// Listens to the bus, from the first call on: without it L1 is not used.
     pub(crate) async fn attach(self: &Arc<Self>, shared: &Shared<V>) {
-        let listener = || {
+        let begin = || {
             let weak: Weak<Self> = Arc::downgrade(self);
+            tokio::spawn(beat(Weak::clone(&weak), Arc::clone(&shared.link.nudge)));
             weak as Weak<dyn Listener>
         };
-        shared.attach(listener).await;
+        shared.attach(begin).await;
+    }
+
+    /// Messages may have been missed: nothing that was read until now is answered before L2 has
+    /// been asked about it.
+    fn doubt(&self) {
+        self.numbers.lock().clear();
+        self.marks.doubt();
+        self.forget();
+    }
+
+    fn gap(&self) {
+        self.stats.gaps.add();
+        self.tell(&Event::Gap);
     }
 
     /// Nothing that was read until now is answered any more.
-    fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.fence.bump_epoch();
         self.flights.detach_before(self.fence.epoch());
+    }
+
+    /// One beat, and what is to be done when none came back.
+    async fn beat_once(&self, shared: &Shared<V>) {
+        let now = Instant::now();
+        if shared.link.is_up() {
+            if shared.link.is_silent(now) {
+                self.tell(&Event::ChannelSilent);
+                shared.tier.renew_bus();
+            }
+            let message = shared.beat_message(shared.link.beat_sent(now));
+            let known = self.marks.known().unwrap_or_default();
+            // What comes of it is heard on the bus, or not.
+            let _ = shared.tier.beat(&shared.marks, known, message).await;
+        }
+    }
+}
+
+/// Proves the channel as long as the cache lives.
+async fn beat<K, V, E>(engine: Weak<Engine<K, V, E>>, nudge: Arc<Notify>)
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    loop {
+        let period = {
+            let Some(engine) = engine.upgrade() else {
+                return;
+            };
+            let Some(shared) = &engine.shared else {
+                return;
+            };
+            if engine.is_closed() {
+                return;
+            }
+            engine.beat_once(shared).await;
+            (!shared.link.is_direct()).then(|| shared.link.period())
+        };
+        match period {
+            Some(period) => drop(tokio::time::timeout(period, nudge.notified()).await),
+            // Once, for the marks.
+            None => nudge.notified().await,
+        }
     }
 }

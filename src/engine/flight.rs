@@ -51,6 +51,7 @@ pub(crate) struct Flight<V, E> {
     pub(crate) id: Id,
     /// Unique in this process: what a loader's own look-ups are compared against.
     pub(crate) serial: u64,
+    pub(crate) begun: Instant,
     /// The epoch that it began to read in; `NOT_YET` before.
     epoch: AtomicU64,
     /// Its key was invalidated since it began, and L2 was not told: its lease may still be there, and
@@ -70,6 +71,7 @@ impl<V, E> Flight<V, E> {
         Self {
             id,
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            begun: Instant::now(),
             epoch: AtomicU64::new(NOT_YET),
             revoked: AtomicBool::new(false),
             wake: Notify::new(),

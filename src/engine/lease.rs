@@ -15,7 +15,7 @@ use super::flight::{Flight, Id};
 use super::load::{Nesting, Place};
 use super::read::Landing;
 use super::shared::{RemoteKey, Shared};
-use crate::codec::envelope::{self, Head, Header, Kind, Token};
+use crate::codec::envelope::{self, Era, Head, Header, Kind, Token};
 use crate::error::RemoteError;
 use crate::key::CacheKey;
 use crate::l1::Answer;
@@ -27,20 +27,41 @@ pub(crate) struct Lease<'a, V> {
     shared: &'a Shared<V>,
     remote: &'a RemoteKey,
     token: Token,
+    /// What was known to be invalidated as a whole before the load began.
+    era: Era,
+}
+
+/// What goes into an entry's header.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seal<'a> {
+    pub(crate) token: Token,
+    pub(crate) era: Era,
+    pub(crate) life: Duration,
+    pub(crate) cost: Duration,
+    pub(crate) version: u64,
+    pub(crate) tags: &'a [u64],
 }
 
 impl<'a, V> Lease<'a, V> {
-    pub(crate) fn new(shared: &'a Shared<V>, remote: &'a RemoteKey) -> Self {
+    pub(crate) fn new(shared: &'a Shared<V>, remote: &'a RemoteKey, era: Era) -> Self {
         Self {
             shared,
             remote,
             token: rand::random(),
+            era,
         }
     }
 
     pub(crate) fn record(&self) -> Result<Vec<u8>, RemoteError> {
         let now_ms = self.shared.now_ms()?;
-        Ok(Header::plain(Kind::Lease, self.token, self.remote.hash, now_ms).to_record())
+        Ok(self.mark(Kind::Lease, now_ms))
+    }
+
+    /// A record without a value.
+    fn mark(&self, kind: Kind, now_ms: u64) -> Vec<u8> {
+        let mut header = Header::plain(kind, self.token, self.remote.hash, now_ms);
+        header.era = self.era;
+        header.to_record()
     }
 
     fn head(&self) -> Head {
@@ -80,10 +101,21 @@ where
                 return Landing::error(error);
             }
         };
-        let (answer, life) = self.answer(loaded);
+        let (version, tags) = (loaded.version, loaded.tags.clone());
+        let (answer, life) = self.answer(loaded, lease.era);
         // Revoked: L2 could not be told of an invalidation, and would take the fill.
         let record = match life {
-            Some(life) if !flight.is_revoked() => self.record(shared, lease, &answer, life, cost),
+            Some(life) if !flight.is_revoked() => {
+                let seal = Seal {
+                    token: lease.token,
+                    era: lease.era,
+                    life,
+                    cost,
+                    version,
+                    tags: &tags,
+                };
+                self.record(shared, lease, &answer, seal)
+            }
             _ => Fill::Not,
         };
         let wake = shared.notice(Operation::Wake, &flight.id);
@@ -128,9 +160,9 @@ where
         shared: &Shared<V>,
         lease: &Lease<'_, V>,
         answer: &Answer<V>,
-        life: Duration,
-        cost: Duration,
+        seal: Seal<'_>,
     ) -> Fill {
+        let life = seal.life;
         let Ok(now_ms) = shared.now_ms() else {
             return Fill::Not;
         };
@@ -138,44 +170,33 @@ where
             self.stats.negatives_not_stored.add();
             return Fill::L1Only(life);
         }
-        match self.seal(
-            shared,
-            lease.remote,
-            lease.token,
-            answer.value.as_deref(),
-            now_ms,
-            life,
-            cost,
-        ) {
+        match self.seal(shared, lease.remote, answer.value.as_deref(), now_ms, seal) {
             Ok(record) => Fill::With(record, life),
             Err(_) => Fill::Not,
         }
     }
 
     /// Encodes a value, or an absence, into a record.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the fields of a header, written once"
-    )]
     pub(crate) fn seal(
         &self,
         shared: &Shared<V>,
         remote: &RemoteKey,
-        token: Token,
         value: Option<&V>,
         created_ms: u64,
-        life: Duration,
-        cost: Duration,
+        seal: Seal<'_>,
     ) -> Result<Vec<u8>, RemoteError> {
         let kind = if value.is_some() {
             Kind::Value
         } else {
             Kind::Negative
         };
-        let mut header = Header::plain(kind, token, remote.hash, created_ms);
-        header.fresh_ms = ttl::millis(life);
-        header.load_cost_ms = u32::try_from(cost.as_millis()).unwrap_or(u32::MAX);
+        let mut header = Header::plain(kind, seal.token, remote.hash, created_ms);
+        header.fresh_ms = ttl::millis(seal.life);
+        header.load_cost_ms = u32::try_from(seal.cost.as_millis()).unwrap_or(u32::MAX);
+        (header.era, header.version) = (seal.era, seal.version);
+        header.tags = u16::try_from(seal.tags.len()).unwrap_or(u16::MAX);
         let mut record = Header::reserve();
+        record.extend(seal.tags.iter().flat_map(|tag| tag.to_le_bytes()));
         if let Some(value) = value {
             header.codec = shared.codec_id();
             header.schema = self.config.schema_version;
@@ -235,7 +256,7 @@ where
         if backoff.is_zero() {
             return self.release(lease, id).await;
         }
-        let mark = Header::plain(Kind::Failed, lease.token, lease.remote.hash, now_ms).to_record();
+        let mark = lease.mark(Kind::Failed, now_ms);
         let wake = lease.shared.notice(Operation::Wake, id);
         let tier = &lease.shared.tier;
         let _ = self.tier(
@@ -257,8 +278,8 @@ where
         id: &Id,
         lease: Lease<'_, V>,
     ) {
-        let (engine, remote, id, token) =
-            (Arc::clone(self), remote.clone(), id.clone(), lease.token);
+        let (engine, remote, id) = (Arc::clone(self), remote.clone(), id.clone());
+        let (token, era) = (lease.token, lease.era);
         let running = self.tasks.enter_late();
         tokio::spawn(async move {
             if let Some(shared) = &engine.shared {
@@ -268,6 +289,7 @@ where
                             shared,
                             remote: &remote,
                             token,
+                            era,
                         },
                         &id,
                     )

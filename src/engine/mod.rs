@@ -6,6 +6,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -13,17 +14,22 @@ use tokio::time::Instant;
 use self::budget::Budget;
 use self::fence::Fence;
 use self::flight::{Flight, Flights, Id, Outcome};
+use self::marks::Marks;
+use self::numbers::Numbers;
+use self::repairs::Repairs;
 use self::shared::Shared;
 use self::tasks::Tasks;
 use crate::codec::ErasedCodec;
 use crate::config::Config;
 use crate::entry::Source;
 use crate::error::Error;
+use crate::health::{Channel, Event, Health};
 use crate::key::{self, CacheKey};
 use crate::l1::{Answer, L1, Meta, Weigher};
 use crate::l2::Tier;
 use crate::loader::ErasedLoader;
 use crate::stats::Counters;
+use crate::ttl;
 
 mod budget;
 mod bus;
@@ -31,8 +37,11 @@ pub(crate) mod fence;
 mod flight;
 mod lease;
 mod load;
+pub(crate) mod marks;
 mod mutate;
+mod numbers;
 mod read;
+mod repairs;
 mod shared;
 mod tasks;
 
@@ -47,6 +56,9 @@ pub(crate) struct Engine<K, V, E> {
     loader: Arc<dyn ErasedLoader<K, V, E>>,
     l1: L1<K, V>,
     fence: Fence,
+    marks: Marks,
+    numbers: Mutex<Numbers>,
+    repairs: Repairs,
     flights: Flights<V, E>,
     shared: Option<Shared<V>>,
     /// Places for loads.
@@ -81,9 +93,17 @@ where
             name: name.to_owned(),
             loader,
             l1: L1::new(config.l1_capacity, config.negative_capacity, weigher),
-            fence: Fence::new(entries),
+            fence: Fence::new(entries, config.hold_off),
+            marks: if shared.is_some() {
+                Marks::default()
+            } else {
+                Marks::alone()
+            },
+            numbers: Mutex::default(),
+            repairs: Repairs::default(),
             flights: Flights::new(),
-            shared: shared.map(|(tier, codec)| Shared::new(name, tier, codec)),
+            shared: shared
+                .map(|(tier, codec)| Shared::new(name, tier, codec, config.channel_lease)),
             places: config
                 .max_concurrent_loads
                 .map(|loads| Arc::new(Semaphore::new(loads))),
@@ -120,6 +140,11 @@ where
             };
             // Abandoned: its runtime ended under it. This one lives, so try again here.
             if let Outcome::Landed(landed) = flight.outcome().await {
+                // What was joined began before this call, and so perhaps before one of its tags was
+                // invalidated.
+                if !leads && landed.as_ref().is_ok_and(|answer| !answer.tags_hold()) {
+                    continue;
+                }
                 if !leads {
                     self.stats.coalesced.add();
                 }
@@ -148,7 +173,7 @@ where
         Q: Hash + Eq + ?Sized,
     {
         let (answer, meta) = self.l1.get(key, now)?;
-        self.usable(&meta, now).then_some(answer)
+        (self.usable(&meta, now) && answer.tags_hold()).then_some(answer)
     }
 
     fn usable(&self, meta: &Meta, now: Instant) -> bool {
@@ -157,8 +182,20 @@ where
             && self.shared.as_ref().is_none_or(|shared| {
                 shared
                     .link
-                    .l1_usable(meta.stored, now, self.config.degraded_l1_ttl)
+                    .l1_usable(meta.begun, now, self.config.degraded_l1_ttl)
             })
+    }
+
+    /// Whether what a flight reads may be answered to a call that begins now. While nobody hears of
+    /// invalidations, one that began too long ago is not joined: the time is bounded within which an
+    /// old value is answered.
+    fn joinable(&self, begun: Instant, now: Instant) -> bool {
+        self.shared.as_ref().is_none_or(|shared| {
+            now < ttl::deadline(begun, self.config.channel_lease)
+                || shared
+                    .link
+                    .l1_usable(begun, now, self.config.degraded_l1_ttl)
+        })
     }
 
     /// Joins the flight of a key or begins one, in one critical section.
@@ -183,7 +220,10 @@ where
                 self.stats.misses.add();
                 return Entered::Refused(Error::LoadCycle);
             }
-            return Entered::Joins(Arc::clone(flight));
+            if self.joinable(flight.begun, Instant::now()) {
+                return Entered::Joins(Arc::clone(flight));
+            }
+            shard.detach(id.hash, &id.encoded);
         }
         // Look again, now that nobody can land:
         //   1. this call misses in L1;
@@ -225,6 +265,31 @@ where
         }
     }
 
+    /// Tells the user. What that does wrong is not our trouble.
+    pub(crate) fn tell(&self, event: &Event) {
+        if let Some(on_event) = &self.config.on_event {
+            let tell = std::panic::AssertUnwindSafe(|| on_event.0(event));
+            let _ = std::panic::catch_unwind(tell);
+        }
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        let now = Instant::now();
+        let link = self.shared.as_ref().map(|shared| &shared.link);
+        Health {
+            channel: match link {
+                None => Channel::None,
+                Some(link) if link.is_proven(now) => Channel::Proven,
+                Some(link) if link.is_up() => Channel::Unproven,
+                Some(_) => Channel::Down,
+            },
+            last_message: link.and_then(|link| link.since_last_message(now)),
+            gaps: self.stats.snapshot().gaps,
+            pending_repairs: self.repairs.len(),
+            l2_reachable: link.is_some_and(shared::Link::is_reachable),
+        }
+    }
+
     fn id(&self, key: &K) -> Id {
         self.flights.id(key::encode(key))
     }
@@ -235,8 +300,10 @@ where
 
     pub(crate) async fn close(&self) {
         self.tasks.close().await;
+        self.last_repairs().await;
         if let Some(shared) = &self.shared {
-            shared.link.end();
+            shared.link.set_down(Instant::now());
+            shared.link.nudge.notify_one();
         }
     }
 

@@ -1,22 +1,30 @@
-//! What changes a key on purpose: `invalidate` and `insert`.
+//! What changes keys on purpose: `invalidate`, `expire`, `insert`, and invalidations as a whole.
 //!
 //! The order is: database (the caller), L2, then L1. Evicting L1 first would let a reader put L2's
 //! old value back. The work is a task of its own: a caller that goes away does not leave it half
-//! done.
+//! done. What L2 did not confirm is an error, and goes on the list of [`repairs`](super::repairs).
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::Engine;
 use super::flight::{Flight, Id};
+use super::lease::Seal;
+use super::marks::{Marked, News, TagMark};
+use super::repairs::Repair;
 use super::shared::Shared;
+use crate::codec::envelope::{self, Header, Kind};
 use crate::error::{RemoteError, RemoteKind};
+use crate::health::Event;
 use crate::key::CacheKey;
 use crate::l1::Meta;
 use crate::l2::message::Operation;
+use crate::l2::{Look, Raise};
 use crate::loader::Loaded;
 use crate::ttl;
 
@@ -32,6 +40,39 @@ where
     pub(crate) async fn invalidate(self: &Arc<Self>, key: K) -> Result<(), RemoteError> {
         self.owned("invalidate", move |engine| async move {
             engine.invalidate_one(&key).await
+        })
+        .await
+    }
+
+    /// `invalidate`, and the time after which no process can answer the old value.
+    pub(crate) async fn invalidate_everywhere(self: &Arc<Self>, key: K) -> Result<(), RemoteError> {
+        self.invalidate(key).await?;
+        if self.shared.is_some() {
+            // One that is cut off answers until its proof has ended, and then what it has for
+            // `degraded_l1_ttl`. Clocks of hosts run at rates that differ by far less than this.
+            let longest = self.config.channel_lease + self.config.degraded_l1_ttl;
+            tokio::time::sleep(longest.mul_f64(1.001)).await;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn expire(self: &Arc<Self>, key: K) -> Result<(), RemoteError> {
+        self.owned("expire", move |engine| async move {
+            engine.expire_one(&key).await
+        })
+        .await
+    }
+
+    pub(crate) async fn invalidate_all(self: &Arc<Self>) -> Result<(), RemoteError> {
+        self.owned("invalidate_all", move |engine| async move {
+            engine.raise(Raise::All).await
+        })
+        .await
+    }
+
+    pub(crate) async fn invalidate_tag(self: &Arc<Self>, tag: u64) -> Result<(), RemoteError> {
+        self.owned("invalidate_tag", move |engine| async move {
+            engine.raise(Raise::Tag(tag)).await
         })
         .await
     }
@@ -92,59 +133,202 @@ where
         }
     }
 
-    async fn invalidate_one(&self, key: &K) -> Result<(), RemoteError> {
+    async fn invalidate_one(self: &Arc<Self>, key: &K) -> Result<(), RemoteError> {
         let id = self.id(key);
         self.stats.invalidations.add();
+        let last = self.repairs.last();
+        let result = self.tell_invalidated(&id).await;
+        // After the reply, and whatever it was.
+        self.settle_key(key, &id, last, result, Repair::Invalidate)
+    }
+
+    async fn expire_one(self: &Arc<Self>, key: &K) -> Result<(), RemoteError> {
+        let id = self.id(key);
+        self.stats.expirations.add();
+        let last = self.repairs.last();
+        let result = self.tell_expired(&id).await;
+        self.settle_key(key, &id, last, result, Repair::Expire)
+    }
+
+    async fn tell_invalidated(&self, id: &Id) -> Result<(), RemoteError> {
         let Some(shared) = &self.shared else {
-            self.evict(key, &id);
             return Ok(());
         };
-        let remote = shared.key(&id);
-        let notice = shared.notice(Operation::Invalidate, &id);
-        let result = self.tier(shared.tier.invalidate(&remote.bytes, notice).await);
-        // After the reply, and whatever it was.
-        let detached = self.evict(key, &id);
+        let remote = shared.key(id);
+        let hold_off = if self.config.hold_off.is_zero() {
+            None
+        } else {
+            // The time in it is for people; the server ends it.
+            let now_ms = shared.now_ms().unwrap_or_default();
+            let record = Header::plain(Kind::HoldOff, rand::random(), remote.hash, now_ms);
+            Some((record.to_record(), ttl::millis(self.config.hold_off)))
+        };
+        let notice = shared.notice(Operation::Invalidate, id);
+        self.tier(
+            shared
+                .tier
+                .invalidate(&remote.bytes, hold_off, notice)
+                .await,
+        )
+    }
+
+    async fn tell_expired(&self, id: &Id) -> Result<(), RemoteError> {
+        let Some(shared) = &self.shared else {
+            return Ok(());
+        };
+        let notice = shared.notice(Operation::Expire, id);
+        let state = envelope::expiry();
+        self.tier(
+            shared
+                .tier
+                .expire(&shared.key(id).bytes, state, notice)
+                .await,
+        )
+    }
+
+    /// What a change of a key means here: nothing older is answered or joined from now on, and what
+    /// L2 has not confirmed is repeated.
+    fn settle_key(
+        self: &Arc<Self>,
+        key: &K,
+        id: &Id,
+        last: u64,
+        result: Result<(), RemoteError>,
+        repair: impl FnOnce(Id) -> Repair,
+    ) -> Result<(), RemoteError> {
+        let repair = repair(id.clone());
+        if result.is_err() {
+            // Before the eviction: nobody reads the old value from L2 in between.
+            self.mend(repair, None);
+        } else {
+            self.repairs
+                .settled(&id.encoded, last, matches!(repair, Repair::Expire(_)));
+        }
+        let detached = self.evict(key, id);
         if let (Err(_), Some(flight)) = (&result, detached) {
             flight.revoke();
         }
         result
     }
 
+    /// Invalidates everything, or everything with a tag.
+    async fn raise(self: &Arc<Self>, raise: Raise) -> Result<(), RemoteError> {
+        self.stats.invalidations.add();
+        if self.shared.is_none() {
+            match raise {
+                Raise::Tag(tag) => drop(self.marks.raise(Some(tag))),
+                Raise::All | Raise::Nothing => {
+                    self.marks.raise(None);
+                    self.drop_everything();
+                }
+            }
+            return Ok(());
+        }
+        let result = self.tell_raised(raise).await;
+        if result.is_err() {
+            match raise {
+                Raise::Tag(tag) => self.mend(Repair::Tag(tag), Some(self.marks.tag(tag))),
+                Raise::All | Raise::Nothing => {
+                    self.mend(Repair::All, None);
+                    self.drop_everything();
+                }
+            }
+        }
+        result
+    }
+
+    async fn tell_raised(&self, raise: Raise) -> Result<(), RemoteError> {
+        let Some(shared) = &self.shared else {
+            return Ok(());
+        };
+        let notice = match raise {
+            Raise::Tag(tag) => shared.marks_notice(Operation::InvalidateTag, tag),
+            Raise::All | Raise::Nothing => shared.marks_notice(Operation::InvalidateAll, 0),
+        };
+        let look = Look {
+            raise,
+            known: self.marks.known().unwrap_or_default(),
+            tags: Vec::new(),
+            notice: Some(notice),
+        };
+        let (marked, _) = self.tier(shared.tier.marks(&shared.marks, look).await)?;
+        self.raised(raise, marked);
+        if raise == Raise::All {
+            // Also where a beat has said it first: whoever heard that may not be done yet.
+            self.drop_everything();
+        }
+        Ok(())
+    }
+
+    /// Something was invalidated as a whole, here or elsewhere.
+    pub(crate) fn raised(&self, raise: Raise, marked: Marked) {
+        if let Raise::Tag(tag) = raise {
+            self.marks.learn_tag(tag, marked);
+        }
+        if self.marks.learn(marked, false) == News::Everything {
+            self.drop_everything();
+        }
+    }
+
+    fn drop_everything(&self) {
+        self.fence.hold_off_all(Instant::now());
+        self.forget();
+    }
+
     async fn insert_one(self: &Arc<Self>, key: K, loaded: Loaded<V>) -> Result<(), RemoteError> {
-        let (answer, life) = self.answer(loaded);
+        if let Some(shared) = &self.shared {
+            self.attach(shared).await;
+        }
+        let (era, epoch, begun) = (self.marks.era(), self.fence.epoch(), Instant::now());
+        let (version, tags) = (loaded.version, loaded.tags.clone());
+        let (answer, life) = self.answer(loaded, era);
         let Some(life) = life else {
             // Nothing to keep, so the old value goes.
             return self.invalidate_one(&key).await;
         };
         self.stats.inserts.add();
-        if let Some(shared) = &self.shared {
-            self.attach(shared).await;
-        }
-        let epoch = self.fence.epoch();
+        let last = self.repairs.last();
         let insert = Insert::begin(self, self.id(&key));
         if let Some(shared) = &self.shared {
-            let result = match self.inserted(shared, &insert.id, answer.value.as_deref(), life) {
+            let seal = Seal {
+                token: rand::random(),
+                era,
+                life,
+                cost: Duration::ZERO,
+                version,
+                tags: &tags,
+            };
+            let value = answer.value.as_deref();
+            let result = match self.inserted(shared, &insert.id, value, seal) {
                 Ok(record) => {
                     let remote = shared.key(&insert.id);
                     let notice = shared.notice(Operation::Insert, &insert.id);
-                    self.tier(
-                        shared
-                            .tier
-                            .insert(&remote.bytes, record, ttl::millis(life), notice)
-                            .await,
-                    )
+                    let inserted = shared.tier.insert(
+                        &remote.bytes,
+                        record,
+                        version > 0,
+                        ttl::millis(life),
+                        notice,
+                    );
+                    self.tier(inserted.await)
                 }
                 Err(unencodable) => {
                     // The old value must not stay in its place.
                     self.invalidate_one(&key).await?;
-                    Err(unencodable)
+                    return Err(unencodable);
                 }
             };
-            if let Err(error) = result {
-                if let Some(flight) = self.evict(&key, &insert.id) {
-                    flight.revoke();
+            match result {
+                Ok(true) => self.repairs.settled(&insert.id.encoded, last, false),
+                Ok(false) => {
+                    self.stats.inserts_superseded.add();
+                    self.evict(&key, &insert.id);
+                    return Err(RemoteError::new(RemoteKind::Superseded, "insert"));
                 }
-                return Err(error);
+                Err(error) => {
+                    let failed = Err(error);
+                    return self.settle_key(&key, &insert.id, last, failed, Repair::Invalidate);
+                }
             }
         }
         let hash = insert.id.hash;
@@ -155,12 +339,13 @@ where
         shard.detach(hash, &insert.id.encoded);
         if undisturbed {
             let meta = Meta {
+                begun,
                 stored: answer.at,
                 age: Duration::ZERO,
                 deadline: ttl::deadline(answer.at, self.config.l1_life(life)),
                 stamp: self.fence.stamp_in(hash, epoch),
             };
-            self.l1.store(key, answer.value.as_ref(), meta);
+            self.l1.store(key, &answer, meta);
         } else {
             self.l1.remove(&key);
         }
@@ -173,24 +358,54 @@ where
         shared: &Shared<V>,
         id: &Id,
         value: Option<&V>,
-        life: Duration,
+        seal: Seal<'_>,
     ) -> Result<Vec<u8>, RemoteError> {
         let now_ms = shared.now_ms()?;
-        self.seal(
-            shared,
-            &shared.key(id),
-            rand::random(),
-            value,
-            now_ms,
-            life,
-            Duration::ZERO,
-        )
+        self.seal(shared, &shared.key(id), value, now_ms, seal)
+    }
+
+    /// Puts something on the list of repairs, and sees to it that somebody works at it.
+    fn mend(self: &Arc<Self>, repair: Repair, held: Option<Arc<TagMark>>) {
+        let added = self.repairs.add(repair, held);
+        self.tell(&Event::RepairPending);
+        if added.overflowed {
+            self.stats.repairs_overflowed.add();
+            self.tell(&Event::RepairsOverflowed);
+            self.drop_everything();
+        }
+        if added.needs_worker {
+            let (engine, nudge) = (Arc::downgrade(self), Arc::clone(&self.repairs.nudge));
+            tokio::spawn(work(engine, nudge));
+        }
+    }
+
+    /// One attempt at one repair.
+    async fn repair(&self, repair: &Repair) -> Result<(), RemoteError> {
+        match repair {
+            Repair::Invalidate(id) => self.tell_invalidated(id).await,
+            Repair::Expire(id) => self.tell_expired(id).await,
+            Repair::Tag(tag) => self.tell_raised(Raise::Tag(*tag)).await,
+            Repair::All => self.tell_raised(Raise::All).await,
+        }
+    }
+
+    /// Before the process may end: what can still be repaired.
+    pub(crate) async fn last_repairs(&self) {
+        while let Some((ticket, repair)) = self.repairs.first() {
+            if self.repair(&repair).await.is_err() {
+                self.repairs.leave();
+                return;
+            }
+            self.repairs.done(ticket);
+            self.stats.repairs.add();
+        }
     }
 
     /// From now on nothing older is answered or joined here.
     fn evict(&self, key: &K, id: &Id) -> Option<Arc<Flight<V, E>>> {
         let mut shard = self.flights.lock(id.hash);
         let detached = shard.detach(id.hash, &id.encoded);
+        self.fence.hold_off(id.hash, Instant::now());
         self.l1.remove(key);
         detached
     }
@@ -213,6 +428,43 @@ impl<'a, K, V, E> Insert<'a, K, V, E> {
 impl<K, V, E> Drop for Insert<'_, K, V, E> {
     fn drop(&mut self) {
         self.engine.flights.lock(self.id.hash).end_insert(&self.id);
+    }
+}
+
+/// How long to wait after a repair that failed: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Works at the list of repairs until it is empty, one after the other.
+async fn work<K, V, E>(engine: Weak<Engine<K, V, E>>, nudge: Arc<Notify>)
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    let mut pause = FIRST_PAUSE;
+    loop {
+        {
+            let Some(engine) = engine.upgrade() else {
+                return;
+            };
+            if engine.is_closed() {
+                return engine.repairs.leave();
+            }
+            let Some((ticket, repair)) = engine.repairs.first() else {
+                return;
+            };
+            if engine.repair(&repair).await.is_ok() {
+                engine.repairs.done(ticket);
+                engine.stats.repairs.add();
+                pause = FIRST_PAUSE;
+                continue;
+            }
+        }
+        // A fleet that lost its server does not come back to it as one.
+        let jittered = pause.mul_f64(rand::random_range(0.75..1.25));
+        let _ = tokio::time::timeout(jittered, nudge.notified()).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

@@ -24,14 +24,15 @@ use super::Engine;
 use super::flight::{Flight, Outcome};
 use super::lease::{Lease, Waited};
 use super::load::{Nesting, Place};
+use super::marks::{News, Verdict};
 use super::shared::{RemoteKey, Shared};
 use super::tasks::Running;
-use crate::codec::envelope::{HEAD, Header, Kind, Malformed};
+use crate::codec::envelope::{Era, Header, Kind, MOST_TAGS, Malformed, STATED};
 use crate::entry::Source;
-use crate::error::Error;
+use crate::error::{Error, RemoteError};
 use crate::key::CacheKey;
 use crate::l1::{Answer, Meta};
-use crate::l2::Acquired;
+use crate::l2::{Acquired, Look, Raise};
 use crate::loader::Loaded;
 use crate::ttl;
 
@@ -84,7 +85,9 @@ enum Reading<V> {
     Failed,
     /// A newer version's record: to be left alone.
     Newer,
-    /// Expired or unreadable: to be replaced.
+    /// It was invalidated a moment ago, and nothing is to be stored yet.
+    HeldOff,
+    /// Expired, dead or unreadable: to be replaced.
     Replace,
 }
 
@@ -94,8 +97,10 @@ enum Alone {
     NoTier,
     /// L2 holds a newer version's record.
     Newer,
-    /// L2 did not answer.
+    /// L2 did not answer, or must not be asked.
     Unreachable,
+    /// The key was invalidated a moment ago.
+    HeldOff,
     /// The holder of the lease took longer than `lease_wait`.
     WaitedEnough,
 }
@@ -142,17 +147,18 @@ where
             let mut shard = engine.flights.lock(hash);
             // The fence: a flight that was detached stores nothing, in one critical section with
             // whatever detaches.
-            if shard.is_current(flight) {
+            if shard.is_current(flight) && !engine.fence.is_held_off(hash, now) {
                 match (&landing.outcome, landing.keep) {
                     (Ok(answer), Keep::Answer(life)) => {
                         let epoch = flight.epoch().unwrap_or_default();
                         let meta = Meta {
+                            begun: flight.begun,
                             stored: answer.at,
                             age: answer.age,
                             deadline: ttl::deadline(answer.at, life),
                             stamp: engine.fence.stamp_in(hash, epoch),
                         };
-                        engine.l1.store(key, answer.value.as_ref(), meta);
+                        engine.l1.store(key, answer, meta);
                     }
                     (Err(error), Keep::Error) if !engine.config.error_backoff.is_zero() => {
                         let until = ttl::deadline(now, engine.config.error_backoff);
@@ -200,8 +206,14 @@ where
                 .await;
         };
         self.attach(shared).await;
+        let known = self.know_marks(shared).await;
         // Before the read is sent, so that whatever is missed from now on ends this flight.
         flight.register(self.fence.epoch());
+        if known.is_err() || self.repairs.block(&flight.id.encoded) {
+            return self
+                .load_alone(key, flight, nesting, None, Alone::Unreachable)
+                .await;
+        }
         let remote = shared.key(&flight.id);
 
         let mut waited = Waited::default();
@@ -213,7 +225,7 @@ where
         loop {
             let mut replacing = None;
             if let Some(bytes) = record.take() {
-                match self.interpret(shared, &remote, &bytes) {
+                match self.interpret(shared, &remote, &bytes).await {
                     Ok(Reading::Hit(answer, fresh_for)) => {
                         return Landing::answer(answer, Some(self.config.l1_life(fresh_for)));
                     }
@@ -223,8 +235,15 @@ where
                             .load_alone(key, flight, nesting, None, Alone::Newer)
                             .await;
                     }
+                    Ok(Reading::HeldOff) => {
+                        return self
+                            .load_alone(key, flight, nesting, None, Alone::HeldOff)
+                            .await;
+                    }
                     Ok(Reading::Leased) => {}
-                    Ok(Reading::Replace) => replacing = Some(bytes.slice(..bytes.len().min(HEAD))),
+                    Ok(Reading::Replace) => {
+                        replacing = Some(bytes.slice(..bytes.len().min(STATED)));
+                    }
                     Err(_) => {
                         return self
                             .load_alone(key, flight, nesting, None, Alone::Unreachable)
@@ -240,17 +259,22 @@ where
             };
             // Hear of wake-ups before the attempt that asks for them.
             self.flights.lock(flight.id.hash).listen(flight);
-            let lease = Lease::new(shared, &remote);
+            // And know what is invalidated as a whole before the load begins.
+            let lease = Lease::new(shared, &remote, self.marks.era());
             let Ok(lease_record) = lease.record() else {
                 return self
                     .load_alone(key, flight, nesting, Some(place), Alone::Unreachable)
                     .await;
             };
             let ttl_ms = ttl::millis(self.config.lease_ttl);
-            let acquired =
-                shared
-                    .tier
-                    .acquire(&remote.bytes, lease_record, ttl_ms, replacing.as_deref());
+            let known = self.marks.known().unwrap_or_default();
+            let acquired = shared.tier.acquire(
+                &remote.bytes,
+                lease_record,
+                ttl_ms,
+                replacing.as_deref(),
+                known,
+            );
             match self.tier(acquired.await) {
                 Ok(Acquired::Granted) => {
                     return self
@@ -297,10 +321,7 @@ where
     }
 
     /// Counts an operation's failure and notes whether L2 can be reached.
-    pub(crate) fn tier<T>(
-        &self,
-        result: Result<T, crate::error::RemoteError>,
-    ) -> Result<T, crate::error::RemoteError> {
+    pub(crate) fn tier<T>(&self, result: Result<T, RemoteError>) -> Result<T, RemoteError> {
         if let Some(shared) = &self.shared {
             shared.note(&result);
         }
@@ -310,12 +331,59 @@ where
         result
     }
 
-    fn interpret(
+    /// Sees to it that the marks are known: from the channel while it is proven, else from L2.
+    async fn know_marks(&self, shared: &Shared<V>) -> Result<(), RemoteError> {
+        if self.marks.known().is_some() && shared.link.is_proven(Instant::now()) {
+            return Ok(());
+        }
+        self.look_at_marks(shared, Vec::new()).await.map(drop)
+    }
+
+    /// Asks L2 for the marks. Answers the latest one that concerns the tags.
+    async fn look_at_marks(&self, shared: &Shared<V>, tags: Vec<u64>) -> Result<u64, RemoteError> {
+        let look = Look {
+            raise: Raise::Nothing,
+            known: self.marks.known().unwrap_or_default(),
+            tags,
+            notice: None,
+        };
+        let (marked, latest) = self.tier(shared.tier.marks(&shared.marks, look).await)?;
+        if self.marks.learn(marked, false) == News::Everything {
+            self.forget();
+        }
+        Ok(latest)
+    }
+
+    /// Whether a record that begins in `era` is alive, with its tags if it has some.
+    async fn judge(
+        &self,
+        shared: &Shared<V>,
+        era: Era,
+        tags: &[u64],
+    ) -> Result<Verdict, RemoteError> {
+        let mut verdict = self.marks.judge(era, tags.iter().copied());
+        if matches!(verdict, Verdict::OtherEra) {
+            self.look_at_marks(shared, Vec::new()).await?;
+            verdict = self.marks.judge(era, tags.iter().copied());
+        }
+        if let Verdict::AskTags(of) = verdict {
+            let latest = self.look_at_marks(shared, tags.to_vec()).await?;
+            let alive = latest <= era.mark && of.hold();
+            verdict = if alive {
+                Verdict::Alive(Some(of))
+            } else {
+                Verdict::Dead
+            };
+        }
+        Ok(verdict)
+    }
+
+    async fn interpret(
         &self,
         shared: &Shared<V>,
         remote: &RemoteKey,
         record: &Bytes,
-    ) -> Result<Reading<V>, crate::error::RemoteError> {
+    ) -> Result<Reading<V>, RemoteError> {
         let unreadable = || {
             self.stats.decode_failures.add();
             Ok(Reading::Replace)
@@ -323,7 +391,7 @@ where
         if record.len() > self.config.max_record_bytes {
             return unreadable();
         }
-        let (header, payload) = match Header::parse(record, remote.hash) {
+        let (header, body) = match Header::parse(record, remote.hash) {
             Ok(parsed) => parsed,
             Err(Malformed::Damaged) => return unreadable(),
             Err(Malformed::LaterFormat) => {
@@ -333,12 +401,22 @@ where
         };
         match header.kind {
             Kind::Lease => return Ok(Reading::Leased),
-            Kind::Failed => return Ok(Reading::Failed),
+            Kind::HoldOff => return Ok(Reading::HeldOff),
             Kind::Value if header.schema > self.config.schema_version => {
                 self.stats.newer_records.add();
                 return Ok(Reading::Newer);
             }
-            Kind::Value | Kind::Negative => {}
+            Kind::Value | Kind::Negative | Kind::Failed => {}
+        }
+        let tags: Vec<u64> = body.tags().collect();
+        let Verdict::Alive(tags) = self.judge(shared, header.era, &tags).await? else {
+            return Ok(Reading::Replace);
+        };
+        if header.kind == Kind::Failed {
+            return Ok(Reading::Failed);
+        }
+        if header.expired {
+            return Ok(Reading::Replace);
         }
         let age_ms = shared.now_ms()?.saturating_sub(header.created_ms);
         let fresh_ms = header.fresh_ms.saturating_sub(age_ms);
@@ -351,7 +429,7 @@ where
             if !ours {
                 return unreadable();
             }
-            match shared.decode(payload) {
+            match shared.decode(body.payload) {
                 Ok(value) => Some(Arc::new(value)),
                 Err(_) => return unreadable(),
             }
@@ -364,6 +442,7 @@ where
             source: Source::L2,
             age,
             at: Instant::now(),
+            tags,
         };
         Ok(Reading::Hit(answer, Duration::from_millis(fresh_ms)))
     }
@@ -382,6 +461,7 @@ where
             Some(place) => Ok(place),
             None => self.place(deadline).await,
         };
+        let era = self.marks.era();
         let loaded = match place {
             Ok(place) => {
                 self.load(
@@ -398,10 +478,11 @@ where
         };
         match loaded {
             Ok((loaded, _)) => {
-                let (answer, life) = self.answer(loaded);
+                let (answer, life) = self.answer(loaded, era);
                 let life = life.map(|life| match why {
                     Alone::NoTier | Alone::Newer => self.config.l1_life(life),
                     Alone::Unreachable | Alone::WaitedEnough => self.unshared_life(life),
+                    Alone::HeldOff => Duration::ZERO,
                 });
                 Landing::answer(answer, life)
             }
@@ -409,11 +490,16 @@ where
         }
     }
 
-    /// What a loader found, as an answer, and how long it may be kept.
-    pub(crate) fn answer(&self, loaded: Loaded<V>) -> (Answer<V>, Option<Duration>) {
+    /// What a loader found, as an answer, and how long it may be kept. `era`: what was known before
+    /// it began.
+    pub(crate) fn answer(&self, loaded: Loaded<V>, era: Era) -> (Answer<V>, Option<Duration>) {
         let at = Instant::now();
+        let too_many_tags = loaded.tags.len() > MOST_TAGS;
+        if too_many_tags {
+            self.stats.encode_failures.add();
+        }
         let life = match &loaded.value {
-            _ if !loaded.store => Duration::ZERO,
+            _ if !loaded.store || too_many_tags => Duration::ZERO,
             Some(_) => self.config.life(loaded.ttl, self.is_cold(at)),
             None => loaded
                 .ttl
@@ -426,6 +512,7 @@ where
             source: Source::Loader,
             age: Duration::ZERO,
             at,
+            tags: self.marks.tags(era, loaded.tags.into_iter()),
         };
         (answer, (!life.is_zero()).then_some(life))
     }

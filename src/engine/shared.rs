@@ -1,5 +1,6 @@
-//! The engine's side of the shared tier: names, stamps, and whether L1 may be trusted.
+//! The engine's side of the shared tier: names, messages, and whether L1 may be trusted.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -10,11 +11,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::flight::Id;
+use super::marks::Marked;
 use crate::codec::{CodecError, ErasedCodec, envelope};
 use crate::error::{RemoteError, RemoteKind};
 use crate::key;
-use crate::l2::message::{Message, Operation, Origin};
+use crate::l2::message::{About, Message, Operation, Origin};
 use crate::l2::{Listener, Notice, Tier};
+use crate::ttl;
 
 pub(crate) struct Shared<V> {
     pub(crate) tier: Tier,
@@ -22,8 +25,10 @@ pub(crate) struct Shared<V> {
     /// `prefix:name:`
     namespace: Vec<u8>,
     pub(crate) channel: Bytes,
+    /// The key of this cache's marks.
+    pub(crate) marks: Bytes,
     pub(crate) origin: Origin,
-    sequence: AtomicU64,
+    number: AtomicU64,
     pub(crate) link: Link,
 }
 
@@ -35,18 +40,27 @@ pub(crate) struct RemoteKey {
 }
 
 impl<V> Shared<V> {
-    pub(crate) fn new(name: &str, tier: Tier, codec: Arc<dyn ErasedCodec<V>>) -> Self {
+    pub(crate) fn new(
+        name: &str,
+        tier: Tier,
+        codec: Arc<dyn ErasedCodec<V>>,
+        channel_lease: Duration,
+    ) -> Self {
         let namespace = key::namespace(tier.prefix(), name);
-        // No key is named like this: encoded keys hold no `:`.
+        // No key is named like these: encoded keys hold no `:`.
         let channel = [namespace.as_slice(), b":bus"].concat().into();
+        // The braces put it and what a tier keeps beside it on one node of a cluster.
+        let marks = [namespace.as_slice(), b":{marks}"].concat().into();
+        let link = Link::new(channel_lease, tier.is_direct());
         Self {
             tier,
             codec,
             namespace,
             channel,
+            marks,
             origin: rand::random(),
-            sequence: AtomicU64::new(0),
-            link: Link::new(),
+            number: AtomicU64::new(0),
+            link,
         }
     }
 
@@ -58,17 +72,46 @@ impl<V> Shared<V> {
         }
     }
 
+    /// A message about one key. Those that change something are numbered, so that whoever misses
+    /// one can notice.
     pub(crate) fn notice(&self, operation: Operation, id: &Id) -> Notice {
+        self.say(operation, About::Keys(vec![&id.encoded]))
+    }
+
+    /// A message about everything, or everything with a tag; the tier adds the marks.
+    pub(crate) fn marks_notice(&self, operation: Operation, tag: u64) -> Notice {
+        let marked = Marked::default();
+        self.say(operation, About::Marks { tag, marked })
+    }
+
+    fn say(&self, operation: Operation, about: About<'_>) -> Notice {
+        let number = if operation == Operation::Wake {
+            0
+        } else {
+            self.number.fetch_add(1, Ordering::Relaxed)
+        };
         let message = Message {
             operation,
             origin: self.origin,
-            sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
-            keys: vec![&id.encoded],
+            number,
+            about,
         };
         Notice {
             channel: self.channel.clone(),
             message: message.to_bytes().into(),
         }
+    }
+
+    /// What is sent to ourselves through the bus.
+    pub(crate) fn beat_message(&self, number: u64) -> Vec<u8> {
+        let marked = Marked::default();
+        let message = Message {
+            operation: Operation::Beat,
+            origin: self.origin,
+            number,
+            about: About::Marks { tag: 0, marked },
+        };
+        message.to_bytes()
     }
 
     /// The server's clock; without it no record can be read or written.
@@ -120,46 +163,115 @@ fn unpanicked<T>(what: impl FnOnce() -> Result<T, CodecError>) -> Result<T, Code
         .unwrap_or_else(|_| Err(CodecError::new("the codec panicked")))
 }
 
-/// The state of the subscription, and what it means for L1.
+/// What this process knows of its connection to the bus, and what that means for L1.
 ///
-/// | subscription | L2 | L1 |
+/// | the channel | L2 | L1 |
 /// |---|---|---|
-/// | stands | | answers |
-/// | down | answers | does not: an invalidation could be missed, and L2 knows better |
-/// | down | cannot be reached | answers for `degraded_l1_ttl` |
+/// | has proven itself within the channel lease | | answers |
+/// | has not | answers | does not: an invalidation could be missed, and L2 knows better |
+/// | has not | cannot be reached | answers for `degraded_l1_ttl` |
+///
+/// A connection can be dead without anyone noticing, and a process can be stopped and continued. So
+/// the process sends itself a *beat* through the server, on the connection that hears the others.
+/// The server appends to one subscriber's stream in the order of execution, and this process handles
+/// that stream in order. A beat that comes back says: every invalidation that was executed before I
+/// was sent has been handled. So L1 may answer until (when the last beat that came back was sent) +
+/// the lease, by this process's own clock. (Gray and Cheriton, "Leases", SOSP 1989.)
 #[derive(Debug)]
 pub(crate) struct Link {
+    /// How long one beat proves the channel.
+    lease: Duration,
+    /// There is no connection that could be lost: a subscription proves itself.
+    direct: bool,
+    zero: Instant,
     begun: OnceLock<Instant>,
+    /// Nanoseconds after `zero` until which the channel is proven.
+    proven_until: AtomicU64,
+    /// The subscription stands, as far as is known.
     up: AtomicBool,
     was_up: AtomicBool,
+    /// The first attempt has succeeded or failed.
     settled: AtomicBool,
     changed: Notify,
     reachable: AtomicBool,
-    down_since: Mutex<Instant>,
+    beats: Mutex<Beats>,
+    /// A beat is wanted now.
+    pub(crate) nudge: Arc<Notify>,
+    /// Nanoseconds after `zero` of the last message of any kind.
+    last_message: AtomicU64,
 }
 
+#[derive(Debug)]
+struct Beats {
+    number: u64,
+    /// When those were sent that have not come back.
+    sent: VecDeque<(u64, Instant)>,
+    /// Since when nothing came back, though the subscription seemed to stand.
+    silent_since: Instant,
+}
+
+/// Beats on their way that are remembered.
+const BEATS: usize = 16;
+
 impl Link {
-    fn new() -> Self {
+    fn new(lease: Duration, direct: bool) -> Self {
+        let zero = Instant::now();
         Self {
+            lease,
+            direct,
+            zero,
             begun: OnceLock::new(),
+            proven_until: AtomicU64::new(0),
             up: AtomicBool::new(false),
             was_up: AtomicBool::new(false),
             settled: AtomicBool::new(false),
             changed: Notify::new(),
             reachable: AtomicBool::new(true),
-            down_since: Mutex::new(Instant::now()),
+            beats: Mutex::new(Beats {
+                number: 0,
+                sent: VecDeque::new(),
+                silent_since: zero,
+            }),
+            nudge: Arc::default(),
+            last_message: AtomicU64::new(0),
         }
     }
 
-    pub(crate) fn l1_usable(&self, stored: Instant, now: Instant, degraded: Duration) -> bool {
-        if self.up.load(Ordering::Acquire) {
+    fn nanos(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.zero).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// How often the channel proves itself.
+    pub(crate) fn period(&self) -> Duration {
+        self.lease / 3
+    }
+
+    pub(crate) fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    pub(crate) fn is_proven(&self, now: Instant) -> bool {
+        if self.direct {
+            return self.up.load(Ordering::Acquire);
+        }
+        self.nanos(now) < self.proven_until.load(Ordering::Acquire)
+    }
+
+    /// Whether what began to be read at `begun` may be answered.
+    pub(crate) fn l1_usable(&self, begun: Instant, now: Instant, degraded: Duration) -> bool {
+        if self.direct && self.up.load(Ordering::Acquire) {
+            return true;
+        }
+        let (now, proven_until) = (self.nanos(now), self.proven_until.load(Ordering::Acquire));
+        if now < proven_until {
             return true;
         }
         if self.reachable.load(Ordering::Relaxed) {
             return false;
         }
-        let since = stored.max(*self.down_since.lock());
-        now.saturating_duration_since(since) < degraded
+        let since = self.nanos(begun).max(proven_until);
+        let degraded = u64::try_from(degraded.as_nanos()).unwrap_or(u64::MAX);
+        now < since.saturating_add(degraded)
     }
 
     async fn settle(&self, until: Instant) {
@@ -174,28 +286,172 @@ impl Link {
         }
     }
 
-    /// Up from now on. Answers whether it was up before.
-    pub(crate) fn set_up(&self) -> bool {
+    /// A beat is about to be sent. Answers its number.
+    pub(crate) fn beat_sent(&self, now: Instant) -> u64 {
+        let mut beats = self.beats.lock();
+        beats.number += 1;
+        let number = beats.number;
+        if beats.sent.len() == BEATS {
+            beats.sent.pop_front();
+        }
+        beats.sent.push_back((number, now));
+        number
+    }
+
+    /// A beat came back.
+    pub(crate) fn beat_heard(&self, number: u64, now: Instant) {
+        if !self.up.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut beats = self.beats.lock();
+        // Those sent before were overtaken, which no server does, or lost.
+        while let Some((first, sent)) = beats.sent.front().copied() {
+            if first > number {
+                break;
+            }
+            beats.sent.pop_front();
+            if first == number {
+                beats.silent_since = now;
+                let until = self.nanos(ttl::deadline(sent, self.lease));
+                self.proven_until.fetch_max(until, Ordering::AcqRel);
+                self.reachable.store(true, Ordering::Relaxed);
+                drop(beats);
+                self.mark_settled();
+                return;
+            }
+        }
+    }
+
+    /// Whether the subscription seems to stand and yet nothing came back for too long.
+    pub(crate) fn is_silent(&self, now: Instant) -> bool {
+        let mut beats = self.beats.lock();
+        let silent = self.up.load(Ordering::SeqCst)
+            && now.saturating_duration_since(beats.silent_since) > self.lease;
+        if silent {
+            // Once per lease.
+            beats.silent_since = now;
+        }
+        silent
+    }
+
+    /// The subscription stands. Answers whether it stood before at some time.
+    pub(crate) fn set_up(&self, now: Instant) -> bool {
+        {
+            let mut beats = self.beats.lock();
+            // Beats of an earlier connection prove nothing of this one.
+            beats.sent.clear();
+            beats.silent_since = now;
+        }
         self.up.store(true, Ordering::SeqCst);
-        self.reachable.store(true, Ordering::Relaxed);
-        self.mark_settled();
+        self.nudge.notify_one();
         self.was_up.swap(true, Ordering::SeqCst)
     }
 
-    pub(crate) fn set_down(&self) {
-        if self.up.swap(false, Ordering::SeqCst) {
-            *self.down_since.lock() = Instant::now();
+    /// The subscription is lost: not proven from now on.
+    pub(crate) fn set_down(&self, now: Instant) {
+        if self.is_proven(now) {
+            self.proven_until.store(self.nanos(now), Ordering::Release);
         }
+        self.up.store(false, Ordering::SeqCst);
+        self.beats.lock().sent.clear();
         self.mark_settled();
     }
 
-    /// The cache is closed: nothing is listened to any more.
-    pub(crate) fn end(&self) {
-        self.set_down();
+    pub(crate) fn is_up(&self) -> bool {
+        self.up.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn is_reachable(&self) -> bool {
+        self.reachable.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn message_heard(&self, now: Instant) {
+        self.last_message.store(self.nanos(now), Ordering::Relaxed);
+    }
+
+    /// How long ago the last message of any kind came.
+    pub(crate) fn since_last_message(&self, now: Instant) -> Option<Duration> {
+        let last = self.last_message.load(Ordering::Relaxed);
+        (last > 0).then(|| Duration::from_nanos(self.nanos(now).saturating_sub(last)))
     }
 
     fn mark_settled(&self) {
         self.settled.store(true, Ordering::SeqCst);
         self.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H: Duration = Duration::from_secs(2);
+
+    fn link() -> (Link, Instant) {
+        let link = Link::new(H, false);
+        let now = link.zero;
+        (link, now)
+    }
+
+    #[test]
+    fn a_beat_proves_the_channel_from_when_it_was_sent() {
+        let (link, start) = link();
+        link.set_up(start);
+        assert!(!link.is_proven(start));
+        let number = link.beat_sent(start);
+        let back = start + Duration::from_millis(1500);
+        link.beat_heard(number, back);
+        assert!(link.is_proven(back));
+        assert!(!link.is_proven(start + H), "not from when it came back");
+        link.beat_heard(number, start + H);
+        assert!(!link.is_proven(start + H), "twice is once");
+    }
+
+    #[test]
+    fn a_beat_of_an_earlier_connection_or_of_nobody_proves_nothing() {
+        let (link, start) = link();
+        link.set_up(start);
+        let number = link.beat_sent(start);
+        link.set_down(start);
+        link.set_up(start);
+        link.beat_heard(number, start);
+        link.beat_heard(99, start);
+        assert!(!link.is_proven(start));
+        let newer = link.beat_sent(start);
+        link.beat_heard(newer, start);
+        assert!(link.is_proven(start));
+        link.set_down(start);
+        assert!(!link.is_proven(start));
+    }
+
+    #[test]
+    fn without_proof_and_without_l2_entries_are_used_for_a_while() {
+        let (link, start) = link();
+        let degraded = Duration::from_secs(5);
+        link.set_up(start);
+        let number = link.beat_sent(start);
+        link.beat_heard(number, start);
+        let usable = |stored, now| link.l1_usable(stored, now, degraded);
+        assert!(usable(start, start + H / 2) && !usable(start, start + H));
+        link.reachable.store(false, Ordering::Relaxed);
+        assert!(usable(start, start + H));
+        assert!(usable(
+            start,
+            start + H + degraded - Duration::from_millis(1)
+        ));
+        assert!(!usable(start, start + H + degraded));
+        let later = start + H + Duration::from_secs(60);
+        assert!(usable(later, later + degraded / 2) && !usable(later, later + degraded));
+    }
+
+    #[test]
+    fn silence_is_noticed_once_per_lease() {
+        let (link, start) = link();
+        assert!(!link.is_silent(start + H * 2), "it is not up");
+        link.set_up(start);
+        assert!(!link.is_silent(start + H));
+        assert!(link.is_silent(start + H * 2));
+        assert!(!link.is_silent(start + H * 2));
+        assert!(link.is_silent(start + H * 4));
     }
 }

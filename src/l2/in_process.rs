@@ -1,6 +1,6 @@
 //! The embedded tier: the same protocol over a map.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -10,8 +10,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Acquired, Listener, Notice};
-use crate::codec::envelope::{self, HEAD, Head, WAITERS};
+use super::{Acquired, Listener, Look, Notice, Raise, new_era};
+use crate::codec::envelope::{self, Expiry, HEAD, Head, STATED, WAITERS};
+use crate::engine::marks::Marked;
 use crate::error::RemoteError;
 use crate::ttl;
 
@@ -49,17 +50,24 @@ struct Shared {
     /// Guards the records. Never held while a listener runs, nor across an await.
     store: Mutex<Store>,
     listeners: Mutex<HashMap<Bytes, Vec<Weak<dyn Listener>>>>,
+    /// Messages that nobody has been told yet.
+    said: Mutex<VecDeque<Notice>>,
+    /// Held by whoever tells them.
+    telling: Mutex<()>,
     commands: AtomicU64,
     /// Where the tier's clock began: the wall clock at that moment, and tokio's.
     started_ms: u64,
     started: Instant,
     #[cfg(all(test, feature = "bincode"))]
     gates: Mutex<Vec<Gate>>,
+    #[cfg(all(test, feature = "bincode"))]
+    wires: Mutex<Option<Vec<Wire>>>,
 }
 
 #[derive(Default)]
 struct Store {
     records: HashMap<Bytes, Stored>,
+    marks: HashMap<Bytes, Marks>,
     /// Expired records are swept when the map has grown to this.
     sweep_at: usize,
 }
@@ -68,6 +76,17 @@ struct Stored {
     bytes: Bytes,
     until: Instant,
 }
+
+/// What was invalidated as a whole in one cache.
+struct Marks {
+    marked: Marked,
+    /// What was loaded before and has any tag is dead.
+    floor: u64,
+    tags: HashMap<u64, u64>,
+}
+
+/// Tags whose marks are kept; then the older half goes.
+const MOST_TAGS: usize = 100_000;
 
 const SWEEP_FROM: usize = 1024;
 
@@ -96,6 +115,50 @@ impl Store {
                 until,
             },
         );
+    }
+
+    /// Looks at the marks of a cache, as the script does on a server.
+    fn look(&mut self, key: &Bytes, look: &Look) -> (Marked, u64) {
+        if !self.marks.contains_key(key) {
+            let marks = Marks {
+                marked: Marked {
+                    era: new_era(),
+                    ..Marked::default()
+                },
+                floor: 0,
+                tags: HashMap::new(),
+            };
+            self.marks.insert(key.clone(), marks);
+        }
+        let Some(marks) = self.marks.get_mut(key) else {
+            return Default::default();
+        };
+        let marked = &mut marks.marked;
+        if marked.era == look.known.era && marked.mark < look.known.mark {
+            marked.mark = look.known.mark + 1;
+            marked.all = marked.mark;
+        }
+        match look.raise {
+            Raise::Nothing => {}
+            Raise::All => {
+                marked.mark += 1;
+                marked.all = marked.mark;
+                marks.tags.clear();
+            }
+            Raise::Tag(tag) => {
+                marked.mark += 1;
+                marks.tags.insert(tag, marked.mark);
+                if marks.tags.len() > MOST_TAGS {
+                    let mut ages: Vec<u64> = marks.tags.values().copied().collect();
+                    let (_, middle, _) = ages.select_nth_unstable(MOST_TAGS / 2);
+                    marks.floor = *middle;
+                    marks.tags.retain(|_, mark| *mark > marks.floor);
+                }
+            }
+        }
+        let of_tags = look.tags.iter().filter_map(|tag| marks.tags.get(tag));
+        let latest = of_tags.copied().fold(marks.floor, u64::max);
+        (marks.marked, latest)
     }
 
     /// The record that still has this head.
@@ -127,11 +190,15 @@ impl InProcess {
             shared: Arc::new(Shared {
                 store: Mutex::default(),
                 listeners: Mutex::default(),
+                said: Mutex::default(),
+                telling: Mutex::default(),
                 commands: AtomicU64::new(0),
                 started_ms: ttl::millis(wall),
                 started: Instant::now(),
                 #[cfg(all(test, feature = "bincode"))]
                 gates: Mutex::default(),
+                #[cfg(all(test, feature = "bincode"))]
+                wires: Mutex::default(),
             }),
         }
     }
@@ -158,6 +225,14 @@ impl InProcess {
         self.len() == 0
     }
 
+    /// Messages come without a connection, unless a test puts one in between.
+    pub(crate) fn is_direct(&self) -> bool {
+        #[cfg(all(test, feature = "bincode"))]
+        return self.shared.wires.lock().is_none();
+        #[cfg(not(all(test, feature = "bincode")))]
+        true
+    }
+
     pub(crate) fn prefix(&self) -> &'static str {
         "tidegate"
     }
@@ -176,6 +251,16 @@ impl InProcess {
     }
 
     pub(crate) fn listen(&self, channel: &Bytes, listener: Weak<dyn Listener>) {
+        #[cfg(all(test, feature = "bincode"))]
+        if let Some(wires) = &mut *self.shared.wires.lock() {
+            wires.push(Wire {
+                channel: channel.clone(),
+                listener,
+                up: false,
+                queue: VecDeque::new(),
+            });
+            return;
+        }
         let strong = listener.upgrade();
         self.shared
             .listeners
@@ -211,17 +296,19 @@ impl InProcess {
         lease: Vec<u8>,
         ttl_ms: u64,
         replacing: Option<&[u8]>,
+        known: Marked,
     ) -> Result<Acquired, RemoteError> {
         self.run("acquire", |store, now| {
             if let Some(stored) = store.get(key, now) {
                 if envelope::is_lease(&stored.bytes) {
-                    let mut marked = stored.bytes.to_vec();
-                    marked[WAITERS] = 1;
-                    stored.bytes = marked.into();
-                    return Acquired::Held(ttl::millis(stored.until - now));
-                }
-                let head = &stored.bytes[..stored.bytes.len().min(HEAD)];
-                if replacing != Some(head) {
+                    let era = envelope::lease_era(&stored.bytes);
+                    if era.id == known.era && era.mark >= known.all {
+                        let mut marked = stored.bytes.to_vec();
+                        marked[WAITERS] = 1;
+                        stored.bytes = marked.into();
+                        return Acquired::Held(ttl::millis(stored.until - now));
+                    }
+                } else if !replacing.is_some_and(|start| stored.bytes.starts_with(start)) {
                     return Acquired::Record(stored.bytes.clone());
                 }
             }
@@ -275,29 +362,113 @@ impl InProcess {
         .await
     }
 
-    pub(crate) async fn invalidate(&self, key: &Bytes, notice: Notice) -> Result<(), RemoteError> {
-        self.run("invalidate", |store, _| {
+    pub(crate) async fn invalidate(
+        &self,
+        key: &Bytes,
+        hold_off: Option<(Vec<u8>, u64)>,
+        notice: Notice,
+    ) -> Result<(), RemoteError> {
+        self.run("invalidate", |store, now| {
             store.records.remove(key);
-            self.publish(&notice)
+            if let Some((record, ttl_ms)) = hold_off {
+                store.set(key, record, ttl_ms, now);
+            }
+            self.publish(notice);
         })
         .await
-        .map(|deliver| deliver.now(&notice))
+    }
+
+    pub(crate) async fn expire(
+        &self,
+        key: &Bytes,
+        state: Expiry,
+        notice: Notice,
+    ) -> Result<(), RemoteError> {
+        self.run("expire", |store, now| {
+            match store.get(key, now) {
+                Some(stored) if envelope::is_entry(&stored.bytes) => {
+                    let mut expired = stored.bytes.to_vec();
+                    expired[HEAD..STATED].copy_from_slice(&state);
+                    stored.bytes = expired.into();
+                }
+                Some(stored) if envelope::is_hold_off(&stored.bytes) => {}
+                _ => {
+                    store.records.remove(key);
+                }
+            }
+            self.publish(notice);
+        })
+        .await
     }
 
     pub(crate) async fn insert(
         &self,
         key: &Bytes,
         record: Vec<u8>,
+        versioned: bool,
         ttl_ms: u64,
         notice: Notice,
-    ) -> Result<(), RemoteError> {
+    ) -> Result<bool, RemoteError> {
         self.run("insert", |store, now| {
-            store.set(key, record, ttl_ms, now);
-            self.publish(&notice)
+            let superseded = versioned
+                && store.get(key, now).is_some_and(|stored| {
+                    envelope::is_entry(&stored.bytes)
+                        && envelope::version(&stored.bytes) > envelope::version(&record)
+                });
+            if !superseded {
+                store.set(key, record, ttl_ms, now);
+                self.publish(notice);
+            }
+            !superseded
         })
         .await
-        .map(|deliver| deliver.now(&notice))
     }
+
+    pub(crate) async fn marks(
+        &self,
+        key: &Bytes,
+        mut look: Look,
+    ) -> Result<(Marked, u64), RemoteError> {
+        self.run("marks", |store, _| {
+            let notice = look.notice.take();
+            let (marked, latest) = store.look(key, &look);
+            if let Some(notice) = notice {
+                self.publish(with_marks(notice, marked));
+            }
+            (marked, latest)
+        })
+        .await
+    }
+
+    /// Not counted among the commands: in one process nothing comes between.
+    pub(crate) async fn beat(
+        &self,
+        key: &Bytes,
+        known: Marked,
+        message: Vec<u8>,
+    ) -> Result<(), RemoteError> {
+        let look = Look {
+            raise: Raise::Nothing,
+            known,
+            tags: Vec::new(),
+            notice: None,
+        };
+        self.uncounted("beat", |store, _| {
+            let (marked, _) = store.look(key, &look);
+            let notice = Notice {
+                channel: Bytes::new(),
+                message: message.into(),
+            };
+            self.publish(with_marks(notice, marked));
+        })
+        .await
+    }
+
+    #[expect(
+        clippy::unused_self,
+        reason = "a tier with a connection has something to do"
+    )]
+    pub(crate) fn renew_bus(&self) {}
 
     /// Ends a lease, if it is still there, in whichever way, and wakes its waiters.
     async fn finish(
@@ -308,25 +479,35 @@ impl InProcess {
         wake: Notice,
         how: impl FnOnce(&mut Store, Instant),
     ) -> Result<bool, RemoteError> {
-        let deliver = self
-            .run(operation, |store, now| {
-                let waited_for = store.with_head(key, head, now)?.waited_for();
-                how(store, now);
-                Some(waited_for.then(|| self.publish(&wake)))
-            })
-            .await?;
-        if let Some(Some(deliver)) = &deliver {
-            deliver.now(&wake);
-        }
-        Ok(deliver.is_some())
+        self.run(operation, |store, now| {
+            let Some(stored) = store.with_head(key, head, now) else {
+                return false;
+            };
+            let waited_for = stored.waited_for();
+            how(store, now);
+            if waited_for {
+                self.publish(wake);
+            }
+            true
+        })
+        .await
     }
 
-    /// Carries out one operation, atomically.
+    /// Carries out one operation, atomically, and counts it.
+    async fn run<T>(
+        &self,
+        operation: &'static str,
+        what: impl FnOnce(&mut Store, Instant) -> T,
+    ) -> Result<T, RemoteError> {
+        self.shared.commands.fetch_add(1, Ordering::Relaxed);
+        self.uncounted(operation, what).await
+    }
+
     #[cfg_attr(
         not(test),
         expect(clippy::unused_async, reason = "tests stop it at a gate")
     )]
-    async fn run<T>(
+    async fn uncounted<T>(
         &self,
         operation: &'static str,
         what: impl FnOnce(&mut Store, Instant) -> T,
@@ -334,31 +515,64 @@ impl InProcess {
         #[cfg(all(test, feature = "bincode"))]
         self.pass(operation, When::Before).await?;
         let _ = operation;
-        self.shared.commands.fetch_add(1, Ordering::Relaxed);
         let result = what(&mut self.shared.store.lock(), Instant::now());
+        self.deliver();
         #[cfg(all(test, feature = "bincode"))]
         self.pass(operation, When::After).await?;
         Ok(result)
     }
 
-    /// Who is to be told. Taken under the store's lock, in the order of execution; told after it.
-    fn publish(&self, notice: &Notice) -> Delivery {
+    /// Says something to those who listen: under the store's lock, so in the order of execution.
+    fn publish(&self, notice: Notice) {
+        self.shared.said.lock().push_back(notice);
+    }
+
+    /// Tells what was said, each message to everyone before the next one, without the store's lock.
+    fn deliver(&self) {
+        loop {
+            // Whoever finds this locked leaves its message to the one who tells.
+            let Some(telling) = self.shared.telling.try_lock() else {
+                return;
+            };
+            while let Some(notice) = self.next_said() {
+                #[cfg(all(test, feature = "bincode"))]
+                self.put_on_wires(&notice);
+                for listener in self.listening(&notice.channel) {
+                    listener.on_message(&notice.message);
+                }
+            }
+            drop(telling);
+            // Left between the last look and the unlocking.
+            if self.shared.said.lock().is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn next_said(&self) -> Option<Notice> {
+        self.shared.said.lock().pop_front()
+    }
+
+    /// Who hears a channel; the one without a name is heard by all.
+    fn listening(&self, channel: &Bytes) -> Vec<Arc<dyn Listener>> {
         let listeners = self.shared.listeners.lock();
-        Delivery(
-            listeners
-                .get(&notice.channel)
-                .map(|here| here.iter().filter_map(Weak::upgrade).collect()),
-        )
+        let here = listeners
+            .iter()
+            .filter(|(name, _)| channel.is_empty() || *name == channel);
+        here.flat_map(|(_, here)| here.iter().filter_map(Weak::upgrade))
+            .collect()
     }
 }
 
-struct Delivery(Option<Vec<Arc<dyn Listener>>>);
-
-impl Delivery {
-    fn now(&self, notice: &Notice) {
-        for listener in self.0.iter().flatten() {
-            listener.on_message(&notice.message);
-        }
+/// Adds the marks to a message about them, as the script does on a server.
+fn with_marks(notice: Notice, marked: Marked) -> Notice {
+    let mut message = notice.message.to_vec();
+    for number in [marked.era, marked.mark, marked.all] {
+        message.extend_from_slice(&number.to_le_bytes());
+    }
+    Notice {
+        channel: notice.channel,
+        message: message.into(),
     }
 }
 
@@ -376,6 +590,105 @@ impl fmt::Debug for InProcess {
 pub(crate) enum When {
     Before,
     After,
+}
+
+/// What lies between the tier and one listener, when a test has put something there.
+#[cfg(all(test, feature = "bincode"))]
+struct Wire {
+    channel: Bytes,
+    listener: Weak<dyn Listener>,
+    up: bool,
+    queue: VecDeque<Bytes>,
+}
+
+/// Wires are numbered in the order in which caches began to listen. Nothing comes through one until
+/// the test says so.
+#[cfg(all(test, feature = "bincode"))]
+impl InProcess {
+    /// A tier whose listeners are reached over wires.
+    pub(crate) fn wired() -> Self {
+        let tier = Self::new();
+        *tier.shared.wires.lock() = Some(Vec::new());
+        tier
+    }
+
+    fn put_on_wires(&self, notice: &Notice) {
+        for wire in self.shared.wires.lock().iter_mut().flatten() {
+            if wire.up && (notice.channel.is_empty() || notice.channel == wire.channel) {
+                wire.queue.push_back(notice.message.clone());
+            }
+        }
+    }
+
+    fn wire<T>(&self, wire: usize, what: impl FnOnce(&mut Wire) -> T) -> T {
+        what(&mut self.shared.wires.lock().as_mut().expect("wired")[wire])
+    }
+
+    pub(crate) fn wires(&self) -> usize {
+        self.shared.wires.lock().as_ref().map_or(0, Vec::len)
+    }
+
+    pub(crate) fn is_up(&self, wire: usize) -> bool {
+        self.wire(wire, |wire| wire.up)
+    }
+
+    /// Messages that are on their way.
+    pub(crate) fn queued(&self, wire: usize) -> Vec<Bytes> {
+        self.wire(wire, |wire| wire.queue.iter().cloned().collect())
+    }
+
+    /// The subscription stands from now on.
+    pub(crate) fn connect(&self, wire: usize) {
+        let listener = self.wire(wire, |wire| {
+            wire.up = true;
+            wire.listener.upgrade()
+        });
+        if let Some(listener) = listener {
+            listener.on_up();
+        }
+    }
+
+    /// The subscription is lost, with all that was on its way.
+    pub(crate) fn cut(&self, wire: usize) {
+        let listener = self.wire(wire, |wire| {
+            wire.up = false;
+            wire.queue.clear();
+            wire.listener.upgrade()
+        });
+        if let Some(listener) = listener {
+            listener.on_down();
+        }
+    }
+
+    /// Delivers the message at `at` in the queue, and leaves it there to come again if asked to.
+    pub(crate) fn hand_over(&self, wire: usize, at: usize, again: bool) -> bool {
+        let (message, listener) = self.wire(wire, |wire| {
+            let message = if again {
+                wire.queue.get(at).cloned()
+            } else {
+                wire.queue.remove(at)
+            };
+            (message, wire.listener.upgrade())
+        });
+        match (message, listener) {
+            (Some(message), Some(listener)) => listener.on_message(&message),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Loses the message at `at`, and nobody says so.
+    pub(crate) fn lose(&self, wire: usize, at: usize) {
+        self.wire(wire, |wire| wire.queue.remove(at))
+            .expect("a message");
+    }
+
+    /// Delivers everything, on every wire.
+    pub(crate) fn hand_over_all(&self) {
+        for wire in 0..self.wires() {
+            while self.hand_over(wire, 0, false) {}
+        }
+    }
 }
 
 /// Stops the next operation of a kind until the test lets it go on, or makes it fail.

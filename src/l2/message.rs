@@ -3,12 +3,17 @@
 //! | bytes | field |
 //! |---|---|
 //! | 1 | format, 1 |
-//! | 1 | operation: 1 invalidate, 2 insert, 3 wake |
+//! | 1 | operation: 1 invalidate, 2 insert, 3 wake, 4 expire, 5 beat, 6 invalidate all, 7 invalidate a tag |
 //! | 16 | origin: random, one per cache handle |
-//! | 8 | sequence number of that origin |
-//! | 4 + n, once or more | length and bytes of an encoded key |
+//! | 8 | number of this message among those of its origin that change something; else 0 |
+//!
+//! What follows is, for operations on keys, once or more often: 4 bytes of length and the encoded
+//! key. For the others it is 8 bytes of the tag's hash (or 0), era, mark and the mark of the last
+//! invalidation of everything, 8 bytes each: the last three are added by the script that reads them.
 //!
 //! A reader takes anything else for a gap: something was said that it does not understand.
+
+use crate::engine::marks::Marked;
 
 const FORMAT: u8 = 1;
 const FIXED: usize = 1 + 1 + 16 + 8;
@@ -25,57 +30,104 @@ pub(crate) enum Operation {
     Insert = 2,
     /// The lease on the key is gone: its waiters should look again. Says nothing about values.
     Wake = 3,
+    /// The entry is not fresh any more.
+    Expire = 4,
+    /// Nothing but that this message came through, and the marks.
+    Beat = 5,
+    /// Everything was dropped.
+    InvalidateAll = 6,
+    /// Everything with a tag was dropped.
+    InvalidateTag = 7,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Message<'a> {
     pub(crate) operation: Operation,
     pub(crate) origin: Origin,
-    pub(crate) sequence: u64,
-    pub(crate) keys: Vec<&'a [u8]>,
+    pub(crate) number: u64,
+    pub(crate) about: About<'a>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum About<'a> {
+    Keys(Vec<&'a [u8]>),
+    Marks { tag: u64, marked: Marked },
 }
 
 impl<'a> Message<'a> {
+    /// The bytes; for a message about marks without the marks, which the tier adds.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let keys: usize = self.keys.iter().map(|key| 4 + key.len()).sum();
-        let mut bytes = Vec::with_capacity(FIXED + keys);
+        let mut bytes = Vec::with_capacity(FIXED + 64);
         bytes.extend_from_slice(&[FORMAT, self.operation as u8]);
         bytes.extend_from_slice(&self.origin);
-        bytes.extend_from_slice(&self.sequence.to_le_bytes());
-        for key in &self.keys {
-            // Encoded keys are short by construction.
-            let len = u32::try_from(key.len()).unwrap_or(u32::MAX);
-            bytes.extend_from_slice(&len.to_le_bytes());
-            bytes.extend_from_slice(key);
+        bytes.extend_from_slice(&self.number.to_le_bytes());
+        match &self.about {
+            About::Keys(keys) => {
+                for key in keys {
+                    // Encoded keys are short by construction.
+                    let len = u32::try_from(key.len()).unwrap_or(u32::MAX);
+                    bytes.extend_from_slice(&len.to_le_bytes());
+                    bytes.extend_from_slice(key);
+                }
+            }
+            About::Marks { tag, .. } => bytes.extend_from_slice(&tag.to_le_bytes()),
         }
         bytes
     }
 
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let (fixed, mut rest) = bytes.split_at_checked(FIXED)?;
+        let (fixed, rest) = bytes.split_at_checked(FIXED)?;
         let operation = match fixed[..2] {
             [FORMAT, 1] => Operation::Invalidate,
             [FORMAT, 2] => Operation::Insert,
             [FORMAT, 3] => Operation::Wake,
+            [FORMAT, 4] => Operation::Expire,
+            [FORMAT, 5] => Operation::Beat,
+            [FORMAT, 6] => Operation::InvalidateAll,
+            [FORMAT, 7] => Operation::InvalidateTag,
             _ => return None,
         };
         let origin = fixed[2..18].try_into().ok()?;
-        let sequence = u64::from_le_bytes(fixed[18..].try_into().ok()?);
-        let mut keys = Vec::with_capacity(1);
-        while !rest.is_empty() {
-            let (len, tail) = rest.split_first_chunk::<4>()?;
-            let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
-            let (key, tail) = tail.split_at_checked(len)?;
-            keys.push(key);
-            rest = tail;
-        }
-        (!keys.is_empty()).then_some(Self {
+        let number = u64::from_le_bytes(fixed[18..].try_into().ok()?);
+        let about = match operation {
+            Operation::Beat | Operation::InvalidateAll | Operation::InvalidateTag => marks(rest)?,
+            _ => keys(rest)?,
+        };
+        Some(Self {
             operation,
             origin,
-            sequence,
-            keys,
+            number,
+            about,
         })
     }
+}
+
+fn keys(mut rest: &[u8]) -> Option<About<'_>> {
+    let mut keys = Vec::with_capacity(1);
+    while !rest.is_empty() {
+        let (len, tail) = rest.split_first_chunk::<4>()?;
+        let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
+        let (key, tail) = tail.split_at_checked(len)?;
+        keys.push(key);
+        rest = tail;
+    }
+    (!keys.is_empty()).then_some(About::Keys(keys))
+}
+
+fn marks(rest: &[u8]) -> Option<About<'_>> {
+    let rest: &[u8; 32] = rest.try_into().ok()?;
+    let mut numbers = rest.chunks_exact(8).map(|number| {
+        let number: [u8; 8] = number.try_into().unwrap_or_default();
+        u64::from_le_bytes(number)
+    });
+    let mut next = || numbers.next().unwrap_or_default();
+    let tag = next();
+    let marked = Marked {
+        era: next(),
+        mark: next(),
+        all: next(),
+    };
+    Some(About::Marks { tag, marked })
 }
 
 #[cfg(test)]
@@ -86,12 +138,11 @@ mod tests {
     proptest! {
         #[test]
         fn messages_survive(
-            origin in any::<[u8; 16]>(), sequence in any::<u64>(),
+            origin in any::<[u8; 16]>(), number in any::<u64>(),
             keys in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..4)
         ) {
-            let message = Message {
-                operation: Operation::Insert, origin, sequence, keys: keys.iter().map(Vec::as_slice).collect(),
-            };
+            let about = About::Keys(keys.iter().map(Vec::as_slice).collect());
+            let message = Message { operation: Operation::Insert, origin, number, about };
             let bytes = message.to_bytes();
             prop_assert_eq!(Message::parse(&bytes), Some(message));
             for len in 0..bytes.len() {
@@ -99,6 +150,17 @@ mod tests {
                 // messages, a length field of its own would prove nothing more.
                 let _ = Message::parse(&bytes[..len]);
             }
+        }
+
+        #[test]
+        fn marks_survive(number in any::<u64>(), tag in any::<u64>(), numbers in any::<[u64; 3]>()) {
+            let [era, mark, all] = numbers;
+            let about = About::Marks { tag, marked: Marked { era, mark, all } };
+            let message = Message { operation: Operation::InvalidateTag, origin: [3; 16], number, about };
+            let mut bytes = message.to_bytes();
+            prop_assert_eq!(Message::parse(&bytes), None, "the tier has not added the marks");
+            bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+            prop_assert_eq!(Message::parse(&bytes), Some(message));
         }
 
         #[test]
@@ -112,8 +174,8 @@ mod tests {
         let message = Message {
             operation: Operation::Wake,
             origin: [1; 16],
-            sequence: 1,
-            keys: vec![b"42"],
+            number: 1,
+            about: About::Keys(vec![b"42"]),
         };
         let bytes = message.to_bytes();
         assert!(Message::parse(&bytes).is_some());

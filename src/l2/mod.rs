@@ -8,7 +8,8 @@ use std::sync::Weak;
 
 use bytes::Bytes;
 
-use crate::codec::envelope::Head;
+use crate::codec::envelope::{Expiry, Head};
+use crate::engine::marks::Marked;
 use crate::error::RemoteError;
 
 mod in_process;
@@ -53,6 +54,35 @@ pub(crate) struct Notice {
     pub(crate) message: Bytes,
 }
 
+/// What is to be invalidated as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Raise {
+    Nothing,
+    All,
+    Tag(u64),
+}
+
+/// A look at the marks of a cache.
+#[derive(Clone, Debug)]
+pub(crate) struct Look {
+    pub(crate) raise: Raise,
+    /// What the caller knows: a server that knows less has lost some.
+    pub(crate) known: Marked,
+    /// Tags whose latest mark is wanted.
+    pub(crate) tags: Vec<u64>,
+    /// Told with the marks.
+    pub(crate) notice: Option<Notice>,
+}
+
+/// How long the marks live after somebody last looked at them.
+#[cfg(feature = "redis")]
+const MARKS_LIFE: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
+
+/// An era in case there is none: random, and small enough for every script to reckon with.
+fn new_era() -> u64 {
+    rand::random_range(1..1 << 52)
+}
+
 /// A tier: see the module.
 #[derive(Clone, Debug)]
 pub(crate) enum Tier {
@@ -76,6 +106,15 @@ impl Tier {
     /// What every key of this tier begins with.
     pub(crate) fn prefix(&self) -> &str {
         each!(self, tier => tier.prefix())
+    }
+
+    /// Whether messages come without a connection that could be lost.
+    pub(crate) fn is_direct(&self) -> bool {
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Redis(_) => false,
+            Self::InProcess(tier) => tier.is_direct(),
+        }
     }
 
     /// How long an operation may take at most.
@@ -104,16 +143,18 @@ impl Tier {
         each!(self, tier => tier.get(key).await)
     }
 
-    /// Stores a lease where there is nothing, or where the record still begins with `replacing`.
-    /// Where somebody else's lease is, marks it as waited for.
+    /// Stores a lease where there is nothing, or where the record still begins with `replacing`, or
+    /// where there is a lease whose load began before everything was invalidated. Where there is
+    /// another lease, marks it as waited for.
     pub(crate) async fn acquire(
         &self,
         key: &Bytes,
         lease: Vec<u8>,
         ttl_ms: u64,
         replacing: Option<&[u8]>,
+        known: Marked,
     ) -> Result<Acquired, RemoteError> {
-        each!(self, tier => tier.acquire(key, lease, ttl_ms, replacing).await)
+        each!(self, tier => tier.acquire(key, lease, ttl_ms, replacing, known).await)
     }
 
     /// Stores a record where the one with this head still is, and wakes the waiters of the lease
@@ -150,20 +191,63 @@ impl Tier {
     }
 
     /// Drops whatever the key holds, a lease too, and says so; also where there was nothing, for a
-    /// load may be running.
-    pub(crate) async fn invalidate(&self, key: &Bytes, notice: Notice) -> Result<(), RemoteError> {
-        each!(self, tier => tier.invalidate(key, notice).await)
+    /// load may be running. With `hold_off`, a record to put in its place and its milliseconds.
+    pub(crate) async fn invalidate(
+        &self,
+        key: &Bytes,
+        hold_off: Option<(Vec<u8>, u64)>,
+        notice: Notice,
+    ) -> Result<(), RemoteError> {
+        each!(self, tier => tier.invalidate(key, hold_off, notice).await)
     }
 
-    /// Stores a record whatever was there, and says so.
+    /// Changes the state of the entry that the key holds, and drops anything else but a hold-off.
+    pub(crate) async fn expire(
+        &self,
+        key: &Bytes,
+        state: Expiry,
+        notice: Notice,
+    ) -> Result<(), RemoteError> {
+        each!(self, tier => tier.expire(key, state, notice).await)
+    }
+
+    /// Stores a record whatever was there, and says so. With a version, only where what is there has
+    /// no later one: `false` says that it has.
     pub(crate) async fn insert(
         &self,
         key: &Bytes,
         record: Vec<u8>,
+        versioned: bool,
         ttl_ms: u64,
         notice: Notice,
+    ) -> Result<bool, RemoteError> {
+        each!(self, tier => tier.insert(key, record, versioned, ttl_ms, notice).await)
+    }
+
+    /// Looks at the marks of a cache, and raises one if asked to. Answers the marks and the latest
+    /// one that concerns the tags.
+    pub(crate) async fn marks(
+        &self,
+        key: &Bytes,
+        look: Look,
+    ) -> Result<(Marked, u64), RemoteError> {
+        each!(self, tier => tier.marks(key, look).await)
+    }
+
+    /// Sends a message with the marks through the bus to this process alone, on the connection that
+    /// hears the others.
+    pub(crate) async fn beat(
+        &self,
+        key: &Bytes,
+        known: Marked,
+        message: Vec<u8>,
     ) -> Result<(), RemoteError> {
-        each!(self, tier => tier.insert(key, record, ttl_ms, notice).await)
+        each!(self, tier => tier.beat(key, known, message).await)
+    }
+
+    /// The connection of the bus says nothing any more: begin anew.
+    pub(crate) fn renew_bus(&self) {
+        each!(self, tier => tier.renew_bus());
     }
 }
 

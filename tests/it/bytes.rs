@@ -287,7 +287,7 @@ async fn keys_of_any_bytes_and_any_length_reach_their_own_record_and_nobody_else
             (Source::L2, &Arc::new(format!("{key:?}")))
         );
     }
-    let stored = server.raw().keys("*");
+    let stored = server.raw().entries("*");
     assert_eq!(stored.len(), keys.len());
     assert!(
         stored.iter().all(|key| key.len() < 300),
@@ -296,5 +296,5 @@ async fn keys_of_any_bytes_and_any_length_reach_their_own_record_and_nobody_else
     a.invalidate_many(&keys).await.expect("an invalidation");
     let gone = || keys.iter().all(|key| b.peek(key).is_none());
     eventually("the other process has heard of each", async || gone()).await;
-    assert!(server.raw().keys("*").is_empty());
+    assert!(server.raw().entries("*").is_empty());
 }

@@ -262,7 +262,7 @@ async fn a_server_out_of_memory_answers_no_get_with_an_error_and_keeps_no_lease(
     scene.raw.ask("CONFIG SET maxmemory 1");
     scene.goes_on(0..3, Duration::ZERO).await;
     scene.raw.ask("CONFIG SET maxmemory 0");
-    assert!(scene.raw.keys("tidegate*").is_empty());
+    assert!(scene.raw.entries("tidegate*").is_empty());
     // Full when it ends.
     let gate = scene.db.gate();
     let callers = scene.a.callers(5, 10).await;

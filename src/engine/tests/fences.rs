@@ -81,7 +81,8 @@ async fn of_two_loads_around_an_invalidation_the_older_ones_fill_is_refused() {
         .engine()
         .flights
         .lock(cache.engine().id(&1).hash)
-        .detach(cache.engine().id(&1).hash, b"1");
+        .detach(cache.engine().id(&1).hash, b"1")
+        .expect("the flight that runs");
     let second = spawn_get(&cache, 1);
     source.loading().await;
     gate.open();
@@ -359,7 +360,7 @@ async fn a_load_is_not_filled_in_after_an_invalidation_that_l2_did_not_hear_of()
 #[tokio::test(start_paused = true)]
 async fn a_message_older_than_a_load_does_not_keep_it_out_of_l2() {
     use crate::l2::Listener;
-    use crate::l2::message::{Message, Operation};
+    use crate::l2::message::{About, Message, Operation};
     let (tier, source) = (InProcess::new(), two_versions());
     let cache = node(&source, &tier);
     let loading = spawn_get(&cache, 1);
@@ -367,8 +368,8 @@ async fn a_message_older_than_a_load_does_not_keep_it_out_of_l2() {
     let late = Message {
         operation: Operation::Invalidate,
         origin: [7; 16],
-        sequence: 0,
-        keys: vec![b"1"],
+        number: 0,
+        about: About::Keys(vec![b"1"]),
     };
     cache.engine().on_message(&late.to_bytes());
     source.answer();

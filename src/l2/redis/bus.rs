@@ -16,12 +16,14 @@ use fred::types::config::Server;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::Shared;
 use crate::l2::Listener;
 
 /// How long to wait before a subscription that failed is tried again.
 const RETRY: Duration = Duration::from_millis(500);
+const RENEWED_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
 /// A listener, and whether it has been told that its channel stands.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub(super) struct Subscriber {
 pub(super) enum Order {
     Subscribe(Bytes),
     Unsubscribe(Bytes),
+    /// The connection is silent: make another.
+    Renew,
 }
 
 /// What the bus hears of its connection and of its handle. Made before the connection is, so that
@@ -68,6 +72,7 @@ pub(super) async fn run(shared: Weak<Shared>, client: Client, ears: Ears, connec
     let connection = connects.then(|| client.connect());
     let mut up = false;
     let mut retry = false;
+    let mut renewed = Instant::now();
     loop {
         // Nothing below keeps the handle alive while it waits.
         let event = tokio::select! {
@@ -90,13 +95,20 @@ pub(super) async fn run(shared: Weak<Shared>, client: Client, ears: Ears, connec
         match event {
             Event::Message(message) => {
                 let bytes = message.value.as_bytes().unwrap_or_default();
-                for listener in shared.on(message.channel.as_bytes()) {
+                let channel = message.channel.as_bytes();
+                let listeners = if *channel == *shared.private {
+                    shared.all()
+                } else {
+                    shared.on(channel)
+                };
+                for listener in listeners {
                     listener.on_message(bytes);
                 }
             }
             Event::Gap => shared.all().iter().for_each(|listener| listener.on_gap()),
             Event::Failed => {
-                up = false;
+                // Try again even if no news of a connection follows: it may have come before.
+                (up, retry) = (false, true);
                 shared.lower();
             }
             Event::Connected => {
@@ -105,7 +117,7 @@ pub(super) async fn run(shared: Weak<Shared>, client: Client, ears: Ears, connec
                 }
                 let channels: Vec<Bytes> = shared.listeners.lock().keys().cloned().collect();
                 up = shared.subscribe(&client, &channels).await;
-                retry = !up && !channels.is_empty();
+                retry = !up;
                 if up {
                     shared.raise(&channels);
                 }
@@ -126,6 +138,15 @@ pub(super) async fn run(shared: Weak<Shared>, client: Client, ears: Ears, connec
             // Somebody may have begun to listen to it again.
             Event::Order(Order::Unsubscribe(channel))
                 if shared.listeners.lock().contains_key(&channel) => {}
+            // All caches of the process see the same silence.
+            Event::Order(Order::Renew) if renewed.elapsed() < RENEWED_AT_MOST_EVERY => {}
+            Event::Order(Order::Renew) => {
+                renewed = Instant::now();
+                up = false;
+                shared.lower();
+                // It waits for the old connection's writer, which may be what is stuck.
+                let _ = tokio::time::timeout(RETRY, client.force_reconnection()).await;
+            }
             Event::Order(Order::Unsubscribe(channel)) => {
                 if let Ok(channel) = String::from_utf8(channel.to_vec()) {
                     let _ = client.unsubscribe(channel).await;
@@ -151,10 +172,11 @@ impl Shared {
     async fn subscribe(&self, client: &Client, channels: &[Bytes]) -> bool {
         let channels: Vec<String> = channels
             .iter()
+            .chain([&self.private])
             .filter_map(|channel| String::from_utf8(channel.to_vec()).ok())
             .collect();
         let client = client.with_options(&self.options);
-        if !channels.is_empty() && client.subscribe(channels).await.is_err() {
+        if client.subscribe(channels).await.is_err() {
             return false;
         }
         client.ping::<fred::types::Value>(None).await.is_ok()

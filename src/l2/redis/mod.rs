@@ -27,8 +27,9 @@ use tokio::time::Instant;
 pub use self::builder::RedisBuilder;
 use self::clock::Clock;
 use self::scripts::Script;
-use super::{Acquired, Listener, Notice};
-use crate::codec::envelope::Head;
+use super::{Acquired, Listener, Look, MARKS_LIFE, Notice, Raise, new_era};
+use crate::codec::envelope::{Expiry, Head};
+use crate::engine::marks::Marked;
 use crate::error::{BuildError, RemoteError, RemoteKind};
 
 mod builder;
@@ -75,6 +76,8 @@ struct Shared {
     /// Whether the pool is ours to connect.
     owns_pool: bool,
     bus: Client,
+    /// A channel that this handle alone publishes to and hears: its beats.
+    private: Bytes,
     clock: Clock,
     started: OnceLock<Instant>,
     /// The first attempt to connect has come to an end, one way or the other.
@@ -170,6 +173,7 @@ impl Redis {
 
     fn assemble(settings: &RedisBuilder, pool: Pool, owns_pool: bool, bus: Client) -> Self {
         let (orders, orders_in) = mpsc::unbounded_channel();
+        let private = format!("{}::beat:{:016x}", settings.prefix, rand::random::<u64>());
         Self {
             shared: Arc::new(Shared {
                 prefix: settings.prefix.clone(),
@@ -190,6 +194,7 @@ impl Redis {
                 orders,
                 ears: Mutex::new(Some(bus::Ears::new(&bus, orders_in))),
                 bus,
+                private: private.into(),
                 tasks: Mutex::default(),
             }),
         }
@@ -318,6 +323,7 @@ impl Redis {
         lease: Vec<u8>,
         ttl_ms: u64,
         replacing: Option<&[u8]>,
+        known: Marked,
     ) -> Result<Acquired, RemoteError> {
         let (may, head) = replacing.map_or(("0", Bytes::new()), |head| {
             ("1", Bytes::copy_from_slice(head))
@@ -327,6 +333,8 @@ impl Redis {
             number(ttl_ms),
             Value::from_static_str(may),
             head.into(),
+            number(known.era),
+            number(known.all),
         ];
         let reply = self
             .run("acquire a lease", &scripts::ACQUIRE, key, args)
@@ -387,10 +395,35 @@ impl Redis {
             .map(|reply| reply.as_u64() == Some(1))
     }
 
-    pub(crate) async fn invalidate(&self, key: &Bytes, notice: Notice) -> Result<(), RemoteError> {
+    pub(crate) async fn invalidate(
+        &self,
+        key: &Bytes,
+        hold_off: Option<(Vec<u8>, u64)>,
+        notice: Notice,
+    ) -> Result<(), RemoteError> {
         self.ready().await;
-        let args = [notice.channel.into(), notice.message.into()];
+        let mut args = vec![notice.channel.into(), notice.message.into()];
+        if let Some((record, ms)) = hold_off {
+            args.extend([bytes(record), number(ms)]);
+        }
         self.run("invalidate", &scripts::INVALIDATE, key, args)
+            .await
+            .map(drop)
+    }
+
+    pub(crate) async fn expire(
+        &self,
+        key: &Bytes,
+        state: Expiry,
+        notice: Notice,
+    ) -> Result<(), RemoteError> {
+        self.ready().await;
+        let args = [
+            Bytes::copy_from_slice(&state).into(),
+            notice.channel.into(),
+            notice.message.into(),
+        ];
+        self.run("expire", &scripts::EXPIRE, key, args)
             .await
             .map(drop)
     }
@@ -399,37 +432,124 @@ impl Redis {
         &self,
         key: &Bytes,
         record: Vec<u8>,
+        versioned: bool,
         ttl_ms: u64,
         notice: Notice,
-    ) -> Result<(), RemoteError> {
+    ) -> Result<bool, RemoteError> {
         let args = [
             bytes(record),
             number(ttl_ms),
             notice.channel.into(),
             notice.message.into(),
+            number(u64::from(versioned)),
         ];
         self.run("insert", &scripts::INSERT, key, args)
             .await
-            .map(drop)
+            .map(|reply| reply.as_u64() == Some(1))
+    }
+
+    pub(crate) async fn marks(
+        &self,
+        key: &Bytes,
+        look: Look,
+    ) -> Result<(Marked, u64), RemoteError> {
+        self.ready().await;
+        self.look(&self.shared.client(), key, look).await
+    }
+
+    pub(crate) async fn beat(
+        &self,
+        key: &Bytes,
+        known: Marked,
+        message: Vec<u8>,
+    ) -> Result<(), RemoteError> {
+        let notice = Notice {
+            channel: self.shared.private.clone(),
+            message: message.into(),
+        };
+        let look = Look {
+            raise: Raise::Nothing,
+            known,
+            tags: Vec::new(),
+            notice: Some(notice),
+        };
+        let bus = self.shared.bus.with_options(&self.shared.options);
+        self.look(&bus, key, look).await.map(drop)
+    }
+
+    pub(crate) fn renew_bus(&self) {
+        let _ = self.shared.orders.send(bus::Order::Renew);
+    }
+
+    async fn look(
+        &self,
+        client: &WithOptions<Client>,
+        key: &Bytes,
+        look: Look,
+    ) -> Result<(Marked, u64), RemoteError> {
+        const DOING: &str = "look at the marks";
+        let raise = match look.raise {
+            Raise::Nothing => String::new(),
+            Raise::All => "all".to_owned(),
+            Raise::Tag(tag) => tag_member(tag),
+        };
+        let (channel, message) = look
+            .notice
+            .map_or_else(Default::default, |notice| (notice.channel, notice.message));
+        let mut args = vec![
+            raise.into(),
+            number(new_era()),
+            number(look.known.era),
+            number(look.known.mark),
+            number(crate::ttl::millis(MARKS_LIFE)),
+            channel.into(),
+            message.into(),
+        ];
+        args.extend(look.tags.into_iter().map(|tag| tag_member(tag).into()));
+        let keys = [key.clone(), [key, &b":tags"[..]].concat().into()];
+        let reply = self
+            .run_on(client, DOING, &scripts::MARKS, &keys, args)
+            .await?;
+        match reply.convert::<Vec<u64>>().as_deref() {
+            Ok(&[era, mark, all, latest]) => Ok((Marked { era, mark, all }, latest)),
+            _ => {
+                let cause = "unexpected reply";
+                Err(RemoteError::because(RemoteKind::Refused, DOING, cause))
+            }
+        }
     }
 
     /// Runs a script on the node of its key. A node that does not know it (a new one, or after
     /// `SCRIPT FLUSH`) is sent the body, which also loads it there.
-    async fn run<const N: usize>(
+    async fn run(
         &self,
         doing: &'static str,
         script: &Script,
         key: &Bytes,
-        args: [Value; N],
+        args: impl AsRef<[Value]>,
     ) -> Result<Value, RemoteError> {
+        let keys = std::slice::from_ref(key);
+        self.run_on(&self.shared.client(), doing, script, keys, args)
+            .await
+    }
+
+    async fn run_on(
+        &self,
+        client: &WithOptions<Client>,
+        doing: &'static str,
+        script: &Script,
+        keys: &[Bytes],
+        args: impl AsRef<[Value]>,
+    ) -> Result<Value, RemoteError> {
+        let args = args.as_ref();
         let command = |by| CustomCommand::new_static(by, ClusterHash::Offset(2), false);
         let with = |script: Value| {
-            let mut all = Vec::with_capacity(3 + N);
-            all.extend([script, Value::from_static_str("1"), key.clone().into()]);
+            let mut all = Vec::with_capacity(2 + keys.len() + args.len());
+            all.extend([script, Value::from(keys.len().to_string())]);
+            all.extend(keys.iter().cloned().map(Value::from));
             all.extend(args.iter().cloned());
             all
         };
-        let client = self.shared.client();
         match client
             .custom(command("EVALSHA"), with(script.sha.as_str().into()))
             .await
@@ -576,6 +696,11 @@ fn head_value(head: Head) -> Value {
 
 fn bytes(bytes: Vec<u8>) -> Value {
     Value::Bytes(bytes.into())
+}
+
+/// A tag among the marks.
+fn tag_member(tag: u64) -> String {
+    format!("t{tag:016x}")
 }
 
 fn number(number: u64) -> Value {

@@ -1,4 +1,4 @@
-//! The scripts of the protocol. Each touches one key, so they work unchanged in a cluster.
+//! The scripts of the protocol. Each touches one key, or two of one slot, so they work unchanged in a cluster.
 
 use std::sync::LazyLock;
 
@@ -24,4 +24,6 @@ scripts! {
     RELEASE "release.lua"
     INVALIDATE "invalidate.lua"
     INSERT "insert.lua"
+    EXPIRE "expire.lua"
+    MARKS "marks.lua"
 }

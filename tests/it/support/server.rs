@@ -260,6 +260,13 @@ impl Raw {
         keys.into_iter().map(text).collect()
     }
 
+    /// The keys of entries, leases and marks of failed loads; not what a cache keeps for itself.
+    pub(crate) fn entries(&mut self, pattern: &str) -> Vec<String> {
+        let mut keys = self.keys(pattern);
+        keys.retain(|key| !key.contains("::{marks}"));
+        keys
+    }
+
     /// How often the server has executed a command, those of scripts included.
     pub(crate) fn calls(&mut self, command: &str) -> u64 {
         let Reply::Bytes(info) = self.ask("INFO commandstats") else {
@@ -286,7 +293,7 @@ impl Raw {
 
 /// Whether a record is a lease, by what the format says.
 pub(crate) fn is_lease(record: &[u8]) -> bool {
-    record.len() == 64 && record.starts_with(b"TG\x01\x03")
+    record.len() == 104 && record.starts_with(b"TG\x01\x03")
 }
 
 /// Whether a record is a value.
@@ -301,7 +308,7 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    /// The names of the commands since the last call.
+    /// The names of the commands since the last call, without beats.
     pub(crate) fn seen(&mut self) -> Vec<String> {
         // Fed in the order of execution, so what came before the mark comes before it.
         self.other.ask("ECHO mark");
@@ -319,7 +326,8 @@ impl Monitor {
             if name == "ECHO" {
                 return seen;
             }
-            if !client.ends_with("lua") {
+            // Beats come when they come.
+            if !client.ends_with("lua") && !command.contains("::beat:") {
                 seen.push(name);
             }
         }

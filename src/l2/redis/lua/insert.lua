@@ -1,4 +1,20 @@
--- KEYS[1] the record. ARGV: new record, ms, channel, message.
+-- KEYS[1] the record. ARGV: new record, ms, channel, message, '1' if it has a version.
+-- Answers 1: stored; 2: what is there has a later version, nothing stored.
+if ARGV[5] == '1' then
+  local held = redis.pcall('GETRANGE', KEYS[1], 0, 103)
+  if type(held) == 'string' and #held == 104
+      and (string.sub(held, 1, 4) == 'TG\1\1' or string.sub(held, 1, 4) == 'TG\1\2') then
+    -- Eight bytes, the highest first: more than a Lua number holds.
+    for at = 89, 96 do
+      local theirs, ours = string.byte(held, at), string.byte(ARGV[1], at)
+      if theirs > ours then
+        return 2
+      elseif theirs < ours then
+        break
+      end
+    end
+  end
+end
 local stored = redis.pcall('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 if stored.err then
   -- The old value must not stay in the place of the new one.

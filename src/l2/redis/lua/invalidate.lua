@@ -1,5 +1,9 @@
--- KEYS[1] the record. ARGV: channel, message. Says so also where there was nothing: a load may be
--- running. After the removal, in one script: nobody hears of it too early.
+-- KEYS[1] the record. ARGV: channel, message, and with a hold-off its record and ms. Says so also
+-- where there was nothing: a load may be running. After the removal, in one script: nobody hears of
+-- it too early.
 redis.call('DEL', KEYS[1])
+if ARGV[3] then
+  redis.pcall('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
+end
 redis.call('PUBLISH', ARGV[1], ARGV[2])
 return 1

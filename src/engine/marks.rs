@@ -1,0 +1,372 @@
+//! What was invalidated as a whole: everything, or everything with a tag.
+//!
+//! L2 keeps, in one key per cache, a counter (the *mark*), the mark at which everything was last
+//! invalidated, and for each tag the mark at which it last was. Such an invalidation raises the
+//! counter, whatever the number of entries. Every record carries the mark that was known **before its
+//! load began**; it is dead where a later mark concerns it. So nothing is compared that a host's
+//! clock says, and a load that began before is fenced without being found.
+//!
+//! The counter belongs to an *era*, a random number. A flush or an eviction takes the marks away as a
+//! whole; whoever notices begins a new era, and records of another era are dead. So marks never
+//! disappear before the entries that they concern.
+//!
+//! A process knows the marks from its beats and from messages, at most a channel lease late, and for
+//! tags only those of late: for an older record it asks L2.
+
+use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::codec::envelope::Era;
+
+/// Tags whose marks are kept here for no entry; beyond that the oldest are asked for.
+const MOST_TAGS: usize = 1 << 16;
+
+/// Eras that are over and are not gone back to, when answers come in another order than they were
+/// given.
+const RETIRED: usize = 8;
+
+/// What L2 says of the marks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Marked {
+    pub(crate) era: u64,
+    pub(crate) mark: u64,
+    /// The mark of the last invalidation of everything.
+    pub(crate) all: u64,
+}
+
+/// The mark of one tag, shared by the entries that carry it: a hit looks here, without a hash.
+#[derive(Debug, Default)]
+pub(crate) struct TagMark {
+    mark: AtomicU64,
+    /// Invalidations that L2 has not confirmed: until then nothing with this tag is alive.
+    unconfirmed: AtomicU32,
+}
+
+impl TagMark {
+    fn last(&self) -> u64 {
+        if self.unconfirmed.load(Ordering::Acquire) > 0 {
+            return u64::MAX;
+        }
+        self.mark.load(Ordering::Acquire)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_unconfirmed(&self) -> bool {
+        self.unconfirmed.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn begin(&self) {
+        self.unconfirmed.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn end(&self) {
+        self.unconfirmed.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The tags of an entry, with the mark that was known before its load began.
+#[derive(Clone, Debug)]
+pub(crate) struct Tags {
+    mark: u64,
+    of: Arc<[Arc<TagMark>]>,
+}
+
+impl Tags {
+    /// Whether none of the tags was invalidated since the load began.
+    pub(crate) fn hold(&self) -> bool {
+        self.of.iter().all(|tag| tag.last() <= self.mark)
+    }
+}
+
+/// What is known of a record.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// Not invalidated as a whole. `None`: it has no tags.
+    Alive(Option<Tags>),
+    Dead,
+    /// Another era, which may be a newer one: ask for the marks.
+    OtherEra,
+    /// Its load began before anything is known here of its tags: ask for their marks.
+    AskTags(Tags),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Marks {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    known: Option<Marked>,
+    retired: VecDeque<u64>,
+    tags: HashMap<u64, Arc<TagMark>>,
+    /// Every later mark of a tag is known here. `None` after a gap: none is.
+    since: Option<u64>,
+}
+
+/// What news about the marks mean for L1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum News {
+    Nothing,
+    /// Everything that was read before is dead.
+    Everything,
+}
+
+impl Marks {
+    /// Marks of a cache without a shared tier: they are counted here.
+    pub(crate) fn alone() -> Self {
+        let marks = Self::default();
+        {
+            let mut state = marks.state.lock();
+            state.known = Some(Marked::default());
+            state.since = Some(0);
+        }
+        marks
+    }
+
+    /// What a load that begins now must know.
+    pub(crate) fn known(&self) -> Option<Marked> {
+        self.state.lock().known
+    }
+
+    /// What a record carries whose load begins now.
+    pub(crate) fn era(&self) -> Era {
+        let known = self.state.lock().known.unwrap_or_default();
+        Era {
+            id: known.era,
+            mark: known.mark,
+        }
+    }
+
+    /// Takes in what L2 said. `ordered`: it came over the bus, so every message before it has been
+    /// processed.
+    pub(crate) fn learn(&self, said: Marked, ordered: bool) -> News {
+        let mut state = self.state.lock();
+        let news = match state.known {
+            None => {
+                state.known = Some(said);
+                // What was read before is from before anything was known.
+                News::Everything
+            }
+            Some(known) if known.era == said.era => {
+                state.known = Some(Marked {
+                    era: said.era,
+                    mark: known.mark.max(said.mark),
+                    all: known.all.max(said.all),
+                });
+                if said.all > known.all {
+                    News::Everything
+                } else {
+                    News::Nothing
+                }
+            }
+            Some(_) if state.retired.contains(&said.era) => return News::Nothing,
+            Some(known) => {
+                state.retired.push_back(known.era);
+                if state.retired.len() > RETIRED {
+                    state.retired.pop_front();
+                }
+                state.known = Some(said);
+                state.tags.retain(|_, tag| Arc::strong_count(tag) > 1);
+                for tag in state.tags.values() {
+                    tag.mark.store(0, Ordering::Release);
+                }
+                state.since = None;
+                News::Everything
+            }
+        };
+        if ordered && state.since.is_none() {
+            state.since = Some(said.mark);
+        }
+        news
+    }
+
+    /// A tag was invalidated at this mark.
+    pub(crate) fn learn_tag(&self, tag: u64, marked: Marked) {
+        let mut state = self.state.lock();
+        if state.known.is_none_or(|known| known.era == marked.era) {
+            let tag = state.tag(tag);
+            tag.mark.fetch_max(marked.mark, Ordering::AcqRel);
+        }
+    }
+
+    /// Messages may have been missed.
+    pub(crate) fn doubt(&self) {
+        self.state.lock().since = None;
+    }
+
+    /// Raises a mark that is counted here.
+    pub(crate) fn raise(&self, tag: Option<u64>) -> Marked {
+        let mut state = self.state.lock();
+        let mut known = state.known.unwrap_or_default();
+        known.mark += 1;
+        match tag {
+            Some(tag) => state.tag(tag).mark.store(known.mark, Ordering::Release),
+            None => known.all = known.mark,
+        }
+        state.known = Some(known);
+        known
+    }
+
+    pub(crate) fn tag(&self, tag: u64) -> Arc<TagMark> {
+        self.state.lock().tag(tag)
+    }
+
+    /// The tags of an entry whose load began in `era`.
+    pub(crate) fn tags(&self, era: Era, tags: impl ExactSizeIterator<Item = u64>) -> Option<Tags> {
+        if tags.len() == 0 {
+            return None;
+        }
+        let mut state = self.state.lock();
+        Some(Tags {
+            mark: era.mark,
+            of: tags.map(|tag| state.tag(tag)).collect(),
+        })
+    }
+
+    /// Whether a record is dead, as far as is known here.
+    pub(crate) fn judge(&self, era: Era, tags: impl ExactSizeIterator<Item = u64>) -> Verdict {
+        let (known, since) = {
+            let state = self.state.lock();
+            (state.known.unwrap_or_default(), state.since)
+        };
+        if known.era != era.id {
+            return Verdict::OtherEra;
+        }
+        if era.mark < known.all {
+            return Verdict::Dead;
+        }
+        match self.tags(era, tags) {
+            None => Verdict::Alive(None),
+            Some(tags) if !tags.hold() => Verdict::Dead,
+            Some(tags) if since.is_none_or(|since| era.mark < since) => Verdict::AskTags(tags),
+            Some(tags) => Verdict::Alive(Some(tags)),
+        }
+    }
+}
+
+impl State {
+    fn tag(&mut self, tag: u64) -> Arc<TagMark> {
+        if self.tags.len() >= MOST_TAGS && !self.tags.contains_key(&tag) {
+            let mut forgotten = 0;
+            self.tags.retain(|_, tag| {
+                let kept = Arc::strong_count(tag) > 1;
+                if !kept {
+                    forgotten = forgotten.max(tag.mark.load(Ordering::Acquire));
+                }
+                kept
+            });
+            self.since = self.since.map(|since| since.max(forgotten));
+        }
+        Arc::clone(self.tags.entry(tag).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marked(era: u64, mark: u64, all: u64) -> Marked {
+        Marked { era, mark, all }
+    }
+
+    fn era(id: u64, mark: u64) -> Era {
+        Era { id, mark }
+    }
+
+    fn alive(marks: &Marks, era: Era, tags: &[u64]) -> bool {
+        matches!(marks.judge(era, tags.iter().copied()), Verdict::Alive(_))
+    }
+
+    #[test]
+    fn what_began_before_everything_was_invalidated_is_dead() {
+        let marks = Marks::default();
+        assert_eq!(marks.learn(marked(7, 3, 0), true), News::Everything);
+        assert!(alive(&marks, era(7, 3), &[]) && alive(&marks, era(7, 0), &[]));
+        assert_eq!(marks.learn(marked(7, 4, 4), true), News::Everything);
+        assert!(!alive(&marks, era(7, 3), &[]) && alive(&marks, era(7, 4), &[]));
+        assert_eq!(
+            marks.learn(marked(7, 3, 0), false),
+            News::Nothing,
+            "old news"
+        );
+        assert_eq!(marks.known(), Some(marked(7, 4, 4)));
+    }
+
+    #[test]
+    fn a_tag_kills_what_carries_it_and_was_loaded_before() {
+        let marks = Marks::default();
+        marks.learn(marked(7, 3, 0), true);
+        let held = marks.tags(era(7, 3), [1, 2].into_iter()).unwrap();
+        let other = marks.tags(era(7, 3), [3].into_iter()).unwrap();
+        assert!(held.hold());
+        marks.learn_tag(2, marked(7, 4, 0));
+        assert!(!held.hold() && other.hold());
+        assert!(!alive(&marks, era(7, 3), &[2]) && alive(&marks, era(7, 4), &[2]));
+        let tag = marks.tag(3);
+        tag.begin();
+        assert!(!other.hold(), "L2 has not confirmed it");
+        tag.end();
+        assert!(other.hold());
+    }
+
+    #[test]
+    fn what_is_older_than_what_is_known_of_tags_is_asked_for() {
+        let marks = Marks::default();
+        marks.learn(marked(7, 3, 0), true);
+        let ask = |mark, tags: &[u64]| {
+            matches!(
+                marks.judge(era(7, mark), tags.iter().copied()),
+                Verdict::AskTags(_)
+            )
+        };
+        assert!(ask(2, &[1]) && !ask(3, &[1]) && !ask(2, &[]));
+        marks.doubt();
+        assert!(ask(3, &[1]));
+        marks.learn(marked(7, 5, 0), false);
+        assert!(
+            ask(5, &[1]),
+            "said out of order: a message may still be on its way"
+        );
+        marks.learn(marked(7, 5, 0), true);
+        assert!(ask(4, &[1]) && !ask(5, &[1]));
+    }
+
+    #[test]
+    fn another_era_kills_everything_and_is_not_gone_back_from() {
+        let marks = Marks::default();
+        marks.learn(marked(7, 3, 0), true);
+        assert!(matches!(
+            marks.judge(era(8, 9), [].into_iter()),
+            Verdict::OtherEra
+        ));
+        assert_eq!(marks.learn(marked(8, 0, 0), true), News::Everything);
+        assert!(alive(&marks, era(8, 0), &[1]));
+        assert!(matches!(
+            marks.judge(era(7, 3), [].into_iter()),
+            Verdict::OtherEra
+        ));
+        assert_eq!(marks.learn(marked(7, 3, 0), false), News::Nothing);
+        assert_eq!(marks.known(), Some(marked(8, 0, 0)));
+    }
+
+    #[test]
+    fn tags_that_nothing_carries_are_forgotten_and_then_asked_for() {
+        let marks = Marks::default();
+        marks.learn(marked(7, 0, 0), true);
+        let held = marks.tags(era(7, 0), [u64::MAX].into_iter()).unwrap();
+        for tag in 0..MOST_TAGS as u64 {
+            marks.learn_tag(tag, marked(7, tag + 1, 0));
+        }
+        assert!(marks.state.lock().tags.len() <= MOST_TAGS);
+        let verdict = marks.judge(era(7, 5), [9].into_iter());
+        assert!(matches!(verdict, Verdict::AskTags(_)), "{verdict:?}");
+        assert!(held.hold());
+        marks.learn_tag(u64::MAX, marked(7, 9, 0));
+        assert!(!held.hold());
+    }
+}

@@ -1,0 +1,153 @@
+//! Holes in the numbers of what others say: a message was lost, and nobody said so.
+//!
+//! Messages of one origin may come in another order than they were numbered (they are executed on
+//! several connections), so a hole is one only when it has stayed open for a while. Where a new origin
+//! begins cannot be known; what it said before its first message here cannot be missed either, since
+//! whatever was read before this process listened is not used.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::l2::message::Origin;
+
+/// Origins that are remembered; beyond that those go which were not heard for longest.
+const MOST: usize = 4096;
+
+/// Numbers beyond a hole that are remembered.
+const AHEAD: usize = 1024;
+
+#[derive(Debug, Default)]
+pub(crate) struct Numbers {
+    origins: HashMap<Origin, Heard>,
+}
+
+#[derive(Debug)]
+struct Heard {
+    /// Every number before this one has come.
+    next: u64,
+    /// Those after the hole.
+    ahead: BTreeSet<u64>,
+    open_since: Option<Instant>,
+    last: Instant,
+}
+
+impl Numbers {
+    /// A message came. `true`: so many are missing that something must have been lost.
+    pub(crate) fn hear(&mut self, origin: Origin, number: u64, now: Instant) -> bool {
+        if self.origins.len() >= MOST && !self.origins.contains_key(&origin) {
+            self.forget_half();
+        }
+        let heard = self.origins.entry(origin).or_insert_with(|| Heard {
+            next: number,
+            ahead: BTreeSet::new(),
+            open_since: None,
+            last: now,
+        });
+        heard.last = now;
+        if number < heard.next {
+            return false;
+        }
+        heard.ahead.insert(number);
+        heard.close_up();
+        if heard.ahead.is_empty() {
+            heard.open_since = None;
+            return false;
+        }
+        heard.open_since.get_or_insert(now);
+        let lost = heard.ahead.len() > AHEAD;
+        if lost {
+            heard.give_up();
+        }
+        lost
+    }
+
+    /// Whether a hole has been open for longer than this. It is not reported again.
+    pub(crate) fn lost(&mut self, longer_than: Duration, now: Instant) -> bool {
+        let mut lost = false;
+        for heard in self.origins.values_mut() {
+            let open = heard
+                .open_since
+                .is_some_and(|since| now.saturating_duration_since(since) > longer_than);
+            if open {
+                heard.give_up();
+                lost = true;
+            }
+        }
+        lost
+    }
+
+    /// Anything may have been missed: begin anew.
+    pub(crate) fn clear(&mut self) {
+        self.origins.clear();
+    }
+
+    fn forget_half(&mut self) {
+        let mut ages: Vec<Instant> = self.origins.values().map(|heard| heard.last).collect();
+        let half = ages.len() / 2;
+        let (_, middle, _) = ages.select_nth_unstable(half);
+        let middle = *middle;
+        self.origins.retain(|_, heard| heard.last > middle);
+    }
+}
+
+impl Heard {
+    fn close_up(&mut self) {
+        while self.ahead.remove(&self.next) {
+            self.next += 1;
+        }
+    }
+
+    fn give_up(&mut self) {
+        self.next = self.ahead.last().map_or(self.next, |last| last + 1);
+        self.ahead.clear();
+        self.open_since = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Origin = [1; 16];
+    const GRACE: Duration = Duration::from_millis(100);
+
+    #[test]
+    fn a_hole_that_stays_open_is_a_loss_and_is_told_once() {
+        let (mut numbers, start) = (Numbers::default(), Instant::now());
+        for number in [7, 8, 10, 11] {
+            assert!(!numbers.hear(A, number, start));
+        }
+        assert!(!numbers.lost(GRACE, start + GRACE));
+        assert!(numbers.lost(GRACE, start + GRACE * 2));
+        assert!(!numbers.lost(GRACE, start + GRACE * 9));
+        assert!(!numbers.hear(A, 12, start + GRACE * 9));
+        assert!(!numbers.lost(GRACE, start + GRACE * 20));
+    }
+
+    #[test]
+    fn another_order_and_duplicates_are_no_loss() {
+        let (mut numbers, start) = (Numbers::default(), Instant::now());
+        for number in [0, 2, 2, 4, 3, 1, 0, 4, 5] {
+            assert!(!numbers.hear(A, number, start));
+        }
+        assert!(!numbers.lost(GRACE, start + GRACE * 2));
+    }
+
+    #[test]
+    fn holes_and_origins_are_bounded() {
+        let (mut numbers, start) = (Numbers::default(), Instant::now());
+        numbers.hear(A, 0, start);
+        let lost = (2..2_000)
+            .filter(|number| numbers.hear(A, *number, start))
+            .count();
+        assert_eq!(lost, 1);
+        for origin in 0..10_000_u64 {
+            let mut name = [0; 16];
+            name[..8].copy_from_slice(&origin.to_le_bytes());
+            numbers.hear(name, 0, start + Duration::from_nanos(origin));
+        }
+        assert!(numbers.origins.len() <= MOST);
+    }
+}

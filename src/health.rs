@@ -1,0 +1,68 @@
+//! What a cache says of itself, apart from counters.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How a cache and its shared tier get on: see [`Cache::health`](crate::Cache::health).
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Whether L1 can be trusted.
+    pub channel: Channel,
+    /// How long ago the last message came over the invalidation bus, this process's own beats among
+    /// them. `None`: none has come.
+    pub last_message: Option<Duration>,
+    /// Times something may have been missed, as in [`Stats::gaps`](crate::Stats::gaps).
+    pub gaps: u64,
+    /// Invalidations that the shared tier has not confirmed and that are being repeated.
+    pub pending_repairs: usize,
+    /// Whether the last operation of the shared tier was answered.
+    pub l2_reachable: bool,
+}
+
+/// The state of the invalidation bus, as one process sees it.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channel {
+    /// There is no shared tier, so nobody to hear from: L1 answers.
+    None,
+    /// It has proven itself within the [channel lease](crate::CacheBuilder::channel_lease): L1
+    /// answers.
+    Proven,
+    /// The subscription seems to stand, but nothing has come back within the channel lease: reads go
+    /// to L2.
+    Unproven,
+    /// There is no subscription, or none yet: reads go to L2.
+    Down,
+}
+
+/// Something that operators want to hear of: see [`CacheBuilder::on_event`](crate::CacheBuilder::on_event).
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The subscription to the invalidation bus stands, at first or again.
+    ChannelUp,
+    /// The subscription is lost: L1 is not used until it stands again and has proven itself.
+    ChannelDown,
+    /// The subscription seems to stand, but nothing has come back for longer than the channel
+    /// lease. A new connection is made.
+    ChannelSilent,
+    /// A message may have been missed: nothing that was read before is answered before L2 has been
+    /// asked about it.
+    Gap,
+    /// The shared tier did not confirm an invalidation; it is repeated until it does.
+    RepairPending,
+    /// So many invalidations are unconfirmed that everything is invalidated instead.
+    RepairsOverflowed,
+}
+
+/// The user's function.
+#[derive(Clone)]
+pub(crate) struct OnEvent(pub(crate) Arc<dyn Fn(&Event) + Send + Sync>);
+
+impl fmt::Debug for OnEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnEvent")
+    }
+}
