@@ -1,0 +1,930 @@
+//! What can happen next. One step is one thing that nothing can come between: a script that the
+//! server carries out, or what a process does under one lock.
+
+use crate::rules::{Model, Rule};
+use crate::state::{
+    At, Done, Flight, How, Kind, Link, Message, Process, Record, State, Under, Write,
+};
+
+/// What a process, a flight, a write or the world does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Step {
+    Lead,
+    Join,
+    Read,
+    HearReply,
+    Acquire,
+    TimerEnds,
+    GoAlone,
+    Load,
+    LoadOld,
+    LoadFails,
+    Mark,
+    Fill,
+    FillRefused,
+    FillUnknown,
+    FillLost,
+    Land,
+    LandUnstored,
+    Store,
+    Commit,
+    Announce,
+    EvictEarly,
+    Execute,
+    Return,
+    CallerLeaves,
+    WaitedOut,
+    Hear,
+    HearTwice,
+    Beat,
+    Cut,
+    NoticeCut,
+    Subscribe,
+    Forget,
+    Up,
+    Crash,
+    L1Drops,
+    ValueAges,
+    ValueExpires,
+    MarkExpires,
+    LeaseExpires,
+    DeadLeaseExpires,
+    Replicate,
+    FailOver,
+    Tick,
+}
+
+impl Step {
+    /// All but those that only a switched-off rule brings.
+    pub(crate) const OF_THE_PROTOCOL: [Self; 34] = [
+        Self::Lead,
+        Self::Join,
+        Self::Read,
+        Self::Acquire,
+        Self::TimerEnds,
+        Self::GoAlone,
+        Self::Load,
+        Self::LoadFails,
+        Self::Mark,
+        Self::Fill,
+        Self::FillRefused,
+        Self::FillUnknown,
+        Self::FillLost,
+        Self::Land,
+        Self::LandUnstored,
+        Self::Commit,
+        Self::Execute,
+        Self::Return,
+        Self::WaitedOut,
+        Self::Hear,
+        Self::HearTwice,
+        Self::Beat,
+        Self::Cut,
+        Self::NoticeCut,
+        Self::Subscribe,
+        Self::Up,
+        Self::Crash,
+        Self::L1Drops,
+        Self::ValueAges,
+        Self::ValueExpires,
+        Self::MarkExpires,
+        Self::LeaseExpires,
+        Self::DeadLeaseExpires,
+        Self::Tick,
+    ];
+
+    /// Whether it comes by itself, sooner or later. What is left are faults, the passing of time
+    /// and the calls of users.
+    pub(crate) fn is_due(self) -> bool {
+        !matches!(
+            self,
+            Self::GoAlone
+                | Self::LoadFails
+                | Self::FillUnknown
+                | Self::FillLost
+                | Self::CallerLeaves
+                | Self::HearTwice
+                | Self::Cut
+                | Self::Crash
+                | Self::L1Drops
+                | Self::ValueAges
+                | Self::ValueExpires
+                | Self::LeaseExpires
+                | Self::FailOver
+                | Self::Tick
+        )
+    }
+}
+
+/// A step, and the number of who takes it.
+pub(crate) type Taken = (Step, u8);
+
+/// The steps that lead out of a state.
+pub(crate) struct Next<'a> {
+    model: &'a Model<'a>,
+    from: &'a State,
+    steps: &'a mut Vec<(Taken, State)>,
+}
+
+fn number(index: usize) -> u8 {
+    u8::try_from(index).expect("there are few of each")
+}
+
+impl<'a> Next<'a> {
+    pub(crate) fn of(model: &'a Model<'a>, from: &'a State, steps: &'a mut Vec<(Taken, State)>) {
+        steps.clear();
+        let mut next = Self { model, from, steps };
+        for process in 0..model.config.processes {
+            next.calls(process);
+            next.bus(process);
+        }
+        for flight in 0..from.flights.len() {
+            next.flight(flight);
+        }
+        for write in 0..model.config.writes.len() {
+            next.write(write);
+        }
+        next.world();
+    }
+
+    fn step(&mut self, step: Taken, change: impl FnOnce(&mut State)) {
+        let mut to = *self.from;
+        change(&mut to);
+        self.push(step, to);
+    }
+
+    /// The same, and it uses up one of the faults that are allowed.
+    fn fault(
+        &mut self,
+        step: Taken,
+        left: impl Fn(&mut State) -> &mut u8,
+        change: impl FnOnce(&mut State),
+    ) {
+        let mut to = *self.from;
+        let left = left(&mut to);
+        if *left > 0 {
+            *left -= 1;
+            change(&mut to);
+            self.push(step, to);
+        }
+    }
+
+    fn push(&mut self, step: Taken, mut to: State) {
+        if self.model.has(Rule::UniqueToken) && !self.model.replicates() {
+            rename_tokens(&mut to);
+        }
+        // Nobody joins a detached flight and it stores nothing: what is left of it is its answer.
+        for flight in &mut to.flights {
+            let answered = match flight.at {
+                At::Land => flight.fenced && flight.version >= flight.needs,
+                At::LandFailed => true,
+                _ => false,
+            };
+            if answered && !flight.joinable {
+                *flight = Flight::default();
+            }
+        }
+        self.steps.push((step, to));
+    }
+
+    // ---- callers -------------------------------------------------------------------------------
+
+    /// A get or a refresh joins the flight of its key or leads one. (A get that L1 answers changes
+    /// nothing: what L1 would answer is looked at in every state.)
+    fn calls(&mut self, process: usize) {
+        let here = &self.from.processes[process];
+        let misses = self.model.l1_answer(self.from, process).is_none();
+        if here.gets > 0 && misses {
+            self.enter(process, false);
+        }
+        if here.refreshes > 0 {
+            self.enter(process, true);
+        }
+    }
+
+    fn enter(&mut self, process: usize, refreshes: bool) {
+        let (model, from) = (self.model, self.from);
+        let needs = from.processes[process].knows.max(from.everywhere);
+        let spend = |to: &mut State| {
+            let here = &mut to.processes[process];
+            let left = if refreshes {
+                &mut here.refreshes
+            } else {
+                &mut here.gets
+            };
+            *left -= 1;
+        };
+        let is_here = |flight: &Flight| flight.joinable && usize::from(flight.process) == process;
+        let young = |flight: &Flight| {
+            let here = &from.processes[process];
+            !model.has(Rule::JoinWithinLease)
+                || model.within_lease(from, here.lease_until)
+                || from.now < flight.begun + model.config.lease
+        };
+        let joined = from.flights.iter().position(is_here);
+        match joined {
+            Some(joined) if model.has(Rule::Coalesce) && young(&from.flights[joined]) => {
+                self.step((Step::Join, number(joined)), |to| {
+                    spend(to);
+                    let flight = &mut to.flights[joined];
+                    flight.needs = flight.needs.max(needs);
+                });
+            }
+            _ => {
+                let free = self.free_slot(process);
+                self.step((Step::Lead, number(free)), |to| {
+                    spend(to);
+                    if let (Some(old), true) = (joined, model.has(Rule::Coalesce)) {
+                        detach(model, &mut to.flights[old]);
+                    }
+                    to.flights[free] = Flight {
+                        at: At::ReadL2,
+                        process: number(process),
+                        refreshes,
+                        joinable: true,
+                        registered: model.has(Rule::RegisterThenRead),
+                        begun: if model.config.lease > 0 { to.now } else { 0 },
+                        needs,
+                        ..Flight::default()
+                    };
+                });
+            }
+        }
+    }
+
+    /// Each process has as many slots for flights as it has calls: which process came first makes
+    /// no difference.
+    fn free_slot(&self, process: usize) -> usize {
+        let config = self.model.config;
+        let calls = |process: usize| usize::from(config.gets[process] + config.refreshes[process]);
+        let first: usize = (0..process).map(calls).sum();
+        let mut slots = first..first + calls(process);
+        slots
+            .find(|slot| !self.from.flights[*slot].flies())
+            .expect("a flight is led by a call of its process")
+    }
+
+    // ---- flights -------------------------------------------------------------------------------
+
+    fn flight(&mut self, index: usize) {
+        let (model, from) = (self.model, self.from);
+        let (i, flight) = (number(index), &from.flights[index]);
+        match flight.at {
+            At::Free => {}
+            At::ReadL2 => {
+                self.step((Step::Read, i), |to| read(model, to, index));
+                self.go_alone(index);
+            }
+            At::Reply => self.step((Step::HearReply, i), |to| {
+                let flight = &mut to.flights[index];
+                (flight.registered, flight.at) = (true, At::Land);
+            }),
+            At::Acquire => {
+                self.step((Step::Acquire, i), |to| acquire(model, to, index));
+                self.go_alone(index);
+            }
+            At::Wait => {
+                // A timer that ends while the lease is there asks again and waits again.
+                let asked = from.l2.kind == Kind::Lease && from.l2.waited_for;
+                if !asked && model.has(Rule::WaitWithTimer) {
+                    self.step((Step::TimerEnds, i), |to| {
+                        to.flights[index].at = At::Acquire
+                    });
+                }
+                self.go_alone(index);
+            }
+            At::Load => {
+                self.step((Step::Load, i), |to| {
+                    loaded(model, &mut to.flights[index], from.source);
+                });
+                if !model.has(Rule::LoadPrimary) && from.source > 0 {
+                    self.step((Step::LoadOld, i), |to| {
+                        loaded(model, &mut to.flights[index], from.source - 1);
+                    });
+                }
+                self.fault(
+                    (Step::LoadFails, i),
+                    |to| &mut to.faults.failures,
+                    |to| {
+                        let flight = &mut to.flights[index];
+                        match flight.under {
+                            Under::Lease => flight.at = At::Mark,
+                            _ => fails(flight),
+                        }
+                    },
+                );
+            }
+            At::Mark => self.step((Step::Mark, i), |to| {
+                if holds_still(to, index) {
+                    wake_waiters(to);
+                    to.l2 = Record::of(Kind::Failed, 0);
+                }
+                fails(&mut to.flights[index]);
+            }),
+            At::Fill => {
+                let stores = may_fill(model, from, index);
+                let step = if stores {
+                    Step::Fill
+                } else {
+                    Step::FillRefused
+                };
+                self.step((step, i), |to| fill(model, to, index));
+                self.fault(
+                    (Step::FillUnknown, i),
+                    |to| &mut to.faults.unknown_fills,
+                    |to| {
+                        fill(model, to, index);
+                        to.flights[index].keeps = false;
+                    },
+                );
+                self.fault(
+                    (Step::FillLost, i),
+                    |to| &mut to.faults.unknown_fills,
+                    |to| ends(&mut to.flights[index], false),
+                );
+            }
+            At::Land if !flight.keeps || flight.fenced => {
+                self.step((Step::LandUnstored, i), |to| {
+                    let flight = std::mem::take(&mut to.flights[index]);
+                    to.old_answer |= flight.version < flight.needs;
+                });
+            }
+            At::Land => self.step((Step::Land, i), |to| {
+                let flight = to.flights[index];
+                to.old_answer |= flight.version < flight.needs;
+                if model.has(Rule::CheckWithStore) {
+                    to.flights[index] = Flight::default();
+                    to.processes[usize::from(flight.process)].l1 = Some(flight.version);
+                } else {
+                    to.flights[index].at = At::Store;
+                }
+            }),
+            At::Store => self.step((Step::Store, i), |to| {
+                let flight = std::mem::take(&mut to.flights[index]);
+                to.processes[usize::from(flight.process)].l1 = Some(flight.version);
+            }),
+            At::LandFailed => {
+                self.step((Step::LandUnstored, i), |to| {
+                    to.flights[index] = Flight::default()
+                });
+            }
+        }
+    }
+
+    /// L2 does not answer, or the lease is not given up within `lease_wait`.
+    fn go_alone(&mut self, index: usize) {
+        self.fault(
+            (Step::GoAlone, number(index)),
+            |to| &mut to.faults.alone,
+            |to| {
+                let flight = &mut to.flights[index];
+                (flight.at, flight.under, flight.token) = (At::Load, Under::Alone, 0);
+                flight.registered = true;
+            },
+        );
+    }
+
+    // ---- writes --------------------------------------------------------------------------------
+
+    fn write(&mut self, index: usize) {
+        let (model, from) = (self.model, self.from);
+        let (i, write) = (number(index), &from.writes[index]);
+        let (process, how) = model.config.writes[index];
+        let process = usize::from(process);
+        match write.done {
+            Done::Nothing if !model.has(Rule::CommitThenInvalidate) => {
+                self.step((Step::Execute, i), |to| execute(model, to, index, how));
+            }
+            Done::Nothing if self.has_turn(how) => self.step((Step::Commit, i), |to| {
+                commit(to, index);
+                to.writes[index].done = Done::Committed;
+            }),
+            Done::Nothing | Done::All => {}
+            Done::Committed if !model.has(Rule::RemoveThenPublish) => {
+                self.step((Step::Announce, i), |to| {
+                    publish(
+                        to,
+                        Some(process),
+                        Message::Changed(to.writes[index].version),
+                    );
+                    to.writes[index].done = Done::Announced;
+                });
+            }
+            Done::Committed if !model.has(Rule::L2ThenEvict) => {
+                self.step((Step::EvictEarly, i), |to| {
+                    forget(model, to, process);
+                    to.writes[index].done = Done::Evicted;
+                });
+            }
+            Done::Committed | Done::Evicted | Done::Announced => {
+                self.step((Step::Execute, i), |to| execute(model, to, index, how));
+            }
+            Done::Executed => {
+                self.step((Step::Return, i), |to| {
+                    returns(model, to, index, process, how)
+                });
+                if !model.has(Rule::EvictWithoutCaller) {
+                    self.step((Step::CallerLeaves, i), |to| {
+                        let write = &mut to.writes[index];
+                        (write.done, write.dropped) = (Done::All, true);
+                    });
+                }
+            }
+            Done::WaitsOut => {
+                if from.now >= write.returned + model.config.lease {
+                    self.step((Step::WaitedOut, i), |to| {
+                        to.writes[index].done = Done::All;
+                        to.everywhere = to.everywhere.max(to.writes[index].version);
+                    });
+                }
+            }
+            Done::Premature => self.step((Step::Commit, i), |to| {
+                commit(to, index);
+                told(to, index, how);
+                let version = to.writes[index].version;
+                let here = &mut to.processes[process];
+                here.knows = here.knows.max(version);
+                to.writes[index].done = Done::All;
+            }),
+        }
+    }
+
+    /// Between the commit and L2's change of a write that inserts, or beside one, nobody commits.
+    fn has_turn(&self, how: How) -> bool {
+        let mut others = self.from.writes.iter().zip(self.model.config.writes);
+        !self.model.has(Rule::InsertInTurn)
+            || !others.any(|(write, (_, other))| {
+                (how == How::Insert || *other == How::Insert)
+                    && matches!(
+                        write.done,
+                        Done::Committed | Done::Evicted | Done::Announced
+                    )
+            })
+    }
+
+    // ---- the bus -------------------------------------------------------------------------------
+
+    fn bus(&mut self, process: usize) {
+        let (model, from) = (self.model, self.from);
+        let (i, here) = (number(process), &from.processes[process]);
+        if here.inbox[0] != Message::None {
+            self.step((Step::Hear, i), |to| {
+                hear(model, to, process);
+                to.processes[process].hear();
+            });
+            if matches!(here.inbox[0], Message::Changed(_)) {
+                self.fault(
+                    (Step::HearTwice, i),
+                    |to| &mut to.faults.duplicates,
+                    |to| hear(model, to, process),
+                );
+            }
+        }
+        match here.link {
+            Link::Up => {
+                self.fault(
+                    (Step::Cut, i),
+                    |to| &mut to.faults.cuts,
+                    |to| {
+                        let here = &mut to.processes[process];
+                        (here.link, here.inbox) = (Link::Cut, Default::default());
+                    },
+                );
+                let sent = here
+                    .inbox
+                    .iter()
+                    .any(|message| matches!(message, Message::Beat(_)));
+                let renews = here.lease_until < from.now + model.config.lease;
+                // Whoever never reads needs no L1.
+                let reads = model.config.gets[process] > 0;
+                if model.config.lease > 0 && reads && renews && !sent {
+                    self.step((Step::Beat, i), |to| {
+                        let here = &mut to.processes[process];
+                        if model.has(Rule::BeatInQueue) {
+                            here.send(Message::Beat(from.now));
+                        } else {
+                            here.lease_until = from.now + model.config.lease;
+                        }
+                    });
+                }
+            }
+            Link::Cut => {
+                self.step((Step::NoticeCut, i), |to| {
+                    to.processes[process].link = Link::Down
+                });
+            }
+            Link::Down if !model.has(Rule::SubscribeThenForget) => {
+                self.step((Step::Forget, i), |to| {
+                    forget(model, to, process);
+                    to.processes[process].link = Link::Forgotten;
+                });
+            }
+            Link::Down => self.step((Step::Subscribe, i), |to| {
+                let here = &mut to.processes[process];
+                (here.link, here.lease_until) = (Link::Subscribed, from.now + model.config.lease);
+            }),
+            Link::Subscribed => self.step((Step::Up, i), |to| {
+                forget(model, to, process);
+                to.processes[process].link = Link::Up;
+            }),
+            Link::Forgotten => {
+                self.step((Step::Subscribe, i), |to| {
+                    to.processes[process].link = Link::Up
+                });
+            }
+        }
+        self.fault(
+            (Step::Crash, i),
+            |to| &mut to.faults.crashes,
+            |to| crash(model, to, process),
+        );
+        if here.l1.is_some() {
+            self.fault(
+                (Step::L1Drops, i),
+                |to| &mut to.faults.evictions,
+                |to| to.processes[process].l1 = None,
+            );
+        }
+    }
+
+    // ---- the world -----------------------------------------------------------------------------
+
+    fn world(&mut self) {
+        let (model, from) = (self.model, self.from);
+        match from.l2.kind {
+            Kind::Absent => {}
+            Kind::Failed => self.step((Step::MarkExpires, 0), |to| to.l2 = Record::ABSENT),
+            Kind::Lease => {
+                let mut flights = from.flights.iter();
+                let alive = flights.any(|flight| flight.holds() && flight.token == from.l2.token);
+                if alive {
+                    self.fault(
+                        (Step::LeaseExpires, 0),
+                        |to| &mut to.faults.expiries,
+                        remove,
+                    );
+                } else {
+                    self.step((Step::DeadLeaseExpires, 0), remove);
+                }
+            }
+            Kind::Value => {
+                if !from.l2.stale {
+                    self.fault(
+                        (Step::ValueAges, 0),
+                        |to| &mut to.faults.agings,
+                        |to| to.l2.stale = true,
+                    );
+                }
+                self.fault(
+                    (Step::ValueExpires, 0),
+                    |to| &mut to.faults.evictions,
+                    remove,
+                );
+            }
+        }
+        if model.replicates() && from.replica != from.l2 {
+            self.step((Step::Replicate, 0), |to| to.replica = to.l2);
+        }
+        if !model.has(Rule::KeepWrites) {
+            self.fault(
+                (Step::FailOver, 0),
+                |to| &mut to.faults.fail_overs,
+                |to| to.l2 = to.replica,
+            );
+        }
+        if from.now < model.config.ticks {
+            self.step((Step::Tick, 0), |to| to.now += 1);
+        }
+    }
+}
+
+// ---- a flight at L2 ----------------------------------------------------------------------------
+
+fn read(model: &Model<'_>, to: &mut State, index: usize) {
+    let record = if model.has(Rule::ReadPrimary) {
+        to.l2
+    } else {
+        to.replica
+    };
+    let flight = &mut to.flights[index];
+    let is_value = record.kind == Kind::Value;
+    (flight.at, flight.token) = match record.kind {
+        Kind::Value if flight.refreshes => {
+            flight.under = Under::Value;
+            (At::Load, record.token)
+        }
+        Kind::Value if record.stale => (At::Acquire, record.token),
+        Kind::Value => {
+            (flight.version, flight.keeps) = (record.version, true);
+            (At::Land, 0)
+        }
+        Kind::Absent | Kind::Lease => (At::Acquire, 0),
+        Kind::Failed => (At::LandFailed, 0),
+    };
+    if !flight.registered {
+        if is_value && flight.at == At::Land {
+            flight.at = At::Reply;
+        } else {
+            flight.registered = true;
+        }
+    }
+    if flight.at == At::Acquire && !model.has(Rule::AcquireThenLoad) {
+        (flight.at, flight.token) = (At::Load, 0);
+    }
+}
+
+fn acquire(model: &Model<'_>, to: &mut State, index: usize) {
+    let replaces = to.flights[index].token;
+    let grants = match to.l2.kind {
+        Kind::Absent => true,
+        Kind::Value => to.l2.stale && to.l2.token == replaces,
+        Kind::Lease => !model.has(Rule::RespectLease),
+        Kind::Failed => false,
+    };
+    if grants {
+        let token = new_token(model, to, to.flights[index].process);
+        to.l2 = Record::of(Kind::Lease, token);
+        let flight = &mut to.flights[index];
+        flight.at = if flight.loaded { At::Fill } else { At::Load };
+        (flight.under, flight.token, flight.loaded) = (Under::Lease, token, false);
+        return;
+    }
+    let flight = &mut to.flights[index];
+    (flight.loaded, flight.token) = (false, 0);
+    match to.l2.kind {
+        Kind::Value if to.l2.stale => flight.token = to.l2.token,
+        Kind::Value => {
+            (flight.at, flight.version, flight.keeps) = (At::Land, to.l2.version, true);
+        }
+        Kind::Failed => flight.at = At::LandFailed,
+        Kind::Lease | Kind::Absent => {
+            to.l2.waited_for = true;
+            flight.at = At::Wait;
+        }
+    }
+}
+
+fn loaded(model: &Model<'_>, flight: &mut Flight, version: u8) {
+    flight.version = version;
+    match flight.under {
+        Under::Lease | Under::Value => flight.at = At::Fill,
+        Under::Alone => ends(flight, true),
+        Under::Nothing => {
+            assert!(
+                !model.has(Rule::AcquireThenLoad),
+                "a load runs under something"
+            );
+            (flight.at, flight.loaded) = (At::Acquire, true);
+        }
+    }
+}
+
+/// The flight has its answer.
+fn ends(flight: &mut Flight, keeps: bool) {
+    (flight.at, flight.keeps) = (At::Land, keeps);
+    (flight.under, flight.token, flight.lost) = (Under::Nothing, 0, false);
+}
+
+/// The flight has an error instead.
+fn fails(flight: &mut Flight) {
+    ends(flight, false);
+    flight.at = At::LandFailed;
+}
+
+/// Whether the record that the load began under is still there.
+fn holds_still(state: &State, index: usize) -> bool {
+    let flight = &state.flights[index];
+    let kind = if flight.under == Under::Lease {
+        Kind::Lease
+    } else {
+        Kind::Value
+    };
+    state.l2.kind == kind && state.l2.token == flight.token
+}
+
+/// What the script of the fill compares.
+fn may_fill(model: &Model<'_>, state: &State, index: usize) -> bool {
+    holds_still(state, index)
+        || !model.has(Rule::CompareAtFill)
+        || (!model.has(Rule::AbsentIsRefused) && state.l2.kind == Kind::Absent)
+}
+
+fn fill(model: &Model<'_>, to: &mut State, index: usize) {
+    let stores = may_fill(model, to, index);
+    if stores {
+        wake_waiters(to);
+        let flight = to.flights[index];
+        let token = if flight.under == Under::Lease {
+            flight.token
+        } else {
+            new_token(model, to, flight.process)
+        };
+        to.l2 = Record::value(flight.version, token);
+    }
+    ends(&mut to.flights[index], stores);
+}
+
+/// A token that is no longer in L2.
+pub(crate) const GONE: u8 = u8::MAX;
+
+/// A token that nobody has. One that nobody has any more is as good as new.
+fn new_token(model: &Model<'_>, state: &State, process: u8) -> u8 {
+    if !model.has(Rule::UniqueToken) {
+        return process + 1;
+    }
+    let taken = |token: u8| {
+        state.l2.token == token
+            || state.replica.token == token
+            || state.flights.iter().any(|flight| flight.token == token)
+    };
+    (1..GONE)
+        .find(|token| !taken(*token))
+        .expect("few tokens are taken")
+}
+
+/// What a token is makes no difference, only whether it is the one in L2: a token that L2 has lost
+/// never comes back.
+fn rename_tokens(to: &mut State) {
+    let there = to.l2.token;
+    let mut flights = to.flights.iter_mut();
+    while let Some(flight) = flights.find(|flight| flight.token != 0) {
+        flight.token = if flight.token == there { 1 } else { GONE };
+    }
+    to.l2.token = to.l2.token.min(1);
+}
+
+/// Removes whatever L2 holds. Whoever held a lease has lost it, through no fault of the others.
+fn remove(to: &mut State) {
+    if to.l2.kind == Kind::Lease {
+        for flight in &mut to.flights {
+            flight.lost |= flight.holds() && flight.token == to.l2.token;
+        }
+    }
+    to.l2 = Record::ABSENT;
+}
+
+// ---- a write -----------------------------------------------------------------------------------
+
+fn commit(to: &mut State, index: usize) {
+    to.source += 1;
+    to.writes[index].version = to.source;
+}
+
+/// For the oracle: from now on L2 must not hold anything older.
+fn told(to: &mut State, index: usize, how: How) {
+    let version = to.writes[index].version;
+    to.changed = to.changed.max(version);
+    if how != How::Expire {
+        to.invalidated = to.invalidated.max(version);
+    }
+}
+
+fn execute(model: &Model<'_>, to: &mut State, index: usize, how: How) {
+    let process = usize::from(model.config.writes[index].0);
+    let write = to.writes[index];
+    let was_there = to.l2.kind != Kind::Absent;
+    match how {
+        How::Expire if to.l2.kind == Kind::Value => {
+            to.l2.stale = true;
+            if model.has(Rule::ExpireNewToken) {
+                to.l2.token = new_token(model, to, number(process));
+            }
+        }
+        _ if to.l2.kind == Kind::Lease && !model.has(Rule::InvalidateLease) => {}
+        _ => remove(to),
+    }
+    if how == How::Insert {
+        to.l2 = Record::value(write.version, new_token(model, to, number(process)));
+    }
+    // A process ignores its own messages, so it is not sent them here.
+    let published = write.done == Done::Announced;
+    if !published && (was_there || model.has(Rule::AlwaysPublish)) {
+        publish(to, Some(process), Message::Changed(write.version));
+    }
+    to.writes[index].done = Done::Executed;
+    if model.has(Rule::CommitThenInvalidate) {
+        told(to, index, how);
+    }
+}
+
+fn returns(model: &Model<'_>, to: &mut State, index: usize, process: usize, how: How) {
+    // Its own eviction does not disturb an insert.
+    let undisturbed = !to.writes[index].disturbed || !model.has(Rule::InsertUndisturbed);
+    if model.has(Rule::L2ThenEvict) {
+        forget(model, to, process);
+    }
+    let version = to.writes[index].version;
+    let now = to.now;
+    let here: &mut Process = &mut to.processes[process];
+    if how == How::Insert && undisturbed {
+        here.l1 = Some(version);
+    }
+    here.knows = here.knows.max(version);
+    let write: &mut Write = &mut to.writes[index];
+    write.disturbed = false;
+    write.returned = if model.config.lease > 0 { now } else { 0 };
+    write.done = if !model.has(Rule::CommitThenInvalidate) {
+        Done::Premature
+    } else if how == How::InvalidateEverywhere {
+        Done::WaitsOut
+    } else {
+        Done::All
+    };
+}
+
+// ---- a process ---------------------------------------------------------------------------------
+
+/// Messages are published by the script that changes L2, to whoever is subscribed then.
+fn publish(to: &mut State, except: Option<usize>, message: Message) {
+    for (index, process) in to.processes.iter_mut().enumerate() {
+        if process.is_subscribed() && except != Some(index) {
+            process.send(message);
+        }
+    }
+}
+
+/// The lease that is about to go: who waits for it is told. (Only who waits: to others a wake-up
+/// means nothing.)
+fn wake_waiters(to: &mut State) {
+    if to.l2.kind != Kind::Lease || !to.l2.waited_for {
+        return;
+    }
+    for index in 0..to.processes.len() {
+        let mut flights = to.flights.iter();
+        let waits =
+            flights.any(|flight| usize::from(flight.process) == index && flight.at == At::Wait);
+        if waits && to.processes[index].is_subscribed() {
+            to.processes[index].send(Message::Wake);
+        }
+    }
+}
+
+fn hear(model: &Model<'_>, to: &mut State, process: usize) {
+    match to.processes[process].inbox[0] {
+        Message::None => {}
+        Message::Changed(version) => {
+            forget(model, to, process);
+            let here = &mut to.processes[process];
+            here.knows = here.knows.max(version);
+        }
+        Message::Wake => {
+            for flight in &mut to.flights {
+                if usize::from(flight.process) == process && flight.at == At::Wait {
+                    flight.at = At::ReadL2;
+                }
+            }
+        }
+        Message::Beat(sent) => {
+            let counts_from = if model.has(Rule::LeaseFromSending) {
+                sent
+            } else {
+                to.now
+            };
+            let here = &mut to.processes[process];
+            here.lease_until = here.lease_until.max(counts_from + model.config.lease);
+        }
+    }
+}
+
+/// What a change or a gap does here: L1 is emptied, flights are detached, inserts are disturbed.
+fn forget(model: &Model<'_>, to: &mut State, process: usize) {
+    to.processes[process].l1 = None;
+    for flight in &mut to.flights {
+        if flight.flies() && usize::from(flight.process) == process {
+            detach(model, flight);
+        }
+    }
+    for (write, (by, how)) in to.writes.iter_mut().zip(model.config.writes) {
+        let under_way = !matches!(write.done, Done::Nothing | Done::All);
+        write.disturbed |= under_way && *how == How::Insert && usize::from(*by) == process;
+    }
+}
+
+fn detach(model: &Model<'_>, flight: &mut Flight) {
+    flight.joinable &= !model.has(Rule::JoinCurrent);
+    flight.fenced |= flight.registered;
+    if flight.at == At::Wait {
+        flight.at = At::ReadL2;
+    }
+}
+
+/// The process is gone, and another takes its place. What it had in L2 stays.
+fn crash(model: &Model<'_>, to: &mut State, process: usize) {
+    let here = to.processes[process];
+    to.processes[process] = Process {
+        link: Link::Down,
+        gets: here.gets,
+        refreshes: here.refreshes,
+        ..Process::default()
+    };
+    for flight in &mut to.flights {
+        if usize::from(flight.process) == process {
+            *flight = Flight::default();
+        }
+    }
+    for (write, (by, _)) in to.writes.iter_mut().zip(model.config.writes) {
+        if usize::from(*by) == process && !matches!(write.done, Done::Nothing | Done::All) {
+            (write.done, write.dropped, write.disturbed) = (Done::All, true, false);
+        }
+    }
+}
