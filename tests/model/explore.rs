@@ -2,9 +2,10 @@
 
 use std::hash::{Hash, Hasher};
 
+use crate::next::Next;
 use crate::rules::{Model, Violation};
 use crate::state::State;
-use crate::steps::{Next, Step, Taken};
+use crate::step::{Step, Taken};
 
 /// What an exploration came to.
 #[derive(Debug)]

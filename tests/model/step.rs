@@ -1,11 +1,123 @@
-//! A counterexample in words: a line a step.
+//! The kinds of steps, and a counterexample in words: a line a step.
 
 use std::fmt::Write;
 
 use crate::explore::Counterexample;
 use crate::rules::{Model, Rule};
 use crate::state::{At, Flight, How, Kind, Message, Record, State, Under};
-use crate::steps::{Step, Taken};
+
+/// What a process, a flight, a write or the world does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Step {
+    Lead,
+    Join,
+    Read,
+    HearReply,
+    Acquire,
+    TimerEnds,
+    GoAlone,
+    Load,
+    LoadOld,
+    LoadFails,
+    Mark,
+    Fill,
+    FillRefused,
+    FillUnknown,
+    FillLost,
+    Land,
+    LandUnstored,
+    Store,
+    Commit,
+    Announce,
+    EvictEarly,
+    Execute,
+    Return,
+    CallerLeaves,
+    WaitedOut,
+    Hear,
+    HearTwice,
+    Beat,
+    Cut,
+    NoticeCut,
+    Subscribe,
+    Forget,
+    Up,
+    Crash,
+    L1Drops,
+    ValueAges,
+    ValueExpires,
+    MarkExpires,
+    LeaseExpires,
+    DeadLeaseExpires,
+    Replicate,
+    FailOver,
+    Tick,
+}
+
+impl Step {
+    /// All but those that only a switched-off rule brings.
+    pub(crate) const OF_THE_PROTOCOL: [Self; 34] = [
+        Self::Lead,
+        Self::Join,
+        Self::Read,
+        Self::Acquire,
+        Self::TimerEnds,
+        Self::GoAlone,
+        Self::Load,
+        Self::LoadFails,
+        Self::Mark,
+        Self::Fill,
+        Self::FillRefused,
+        Self::FillUnknown,
+        Self::FillLost,
+        Self::Land,
+        Self::LandUnstored,
+        Self::Commit,
+        Self::Execute,
+        Self::Return,
+        Self::WaitedOut,
+        Self::Hear,
+        Self::HearTwice,
+        Self::Beat,
+        Self::Cut,
+        Self::NoticeCut,
+        Self::Subscribe,
+        Self::Up,
+        Self::Crash,
+        Self::L1Drops,
+        Self::ValueAges,
+        Self::ValueExpires,
+        Self::MarkExpires,
+        Self::LeaseExpires,
+        Self::DeadLeaseExpires,
+        Self::Tick,
+    ];
+
+    /// Whether it comes by itself, sooner or later. What is left are faults, the passing of time
+    /// and the calls of users.
+    pub(crate) fn is_due(self) -> bool {
+        !matches!(
+            self,
+            Self::GoAlone
+                | Self::LoadFails
+                | Self::FillUnknown
+                | Self::FillLost
+                | Self::CallerLeaves
+                | Self::HearTwice
+                | Self::Cut
+                | Self::Crash
+                | Self::L1Drops
+                | Self::ValueAges
+                | Self::ValueExpires
+                | Self::LeaseExpires
+                | Self::FailOver
+                | Self::Tick
+        )
+    }
+}
+
+/// A step, and the number of who takes it.
+pub(crate) type Taken = (Step, u8);
 
 /// Who does what, and how it ends.
 pub(crate) fn tell(model: &Model<'_>, counterexample: &Counterexample) -> String {
