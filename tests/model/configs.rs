@@ -10,6 +10,7 @@ const NO_FAULTS: Faults = Faults {
     cuts: 0,
     duplicates: 0,
     alone: 0,
+    untold: 0,
     failures: 0,
     unknown_fills: 0,
     fail_overs: 0,
@@ -121,6 +122,18 @@ pub(crate) const WAITERS: Config = Config {
     ..PLAIN
 };
 
+pub(crate) const REPAIR: Config = Config {
+    name: "an invalidation that fails",
+    warm: true,
+    gets: [2, 1, 0],
+    writes: &[(0, How::Invalidate), (1, How::Invalidate)],
+    faults: Faults {
+        untold: 1,
+        ..NO_FAULTS
+    },
+    ..PLAIN
+};
+
 pub(crate) const REFRESH: Config = Config {
     name: "a refresh",
     warm: true,
@@ -190,6 +203,7 @@ pub(crate) const CONFIGS: &[Config] = &[
     CRASH,
     CUT,
     WAITERS,
+    REPAIR,
     REFRESH,
     EXPIRE,
     INSERT,

@@ -98,6 +98,12 @@ pub(crate) fn fails(flight: &mut Flight) {
     flight.at = At::LandFailed;
 }
 
+/// The flight loads without a lease.
+pub(crate) fn alone(flight: &mut Flight) {
+    (flight.at, flight.under, flight.token) = (At::Load, Under::Alone, 0);
+    flight.registered = true;
+}
+
 /// Whether the record that the load began under is still there.
 pub(crate) fn holds_still(state: &State, index: usize) -> bool {
     let flight = &state.flights[index];
@@ -237,6 +243,28 @@ pub(crate) fn returns(model: &Model<'_>, to: &mut State, index: usize, process: 
     } else {
         Done::All
     };
+}
+
+/// L2 was not told. The caller hears an error, and still nothing older is answered here.
+pub(crate) fn untold(model: &Model<'_>, to: &mut State, index: usize, process: usize) {
+    forget(model, to, process);
+    let write = &mut to.writes[index];
+    (write.done, write.dropped) = (Done::All, true);
+    let version = write.version;
+    let here = &mut to.processes[process];
+    here.knows = here.knows.max(version);
+    if model.has(Rule::RepairThenRead) {
+        here.repairs = here.repairs.max(version);
+    }
+}
+
+/// L2 is told after all; what the process has from the source itself since then is good.
+pub(crate) fn repair(to: &mut State, process: usize) {
+    let version = std::mem::take(&mut to.processes[process].repairs);
+    remove(to);
+    publish(to, Some(process), Message::Changed(version));
+    to.changed = to.changed.max(version);
+    to.invalidated = to.invalidated.max(version);
 }
 
 // ---- a process ---------------------------------------------------------------------------------

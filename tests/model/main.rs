@@ -13,30 +13,33 @@
 //! step that changes L2, arrive later in the order of their connection, may come twice, and are lost
 //! only with their connection. What can fail: leases expire under their holders, values age and are
 //! evicted, processes crash and are replaced, connections die unnoticed and come back, loads fail, L2
-//! does not answer a flight, nobody hears what became of a fill. With a channel lease time is counted
-//! in ticks, and each process proves its channel with beats through its own queue.
+//! does not answer a flight or cannot be told of an invalidation, nobody hears what became of a fill.
+//! With a channel lease time is counted in ticks, and each process proves its channel with beats
+//! through its own queue.
 //!
 //! **The oracle.** The source is a counter; a commit takes the next version. In every state:
 //!
-//! | | |
-//! |---|---|
-//! | P1 | one load per process, apart from detached ones |
-//! | P2 | one load under a living lease in the fleet, from the grant to the fill |
-//! | P3 | L2 holds nothing older than a change that it has carried out; L1 nothing older than a change that its process knows of; no get is answered with less than its process knew when the get began |
-//! | P4 | no L1 hit misses a change that returned H ago |
-//! | | a process that is connected and has heard everything answers nothing old from L1 |
-//! | | where nothing is left to do, no flight and no lease is left |
+//! - P1: one load per process, apart from detached ones;
+//! - P2: one load under a living lease in the fleet, from the grant to the fill;
+//! - P3: L2 holds nothing older than a change that it has carried out, L1 nothing older than a change
+//!   that its process knows of, and no get is answered with less than its process knew when it began,
+//!   nor with less than an `invalidate_everywhere` that had returned anywhere;
+//! - P4: no L1 hit misses a change that returned H ago;
+//! - a process that is connected and has heard everything answers nothing old from L1;
+//! - where nothing is left to do, no flight and no lease is left.
 //!
 //! A process knows of a change when its own call returns or when it has heard the message. An L1 hit
 //! is no step: what L1 would answer is looked at in every state. A lease removed by a change or by
 //! its expiry does not count for P2 any more. After `expire` the old value may stay in L2, but stale.
 //!
 //! **How it is kept small.** A request and its execution are one step, and so is a reply with what it
-//! leads to, unless something that comes between would matter. A timer ends only when the lease that
+//! leads to, unless something that comes between would matter: a get's answer from L2 and its landing,
+//! or what L2 has carried out for a write and its return, are two steps. A timer ends only when the lease that
 //! it waits for is gone: earlier it changes nothing. A token is only ever compared with the one in L2,
-//! so there are two: that one, and any other. A process with no calls sends no beats.
+//! so there are two: that one, and any other. A process that never gets sends no beats. A detached
+//! flight that has its answer is gone at once.
 //!
-//! **The rules.** R1 to R17 are all here, D1 to D9 are what the design adds. R12 comes in the form
+//! **The rules.** R1 to R17 are all here, D1 to D10 are what the design adds. R12 comes in the form
 //! that this protocol relies on: what was loaded without a lease enters L1, so every invalidation is
 //! announced. R13, R15 and R17 are about things around the protocol: a replica of L2, a replica of the
 //! source, a fail-over. With the rule there is none of it, without it there is one that lags. R16 asks
@@ -44,10 +47,11 @@
 //!
 //! **What is left out.** Other keys: stripes, batches, the budget of absences. Answers past their TTL
 //! (stale-while-revalidate, stale-if-error), though not the stale values themselves. The election of
-//! one refresher. Places for loads. The repair of an invalidation that L2 was not told of, and what
-//! L1 answers while L2 cannot be reached. `hold_off`. Records of other versions. A script that is
-//! carried out long after its caller gave it up. How long anything takes, apart from H; that nobody
-//! goes round in circles for ever. Memory orderings, which are not the protocol's.
+//! one refresher. Places for loads. What L1 answers while L2 cannot be reached, and an `insert` or
+//! `expire` that L2 cannot be told of. `hold_off`. Records of other versions. A script that is carried
+//! out long after its caller gave it up. How long anything takes, apart from H; that nobody goes round
+//! in circles for ever. Memory orderings, which are not the protocol's.
+
 mod configs;
 mod effects;
 mod explore;
@@ -62,8 +66,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use configs::{
-    CONFIGS, CUT, EXPIRE, INSERT, LEASE, ONE_PROCESS, THREE_PROCESSES, TWO_PROCESSES, TWO_WRITERS,
-    WAITERS,
+    CONFIGS, CUT, EXPIRE, INSERT, LEASE, ONE_PROCESS, REPAIR, THREE_PROCESSES, TWO_PROCESSES,
+    TWO_WRITERS, WAITERS,
 };
 use explore::{Kinds, explore};
 use rules::{Model, Rule, Violation};
@@ -235,6 +239,12 @@ const CASES: &[Case] = &[
         "D9: out of the channel lease, a flight older than H is not joined",
         &LEASE,
         Violation::OldAnswer,
+    ),
+    Case(
+        Rule::RepairThenRead,
+        "D10: a key that L2 could not be told of is not read from L2 before L2 has been told",
+        &REPAIR,
+        Violation::OldInL1,
     ),
 ];
 

@@ -2,8 +2,9 @@
 //! server carries out, or what a process does under one lock.
 
 use crate::effects::{
-    acquire, commit, crash, detach, ends, execute, fails, fill, forget, hear, holds_still, loaded,
-    may_fill, publish, read, remove, rename_tokens, returns, told, wake_waiters,
+    acquire, alone, commit, crash, detach, ends, execute, fails, fill, forget, hear, holds_still,
+    loaded, may_fill, publish, read, remove, rename_tokens, repair, returns, told, untold,
+    wake_waiters,
 };
 use crate::rules::{Model, Rule};
 use crate::state::{At, Done, Flight, How, Kind, Link, Message, Record, State, Under};
@@ -161,6 +162,9 @@ impl<'a> Next<'a> {
         let (i, flight) = (number(index), &from.flights[index]);
         match flight.at {
             At::Free => {}
+            At::ReadL2 if from.processes[usize::from(flight.process)].repairs > 0 => {
+                self.step((Step::GoAlone, i), |to| alone(&mut to.flights[index]));
+            }
             At::ReadL2 => {
                 self.step((Step::Read, i), |to| read(model, to, index));
                 self.go_alone(index);
@@ -267,9 +271,7 @@ impl<'a> Next<'a> {
             (Step::GoAlone, number(index)),
             |to| &mut to.faults.alone,
             |to| {
-                let flight = &mut to.flights[index];
-                (flight.at, flight.under, flight.token) = (At::Load, Under::Alone, 0);
-                flight.registered = true;
+                alone(&mut to.flights[index]);
             },
         );
     }
@@ -308,6 +310,13 @@ impl<'a> Next<'a> {
             }
             Done::Committed | Done::Evicted | Done::Announced => {
                 self.step((Step::Execute, i), |to| execute(model, to, index, how));
+                if how == How::Invalidate {
+                    self.fault(
+                        (Step::Untold, i),
+                        |to| &mut to.faults.untold,
+                        |to| untold(model, to, index, process),
+                    );
+                }
             }
             Done::Executed => {
                 self.step((Step::Return, i), |to| {
@@ -428,6 +437,9 @@ impl<'a> Next<'a> {
             |to| &mut to.faults.crashes,
             |to| crash(model, to, process),
         );
+        if here.repairs > 0 {
+            self.step((Step::Repair, i), |to| repair(to, process));
+        }
         if here.l1.is_some() {
             self.fault(
                 (Step::L1Drops, i),

@@ -62,6 +62,8 @@ pub(crate) enum Rule {
     BeatInQueue,
     /// D9: when the channel lease has run out, a flight older than it is not joined.
     JoinWithinLease,
+    /// D10: a key that L2 could not be told of is not read from L2 before L2 has been told.
+    RepairThenRead,
 }
 
 /// What must never happen.

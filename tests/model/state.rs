@@ -91,6 +91,8 @@ pub(crate) struct Process {
     /// Calls that have not begun.
     pub(crate) gets: u8,
     pub(crate) refreshes: u8,
+    /// The newest version that L2 could not be told of: it is to be told before it is read again.
+    pub(crate) repairs: u8,
     /// For the oracle: the newest version of which this process knows that it is there, because a
     /// change of its own returned or a message was processed.
     pub(crate) knows: u8,
@@ -232,6 +234,8 @@ pub(crate) struct Faults {
     pub(crate) duplicates: u8,
     /// Flights that L2 does not answer, or that wait for longer than `lease_wait`.
     pub(crate) alone: u8,
+    /// Invalidations that L2 does not answer and does not carry out.
+    pub(crate) untold: u8,
     pub(crate) failures: u8,
     /// Fills of which nobody knows what became.
     pub(crate) unknown_fills: u8,
@@ -307,6 +311,7 @@ impl Config {
             ("cuts", faults.cuts),
             ("duplicates", faults.duplicates),
             ("flights alone", faults.alone),
+            ("failed invalidations", faults.untold),
             ("failed loads", faults.failures),
             ("unknown fills", faults.unknown_fills),
         ] {

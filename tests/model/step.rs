@@ -34,6 +34,8 @@ pub(crate) enum Step {
     Return,
     CallerLeaves,
     WaitedOut,
+    Untold,
+    Repair,
     Hear,
     HearTwice,
     Beat,
@@ -56,7 +58,7 @@ pub(crate) enum Step {
 
 impl Step {
     /// All but those that only a switched-off rule brings.
-    pub(crate) const OF_THE_PROTOCOL: [Self; 34] = [
+    pub(crate) const OF_THE_PROTOCOL: [Self; 36] = [
         Self::Lead,
         Self::Join,
         Self::Read,
@@ -76,6 +78,8 @@ impl Step {
         Self::Execute,
         Self::Return,
         Self::WaitedOut,
+        Self::Untold,
+        Self::Repair,
         Self::Hear,
         Self::HearTwice,
         Self::Beat,
@@ -103,6 +107,7 @@ impl Step {
                 | Self::FillUnknown
                 | Self::FillLost
                 | Self::CallerLeaves
+                | Self::Untold
                 | Self::HearTwice
                 | Self::Cut
                 | Self::Crash
@@ -183,7 +188,8 @@ fn line(model: &Model<'_>, before: &State, (step, who): Taken, after: &State) ->
         | Step::Execute
         | Step::Return
         | Step::CallerLeaves
-        | Step::WaitedOut => {
+        | Step::WaitedOut
+        | Step::Untold => {
             let (process, how) = model.config.writes[index];
             let how = match how {
                 How::Invalidate => "invalidate",
@@ -198,6 +204,7 @@ fn line(model: &Model<'_>, before: &State, (step, who): Taken, after: &State) ->
                 Step::EvictEarly => "evicts L1, L2 is not yet changed".into(),
                 Step::Execute => format!("at L2, which now holds {}", record(&after.l2)),
                 Step::CallerLeaves => "the caller goes away, the reply is heard by nobody".into(),
+                Step::Untold => "L2 cannot be told, returns an error".into(),
                 Step::WaitedOut => "has waited out the channel lease, returns".into(),
                 _ => format!(
                     "hears the reply, {}, returns",
@@ -234,6 +241,10 @@ fn line(model: &Model<'_>, before: &State, (step, who): Taken, after: &State) ->
         }
         Step::Beat => format!("P{index} sends a beat at {}", before.now),
         Step::Cut => format!("P{index}'s connection to the bus dies"),
+        Step::Repair => format!(
+            "P{index} tells L2 what it could not be told (v{})",
+            before.processes[index].repairs
+        ),
         Step::NoticeCut => format!("P{index} notices that it is not connected"),
         Step::Subscribe => format!("P{index} is subscribed again"),
         Step::Forget => format!("P{index} forgets what it read"),
