@@ -125,8 +125,8 @@ pub(crate) const WAITERS: Config = Config {
 pub(crate) const REPAIR: Config = Config {
     name: "an invalidation that fails",
     warm: true,
-    gets: [2, 1, 0],
-    writes: &[(0, How::Invalidate), (1, How::Invalidate)],
+    gets: [1, 1, 0],
+    writes: &[(0, How::Invalidate), (0, How::Invalidate)],
     faults: Faults {
         untold: 1,
         ..NO_FAULTS

@@ -215,6 +215,7 @@ pub(crate) fn execute(model: &Model<'_>, to: &mut State, index: usize, how: How)
         publish(to, Some(usize::from(by)), Message::Changed(write.version));
     }
     to.writes[index].done = Done::Executed;
+    to.writes[index].settles = to.processes[usize::from(by)].repairs;
     if model.has(Rule::CommitThenInvalidate) {
         told(to, index, how);
     }
@@ -233,6 +234,10 @@ pub(crate) fn returns(model: &Model<'_>, to: &mut State, index: usize, process: 
         here.l1 = Some(version);
     }
     here.knows = here.knows.max(version);
+    let settles = std::mem::take(&mut to.writes[index].settles);
+    if how != How::Expire && (here.repairs == settles || !model.has(Rule::SettleEarlier)) {
+        here.repairs = 0;
+    }
     let write: &mut Write = &mut to.writes[index];
     write.disturbed = false;
     write.returned = if model.config.lease > 0 { now } else { 0 };
@@ -359,7 +364,8 @@ pub(crate) fn crash(model: &Model<'_>, to: &mut State, process: usize) {
     }
     for (write, (by, _)) in to.writes.iter_mut().zip(model.config.writes) {
         if usize::from(*by) == process && !matches!(write.done, Done::Nothing | Done::All) {
-            (write.done, write.dropped, write.disturbed) = (Done::All, true, false);
+            (write.done, write.dropped) = (Done::All, true);
+            (write.disturbed, write.settles) = (false, 0);
         }
     }
 }

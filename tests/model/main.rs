@@ -39,7 +39,7 @@
 //! so there are two: that one, and any other. A process that never gets sends no beats. A detached
 //! flight that has its answer is gone at once.
 //!
-//! **The rules.** R1 to R17 are all here, D1 to D10 are what the design adds. R12 comes in the form
+//! **The rules.** R1 to R17 are all here, D1 to D11 are what the design adds. R12 comes in the form
 //! that this protocol relies on: what was loaded without a lease enters L1, so every invalidation is
 //! announced. R13, R15 and R17 are about things around the protocol: a replica of L2, a replica of the
 //! source, a fail-over. With the rule there is none of it, without it there is one that lags. R16 asks
@@ -243,6 +243,12 @@ const CASES: &[Case] = &[
     Case(
         Rule::RepairThenRead,
         "D10: a key that L2 could not be told of is not read from L2 before L2 has been told",
+        &REPAIR,
+        Violation::OldInL1,
+    ),
+    Case(
+        Rule::SettleEarlier,
+        "D11: a confirmed change settles only the repairs that were pending before it was sent",
         &REPAIR,
         Violation::OldInL1,
     ),

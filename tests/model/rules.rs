@@ -64,6 +64,9 @@ pub(crate) enum Rule {
     JoinWithinLease,
     /// D10: a key that L2 could not be told of is not read from L2 before L2 has been told.
     RepairThenRead,
+    /// D11: a change that L2 has confirmed settles the repairs that were pending before it was sent,
+    /// not those that came while its reply was under way.
+    SettleEarlier,
 }
 
 /// What must never happen.

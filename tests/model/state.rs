@@ -212,6 +212,8 @@ pub(crate) enum Done {
 pub(crate) struct Write {
     pub(crate) done: Done,
     pub(crate) version: u8,
+    /// The repair that was pending when L2 was told.
+    pub(crate) settles: u8,
     /// An insert whose key was changed while it was under way.
     pub(crate) disturbed: bool,
     /// When it returned; counted only where there is a channel lease.
