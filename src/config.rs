@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::health::OnEvent;
+use crate::random;
 use crate::ttl;
 
 #[derive(Clone, Debug)]
@@ -77,9 +78,9 @@ impl Config {
     pub(crate) fn life(&self, asked: Option<Duration>, first_life: bool) -> Duration {
         let ttl = asked.unwrap_or(self.ttl).min(ttl::LONGEST);
         if first_life && self.cold_start_spread {
-            ttl::first_life(ttl, rand::random())
+            ttl::first_life(ttl, random::share())
         } else {
-            ttl::jittered(ttl, self.ttl_jitter, rand::random())
+            ttl::jittered(ttl, self.ttl_jitter, random::share())
         }
     }
 
@@ -87,7 +88,7 @@ impl Config {
     /// themselves, or they would all come back to L2 together.
     pub(crate) fn l1_life(&self, remaining: Duration) -> Duration {
         match self.l1_ttl {
-            Some(bound) => remaining.min(ttl::jittered(bound, self.ttl_jitter, rand::random())),
+            Some(bound) => remaining.min(ttl::jittered(bound, self.ttl_jitter, random::share())),
             None => remaining,
         }
     }

@@ -137,6 +137,7 @@ mod key;
 mod l1;
 mod l2;
 mod loader;
+mod random;
 mod stats;
 mod ttl;
 

@@ -34,6 +34,8 @@
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use crate::random;
+
 /// Bytes of the header.
 pub(crate) const HEADER: usize = 104;
 /// Bytes of the head.
@@ -245,7 +247,7 @@ impl Body<'_> {
 
 /// A state for an entry that is expired by hand; no two are alike.
 pub(crate) fn expiry() -> Expiry {
-    let nonce: u64 = rand::random();
+    let nonce = random::number();
     let mut expiry = [0; 16];
     expiry[..8].copy_from_slice(&nonce.to_le_bytes());
     expiry[8..].copy_from_slice(&(!nonce).to_le_bytes());

@@ -24,6 +24,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::error::Error;
 use crate::l1::Answer;
+use crate::random;
 
 /// Shards of the table; a power of two, and no more than the fewest stripes of a fence.
 const SHARDS: usize = 64;
@@ -288,7 +289,7 @@ impl<V, E> Flights<V, E> {
         };
         Self {
             shards: (0..SHARDS).map(|_| shard()).collect(),
-            seed: rand::random(),
+            seed: random::number(),
         }
     }
 

@@ -20,6 +20,7 @@ use crate::error::RemoteError;
 use crate::key::CacheKey;
 use crate::l1::Answer;
 use crate::l2::message::Operation;
+use crate::random;
 use crate::ttl;
 
 /// A lease that may be, or has been, acquired.
@@ -47,7 +48,7 @@ impl<'a, V> Lease<'a, V> {
         Self {
             shared,
             remote,
-            token: rand::random(),
+            token: random::bytes(),
             era,
         }
     }
@@ -316,7 +317,7 @@ pub(crate) struct Waited {
 }
 
 /// The processes that wait for a holder that died do not all come at the same moment.
-const JITTER_MS: u64 = 25;
+const JITTER: Duration = Duration::from_millis(25);
 
 impl Waited {
     /// Whether this is the first wait of the flight.
@@ -344,7 +345,7 @@ impl Waited {
         if now >= until {
             return false;
         }
-        let jitter = Duration::from_millis(rand::random_range(1..=JITTER_MS));
+        let jitter = random::duration(Duration::from_millis(1), JITTER);
         let lease_ends = ttl::deadline(now, remaining + jitter);
         self.woken = tokio::time::timeout_at(lease_ends.min(until), flight.wake.notified())
             .await

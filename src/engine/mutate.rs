@@ -26,6 +26,7 @@ use crate::l1::Meta;
 use crate::l2::message::Operation;
 use crate::l2::{Look, Raise};
 use crate::loader::Loaded;
+use crate::random;
 use crate::ttl;
 
 /// Keys of one call that are under way at once.
@@ -160,7 +161,7 @@ where
         } else {
             // The time in it is for people; the server ends it.
             let now_ms = shared.now_ms().unwrap_or_default();
-            let record = Header::plain(Kind::HoldOff, rand::random(), remote.hash, now_ms);
+            let record = Header::plain(Kind::HoldOff, random::bytes(), remote.hash, now_ms);
             Some((record.to_record(), ttl::millis(self.config.hold_off)))
         };
         let notice = shared.notice(Operation::Invalidate, id);
@@ -291,7 +292,7 @@ where
         let insert = Insert::begin(self, self.id(&key));
         if let Some(shared) = &self.shared {
             let seal = Seal {
-                token: rand::random(),
+                token: random::bytes(),
                 era,
                 life,
                 cost: Duration::ZERO,
@@ -462,7 +463,7 @@ where
             }
         }
         // A fleet that lost its server does not come back to it as one.
-        let jittered = pause.mul_f64(rand::random_range(0.75..1.25));
+        let jittered = random::duration(pause.mul_f64(0.75), pause.mul_f64(1.25));
         let _ = tokio::time::timeout(jittered, nudge.notified()).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }

@@ -17,6 +17,7 @@ use crate::error::{RemoteError, RemoteKind};
 use crate::key;
 use crate::l2::message::{About, Message, Operation, Origin};
 use crate::l2::{Listener, Notice, Tier};
+use crate::random;
 use crate::ttl;
 
 pub(crate) struct Shared<V> {
@@ -58,7 +59,7 @@ impl<V> Shared<V> {
             namespace,
             channel,
             marks,
-            origin: rand::random(),
+            origin: random::bytes(),
             number: AtomicU64::new(0),
             link,
         }

@@ -44,6 +44,9 @@ use crate::ttl;
 #[derive(Clone)]
 pub struct InProcess {
     shared: Arc<Shared>,
+    /// Whoever works with this handle is dead: nothing of it is carried out any more.
+    #[cfg(all(test, feature = "bincode"))]
+    dead: Arc<std::sync::atomic::AtomicBool>,
 }
 
 struct Shared {
@@ -200,6 +203,8 @@ impl InProcess {
                 #[cfg(all(test, feature = "bincode"))]
                 wires: Mutex::default(),
             }),
+            #[cfg(all(test, feature = "bincode"))]
+            dead: Arc::default(),
         }
     }
 
@@ -749,7 +754,31 @@ impl InProcess {
         gate
     }
 
+    /// A handle of its own, which can be killed.
+    pub(crate) fn mortal(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            dead: Arc::default(),
+        }
+    }
+
+    pub(crate) fn kill(&self) {
+        self.dead.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::SeqCst)
+    }
+
+    /// Whether an operation is to fail that has not come yet.
+    pub(crate) fn will_fail(&self) -> bool {
+        !self.shared.gates.lock().is_empty()
+    }
+
     async fn pass(&self, operation: &'static str, when: When) -> Result<(), RemoteError> {
+        if self.is_dead() {
+            return std::future::pending().await;
+        }
         let gate = {
             let mut gates = self.shared.gates.lock();
             let at = gates

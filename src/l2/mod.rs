@@ -80,7 +80,7 @@ const MARKS_LIFE: std::time::Duration = std::time::Duration::from_secs(30 * 24 *
 
 /// An era in case there is none: random, and small enough for every script to reckon with.
 fn new_era() -> u64 {
-    rand::random_range(1..1 << 52)
+    (crate::random::number() >> 12).max(1)
 }
 
 /// A tier: see the module.

@@ -173,7 +173,7 @@ impl Redis {
 
     fn assemble(settings: &RedisBuilder, pool: Pool, owns_pool: bool, bus: Client) -> Self {
         let (orders, orders_in) = mpsc::unbounded_channel();
-        let private = format!("{}::beat:{:016x}", settings.prefix, rand::random::<u64>());
+        let private = format!("{}::beat:{:016x}", settings.prefix, crate::random::number());
         Self {
             shared: Arc::new(Shared {
                 prefix: settings.prefix.clone(),
