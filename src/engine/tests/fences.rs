@@ -283,6 +283,37 @@ async fn a_remote_invalidation_between_an_insert_and_its_reply_keeps_it_out_of_l
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_gap_between_an_insert_and_its_reply_keeps_it_out_of_l1() {
+    use crate::l2::Listener;
+    let (tier, source) = (InProcess::new(), two_versions());
+    let cache = node(&source, &tier);
+    cache.insert(2, "other".to_owned()).await.unwrap();
+    let gate = tier.gate("insert", When::After);
+    let inserting = {
+        let cache = cache.clone();
+        tokio::spawn(async move { cache.insert(1, "inserted".to_owned()).await })
+    };
+    gate.reached().await;
+    cache.engine().on_gap();
+    gate.open();
+    inserting.await.unwrap().unwrap();
+    assert!(cache.peek(&1).is_none());
+    validate(&[&cache], &tier).await;
+}
+
+/// An entry may be in L1 alone: its record can be deleted by other means, or be evicted.
+#[tokio::test(start_paused = true)]
+async fn an_invalidation_is_announced_where_l2_holds_nothing_too() {
+    let (tier, source) = (InProcess::new(), Database::new(false, [Step::Found("v")]));
+    let (cache, writer) = (node(&source, &tier), node(&source, &tier));
+    cache.get(&1).await.unwrap();
+    tier.delete_raw(KEY);
+    writer.invalidate(&1).await.unwrap();
+    assert!(cache.peek(&1).is_none());
+    validate(&[&cache, &writer], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_fill_with_an_unknown_outcome_is_not_kept_in_l1() {
     let (tier, source) = (InProcess::new(), two_versions());
     let cache = node(&source, &tier);
@@ -420,4 +451,31 @@ async fn what_was_read_before_a_gap_is_neither_answered_nor_joined_after_it() {
     );
     assert_eq!(cache.stats().gaps, 2);
     validate(&[&cache], &tier).await;
+}
+
+/// A reply of L2 is on its way when something is missed.
+#[tokio::test(start_paused = true)]
+async fn a_read_of_l2_that_crosses_a_gap_is_neither_joined_nor_kept() {
+    use crate::l2::Listener;
+    for joined in [false, true] {
+        let (tier, source) = (InProcess::new(), two_versions());
+        let (cache, filler) = (node(&source, &tier), node(&source, &tier));
+        source.go.add_permits(2);
+        filler.get(&1).await.unwrap();
+        let gate = tier.gate("get", When::After);
+        let reading = spawn_get(&cache, 1);
+        gate.reached().await;
+        // Nobody hears of this; only that there was something.
+        tier.delete_raw(KEY);
+        cache.engine().on_gap();
+        let late = joined.then(|| spawn_get(&cache, 1));
+        settle().await;
+        gate.open();
+        assert_eq!(text(&reading.await.unwrap()), Some("old"));
+        match late {
+            Some(late) => assert_eq!(text(&late.await.unwrap()), Some("new")),
+            None => assert!(cache.peek(&1).is_none()),
+        }
+        validate(&[&cache, &filler], &tier).await;
+    }
 }
