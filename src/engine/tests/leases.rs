@@ -52,6 +52,26 @@ async fn a_wake_up_that_overtakes_the_answer_to_its_waiter_is_not_missed() {
     validate(&[&holder, &waiter], &tier).await;
 }
 
+/// A gap detaches a flight and leaves its lease: the next flight of the same cache waits for that.
+#[tokio::test(start_paused = true)]
+async fn a_flight_is_woken_by_the_fill_of_a_detached_one_of_its_own_cache() {
+    use crate::l2::Listener;
+    let (tier, source) = (InProcess::new(), Database::new(true, [Step::Found("v")]));
+    let cache = node(&source, &tier);
+    let detached = spawn_get(&cache, 1);
+    source.loading().await;
+    cache.engine().on_gap();
+    let waiting = spawn_get(&cache, 1);
+    settle().await;
+    assert_eq!(cache.stats().lease_waits, 1);
+    let begun = Instant::now();
+    source.answer();
+    assert_eq!(text(&detached.await.unwrap()), Some("v"));
+    assert_eq!(text(&waiting.await.unwrap()), Some("v"));
+    assert_eq!((begun.elapsed(), source.calls()), (Duration::ZERO, 1));
+    validate(&[&cache], &tier).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lost_wake_up_is_made_good_by_the_end_of_the_lease() {
     let (tier, source) = (InProcess::new(), Database::new(true, [Step::Found("v")]));
