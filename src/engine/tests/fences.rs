@@ -247,6 +247,24 @@ async fn a_read_of_l2_that_crosses_an_invalidation_is_not_stored() {
     validate(&[&cache, &filler], &tier).await;
 }
 
+/// The same with an insert: what was read before must not replace it in L1.
+#[tokio::test(start_paused = true)]
+async fn a_read_of_l2_that_crosses_an_insert_is_not_stored() {
+    let (tier, source) = (InProcess::new(), two_versions());
+    let (cache, filler) = (node(&source, &tier), node(&source, &tier));
+    source.answer();
+    filler.get(&1).await.unwrap();
+    let gate = tier.gate("get", When::After);
+    let reading = spawn_get(&cache, 1);
+    gate.reached().await;
+    cache.insert(1, "inserted".to_owned()).await.unwrap();
+    gate.open();
+    assert_eq!(text(&reading.await.unwrap()), Some("old"));
+    assert_eq!(text(&cache.get(&1).await), Some("inserted"));
+    assert_eq!(source.calls(), 1);
+    validate(&[&cache, &filler], &tier).await;
+}
+
 /// Two inserts of one process whose replies come in the other order than they were carried out.
 #[tokio::test(start_paused = true)]
 async fn of_two_inserts_l1_keeps_none_that_l2_does_not_hold() {
