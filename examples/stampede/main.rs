@@ -80,10 +80,11 @@ fn main() -> ExitCode {
     };
     // Whatever the reason is for which this ends, what was started and made is dropped with it:
     // the processes, the server, the database's file.
+    let worker = matches!(command, Command::Work(_));
     let result = runtime.block_on(async {
         tokio::select! {
             result = run(command) => result,
-            () = interrupted() => Err("interrupted".into()),
+            () = interrupted(worker) => Err("interrupted".into()),
         }
     });
     match result {
@@ -256,7 +257,12 @@ fn verdict(rows: &[Row], requests: usize, processes: usize) -> Result<(), BoxErr
 }
 
 /// Ctrl-c, or what `kill` sends.
-async fn interrupted() {
+async fn interrupted(worker: bool) {
+    if worker {
+        // Ctrl-c reaches the parent as well, which says so and ends its processes.
+        let _ = tokio::signal::ctrl_c().await;
+        return std::future::pending().await;
+    }
     #[cfg(unix)]
     if let Ok(mut terminate) =
         tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())

@@ -10,7 +10,7 @@ use tidegate::{BoxError, Cache, Codec, CodecError, Source, loader_fn};
 use crate::support::eventually;
 use crate::support::ground::{Ground, users};
 use crate::support::loader::Db;
-use crate::support::node::{Node, value};
+use crate::support::node::{Node, answer, value};
 use crate::support::server::{Raw, Server, is_value};
 
 struct Scene {
@@ -154,6 +154,32 @@ async fn forged(forger: Forger, what: &str) {
     scene.ground.check(&[&ours, &theirs]).await;
 }
 
+/// Between its read of the bad bytes and its attempt at a lease, another process fills the key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_filled_since_a_record_was_found_unreadable_is_not_replaced() {
+    let mut scene = Scene::new();
+    let a = scene.reader().await;
+    let b = scene
+        .ground
+        .node_with(&scene.db, |builder| builder.max_concurrent_loads(1))
+        .await;
+    scene.raw.set(&users(1), b"what the old cache wrote");
+    let gate = scene.db.gate();
+    let other = b.caller(2).await;
+    gate.reached().await;
+    let late = b.caller(1).await;
+    eventually("it has read, and waits for a place", async || {
+        b.stats().decode_failures == 1
+    })
+    .await;
+    assert_eq!(value(a.get(1).await), "row 1");
+    gate.open();
+    assert_eq!(value(answer(other).await), "row 2");
+    assert_eq!(value(answer(late).await), "row 1");
+    assert_eq!((scene.db.loads(), b.stats().l2_hits), (2, 1));
+    scene.ground.check(&[&a, &b]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_value_too_large_for_a_record_is_answered_and_not_stored() {
     let mut scene = Scene::new();
@@ -234,7 +260,7 @@ async fn every_record_has_the_expiry_of_what_it_says() {
     let lease = scene.raw.pttl(&users(1));
     assert!((1..=60_000).contains(&lease), "a lease for {lease} ms");
     gate.open();
-    assert_eq!(value(crate::support::node::answer(caller).await), "row 1");
+    assert_eq!(value(answer(caller).await), "row 1");
     a.get(2).await.expect("a load");
     a.insert(3, "by hand".to_owned()).await.expect("an insert");
     for (key, most) in [(1, 100_000), (2, 50_000), (3, 100_000)] {

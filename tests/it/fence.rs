@@ -1,5 +1,8 @@
 //! The fence in L2, where no message helps: whatever removes the lease makes the fill lose.
 
+use std::time::Duration;
+
+use crate::support::eventually;
 use crate::support::ground::{Ground, users};
 use crate::support::loader::Db;
 use crate::support::node::{Node, answer, value};
@@ -75,5 +78,49 @@ async fn a_lease_that_was_lost_is_not_released_for_its_new_holder() {
     second.open();
     assert_eq!(value(answer(holds).await), "row 1");
     assert_eq!((a.stats().fills_refused, b.stats().fills), (1, 1));
+    ground.check(&[&a, &b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewal_leaves_what_has_replaced_the_lease_as_it_is() {
+    let server = Server::start();
+    let mut raw = server.raw();
+    let (ground, db) = (Ground::Redis(server), Db::default());
+    let lease = Duration::from_millis(600);
+    let a = ground
+        .node_with(&db, |builder| builder.lease_ttl(lease))
+        .await;
+    let b = ground.node(&db).await;
+    let gate = db.gate();
+    let loses = a.caller(1).await;
+    gate.reached().await;
+    b.insert(1, "new".to_owned()).await.expect("an insert");
+    let before = raw.calls("evalsha");
+    eventually("a renewal has been tried", async || {
+        raw.calls("evalsha") > before
+    })
+    .await;
+    assert!(raw.pttl(&users(1)) > 60_000, "its expiry was changed");
+    gate.open();
+    assert_eq!(value(answer(loses).await), "row 1");
+    assert_eq!(a.stats().fills_refused, 1);
+    ground.check(&[&a, &b]).await;
+}
+
+/// An entry may be in L1 alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_invalidation_is_announced_where_l2_holds_nothing_too() {
+    let server = Server::start();
+    let mut raw = server.raw();
+    let (ground, db) = (Ground::Redis(server), Db::default());
+    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    a.get(1).await.expect("a load");
+    assert!(a.peek(&1).is_some());
+    raw.ask(&format!("DEL {}", users(1)));
+    b.invalidate(&1).await.expect("an invalidation");
+    eventually("the other process has dropped it", async || {
+        a.peek(&1).is_none()
+    })
+    .await;
     ground.check(&[&a, &b]).await;
 }

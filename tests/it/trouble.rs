@@ -355,6 +355,34 @@ async fn nothing_read_before_the_subscription_was_lost_is_answered_from_l1_after
     scene.end().await;
 }
 
+/// The client says that it has subscribed before the server has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l1_is_not_used_before_the_server_has_confirmed_the_subscription() {
+    let mut scene = Scene::new(Duration::from_millis(500)).await;
+    let redis = patient(scene.proxy.port())
+        .connect()
+        .await
+        .expect("connect");
+    let b = node(&scene.db, &redis);
+    scene.proxy.set(Wire::HoldSubscriptions).await;
+    assert_eq!(value(b.get(1).await), "row 1");
+    let entry = b.get_entry(1).await.expect("a look-up").expect("an entry");
+    assert_eq!(entry.source(), Source::L2);
+    // Nobody would have heard of this one.
+    scene.db.write(1, "new");
+    scene.a.invalidate(&1).await.expect("an invalidation");
+    assert_eq!(value(b.get(1).await), "new");
+    scene.proxy.set(Wire::Pass).await;
+    eventually("L1 is used", async || {
+        assert_eq!(value(b.get(1).await), "new");
+        b.peek(&1).is_some()
+    })
+    .await;
+    b.check().await;
+    scene.heals(1_000).await;
+    scene.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_password_fails_connect_and_no_get() {
     let server = Server::start();

@@ -248,6 +248,24 @@ async fn a_read_of_l2_that_crosses_an_invalidation_is_not_stored() {
     validate(&[&cache, &filler], &tier).await;
 }
 
+/// The same with an insert: what was read before must not replace it in L1.
+#[tokio::test(start_paused = true)]
+async fn a_read_of_l2_that_crosses_an_insert_is_not_stored() {
+    let (tier, source) = (InProcess::new(), two_versions());
+    let (cache, filler) = (node(&source, &tier), node(&source, &tier));
+    source.answer();
+    filler.get(&1).await.unwrap();
+    let gate = tier.gate("get", When::After);
+    let reading = spawn_get(&cache, 1);
+    gate.reached().await;
+    cache.insert(1, "inserted".to_owned()).await.unwrap();
+    gate.open();
+    assert_eq!(text(&reading.await.unwrap()), Some("old"));
+    assert_eq!(text(&cache.get(&1).await), Some("inserted"));
+    assert_eq!(source.calls(), 1);
+    validate(&[&cache, &filler], &tier).await;
+}
+
 /// Two inserts of one process whose replies come in the other order than they were carried out.
 #[tokio::test(start_paused = true)]
 async fn of_two_inserts_l1_keeps_none_that_l2_does_not_hold() {
@@ -279,6 +297,37 @@ async fn a_remote_invalidation_between_an_insert_and_its_reply_keeps_it_out_of_l
     writer.invalidate(&1).await.unwrap();
     gate.open();
     inserting.await.unwrap().unwrap();
+    assert!(cache.peek(&1).is_none());
+    validate(&[&cache, &writer], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_between_an_insert_and_its_reply_keeps_it_out_of_l1() {
+    use crate::l2::Listener;
+    let (tier, source) = (InProcess::new(), two_versions());
+    let cache = node(&source, &tier);
+    cache.insert(2, "other".to_owned()).await.unwrap();
+    let gate = tier.gate("insert", When::After);
+    let inserting = {
+        let cache = cache.clone();
+        tokio::spawn(async move { cache.insert(1, "inserted".to_owned()).await })
+    };
+    gate.reached().await;
+    cache.engine().on_gap();
+    gate.open();
+    inserting.await.unwrap().unwrap();
+    assert!(cache.peek(&1).is_none());
+    validate(&[&cache], &tier).await;
+}
+
+/// An entry may be in L1 alone: its record can be deleted by other means, or be evicted.
+#[tokio::test(start_paused = true)]
+async fn an_invalidation_is_announced_where_l2_holds_nothing_too() {
+    let (tier, source) = (InProcess::new(), Database::new(false, [Step::Found("v")]));
+    let (cache, writer) = (node(&source, &tier), node(&source, &tier));
+    cache.get(&1).await.unwrap();
+    tier.delete_raw(KEY);
+    writer.invalidate(&1).await.unwrap();
     assert!(cache.peek(&1).is_none());
     validate(&[&cache, &writer], &tier).await;
 }
@@ -421,4 +470,31 @@ async fn what_was_read_before_a_gap_is_neither_answered_nor_joined_after_it() {
     );
     assert_eq!(cache.stats().gaps, 2);
     validate(&[&cache], &tier).await;
+}
+
+/// A reply of L2 is on its way when something is missed.
+#[tokio::test(start_paused = true)]
+async fn a_read_of_l2_that_crosses_a_gap_is_neither_joined_nor_kept() {
+    use crate::l2::Listener;
+    for joined in [false, true] {
+        let (tier, source) = (InProcess::new(), two_versions());
+        let (cache, filler) = (node(&source, &tier), node(&source, &tier));
+        source.go.add_permits(2);
+        filler.get(&1).await.unwrap();
+        let gate = tier.gate("get", When::After);
+        let reading = spawn_get(&cache, 1);
+        gate.reached().await;
+        // Nobody hears of this; only that there was something.
+        tier.delete_raw(KEY);
+        cache.engine().on_gap();
+        let late = joined.then(|| spawn_get(&cache, 1));
+        settle().await;
+        gate.open();
+        assert_eq!(text(&reading.await.unwrap()), Some("old"));
+        match late {
+            Some(late) => assert_eq!(text(&late.await.unwrap()), Some("new")),
+            None => assert!(cache.peek(&1).is_none()),
+        }
+        validate(&[&cache, &filler], &tier).await;
+    }
 }

@@ -33,6 +33,45 @@ async fn nodes_wait_for_the_holder_without_a_command_and_are_woken_by_its_fill()
     validate(&nodes.iter().collect::<Vec<_>>(), &tier).await;
 }
 
+/// The fill may come between the answer "held" and its arrival at the waiter.
+#[tokio::test(start_paused = true)]
+async fn a_wake_up_that_overtakes_the_answer_to_its_waiter_is_not_missed() {
+    let (tier, source) = (InProcess::new(), Database::new(true, [Step::Found("v")]));
+    let (holder, waiter) = (node(&source, &tier), node(&source, &tier));
+    let held = spawn_get(&holder, 1);
+    source.loading().await;
+    let gate = tier.gate("acquire", When::After);
+    let waiting = spawn_get(&waiter, 1);
+    gate.reached().await;
+    source.answer();
+    assert_eq!(text(&held.await.unwrap()), Some("v"));
+    let begun = Instant::now();
+    gate.open();
+    assert_eq!(text(&waiting.await.unwrap()), Some("v"));
+    assert_eq!(begun.elapsed(), Duration::ZERO, "woken, not timed");
+    validate(&[&holder, &waiter], &tier).await;
+}
+
+/// A gap detaches a flight and leaves its lease: the next flight of the same cache waits for that.
+#[tokio::test(start_paused = true)]
+async fn a_flight_is_woken_by_the_fill_of_a_detached_one_of_its_own_cache() {
+    use crate::l2::Listener;
+    let (tier, source) = (InProcess::new(), Database::new(true, [Step::Found("v")]));
+    let cache = node(&source, &tier);
+    let detached = spawn_get(&cache, 1);
+    source.loading().await;
+    cache.engine().on_gap();
+    let waiting = spawn_get(&cache, 1);
+    settle().await;
+    assert_eq!(cache.stats().lease_waits, 1);
+    let begun = Instant::now();
+    source.answer();
+    assert_eq!(text(&detached.await.unwrap()), Some("v"));
+    assert_eq!(text(&waiting.await.unwrap()), Some("v"));
+    assert_eq!((begun.elapsed(), source.calls()), (Duration::ZERO, 1));
+    validate(&[&cache], &tier).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lost_wake_up_is_made_good_by_the_end_of_the_lease() {
     let (tier, source) = (InProcess::new(), Database::new(true, [Step::Found("v")]));
@@ -72,6 +111,22 @@ async fn a_lease_is_renewed_while_its_load_runs() {
     assert_eq!(text(&waiting.await.unwrap()), Some("v"));
     assert_eq!(source.calls(), 1);
     validate(&[&holder, &waiter], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_leaves_what_has_replaced_the_lease_as_it_is() {
+    let (tier, source) = (InProcess::new(), Database::new(true, [Step::Found("old")]));
+    let (holder, writer) = (node(&source, &tier), node(&source, &tier));
+    let held = spawn_get(&holder, 1);
+    source.loading().await;
+    writer.insert(1, "new".to_owned()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    source.answer();
+    assert_eq!(text(&held.await.unwrap()), Some("old"));
+    // Longer than a lease.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(raw_kind(&tier, KEY), Some(Kind::Value));
+    validate(&[&holder, &writer], &tier).await;
 }
 
 /// A dead holder: a lease that nobody renews.
@@ -233,6 +288,21 @@ async fn a_record_that_was_copied_to_another_key_is_a_miss() {
     cache.get(&2).await.unwrap();
     assert_eq!((cache.stats().decode_failures, source.calls()), (1, 2));
     validate(&[&cache], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_filled_since_a_record_was_found_unreadable_is_not_replaced() {
+    let (tier, source) = (InProcess::new(), Database::new(false, [Step::Found("v")]));
+    let (first, second) = (node(&source, &tier), node(&source, &tier));
+    tier.set_raw(KEY, b"a value that somebody else put there", 60_000);
+    let gate = tier.gate("get", When::After);
+    let late = spawn_get(&second, 1);
+    gate.reached().await;
+    assert_eq!(text(&first.get(&1).await), Some("v"));
+    gate.open();
+    assert_eq!(text(&late.await.unwrap()), Some("v"));
+    assert_eq!((source.calls(), second.stats().l2_hits), (1, 1));
+    validate(&[&first, &second], &tier).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -281,6 +281,69 @@ fn outside_a_runtime_a_future_is_an_error_and_not_a_panic() {
     ));
 }
 
+thread_local! {
+    /// What happens on this thread while the next key is encoded.
+    static MEANWHILE: std::cell::RefCell<Option<Box<dyn FnOnce()>>> = const { std::cell::RefCell::new(None) };
+}
+
+/// A key that takes its time to be encoded: after the look at L1, before the look at the flights.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Slow;
+
+impl crate::CacheKey for Slow {
+    fn encode(&self, key: &mut crate::KeyBuf) {
+        if let Some(meanwhile) = MEANWHILE.take() {
+            meanwhile();
+        }
+        key.push_str("slow");
+    }
+}
+
+struct SlowKeys(Database);
+
+impl Loader for SlowKeys {
+    type Key = Slow;
+    type Value = String;
+    type Error = BoxError;
+
+    async fn load(&self, _: &Slow) -> Result<Loaded<String>, BoxError> {
+        self.0.load(&1).await
+    }
+}
+
+#[test]
+fn a_flight_that_lands_between_the_look_at_l1_and_the_look_at_the_flights_is_not_flown_again() {
+    let source = Database::new(true, [Step::Found("v")]);
+    let cache = Cache::builder("slow", SlowKeys(source.clone()))
+        .build()
+        .unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let first = runtime.spawn({
+        let cache = cache.clone();
+        async move { cache.get(&Slow).await }
+    });
+    runtime.block_on(source.loading());
+    let lands = source.clone();
+    MEANWHILE.set(Some(Box::new(move || {
+        lands.answer();
+        while !first.is_finished() {
+            std::thread::yield_now();
+        }
+    })));
+    let _inside = runtime.enter();
+    let mut get = std::pin::pin!(cache.get(&Slow));
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let std::task::Poll::Ready(got) = Future::poll(get.as_mut(), &mut context) else {
+        panic!("it loads again")
+    };
+    assert_eq!(text(&got), Some("v"));
+    assert_eq!((source.calls(), cache.stats().l1_hits), (1, 1));
+}
+
 /// actix gives every worker a runtime of its own: a flight may outlive the one it flies on.
 #[test]
 fn when_the_runtime_of_a_load_ends_its_waiters_elsewhere_load_for_themselves() {

@@ -18,6 +18,7 @@ on_both_tiers! {
     a_panic_leaves_no_lease
     a_load_that_all_callers_left_leaves_no_lease
     a_value_that_cannot_be_encoded_is_answered_and_leaves_no_lease
+    a_lease_that_was_lost_is_not_given_back_for_its_new_holder
     a_waiter_that_has_waited_enough_loads_by_itself_and_does_not_fill
     caches_of_different_names_do_not_share_leases
 }
@@ -206,6 +207,29 @@ async fn a_value_that_cannot_be_encoded_is_answered_and_leaves_no_lease(ground: 
         assert!(!node.get(2).await.expect("an answer").expect("a value").0);
     }
     assert_eq!(b.stats().l2_hits, 1, "the other values are shared");
+    ground.check(&[&a, &b]).await;
+}
+
+async fn a_lease_that_was_lost_is_not_given_back_for_its_new_holder(ground: Ground) {
+    let db = Db::default();
+    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (first, second) = (db.gate(), db.gate());
+    // Its lease is given back, not filled against.
+    db.behave(Behaviour {
+        do_not_store: true,
+        ..Behaviour::default()
+    });
+    let loses = a.caller(1).await;
+    first.reached().await;
+    db.behave(Behaviour::default());
+    b.invalidate(&1).await.expect("an invalidation");
+    let holds = b.caller(1).await;
+    second.reached().await;
+    first.open();
+    assert_eq!(value(answer(loses).await), "row 1");
+    second.open();
+    assert_eq!(value(answer(holds).await), "row 1");
+    assert_eq!((b.stats().fills, b.stats().fills_refused), (1, 0));
     ground.check(&[&a, &b]).await;
 }
 

@@ -22,6 +22,8 @@ pub(crate) enum Wire {
     Swallow,
     /// Everything takes this long.
     Slow(Duration),
+    /// A connection that subscribes stops there; the others pass. It goes on when this ends.
+    HoldSubscriptions,
 }
 
 /// A wire to a server's port; what it does can be changed while it is in use.
@@ -127,17 +129,27 @@ async fn accept(
 }
 
 /// One direction of one connection.
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, wire: watch::Receiver<Wire>) {
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut wire: watch::Receiver<Wire>) {
     let mut bytes = vec![0; 1 << 16];
     while let Ok(read @ 1..) = from.read(&mut bytes).await {
-        let wire = *wire.borrow();
-        match wire {
+        let now = *wire.borrow();
+        match now {
             Wire::Swallow => continue,
             Wire::Slow(by) => tokio::time::sleep(by / 2).await,
+            Wire::HoldSubscriptions if subscribes(&bytes[..read]) => {
+                let _ = wire.wait_for(|wire| *wire != now).await;
+            }
+            Wire::HoldSubscriptions => {}
             Wire::Pass | Wire::Refuse => {}
         }
         if to.write_all(&bytes[..read]).await.is_err() {
             return;
         }
     }
+}
+
+fn subscribes(bytes: &[u8]) -> bool {
+    bytes
+        .windows(b"SUBSCRIBE".len())
+        .any(|word| word.eq_ignore_ascii_case(b"SUBSCRIBE"))
 }
