@@ -228,8 +228,14 @@ impl Marks {
         })
     }
 
-    /// Whether a record is dead, as far as is known here.
-    pub(crate) fn judge(&self, era: Era, tags: impl ExactSizeIterator<Item = u64>) -> Verdict {
+    /// Whether a record is dead, as far as is known here. `proven`: the channel is, so that what is
+    /// known of tags is not older than its lease.
+    pub(crate) fn judge(
+        &self,
+        era: Era,
+        tags: impl ExactSizeIterator<Item = u64>,
+        proven: bool,
+    ) -> Verdict {
         let (known, since) = {
             let state = self.state.lock();
             (state.known.unwrap_or_default(), state.since)
@@ -243,7 +249,9 @@ impl Marks {
         match self.tags(era, tags) {
             None => Verdict::Alive(None),
             Some(tags) if !tags.hold() => Verdict::Dead,
-            Some(tags) if since.is_none_or(|since| era.mark < since) => Verdict::AskTags(tags),
+            Some(tags) if !proven || since.is_none_or(|since| era.mark < since) => {
+                Verdict::AskTags(tags)
+            }
             Some(tags) => Verdict::Alive(Some(tags)),
         }
     }
@@ -279,7 +287,10 @@ mod tests {
     }
 
     fn alive(marks: &Marks, era: Era, tags: &[u64]) -> bool {
-        matches!(marks.judge(era, tags.iter().copied()), Verdict::Alive(_))
+        matches!(
+            marks.judge(era, tags.iter().copied(), true),
+            Verdict::Alive(_)
+        )
     }
 
     #[test]
@@ -320,11 +331,13 @@ mod tests {
         marks.learn(marked(7, 3, 0), true);
         let ask = |mark, tags: &[u64]| {
             matches!(
-                marks.judge(era(7, mark), tags.iter().copied()),
+                marks.judge(era(7, mark), tags.iter().copied(), true),
                 Verdict::AskTags(_)
             )
         };
         assert!(ask(2, &[1]) && !ask(3, &[1]) && !ask(2, &[]));
+        let unproven = marks.judge(era(7, 3), [1].into_iter(), false);
+        assert!(matches!(unproven, Verdict::AskTags(_)));
         marks.doubt();
         assert!(ask(3, &[1]));
         marks.learn(marked(7, 5, 0), false);
@@ -341,13 +354,13 @@ mod tests {
         let marks = Marks::default();
         marks.learn(marked(7, 3, 0), true);
         assert!(matches!(
-            marks.judge(era(8, 9), [].into_iter()),
+            marks.judge(era(8, 9), [].into_iter(), true),
             Verdict::OtherEra
         ));
         assert_eq!(marks.learn(marked(8, 0, 0), true), News::Everything);
         assert!(alive(&marks, era(8, 0), &[1]));
         assert!(matches!(
-            marks.judge(era(7, 3), [].into_iter()),
+            marks.judge(era(7, 3), [].into_iter(), true),
             Verdict::OtherEra
         ));
         assert_eq!(marks.learn(marked(7, 3, 0), false), News::Nothing);
@@ -363,7 +376,7 @@ mod tests {
             marks.learn_tag(tag, marked(7, tag + 1, 0));
         }
         assert!(marks.state.lock().tags.len() <= MOST_TAGS);
-        let verdict = marks.judge(era(7, 5), [9].into_iter());
+        let verdict = marks.judge(era(7, 5), [9].into_iter(), true);
         assert!(matches!(verdict, Verdict::AskTags(_)), "{verdict:?}");
         assert!(held.hold());
         marks.learn_tag(u64::MAX, marked(7, 9, 0));

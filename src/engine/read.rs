@@ -361,10 +361,14 @@ where
         era: Era,
         tags: &[u64],
     ) -> Result<Verdict, RemoteError> {
-        let mut verdict = self.marks.judge(era, tags.iter().copied());
+        let judge = || {
+            let proven = shared.link.is_proven(Instant::now());
+            self.marks.judge(era, tags.iter().copied(), proven)
+        };
+        let mut verdict = judge();
         if matches!(verdict, Verdict::OtherEra) {
             self.look_at_marks(shared, Vec::new()).await?;
-            verdict = self.marks.judge(era, tags.iter().copied());
+            verdict = judge();
         }
         if let Verdict::AskTags(of) = verdict {
             let latest = self.look_at_marks(shared, tags.to_vec()).await?;

@@ -20,6 +20,7 @@ mod fences;
 mod leases;
 mod life;
 mod loads;
+mod simulation;
 
 type Users = Cache<u64, String, BoxError>;
 type Got = Result<Option<Arc<String>>, Error<BoxError>>;
@@ -164,6 +165,11 @@ async fn validate(caches: &[&Users], tier: &InProcess) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+    validate_tier(tier);
+}
+
+/// No lease is left.
+fn validate_tier(tier: &InProcess) {
     for (key, kind) in tier.kinds() {
         assert_ne!(
             kind,

@@ -770,6 +770,10 @@ impl InProcess {
         self.dead.load(Ordering::SeqCst)
     }
 
+    pub(crate) fn no_more_failures(&self) {
+        self.shared.gates.lock().clear();
+    }
+
     /// Whether an operation is to fail that has not come yet.
     pub(crate) fn will_fail(&self) -> bool {
         !self.shared.gates.lock().is_empty()

@@ -1,0 +1,551 @@
+//! Whole nodes under a seeded scheduler: messages are delayed, duplicated, reordered and lost with
+//! their connection, operations fail, nodes die. The source is a map of versions, and every answer
+//! is held against it. A seed is a run, and gives the same run again.
+//!
+//! ```text
+//! TIDEGATE_SIM_SEEDS=1000000 cargo test --release --all-features --lib simulation   a million runs
+//! TIDEGATE_SIM_SEED=42 cargo test --all-features --lib simulation -- --nocapture    one, step by step
+//! ```
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep};
+
+use super::validate_tier;
+use crate::error::RemoteKind;
+use crate::l2::When;
+use crate::l2::message::{Message, Operation};
+use crate::{BoxError, Cache, InProcess, Loaded, Loader};
+
+const NODES: usize = 3;
+const KEYS: u64 = 3;
+const STEPS: usize = 120;
+/// The channel lease.
+const H: Duration = Duration::from_millis(600);
+const SEEDS: u64 = 1_000;
+
+/// The source of truth, and all that is known of what was answered.
+struct World {
+    rng: StdRng,
+    /// The version of each key that was committed last.
+    committed: HashMap<u64, u64>,
+    /// Changes that have returned: key, version, node, when.
+    finished: Vec<Finished>,
+    /// Keys that somebody is changing: writers of one key take turns, from commit to return.
+    writing: HashMap<u64, u64>,
+    next_version: u64,
+    log: String,
+    started: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Finished {
+    key: u64,
+    version: u64,
+    /// The life of the node that did it, and whether L2 confirmed it.
+    life: u64,
+    confirmed: bool,
+    at: Instant,
+}
+
+type Shared = Arc<Mutex<World>>;
+
+/// One node's way to the source. A dead node's loads never end.
+#[derive(Clone)]
+struct Source {
+    world: Shared,
+    tier: InProcess,
+}
+
+impl Loader for Source {
+    type Key = u64;
+    type Value = u64;
+    type Error = BoxError;
+
+    async fn load(&self, key: &u64) -> Result<Loaded<u64>, BoxError> {
+        let (version, before, after, fails, stored) = {
+            let mut world = self.world.lock();
+            let version = world.committed[key];
+            let before = world.rng.random_range(0..30);
+            let after = world.rng.random_range(0..200);
+            let (fails, stored) = (world.rng.random_bool(0.05), !world.rng.random_bool(0.03));
+            (version, before, after, fails, stored)
+        };
+        sleep(Duration::from_millis(before + after)).await;
+        if self.tier.is_dead() {
+            std::future::pending::<()>().await;
+        }
+        if fails {
+            return Err(BoxError::from("the database is down"));
+        }
+        let loaded = Loaded::found(version).tag(tag(*key));
+        Ok(if stored {
+            loaded
+        } else {
+            loaded.do_not_store()
+        })
+    }
+}
+
+/// Two keys share a tag.
+fn tag(key: u64) -> String {
+    format!("tag:{}", key.min(1))
+}
+
+struct Node {
+    cache: Cache<u64, u64, BoxError>,
+    tier: InProcess,
+    wire: usize,
+    life: u64,
+}
+
+struct Simulation {
+    world: Shared,
+    tier: InProcess,
+    nodes: Vec<Node>,
+    lives: u64,
+    tasks: JoinSet<Result<(), String>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Invalidate,
+    Insert,
+    Expire,
+    All,
+    Tag,
+}
+
+impl Simulation {
+    async fn new(seed: u64) -> Self {
+        crate::random::seed(seed);
+        let world = World {
+            rng: StdRng::seed_from_u64(seed),
+            committed: (0..KEYS).map(|key| (key, 0)).collect(),
+            finished: Vec::new(),
+            writing: HashMap::new(),
+            next_version: 1,
+            log: String::new(),
+            started: Instant::now(),
+        };
+        let mut simulation = Self {
+            world: Arc::new(Mutex::new(world)),
+            tier: InProcess::wired(),
+            nodes: Vec::new(),
+            lives: 0,
+            tasks: JoinSet::new(),
+        };
+        for _ in 0..NODES {
+            let node = simulation.birth().await;
+            simulation.nodes.push(node);
+        }
+        simulation
+    }
+
+    /// A node that has begun to listen, so that its wire is the last one.
+    async fn birth(&mut self) -> Node {
+        let tier = self.tier.mortal();
+        let source = Source {
+            world: Arc::clone(&self.world),
+            tier: tier.clone(),
+        };
+        let cache = Cache::builder("users", source)
+            .ttl(Duration::from_secs(5))
+            .negative_ttl(Duration::from_secs(5))
+            .channel_lease(H)
+            .degraded_l1_ttl(Duration::ZERO)
+            .error_backoff(Duration::from_millis(50))
+            .lease_ttl(Duration::from_millis(150))
+            .lease_wait(Duration::from_millis(400))
+            .load_timeout(Duration::from_secs(2))
+            .l2(tier.clone())
+            .build()
+            .unwrap();
+        self.lives += 1;
+        let (wire, asking) = (self.tier.wires(), cache.clone());
+        let first: JoinHandle<_> = tokio::spawn(async move { asking.get(&0).await.map(drop) });
+        while self.tier.wires() == wire {
+            tokio::task::yield_now().await;
+        }
+        self.tier.connect(wire);
+        drop(first);
+        Node {
+            cache,
+            tier,
+            wire,
+            life: self.lives,
+        }
+    }
+
+    fn roll(&self, below: u64) -> u64 {
+        self.world.lock().rng.random_range(0..below)
+    }
+
+    fn pick(&self) -> usize {
+        usize::try_from(self.roll(NODES as u64)).unwrap()
+    }
+
+    async fn step(&mut self) {
+        let node = self.pick();
+        match self.roll(100) {
+            0..35 => self.get(node),
+            35..47 => self.change(node),
+            47..75 => self.message(node),
+            75..78 => {
+                self.note(format_args!("cut {node}"));
+                self.tier.cut(self.nodes[node].wire);
+            }
+            78..82 => self.connect(node),
+            82..84 => self.fail(),
+            84 => self.kill(node).await,
+            _ => {
+                let ms = self.roll(120);
+                sleep(Duration::from_millis(ms)).await;
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+
+    fn get(&mut self, node: usize) {
+        let key = self.roll(KEYS);
+        let node = &self.nodes[node];
+        let (cache, tier, life) = (node.cache.clone(), node.tier.clone(), node.life);
+        let world = Arc::clone(&self.world);
+        self.tasks.spawn(async move {
+            let begun = Instant::now();
+            let floor = world.lock().floor(key, life, begun);
+            let got = cache.get_entry(&key).await;
+            if tier.is_dead() {
+                return Ok(());
+            }
+            let mut world = world.lock();
+            let newest = world.committed[&key];
+            let ms = begun.duration_since(world.started).as_millis();
+            let Ok(entry) = got else { return Ok(()) };
+            let entry = entry.expect("every key has a row");
+            let (version, source) = (**entry.value(), entry.source());
+            world.note(format_args!(
+                "life {life}: get {key} of {ms} ms: {version} from {source:?}, at least {floor}"
+            ));
+            if (floor..=newest).contains(&version) {
+                return Ok(());
+            }
+            Err(format!(
+                "life {life} was answered version {version} of key {key} from {source:?}, of {floor} to {newest}"
+            ))
+        });
+    }
+
+    /// A writer commits, and then says so.
+    fn change(&mut self, node: usize) {
+        let change = match self.roll(10) {
+            0..4 => Change::Invalidate,
+            4..6 => Change::Insert,
+            6..8 => Change::Expire,
+            8 => Change::Tag,
+            _ => Change::All,
+        };
+        let key = self.roll(KEYS);
+        let keys: Vec<u64> = match change {
+            Change::All => (0..KEYS).collect(),
+            Change::Tag => (0..KEYS).filter(|other| tag(*other) == tag(key)).collect(),
+            _ => vec![key],
+        };
+        let node = &self.nodes[node];
+        let (cache, tier, life) = (node.cache.clone(), node.tier.clone(), node.life);
+        let written: Vec<(u64, u64)> = {
+            let mut world = self.world.lock();
+            if keys.iter().any(|key| world.writing.contains_key(key)) {
+                return;
+            }
+            let commit = keys.into_iter().map(|key| (key, world.commit(key, life)));
+            let written = commit.collect();
+            world.note(format_args!("life {life}: {change:?} after {written:?}"));
+            written
+        };
+        let world = Arc::clone(&self.world);
+        self.tasks.spawn(async move {
+            let (key, version) = written[0];
+            let result = match change {
+                Change::Invalidate => cache.invalidate(&key).await,
+                Change::Insert => {
+                    let loaded = Loaded::found(version).tag(tag(key)).version(version);
+                    cache.insert(key, loaded).await
+                }
+                Change::Expire => cache.expire(&key).await,
+                Change::All => cache.invalidate_all().await,
+                Change::Tag => cache.invalidate_tag(tag(key)).await,
+            };
+            if !tier.is_dead() {
+                world.lock().finish(&written, life, result.is_ok());
+            }
+            Ok(())
+        });
+    }
+
+    /// Something happens on a wire: no beat overtakes a message, for no server does that.
+    fn message(&mut self, node: usize) {
+        let wire = self.nodes[node].wire;
+        let queued = self.tier.queued(wire);
+        let beats = |at: usize| {
+            queued.get(at).is_none_or(|bytes| {
+                let message = Message::parse(bytes).expect("a message of ours");
+                message.operation == Operation::Beat
+            })
+        };
+        match self.roll(10) {
+            0 => self.tier.hand_over(wire, 0, true),
+            1 if !beats(0) && !beats(1) => self.tier.hand_over(wire, 1, false),
+            2..5 => {
+                while self.tier.hand_over(wire, 0, false) {}
+                true
+            }
+            _ => self.tier.hand_over(wire, 0, false),
+        };
+    }
+
+    fn connect(&mut self, node: usize) {
+        let wire = self.nodes[node].wire;
+        if !self.tier.is_up(wire) {
+            self.note(format_args!("connect {node}"));
+            self.tier.connect(wire);
+        }
+    }
+
+    /// An operation will fail, before or after it is carried out.
+    fn fail(&mut self) {
+        const OPERATIONS: [&str; 10] = [
+            "get",
+            "acquire",
+            "replace",
+            "release",
+            "renew",
+            "invalidate",
+            "insert",
+            "expire",
+            "marks",
+            "beat",
+        ];
+        if self.tier.will_fail() {
+            return;
+        }
+        let operation = OPERATIONS[usize::try_from(self.roll(10)).unwrap()];
+        let (when, kind) = if self.roll(2) == 0 {
+            (When::Before, RemoteKind::Unreachable)
+        } else {
+            (When::After, RemoteKind::Timeout)
+        };
+        self.note(format_args!("the next {operation} fails, {when:?}"));
+        self.tier.fail(operation, when, kind);
+    }
+
+    /// A process ends at this moment, and another is started in its place.
+    async fn kill(&mut self, node: usize) {
+        let life = self.nodes[node].life;
+        self.note(format_args!("kill {node}, life {life}"));
+        self.nodes[node].tier.kill();
+        self.tier.cut(self.nodes[node].wire);
+        self.world.lock().bury(life);
+        self.nodes[node] = self.birth().await;
+    }
+
+    fn note(&self, what: std::fmt::Arguments<'_>) {
+        self.world.lock().note(what);
+    }
+
+    /// What was answered so far, if something was wrong with it.
+    fn verdict(&mut self) -> Result<(), String> {
+        while let Some(ended) = self.tasks.try_join_next() {
+            ended.expect("no task of a simulation panics")?;
+        }
+        Ok(())
+    }
+
+    /// Trouble ends: everyone agrees on the newest version.
+    async fn heal(&mut self) -> Result<(), String> {
+        self.note(format_args!("trouble ends"));
+        self.tier.no_more_failures();
+        for node in 0..NODES {
+            self.connect(node);
+        }
+        // Longer than any load, lease, pause between repairs and channel lease.
+        for _ in 0..150 {
+            self.tier.hand_over_all();
+            sleep(Duration::from_millis(50)).await;
+            self.verdict()?;
+        }
+        // A writer that died between its commit and its invalidation: somebody repeats it.
+        let orphaned: Vec<u64> = self.world.lock().orphaned();
+        for key in orphaned {
+            let _ = self.nodes[0].cache.invalidate(&key).await;
+        }
+        self.tier.hand_over_all();
+        for node in &self.nodes {
+            for key in 0..KEYS {
+                let newest = self.world.lock().committed[&key];
+                for attempt in 0.. {
+                    match node.cache.get(&key).await {
+                        Ok(value) if *value.clone().expect("a row") == newest => break,
+                        // The source fails now and then, and that is held for a while.
+                        Err(_) if attempt < 20 => sleep(Duration::from_millis(60)).await,
+                        other => {
+                            let life = node.life;
+                            return Err(format!(
+                                "life {life} ends with {other:?} for key {key}, not {newest}"
+                            ));
+                        }
+                    }
+                }
+            }
+            let health = node.cache.health();
+            if health.pending_repairs > 0 {
+                return Err(format!("repairs are left: {health:?}"));
+            }
+        }
+        for node in &self.nodes {
+            node.cache.close().await;
+        }
+        Ok(())
+    }
+}
+
+impl World {
+    /// The oldest version that may be answered to a look-up that begins now.
+    fn floor(&self, key: u64, life: u64, now: Instant) -> u64 {
+        let seen = self.finished.iter().filter(|finished| {
+            let here = finished.life == life;
+            let elsewhere = finished.confirmed && finished.at + H <= now;
+            finished.key == key && (here || elsewhere)
+        });
+        seen.map(|finished| finished.version).max().unwrap_or(0)
+    }
+
+    fn commit(&mut self, key: u64, life: u64) -> u64 {
+        let version = self.next_version;
+        self.next_version += 1;
+        self.committed.insert(key, version);
+        self.writing.insert(key, life);
+        version
+    }
+
+    fn finish(&mut self, written: &[(u64, u64)], life: u64, confirmed: bool) {
+        let at = Instant::now();
+        for (key, version) in written {
+            self.writing.remove(key);
+            self.finished.push(Finished {
+                key: *key,
+                version: *version,
+                life,
+                confirmed,
+                at,
+            });
+        }
+        self.note(format_args!(
+            "life {life}: {written:?} returned, confirmed: {confirmed}"
+        ));
+    }
+
+    /// A dead process has no more to say: others may write.
+    fn bury(&mut self, life: u64) {
+        self.writing.retain(|_, writer| *writer != life);
+    }
+
+    /// Keys whose newest version nobody alive has announced.
+    fn orphaned(&self) -> Vec<u64> {
+        let announced = |key: &u64, version: &u64| {
+            let of_it = |finished: &Finished| finished.key == *key && finished.version == *version;
+            *version == 0
+                || self
+                    .finished
+                    .iter()
+                    .any(|finished| of_it(finished) && finished.confirmed)
+        };
+        let keys = self.committed.iter();
+        keys.filter(|(key, version)| !announced(key, version))
+            .map(|(key, _)| *key)
+            .collect()
+    }
+
+    fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        let ms = self.started.elapsed().as_millis();
+        writeln!(self.log, "{ms:>6} ms  {what}").expect("a string takes everything");
+    }
+}
+
+/// One run. An error comes with its log.
+fn run(seed: u64) -> Result<String, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut simulation = Simulation::new(seed).await;
+        let mut result = Ok(());
+        for _ in 0..STEPS {
+            simulation.step().await;
+            result = simulation.verdict();
+            if result.is_err() {
+                break;
+            }
+        }
+        if result.is_ok() {
+            result = simulation.heal().await;
+        }
+        if result.is_ok() {
+            validate_tier(&simulation.tier);
+        }
+        let log = std::mem::take(&mut simulation.world.lock().log);
+        match result {
+            Ok(()) => Ok(log),
+            Err(error) => Err(format!("{log}{error}")),
+        }
+    })
+}
+
+#[test]
+fn no_seed_answers_anything_older_than_allowed() {
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
+    if let Some(seed) = number("TIDEGATE_SIM_SEED") {
+        println!(
+            "{}",
+            run(seed).unwrap_or_else(|log| panic!("seed {seed}:\n{log}"))
+        );
+        return;
+    }
+    let seeds = number("TIDEGATE_SIM_SEEDS").unwrap_or(SEEDS);
+    let first = number("TIDEGATE_SIM_FIRST").unwrap_or(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            scope.spawn(move || {
+                for seed in
+                    (first + thread..first + seeds).step_by(usize::try_from(threads).unwrap())
+                {
+                    if let Err(log) = run(seed) {
+                        panic!("seed {seed}:\n{log}");
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// A run that cannot be repeated helps nobody.
+#[test]
+fn a_seed_gives_the_same_run_again() {
+    for seed in [1, 2, 3] {
+        assert_eq!(run(seed), run(seed));
+    }
+}
