@@ -16,6 +16,7 @@ use crate::l2::{Gate, When};
 use crate::{BoxError, Cache, CacheBuilder, Error, InProcess, Loaded, Loader, Source};
 
 mod cancel;
+mod coherence;
 mod fences;
 mod leases;
 mod life;

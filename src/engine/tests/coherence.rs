@@ -1,0 +1,551 @@
+//! D: invalidations as a whole, the channel lease, and what is done when a message does not come,
+//! over wires that the test moves by hand where that matters.
+
+use super::*;
+use crate::health::{Channel, Event};
+use crate::l2::message::{Message, Operation};
+use crate::l2::{Acquired, Listener, Look, Raise};
+
+/// The channel lease.
+const H: Duration = Duration::from_secs(2);
+
+/// The same source; its rows belong to a team.
+#[derive(Clone)]
+struct Team(Database);
+
+impl Loader for Team {
+    type Key = u64;
+    type Value = String;
+    type Error = BoxError;
+
+    async fn load(&self, key: &u64) -> Result<Loaded<String>, BoxError> {
+        let loaded = self.0.load(key).await?;
+        Ok(loaded.tag("team:7").tag("all users"))
+    }
+}
+
+fn team(source: &Database) -> CacheBuilder<Team> {
+    Cache::builder("users", Team(source.clone())).ttl_jitter(0.0)
+}
+
+fn team_node(source: &Database, tier: &InProcess) -> Users {
+    team(source).l2(tier.clone()).build().unwrap()
+}
+
+/// Rows are `old` at first and `new` from the second load on.
+fn old_then_new(gated: bool) -> Database {
+    Database::new(gated, [Step::Found("old"), Step::Found("new")])
+}
+
+/// Connects the nodes, in this order, and lets them prove their channels.
+async fn connect(tier: &InProcess, nodes: &[&Users]) {
+    for (wire, node) in nodes.iter().enumerate() {
+        let engine = node.engine();
+        engine.attach(engine.shared.as_ref().unwrap()).await;
+        tier.connect(wire);
+    }
+    settle().await;
+    tier.hand_over_all();
+    for node in nodes {
+        assert_eq!(node.health().channel, Channel::Proven);
+    }
+}
+
+/// The next beat of everyone, and all that is on its way.
+async fn beat(tier: &InProcess) {
+    tokio::time::advance(H / 3 + Duration::from_millis(1)).await;
+    settle().await;
+    tier.hand_over_all();
+}
+
+/// Loses the message of this kind that is on its way to a node.
+fn lose(tier: &InProcess, wire: usize, operation: Operation) {
+    let at = tier.queued(wire).iter().position(|bytes| {
+        Message::parse(bytes).is_some_and(|message| message.operation == operation)
+    });
+    tier.lose(wire, at.expect("such a message"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_beat_l1_is_silent_when_the_lease_ends_and_l2_is_asked() {
+    let (tier, source) = (InProcess::wired(), old_then_new(false));
+    let (cache, writer) = (node(&source, &tier), node(&source, &tier));
+    connect(&tier, &[&cache, &writer]).await;
+    cache.get(&1).await.unwrap();
+    // The message is on its way, and stays there.
+    writer.invalidate(&1).await.unwrap();
+    assert!(cache.peek(&1).is_some(), "nobody can know it yet");
+    tokio::time::advance(H).await;
+    settle().await;
+    assert!(cache.peek(&1).is_none());
+    assert_eq!(cache.health().channel, Channel::Unproven);
+    assert_eq!(text(&cache.get(&1).await), Some("new"));
+    // It comes after all, and beats with it.
+    tier.hand_over_all();
+    assert_eq!(cache.health().channel, Channel::Proven);
+    assert_eq!(text(&cache.get(&1).await), Some("new"));
+    validate(&[&cache, &writer], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn beats_that_come_back_keep_l1_answering() {
+    let (tier, source) = (InProcess::wired(), old_then_new(false));
+    let cache = node(&source, &tier);
+    connect(&tier, &[&cache]).await;
+    cache.get(&1).await.unwrap();
+    for _ in 0..30 {
+        beat(&tier).await;
+        assert!(cache.peek(&1).is_some());
+    }
+    validate(&[&cache], &tier).await;
+}
+
+/// A load that began when the channel was proven ends long after: who comes later does not join it.
+#[tokio::test(start_paused = true)]
+async fn a_flight_older_than_the_lease_is_not_joined_while_nobody_can_be_heard() {
+    let (tier, source) = (InProcess::wired(), old_then_new(true));
+    let (cache, writer) = (node(&source, &tier), node(&source, &tier));
+    connect(&tier, &[&cache, &writer]).await;
+    let loading = spawn_get(&cache, 1);
+    source.loading().await;
+    writer.invalidate(&1).await.unwrap();
+    tokio::time::sleep(H).await;
+    let late = spawn_get(&cache, 1);
+    settle().await;
+    assert_eq!(source.calls(), 2);
+    source.go.add_permits(2);
+    assert_eq!(text(&loading.await.unwrap()), Some("old"));
+    assert_eq!(text(&late.await.unwrap()), Some("new"));
+    validate(&[&cache, &writer], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_lost_in_silence_shows_as_a_hole_and_is_a_gap() {
+    let (tier, source) = (InProcess::wired(), old_then_new(false));
+    let (cache, writer) = (node(&source, &tier), node(&source, &tier));
+    connect(&tier, &[&cache, &writer]).await;
+    writer.invalidate(&9).await.unwrap();
+    tier.hand_over_all();
+    cache.get(&1).await.unwrap();
+    writer.invalidate(&1).await.unwrap();
+    lose(&tier, 0, Operation::Invalidate);
+    writer.invalidate(&2).await.unwrap();
+    tier.hand_over_all();
+    assert!(cache.peek(&1).is_some(), "it may come out of order");
+    beat(&tier).await;
+    beat(&tier).await;
+    assert!(cache.peek(&1).is_none());
+    assert_eq!(cache.stats().gaps, 1);
+    assert_eq!(text(&cache.get(&1).await), Some("new"));
+    validate(&[&cache, &writer], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_connection_silences_l1_at_once_and_a_new_one_forgets() {
+    let (tier, source) = (InProcess::wired(), old_then_new(false));
+    let events = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let told = Arc::clone(&events);
+    let cache = settings(&source)
+        .on_event(move |event| told.lock().push(*event))
+        .l2(tier.clone())
+        .build()
+        .unwrap();
+    let writer = node(&source, &tier);
+    connect(&tier, &[&cache, &writer]).await;
+    cache.get(&1).await.unwrap();
+    tier.cut(0);
+    assert_eq!(cache.health().channel, Channel::Down);
+    assert!(cache.peek(&1).is_none());
+    writer.invalidate(&1).await.unwrap();
+    tier.connect(0);
+    assert!(cache.peek(&1).is_none(), "not proven");
+    settle().await;
+    tier.hand_over_all();
+    assert_eq!(cache.health().channel, Channel::Proven);
+    assert!(cache.peek(&1).is_none(), "from before");
+    assert_eq!(text(&cache.get(&1).await), Some("new"));
+    assert_eq!(
+        *events.lock(),
+        [
+            Event::ChannelUp,
+            Event::ChannelDown,
+            Event::Gap,
+            Event::ChannelUp
+        ]
+    );
+    validate(&[&cache, &writer], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tag_takes_its_entries_out_of_both_tiers_of_every_process() {
+    let (tier, source) = (InProcess::new(), old_then_new(false));
+    let (a, b) = (team_node(&source, &tier), team_node(&source, &tier));
+    for cache in [&a, &b] {
+        assert_eq!(text(&cache.get(&1).await), Some("old"));
+    }
+    a.invalidate_tag("team:8").await.unwrap();
+    assert!(a.peek(&1).is_some() && b.peek(&1).is_some());
+    a.invalidate_tag("team:7").await.unwrap();
+    assert!(a.peek(&1).is_none() && b.peek(&1).is_none());
+    assert_eq!(raw_kind(&tier, KEY), Some(Kind::Value), "it is not removed");
+    for cache in [&b, &a] {
+        assert_eq!(text(&cache.get(&1).await), Some("new"));
+    }
+    assert_eq!(source.calls(), 2);
+    validate(&[&a, &b], &tier).await;
+}
+
+/// Whoever was not there hears of it from L2.
+#[tokio::test(start_paused = true)]
+async fn a_process_that_comes_later_asks_for_the_tags_of_an_older_record() {
+    let (tier, source) = (InProcess::new(), old_then_new(false));
+    let first = team_node(&source, &tier);
+    first.get(&1).await.unwrap();
+    first.invalidate_tag("all users").await.unwrap();
+    let later = team_node(&source, &tier);
+    assert_eq!(text(&later.get(&1).await), Some("new"));
+    validate(&[&first, &later], &tier).await;
+}
+
+/// Nobody heard of the tag, and something was missed: what is known of tags is not enough.
+#[tokio::test(start_paused = true)]
+async fn after_a_gap_the_tags_of_a_record_are_asked_for() {
+    let (tier, source) = (InProcess::wired(), old_then_new(false));
+    let (cache, writer) = (team_node(&source, &tier), team_node(&source, &tier));
+    connect(&tier, &[&cache, &writer]).await;
+    writer.get(&1).await.unwrap();
+    writer.invalidate_tag("team:7").await.unwrap();
+    lose(&tier, 0, Operation::InvalidateTag);
+    cache.engine().on_gap();
+    assert_eq!(text(&cache.get(&1).await), Some("new"));
+    validate(&[&cache, &writer], &tier).await;
+}
+
+/// A tag does not detach flights: nobody knows which carry it before they land.
+#[tokio::test(start_paused = true)]
+async fn who_joined_a_load_does_not_take_its_value_if_its_tag_was_invalidated() {
+    let (tier, source) = (InProcess::new(), old_then_new(true));
+    let cache = team_node(&source, &tier);
+    let first = spawn_get(&cache, 1);
+    source.loading().await;
+    cache.invalidate_tag("team:7").await.unwrap();
+    let second = spawn_get(&cache, 1);
+    settle().await;
+    source.go.add_permits(2);
+    assert_eq!(text(&first.await.unwrap()), Some("old"));
+    assert_eq!(text(&second.await.unwrap()), Some("new"));
+    assert_eq!(text(&cache.get(&1).await), Some("new"));
+    let other = team_node(&source, &tier);
+    assert_eq!(text(&other.get(&1).await), Some("new"));
+    validate(&[&cache, &other], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_shared_tier_a_load_that_crosses_its_tag_is_not_kept() {
+    let source = old_then_new(true);
+    let cache = team(&source).build().unwrap();
+    for all in [false, true] {
+        let first = spawn_get(&cache, 1);
+        source.loading().await;
+        if all {
+            cache.invalidate_all().await.unwrap();
+        } else {
+            cache.invalidate_tag("team:7").await.unwrap();
+        }
+        source.answer();
+        first.await.unwrap().unwrap();
+        assert!(cache.peek(&1).is_none(), "all: {all}");
+    }
+    source.answer();
+    cache.get(&1).await.unwrap();
+    assert!(cache.peek(&1).is_some());
+    validate(&[&cache], &InProcess::new()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_is_dropped_in_both_tiers_of_every_process() {
+    let (tier, source) = (InProcess::new(), old_then_new(false));
+    let (a, b) = (node(&source, &tier), node(&source, &tier));
+    for cache in [&a, &b] {
+        assert_eq!(text(&cache.get(&1).await), Some("old"));
+    }
+    a.invalidate_all().await.unwrap();
+    assert!(a.peek(&1).is_none() && b.peek(&1).is_none());
+    let later = node(&source, &tier);
+    for cache in [&later, &b, &a] {
+        assert_eq!(text(&cache.get(&1).await), Some("new"));
+    }
+    assert_eq!(source.calls(), 2);
+    validate(&[&a, &b, &later], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_crosses_an_invalidation_of_everything_is_dead_where_it_is_filled_in() {
+    for remote in [false, true] {
+        let (tier, source) = (InProcess::new(), old_then_new(true));
+        let (cache, writer) = (node(&source, &tier), node(&source, &tier));
+        let loading = spawn_get(&cache, 1);
+        source.loading().await;
+        (if remote { &writer } else { &cache })
+            .invalidate_all()
+            .await
+            .unwrap();
+        source.go.add_permits(2);
+        assert_eq!(text(&loading.await.unwrap()), Some("old"));
+        assert!(cache.peek(&1).is_none(), "remote: {remote}");
+        assert_eq!(text(&cache.get(&1).await), Some("new"));
+        assert_eq!(text(&writer.get(&1).await), Some("new"));
+        validate(&[&cache, &writer], &tier).await;
+    }
+}
+
+/// The lease of a load that began before is worth nothing: its value would be dead.
+#[tokio::test(start_paused = true)]
+async fn a_lease_from_before_an_invalidation_of_everything_is_taken_over() {
+    let (tier, source) = (InProcess::new(), old_then_new(true));
+    let (cache, other) = (node(&source, &tier), node(&source, &tier));
+    let loading = spawn_get(&cache, 1);
+    source.loading().await;
+    other.invalidate_all().await.unwrap();
+    let asked = Instant::now();
+    let next = spawn_get(&other, 1);
+    source.loading().await;
+    assert!(asked.elapsed() < Duration::from_millis(100));
+    source.go.add_permits(2);
+    assert_eq!(text(&next.await.unwrap()), Some("new"));
+    assert_eq!(text(&loading.await.unwrap()), Some("old"));
+    assert_eq!(text(&cache.get(&1).await), Some("new"));
+    validate(&[&cache, &other], &tier).await;
+}
+
+/// A fail-over can take back what was acknowledged: whoever knows more says so.
+#[tokio::test(start_paused = true)]
+async fn marks_that_went_back_mean_that_everything_is_invalidated() {
+    let (tier, source) = (InProcess::new(), old_then_new(false));
+    let cache = node(&source, &tier);
+    cache.get(&1).await.unwrap();
+    let engine = cache.engine();
+    let mut known = engine.marks.known().unwrap();
+    known.mark += 7;
+    let look = Look {
+        raise: Raise::Nothing,
+        known,
+        tags: Vec::new(),
+        notice: None,
+    };
+    let marks = &engine.shared.as_ref().unwrap().marks;
+    let (marked, _) = tier.marks(marks, look).await.unwrap();
+    assert_eq!((marked.mark, marked.all), (known.mark + 1, known.mark + 1));
+    let later = node(&source, &tier);
+    assert_eq!(text(&later.get(&1).await), Some("new"));
+    validate(&[&cache, &later], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_the_number_of_entries_dropping_them_is_one_command() {
+    for entries in [1_000, 10_000] {
+        let (tier, source) = (InProcess::new(), Database::new(false, [Step::Found("v")]));
+        let cache = team_node(&source, &tier);
+        for key in 0..entries {
+            cache.get(&key).await.unwrap();
+        }
+        let before = tier.commands();
+        cache.invalidate_tag("team:7").await.unwrap();
+        assert_eq!(tier.commands(), before + 1, "{entries}");
+        assert!((0..entries).all(|key| cache.peek(&key).is_none()));
+        cache.invalidate_all().await.unwrap();
+        assert_eq!(tier.commands(), before + 2, "{entries}");
+        validate(&[&cache], &tier).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_whose_invalidation_is_pending_is_not_read_from_l2() {
+    let (tier, source) = (InProcess::new(), old_then_new(false));
+    let cache = node(&source, &tier);
+    cache.get(&1).await.unwrap();
+    // The call, and the first repairs.
+    for _ in 0..3 {
+        tier.fail("invalidate", When::Before, RemoteKind::Unreachable);
+    }
+    assert!(cache.invalidate(&1).await.is_err());
+    settle().await;
+    assert_eq!(cache.health().pending_repairs, 1);
+    assert_eq!(text(&cache.get(&1).await), Some("new"));
+    assert_eq!(raw_kind(&tier, KEY), Some(Kind::Value), "the old one");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(
+        (cache.health().pending_repairs, cache.stats().repairs),
+        (0, 1)
+    );
+    assert_eq!(tier.raw(KEY), None);
+    validate(&[&cache], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_pending_as_a_whole_is_not_answered_from_any_tier() {
+    for all in [false, true] {
+        let (tier, source) = (InProcess::new(), old_then_new(false));
+        let cache = team_node(&source, &tier);
+        cache.get(&1).await.unwrap();
+        for _ in 0..3 {
+            tier.fail("marks", When::Before, RemoteKind::Timeout);
+        }
+        let failed = if all {
+            cache.invalidate_all().await
+        } else {
+            cache.invalidate_tag("team:7").await
+        };
+        assert!(failed.is_err());
+        settle().await;
+        assert!(cache.peek(&1).is_none(), "all: {all}");
+        assert_eq!(text(&cache.get(&1).await), Some("new"), "all: {all}");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(cache.health().pending_repairs, 0);
+        let later = team_node(&source, &tier);
+        assert_eq!(text(&later.get(&1).await), Some("new"));
+        validate(&[&cache, &later], &tier).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_entry_is_not_fresh_anywhere_and_stays_in_l2() {
+    let (tier, source) = (InProcess::new(), old_then_new(false));
+    let (a, b) = (node(&source, &tier), node(&source, &tier));
+    for cache in [&a, &b] {
+        cache.get(&1).await.unwrap();
+    }
+    a.expire(&1).await.unwrap();
+    assert!(a.peek(&1).is_none() && b.peek(&1).is_none());
+    assert_eq!(raw_kind(&tier, KEY), Some(Kind::Value));
+    for cache in [&b, &a] {
+        assert_eq!(text(&cache.get(&1).await), Some("new"));
+    }
+    validate(&[&a, &b], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_crosses_an_expiry_is_not_stored() {
+    let (tier, source) = (InProcess::new(), old_then_new(true));
+    let cache = node(&source, &tier);
+    let loading = spawn_get(&cache, 1);
+    source.loading().await;
+    cache.expire(&1).await.unwrap();
+    source.go.add_permits(2);
+    assert_eq!(text(&loading.await.unwrap()), Some("old"));
+    assert_eq!((tier.raw(KEY), cache.stats().fills), (None, 0));
+    assert_eq!(text(&cache.get(&1).await), Some("new"));
+    validate(&[&cache], &tier).await;
+}
+
+/// An expiry between the read of a record and the attempt to replace it changes the record.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_was_expired_since_it_was_read_is_another_record() {
+    let (tier, source) = (InProcess::new(), old_then_new(false));
+    let cache = node(&source, &tier);
+    cache.get(&1).await.unwrap();
+    cache.expire(&1).await.unwrap();
+    let gate = tier.gate("acquire", When::Before);
+    let reading = spawn_get(&cache, 1);
+    gate.reached().await;
+    let read = tier.raw(KEY).unwrap();
+    let other = node(&source, &tier);
+    other.expire(&1).await.unwrap();
+    assert_ne!(tier.raw(KEY), Some(read.clone()));
+    let before = tier.commands();
+    gate.open();
+    assert_eq!(text(&reading.await.unwrap()), Some("new"));
+    // The attempt was counted before: refused with the record, an attempt, a fill.
+    assert_eq!(tier.commands(), before + 2);
+    // And so says the tier itself.
+    let key = bytes::Bytes::from_static(KEY);
+    let start = Some(&read[..envelope::STATED]);
+    let known = crate::engine::marks::Marked::default();
+    let acquired = tier.acquire(&key, read.to_vec(), 1, start, known).await;
+    assert!(matches!(acquired, Ok(Acquired::Record(_))), "{acquired:?}");
+    validate(&[&cache, &other], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_invalidation_nothing_enters_l2_before_the_hold_off_ends() {
+    let second = Duration::from_secs(1);
+    let (tier, source) = (InProcess::wired(), old_then_new(false));
+    let held_off = || {
+        let cache = settings(&source).hold_off(second);
+        cache.l2(tier.clone()).build().unwrap()
+    };
+    let (writer, deaf) = (held_off(), held_off());
+    connect(&tier, &[&writer, &deaf]).await;
+    writer.invalidate(&1).await.unwrap();
+    for cache in [&writer, &deaf] {
+        assert!(cache.get(&1).await.unwrap().is_some());
+        assert!(cache.peek(&1).is_none(), "heard of it or not");
+    }
+    assert_eq!(raw_kind(&tier, KEY), Some(Kind::HoldOff));
+    // An expiry does not end it.
+    writer.expire(&1).await.unwrap();
+    assert_eq!(raw_kind(&tier, KEY), Some(Kind::HoldOff));
+    tier.hand_over_all();
+    tokio::time::sleep(second).await;
+    assert_eq!(text(&writer.get(&1).await), Some("new"));
+    assert!(writer.peek(&1).is_some());
+    assert_eq!(raw_kind(&tier, KEY), Some(Kind::Value));
+    validate(&[&writer, &deaf], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_shared_tier_nothing_enters_l1_before_the_hold_off_ends() {
+    let second = Duration::from_secs(1);
+    let source = old_then_new(false);
+    let cache = settings(&source).hold_off(second).build().unwrap();
+    for all in [false, true] {
+        cache.get(&1).await.unwrap();
+        assert!(cache.peek(&1).is_some());
+        if all {
+            cache.invalidate_all().await.unwrap();
+        } else {
+            cache.invalidate(&1).await.unwrap();
+        }
+        cache.get(&1).await.unwrap();
+        assert!(cache.peek(&1).is_none(), "all: {all}");
+        tokio::time::sleep(second).await;
+        cache.get(&1).await.unwrap();
+        assert!(cache.peek(&1).is_some());
+    }
+    validate(&[&cache], &InProcess::new()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_insert_of_an_older_version_does_not_replace_a_newer_one() {
+    let (tier, source) = (InProcess::new(), old_then_new(false));
+    let (a, b) = (node(&source, &tier), node(&source, &tier));
+    let row = |value: &str, version| Loaded::found(value.to_owned()).version(version);
+    a.insert(1, row("2", 2)).await.unwrap();
+    let late = b.insert(1, row("1", 1)).await;
+    assert!(late.is_err_and(|error| error.is_superseded()));
+    for cache in [&a, &b] {
+        assert_eq!(text(&cache.get(&1).await), Some("2"));
+    }
+    assert_eq!(b.stats().inserts_superseded, 1);
+    for (value, version) in [("2 again", 2), ("256", 256), ("no version", 0)] {
+        b.insert(1, row(value, version)).await.unwrap();
+        assert_eq!(text(&a.get(&1).await), Some(value));
+    }
+    assert_eq!(source.calls(), 0);
+    validate(&[&a, &b], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn everywhere_means_after_the_lease_and_what_a_process_that_is_cut_off_may_use() {
+    let (tier, source) = (InProcess::new(), old_then_new(false));
+    let cache = node(&source, &tier);
+    cache.get(&1).await.unwrap();
+    let begun = Instant::now();
+    cache.invalidate_everywhere(&1).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(7));
+    tier.fail("invalidate", When::Before, RemoteKind::Refused);
+    let begun = Instant::now();
+    assert!(cache.invalidate_everywhere(&1).await.is_err());
+    assert!(begun.elapsed() < Duration::from_secs(1), "without waiting");
+    validate(&[&cache], &tier).await;
+}
