@@ -549,3 +549,16 @@ async fn everywhere_means_after_the_lease_and_what_a_process_that_is_cut_off_may
     assert!(begun.elapsed() < Duration::from_secs(1), "without waiting");
     validate(&[&cache], &tier).await;
 }
+
+/// L2 answers and the bus does not: what it says of the marks is asked for with every read.
+#[tokio::test(start_paused = true)]
+async fn while_the_channel_is_unproven_the_marks_are_asked_for() {
+    let (tier, source) = (InProcess::wired(), old_then_new(false));
+    let (cache, writer) = (node(&source, &tier), node(&source, &tier));
+    connect(&tier, &[&cache, &writer]).await;
+    writer.get(&1).await.unwrap();
+    tier.cut(0);
+    writer.invalidate_all().await.unwrap();
+    assert_eq!(text(&cache.get(&1).await), Some("new"));
+    validate(&[&cache, &writer], &tier).await;
+}
