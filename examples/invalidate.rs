@@ -1,11 +1,12 @@
 //! Two processes, one database: who sees a write, and when.
 //!
 //! The processes are two caches on one embedded tier, which behave as two services on one Redis
-//! do. Three stories, each decided by gates and not by luck:
+//! do. Four stories, each decided by gates and not by luck:
 //!
 //! 1. one process changes a row and invalidates, the other one sees it;
 //! 2. a load that began before an invalidation is not stored, however late it ends;
-//! 3. why `invalidate` comes **after** the commit, never before.
+//! 3. why `invalidate` comes **after** the commit, never before;
+//! 4. a write that changes many rows: a tag, and everything.
 //!
 //! ```text
 //! cargo run --example invalidate
@@ -79,6 +80,24 @@ async fn main() -> Result<(), Box<dyn Error>> {
     a.invalidate().await?;
     b.expect(180).await?;
     a.expect(180).await?;
+
+    println!("\n4. A write that changes many rows");
+    a.database.execute("UPDATE prices SET cents = cents + 10")?;
+    println!("   A  UPDATE of every drink, committed");
+    let before = shared.commands();
+    a.prices.invalidate_tag("drinks").await?;
+    println!(
+        "   A  invalidate_tag(\"drinks\"): {} command, whatever the number of drinks",
+        shared.commands() - before
+    );
+    b.expect(190).await?;
+    a.expect(190).await?;
+    a.database.execute("UPDATE prices SET cents = 210")?;
+    println!("   A  an import of all prices, committed");
+    a.prices.invalidate_all().await?;
+    println!("   A  invalidate_all");
+    b.expect(210).await?;
+    a.expect(210).await?;
 
     Ok(())
 }
@@ -174,7 +193,7 @@ impl Loader for Prices {
             let _ = gate.has_read.send(());
             gate.may_return.await.map_err(BoxError::new)?;
         }
-        Ok(cents.into())
+        Ok(Loaded::found(cents).tag("drinks"))
     }
 }
 

@@ -47,11 +47,16 @@
 //! # Contents
 //!
 //! - [`Loader`], [`Loaded`], [`loader_fn`]: your way to the source of truth.
-//! - [`Cache`] and [`CacheBuilder`]: look-ups, changes, settings with their defaults.
+//! - [`Cache`] and [`CacheBuilder`]: look-ups, changes, settings with their defaults. Changes are
+//!   [`invalidate`](Cache::invalidate), [`expire`](Cache::expire), [`insert`](Cache::insert), and for
+//!   many entries at once [`invalidate_tag`](Cache::invalidate_tag) and
+//!   [`invalidate_all`](Cache::invalidate_all).
 //! - [`CacheKey`]: what names an entry, and how it reads in Redis.
 //! - [`Redis`] and [`InProcess`]: the shared tiers. [`Codec`]: how values get there.
 //! - [`Error`], [`RemoteError`], [`BuildError`]: who has to act on what.
-//! - [`Stats`]: counters, with their counting rule.
+//! - [`Stats`]: counters, with their counting rule. [`Health`] and [`Event`]: what operators want to
+//!   know.
+//! - [`guide::consistency`]: who can see an old value, for how long, and what moves it.
 //! - [`guide::architecture`]: how it works, with the read path as a picture.
 //!
 //! # What it promises
@@ -62,7 +67,17 @@
 //! - **No stale fill**: after `invalidate` returned `Ok`, no value whose load began before is stored,
 //!   in L2 or in this process's L1; in other processes' L1 it is gone as soon as one message is
 //!   processed. A `get` that begins after never joins a load that began before. The same holds for
-//!   `insert`.
+//!   `insert` and `expire`, and, for what carries the tag or for everything, for `invalidate_tag` and
+//!   `invalidate_all`, whose cost does not depend on the number of entries.
+//! - **Bounded staleness**: no answer from L1 misses an invalidation that is older than the
+//!   [`channel_lease`](CacheBuilder::channel_lease), 2 seconds by default, whatever happens to
+//!   connections, clocks or this process: L1 is used only while its channel has proven itself.
+//!   [`invalidate_everywhere`](Cache::invalidate_everywhere) returns when no process can answer the old
+//!   value any more. Where Redis itself cannot be reached,
+//!   [`degraded_l1_ttl`](CacheBuilder::degraded_l1_ttl) is added; what an asynchronous fail-over of
+//!   Redis can lose is bounded by the TTL. [`guide::consistency`] has every case, clusters among them.
+//! - **An invalidation is not forgotten**: one that Redis did not confirm is an error, and is repeated
+//!   until it is; meanwhile this process does not read the key from there.
 //! - **Redis trouble is not request trouble**: no `get` fails because of Redis, or waits for it longer
 //!   than its [`timeout`](crate::RedisBuilder::timeout).
 //! - **Callers are independent**: dropping one at any await point neither ends nor repeats a load. A
@@ -81,7 +96,7 @@
 //! - **Strict consistency**: another process may answer the old value for the moment that a message
 //!   takes. Balances that must be exact are read from the database.
 //! - **Write order**: two `insert`s of one key race as two writers to any cache do. Invalidate after
-//!   the commit instead.
+//!   the commit instead, or give the rows [versions](Loaded::version).
 //! - **Runtimes other than tokio.**
 //!
 //! # Features
