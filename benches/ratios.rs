@@ -10,8 +10,7 @@
 //! `-- --test` only looks whether everything runs.
 
 use std::future::Future;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
@@ -24,6 +23,10 @@ use fred::types::{Builder, ClusterHash, CustomCommand, Value};
 use serde::{Deserialize, Serialize};
 use tidegate::{BoxError, Cache, CacheBuilder, InProcess, Loader, Redis, loader_fn};
 use tokio::runtime::Runtime;
+
+use self::support::{Server, median, time};
+
+mod support;
 
 const KEYS: u64 = 1_000;
 const CALLERS: u64 = 64;
@@ -109,19 +112,6 @@ impl Rounds {
             (of(|round| round.1 / round.0), time(bare), time(ours))
         };
         format!("| {what} | {limit} | {bare} | {ours} | {ratio:.2} × | {yardstick} |")
-    }
-}
-
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of[of.len() / 2]
-}
-
-fn time(seconds: f64) -> String {
-    if seconds < 1e-6 {
-        format!("{:.1} ns", seconds * 1e9)
-    } else {
-        format!("{:.1} µs", seconds * 1e6)
     }
 }
 
@@ -384,56 +374,4 @@ where
         ended.map_err(BoxError::new)??;
     }
     Ok(begun.elapsed())
-}
-
-/// A server on a port of its own that keeps nothing on disk; it ends with this value.
-struct Server {
-    child: Child,
-    port: u16,
-}
-
-impl Server {
-    fn start() -> Result<Self, BoxError> {
-        let binary =
-            std::env::var("TIDEGATE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(BoxError::new)?;
-        let port = free.local_addr().map_err(BoxError::new)?.port();
-        drop(free);
-        let mut command = Command::new(&binary);
-        command
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--save", "", "--appendonly", "no"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let child = command.spawn().map_err(|error| {
-            format!(
-                "{binary}: {error}; this needs a redis-server: `apt-get install redis-server` (or \
-                 `brew install redis`), or name the binary in TIDEGATE_REDIS_SERVER"
-            )
-        })?;
-        let mut server = Self { child, port };
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            if let Some(status) = server.child.try_wait().map_err(BoxError::new)? {
-                return Err(format!("{binary} ended at once: {status}").into());
-            }
-            if Instant::now() > deadline {
-                return Err(format!("{binary} does not answer on port {port}").into());
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Ok(server)
-    }
-
-    fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
