@@ -178,8 +178,8 @@ impl<L: Loader> CacheBuilder<L> {
     /// For loaders that read a replica: set it to the longest lag that it may have, since what is
     /// loaded within that time may be older than the write. `insert` is not held off.
     ///
-    /// Invalidations of everything or of a tag hold off L1 in the processes that hear of them, not
-    /// L2. Default: zero.
+    /// An invalidation of everything holds off L1 in the processes that hear of it, not L2; one of
+    /// a tag holds off nothing. Default: zero.
     pub fn hold_off(mut self, time: Duration) -> Self {
         self.config.hold_off = time;
         self

@@ -105,13 +105,15 @@ where
     ///
     /// Two inserts of one key race like two writers to any cache: the last one in Redis stays,
     /// which need not be the last one in the database. Unless the value is expensive to load,
-    /// prefer [`invalidate`](Self::invalidate) after the write has been committed.
+    /// prefer [`invalidate`](Self::invalidate) after the write has been committed, or give the rows
+    /// [versions](Loaded::version).
     ///
     /// # Errors
     ///
-    /// [`RemoteError`] when the shared tier did not confirm; then the key is evicted here, and may
-    /// hold the old or the new value in Redis. A value that cannot be encoded is refused, and the
-    /// key invalidated.
+    /// [`RemoteError`] when the shared tier did not confirm; then the key is evicted here, may hold
+    /// the old or the new value in Redis, and is invalidated there as soon as that can be done. A
+    /// value that cannot be encoded is refused, and the key invalidated. An insert of an older
+    /// version than what is there [is superseded](RemoteError::is_superseded) and changes nothing.
     pub async fn insert(&self, key: K, value: impl Into<Loaded<V>>) -> Result<(), RemoteError> {
         // Not held across the await: the future is `Send` whatever `value` is.
         let loaded = value.into();
@@ -123,12 +125,16 @@ where
     ///
     /// After this returned `Ok`, no value whose load began before is stored anywhere, and no `get`
     /// in this process joins such a load. In other processes L1 drops the key when the message
-    /// arrives, within a moment.
+    /// arrives, within a moment, and within the
+    /// [channel lease](crate::CacheBuilder::channel_lease) at most: see
+    /// [`guide::consistency`](crate::guide::consistency).
     ///
     /// # Errors
     ///
     /// [`RemoteError`] when the shared tier did not confirm: it may still hold the old value, and
-    /// others may answer it. The key is evicted here in any case. Repeating the call is safe.
+    /// others may answer it. The key is evicted here in any case, is not read from the shared tier,
+    /// and the invalidation is repeated until it is confirmed
+    /// ([`pending_repairs`](Health::pending_repairs)). Repeating the call is safe, and not needed.
     pub async fn invalidate<Q>(&self, key: &Q) -> Result<(), RemoteError>
     where
         K: Borrow<Q>,

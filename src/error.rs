@@ -133,8 +133,8 @@ impl<E> Clone for Error<E> {
 
 /// Why the shared tier did not do what was asked.
 ///
-/// Only calls that change something answer it (`insert`, `invalidate`, `connect`); a `get` goes on
-/// without the tier. It is opaque: ask the predicates, and [`source`](StdError::source) for the
+/// Only calls that change something answer it (`insert`, `invalidate` and its kin, `connect`); a
+/// `get` goes on without the tier. It is opaque: ask the predicates, and [`source`](StdError::source) for the
 /// cause.
 pub struct RemoteError(Box<Remote>);
 

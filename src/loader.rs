@@ -19,7 +19,8 @@ use crate::key::CacheKey;
 ///
 /// Two things it must not do: ask its own cache for the key that it is loading (that answers
 /// [`Error::LoadCycle`](crate::Error::LoadCycle)), and read from a replica that may lag behind the
-/// write that an invalidation announced.
+/// write that an invalidation announced, unless [`hold_off`](crate::CacheBuilder::hold_off) is set to
+/// that lag.
 ///
 /// ```
 /// use tidegate::{Cache, Loaded, Loader};

@@ -213,7 +213,8 @@ impl InProcess {
         self.shared.commands.load(Ordering::Relaxed)
     }
 
-    /// How many records are held that have not expired: values, absences, leases and marks.
+    /// How many records are held that have not expired: values, absences, leases, hold-offs and
+    /// what failed loads leave behind.
     pub fn len(&self) -> usize {
         let now = Instant::now();
         self.shared
