@@ -41,6 +41,9 @@ mod scripts;
 /// L2 for every entry). fred's default of 32 is a burst of one `invalidate_many`.
 const BUS_CAPACITY: usize = 8192;
 
+/// How often a command may be sent on to another node of a cluster.
+const REDIRECTIONS: u32 = 3;
+
 /// How often the server's clock is asked for.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
 /// And while it is not known.
@@ -179,7 +182,11 @@ impl Redis {
             shared: Arc::new(Shared {
                 prefix: settings.prefix.clone(),
                 options: Options {
-                    max_attempts: Some(1),
+                    // One, and in a cluster one more for each redirection, which is an answer: the
+                    // command was not carried out. What was lost with its connection is not sent
+                    // again (`fail_fast`).
+                    max_attempts: Some(if clustered { 1 + REDIRECTIONS } else { 1 }),
+                    max_redirections: Some(REDIRECTIONS),
                     timeout: Some(settings.timeout),
                     fail_fast: true,
                     ..Options::default()
