@@ -10,7 +10,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Acquired, Listener, Look, Notice, Raise, new_era};
+use super::{Acquired, Listener, Look, Notice, Raise, new_era, with_marks};
 use crate::codec::envelope::{self, Expiry, HEAD, Head, STATED, WAITERS};
 use crate::engine::marks::Marked;
 use crate::error::RemoteError;
@@ -439,7 +439,7 @@ impl InProcess {
             let notice = look.notice.take();
             let (marked, latest) = store.look(key, &look);
             if let Some(notice) = notice {
-                self.publish(with_marks(notice, marked));
+                self.publish(marked_notice(notice, marked));
             }
             (marked, latest)
         })
@@ -465,7 +465,7 @@ impl InProcess {
                 channel: Bytes::new(),
                 message: message.into(),
             };
-            self.publish(with_marks(notice, marked));
+            self.publish(marked_notice(notice, marked));
         })
         .await
     }
@@ -571,14 +571,10 @@ impl InProcess {
 }
 
 /// Adds the marks to a message about them, as the script does on a server.
-fn with_marks(notice: Notice, marked: Marked) -> Notice {
-    let mut message = notice.message.to_vec();
-    for number in [marked.era, marked.mark, marked.all] {
-        message.extend_from_slice(&number.to_le_bytes());
-    }
+fn marked_notice(notice: Notice, marked: Marked) -> Notice {
     Notice {
         channel: notice.channel,
-        message: message.into(),
+        message: with_marks(notice.message.to_vec(), marked).into(),
     }
 }
 
@@ -597,6 +593,10 @@ pub(crate) enum When {
     Before,
     After,
 }
+
+/// How long an operation of a wired tier may be on its way, and its answer too.
+#[cfg(all(test, feature = "bincode"))]
+const LATENCY: Duration = Duration::from_millis(30);
 
 /// What lies between the tier and one listener, when a test has put something there.
 #[cfg(all(test, feature = "bincode"))]
@@ -781,6 +781,11 @@ impl InProcess {
     }
 
     async fn pass(&self, operation: &'static str, when: When) -> Result<(), RemoteError> {
+        if !self.is_direct() {
+            // The way there, and the way back.
+            let latency = crate::random::duration(Duration::ZERO, LATENCY);
+            tokio::time::sleep(latency).await;
+        }
         if self.is_dead() {
             return std::future::pending().await;
         }

@@ -78,6 +78,14 @@ pub(crate) struct Look {
 #[cfg(feature = "redis")]
 const MARKS_LIFE: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
 
+/// Adds the marks to a message about them.
+fn with_marks(mut message: Vec<u8>, marked: Marked) -> Vec<u8> {
+    for number in [marked.era, marked.mark, marked.all] {
+        message.extend_from_slice(&number.to_le_bytes());
+    }
+    message
+}
+
 /// An era in case there is none: random, and small enough for every script to reckon with.
 fn new_era() -> u64 {
     (crate::random::number() >> 12).max(1)

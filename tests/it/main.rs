@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod bytes;
 #[cfg(test)]
+mod cluster;
+#[cfg(test)]
 mod commands;
 #[cfg(test)]
 mod contract;

@@ -20,7 +20,7 @@ use fred::types::config::{
 };
 use fred::types::{Builder, ClusterHash, CustomCommand, RespVersion, Value};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -40,6 +40,9 @@ mod scripts;
 /// Messages that may wait to be processed before one is lost (which is noticed, and costs a look at
 /// L2 for every entry). fred's default of 32 is a burst of one `invalidate_many`.
 const BUS_CAPACITY: usize = 8192;
+
+/// How often a command may be sent on to another node of a cluster.
+const REDIRECTIONS: u32 = 3;
 
 /// How often the server's clock is asked for.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
@@ -75,17 +78,18 @@ struct Shared {
     pool: Pool,
     /// Whether the pool is ours to connect.
     owns_pool: bool,
+    /// The line to the bus, where there is one server; in a cluster only its configuration is used.
     bus: Client,
-    /// A channel that this handle alone publishes to and hears: its beats.
-    private: Bytes,
+    clustered: bool,
+    lines: Mutex<bus::Lines>,
     clock: Clock,
     started: OnceLock<Instant>,
     /// The first attempt to connect has come to an end, one way or the other.
     settled: AtomicBool,
     changed: Notify,
     listeners: Mutex<HashMap<Bytes, Vec<bus::Subscriber>>>,
-    orders: mpsc::UnboundedSender<bus::Order>,
-    ears: Mutex<Option<bus::Ears>>,
+    /// Of the line, until it is run.
+    ears: Mutex<Option<(u64, bus::Ears)>>,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
@@ -135,12 +139,11 @@ impl Redis {
         // Cleaned up by `Drop` when this fails.
         let connected = |error| remote("connect", error);
         let pool = redis.shared.pool.init().await.map_err(connected)?;
-        let bus = redis.shared.bus.init().await.map_err(connected)?;
-        redis
-            .shared
-            .tasks
-            .lock()
-            .extend([pool.abort_handle(), bus.abort_handle()]);
+        redis.shared.tasks.lock().push(pool.abort_handle());
+        if !redis.shared.clustered {
+            let bus = redis.shared.bus.init().await.map_err(connected)?;
+            redis.shared.tasks.lock().push(bus.abort_handle());
+        }
         redis.shared.learn_time().await?;
         redis.start();
         Ok(redis)
@@ -172,13 +175,18 @@ impl Redis {
     }
 
     fn assemble(settings: &RedisBuilder, pool: Pool, owns_pool: bool, bus: Client) -> Self {
-        let (orders, orders_in) = mpsc::unbounded_channel();
-        let private = format!("{}::beat:{:016x}", settings.prefix, crate::random::number());
+        let clustered = bus.client_config().server.is_clustered();
+        let mut lines = bus::Lines::default();
+        let ears = (!clustered).then(|| lines.add(bus.clone(), &settings.prefix));
         Self {
             shared: Arc::new(Shared {
                 prefix: settings.prefix.clone(),
                 options: Options {
-                    max_attempts: Some(1),
+                    // One, and in a cluster one more for each redirection, which is an answer: the
+                    // command was not carried out. What was lost with its connection is not sent
+                    // again (`fail_fast`).
+                    max_attempts: Some(if clustered { 1 + REDIRECTIONS } else { 1 }),
+                    max_redirections: Some(REDIRECTIONS),
                     timeout: Some(settings.timeout),
                     fail_fast: true,
                     ..Options::default()
@@ -191,10 +199,10 @@ impl Redis {
                 settled: AtomicBool::new(false),
                 changed: Notify::new(),
                 listeners: Mutex::default(),
-                orders,
-                ears: Mutex::new(Some(bus::Ears::new(&bus, orders_in))),
+                ears: Mutex::new(ears),
                 bus,
-                private: private.into(),
+                clustered,
+                lines: Mutex::new(lines),
                 tasks: Mutex::default(),
             }),
         }
@@ -231,9 +239,14 @@ impl Redis {
                 .spawn(keep_time(Arc::downgrade(shared), connected, failed))
                 .abort_handle(),
         );
-        if let Some(ears) = shared.ears.lock().take() {
-            let bus = bus::run(Arc::downgrade(shared), shared.bus.clone(), ears, connects);
-            tasks.push(runtime.spawn(bus).abort_handle());
+        if let Some((number, ears)) = shared.ears.lock().take() {
+            let (weak, client) = (Arc::downgrade(shared), shared.bus.clone());
+            let line = bus::run(weak, number, client, ears, connects);
+            tasks.push(runtime.spawn(line).abort_handle());
+        }
+        if shared.clustered {
+            let watch = bus::watch_cluster(Arc::downgrade(shared));
+            tasks.push(runtime.spawn(watch).abort_handle());
         }
     }
 
@@ -287,10 +300,8 @@ impl Redis {
             .entry(channel.clone())
             .or_default()
             .push(subscriber);
-        let _ = self
-            .shared
-            .orders
-            .send(bus::Order::Subscribe(channel.clone()));
+        let order = bus::Order::Subscribe(channel.clone());
+        self.shared.lines.lock().order(&order);
     }
 
     pub(crate) fn unlisten(&self, channel: &Bytes) {
@@ -299,10 +310,8 @@ impl Redis {
             here.retain(|subscriber| subscriber.listener.strong_count() > 0);
             if here.is_empty() {
                 listeners.remove(channel);
-                let _ = self
-                    .shared
-                    .orders
-                    .send(bus::Order::Unsubscribe(channel.clone()));
+                let order = bus::Order::Unsubscribe(channel.clone());
+                self.shared.lines.lock().order(&order);
             }
         }
     }
@@ -463,22 +472,34 @@ impl Redis {
         known: Marked,
         message: Vec<u8>,
     ) -> Result<(), RemoteError> {
-        let notice = Notice {
-            channel: self.shared.private.clone(),
-            message: message.into(),
-        };
-        let look = Look {
+        let mut look = Look {
             raise: Raise::Nothing,
             known,
             tags: Vec::new(),
-            notice: Some(notice),
+            notice: None,
         };
-        let bus = self.shared.bus.with_options(&self.shared.options);
-        self.look(&bus, key, look).await.map(drop)
+        if self.shared.clustered {
+            // The marks first, then a round over all lines: when it is over, every message that is
+            // older than these marks has been heard.
+            let (marked, _) = self.look(&self.shared.client(), key, look).await?;
+            let message = super::with_marks(message, marked);
+            self.shared.send_round(message.into()).await;
+            return Ok(());
+        }
+        let line = self.shared.lines.lock().single();
+        let Some((client, channel)) = line else {
+            return Ok(());
+        };
+        look.notice = Some(Notice {
+            channel,
+            message: message.into(),
+        });
+        let client = client.with_options(&self.shared.options);
+        self.look(&client, key, look).await.map(drop)
     }
 
     pub(crate) fn renew_bus(&self) {
-        let _ = self.shared.orders.send(bus::Order::Renew);
+        self.shared.lines.lock().order(&bus::Order::Renew);
     }
 
     async fn look(
@@ -604,11 +625,14 @@ impl Drop for Shared {
         for task in self.tasks.get_mut().drain(..) {
             task.abort();
         }
+        let lines = self.lines.get_mut().take();
         // fred's own tasks outlive its handles; `quit` ends them.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let (bus, pool) = (self.bus.clone(), self.owns_pool.then(|| self.pool.clone()));
+            let pool = self.owns_pool.then(|| self.pool.clone());
             runtime.spawn(async move {
-                let _ = bus.quit().await;
+                for line in lines {
+                    let _ = line.quit().await;
+                }
                 if let Some(pool) = pool {
                     let _ = pool.quit().await;
                 }

@@ -17,6 +17,7 @@ pub(crate) struct Server {
     child: Child,
     port: u16,
     dir: PathBuf,
+    in_cluster: bool,
 }
 
 impl Server {
@@ -25,12 +26,28 @@ impl Server {
     }
 
     pub(crate) fn start_on(port: u16) -> Self {
+        Self::begin(port, false)
+    }
+
+    /// A node of a cluster that has no slots and knows nobody yet.
+    pub(crate) fn start_in_cluster() -> Self {
+        loop {
+            let port = free_port();
+            // Nodes talk to each other there.
+            if TcpListener::bind((Ipv4Addr::LOCALHOST, port + 10_000)).is_ok() {
+                return Self::begin(port, true);
+            }
+        }
+    }
+
+    fn begin(port: u16, in_cluster: bool) -> Self {
         let dir = std::env::temp_dir().join(format!("tidegate-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory for the server");
         let mut server = Self {
-            child: spawn(port, &dir),
+            child: spawn(port, &dir, in_cluster),
             port,
             dir,
+            in_cluster,
         };
         server.wait_until_it_answers();
         server
@@ -68,7 +85,7 @@ impl Server {
 
     /// Starts again on the same port, empty.
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(self.port, &self.dir);
+        self.child = spawn(self.port, &self.dir, self.in_cluster);
         self.wait_until_it_answers();
     }
 
@@ -112,7 +129,7 @@ pub(crate) fn patient(port: u16) -> RedisBuilder {
     Redis::builder(&url(port)).timeout(Duration::from_secs(2))
 }
 
-fn spawn(port: u16, dir: &PathBuf) -> Child {
+fn spawn(port: u16, dir: &PathBuf, in_cluster: bool) -> Child {
     let binary =
         std::env::var("TIDEGATE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
     let mut command = Command::new(&binary);
@@ -120,6 +137,16 @@ fn spawn(port: u16, dir: &PathBuf) -> Child {
     command
         .args(["--save", "", "--appendonly", "no", "--dir"])
         .arg(dir);
+    if in_cluster {
+        command.args([
+            "--cluster-enabled",
+            "yes",
+            "--cluster-node-timeout",
+            "60000",
+        ]);
+        // A part of the cluster works without the rest.
+        command.args(["--cluster-require-full-coverage", "no"]);
+    }
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
