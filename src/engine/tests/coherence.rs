@@ -9,6 +9,9 @@ use crate::l2::{Acquired, Listener, Look, Raise};
 /// The channel lease.
 const H: Duration = Duration::from_secs(2);
 
+/// What one operation over wires takes at most, and some more.
+const A_WHILE: Duration = Duration::from_millis(100);
+
 /// The same source; its rows belong to a team.
 #[derive(Clone)]
 struct Team(Database);
@@ -44,7 +47,7 @@ async fn connect(tier: &InProcess, nodes: &[&Users]) {
         engine.attach(engine.shared.as_ref().unwrap()).await;
         tier.connect(wire);
     }
-    settle().await;
+    tokio::time::sleep(A_WHILE).await;
     tier.hand_over_all();
     for node in nodes {
         assert_eq!(node.health().channel, Channel::Proven);
@@ -53,8 +56,7 @@ async fn connect(tier: &InProcess, nodes: &[&Users]) {
 
 /// The next beat of everyone, and all that is on its way.
 async fn beat(tier: &InProcess) {
-    tokio::time::advance(H / 3 + Duration::from_millis(1)).await;
-    settle().await;
+    tokio::time::sleep(H / 3 + A_WHILE).await;
     tier.hand_over_all();
 }
 
@@ -75,8 +77,7 @@ async fn without_a_beat_l1_is_silent_when_the_lease_ends_and_l2_is_asked() {
     // The message is on its way, and stays there.
     writer.invalidate(&1).await.unwrap();
     assert!(cache.peek(&1).is_some(), "nobody can know it yet");
-    tokio::time::advance(H).await;
-    settle().await;
+    tokio::time::sleep(H).await;
     assert!(cache.peek(&1).is_none());
     assert_eq!(cache.health().channel, Channel::Unproven);
     assert_eq!(text(&cache.get(&1).await), Some("new"));
@@ -111,7 +112,7 @@ async fn a_flight_older_than_the_lease_is_not_joined_while_nobody_can_be_heard()
     writer.invalidate(&1).await.unwrap();
     tokio::time::sleep(H).await;
     let late = spawn_get(&cache, 1);
-    settle().await;
+    tokio::time::sleep(A_WHILE * 2).await;
     assert_eq!(source.calls(), 2);
     source.go.add_permits(2);
     assert_eq!(text(&loading.await.unwrap()), Some("old"));
@@ -159,7 +160,7 @@ async fn a_lost_connection_silences_l1_at_once_and_a_new_one_forgets() {
     writer.invalidate(&1).await.unwrap();
     tier.connect(0);
     assert!(cache.peek(&1).is_none(), "not proven");
-    settle().await;
+    tokio::time::sleep(A_WHILE).await;
     tier.hand_over_all();
     assert_eq!(cache.health().channel, Channel::Proven);
     assert!(cache.peek(&1).is_none(), "from before");
