@@ -59,6 +59,8 @@ struct Mood {
     /// The longest pause between two steps, and the longest load.
     pause_ms: u64,
     load_ms: u64,
+    /// The longest way to L2, or back.
+    latency_ms: u64,
 }
 
 impl Mood {
@@ -71,6 +73,7 @@ impl Mood {
             kills: rng.random_range(0..2),
             pause_ms: [15, 60, 150][rng.random_range(0..3)],
             load_ms: [20, 100, 250, 900][rng.random_range(0..4)],
+            latency_ms: [5, 40, 150][rng.random_range(0..3)],
         }
     }
 }
@@ -158,8 +161,9 @@ impl Simulation {
     async fn new(seed: u64) -> Self {
         crate::random::seed(seed);
         let mut rng = StdRng::seed_from_u64(seed);
+        let mood = Mood::draw(&mut rng);
         let world = World {
-            mood: Mood::draw(&mut rng),
+            mood,
             rng,
             committed: (0..KEYS).map(|key| (key, 0)).collect(),
             finished: Vec::new(),
@@ -170,7 +174,7 @@ impl Simulation {
         };
         let mut simulation = Self {
             world: Arc::new(Mutex::new(world)),
-            tier: InProcess::wired(),
+            tier: InProcess::wired(mood.latency_ms),
             nodes: Vec::new(),
             lives: 0,
             tasks: JoinSet::new(),
