@@ -11,8 +11,8 @@ use super::marks::{Marked, News};
 use super::shared::Shared;
 use crate::health::Event;
 use crate::key::CacheKey;
+use crate::l2::Listener;
 use crate::l2::message::{About, Message, Operation};
-use crate::l2::{Listener, Raise};
 
 impl<K, V, E> Listener for Engine<K, V, E>
 where
@@ -118,8 +118,8 @@ where
     /// be here yet or never come.
     fn on_marks(&self, operation: Operation, tag: u64, marked: Marked) {
         match operation {
-            Operation::InvalidateTag => self.raised(Raise::Tag(tag), marked),
-            Operation::InvalidateAll => self.raised(Raise::All, marked),
+            Operation::InvalidateTag => self.raised(Some(tag), marked),
+            Operation::InvalidateAll => self.raised(None, marked),
             _ => {
                 if self.marks.learn(marked, true) == News::Everything {
                     self.forget();

@@ -200,7 +200,7 @@ impl Marks {
     }
 
     /// Raises a mark that is counted here.
-    pub(crate) fn raise(&self, tag: Option<u64>) -> Marked {
+    pub(crate) fn raise(&self, tag: Option<u64>) {
         let mut state = self.state.lock();
         let mut known = state.known.unwrap_or_default();
         known.mark += 1;
@@ -209,7 +209,6 @@ impl Marks {
             None => known.all = known.mark,
         }
         state.known = Some(known);
-        known
     }
 
     pub(crate) fn tag(&self, tag: u64) -> Arc<TagMark> {

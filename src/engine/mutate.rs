@@ -66,14 +66,14 @@ where
 
     pub(crate) async fn invalidate_all(self: &Arc<Self>) -> Result<(), RemoteError> {
         self.owned("invalidate_all", move |engine| async move {
-            engine.raise(Raise::All).await
+            engine.raise(None).await
         })
         .await
     }
 
     pub(crate) async fn invalidate_tag(self: &Arc<Self>, tag: u64) -> Result<(), RemoteError> {
         self.owned("invalidate_tag", move |engine| async move {
-            engine.raise(Raise::Tag(tag)).await
+            engine.raise(Some(tag)).await
         })
         .await
     }
@@ -212,58 +212,46 @@ where
         result
     }
 
-    /// Invalidates everything, or everything with a tag.
-    async fn raise(self: &Arc<Self>, raise: Raise) -> Result<(), RemoteError> {
+    /// Invalidates everything with a tag, or everything.
+    async fn raise(self: &Arc<Self>, tag: Option<u64>) -> Result<(), RemoteError> {
         self.stats.invalidations.add();
-        if self.shared.is_none() {
-            match raise {
-                Raise::Tag(tag) => drop(self.marks.raise(Some(tag))),
-                Raise::All | Raise::Nothing => {
-                    self.marks.raise(None);
-                    self.drop_everything();
-                }
-            }
-            return Ok(());
-        }
-        let result = self.tell_raised(raise).await;
+        let result = self.tell_raised(tag).await;
         if result.is_err() {
-            match raise {
-                Raise::Tag(tag) => self.mend(Repair::Tag(tag), Some(self.marks.tag(tag))),
-                Raise::All | Raise::Nothing => {
-                    self.mend(Repair::All, None);
-                    self.drop_everything();
-                }
+            match tag {
+                Some(tag) => self.mend(Repair::Tag(tag), Some(self.marks.tag(tag))),
+                None => self.mend(Repair::All, None),
             }
+        }
+        if tag.is_none() {
+            // Whoever has heard of it first, from a beat for instance, may not be done yet.
+            self.drop_everything();
         }
         result
     }
 
-    async fn tell_raised(&self, raise: Raise) -> Result<(), RemoteError> {
+    async fn tell_raised(&self, tag: Option<u64>) -> Result<(), RemoteError> {
         let Some(shared) = &self.shared else {
+            self.marks.raise(tag);
             return Ok(());
         };
-        let notice = match raise {
-            Raise::Tag(tag) => shared.marks_notice(Operation::InvalidateTag, tag),
-            Raise::All | Raise::Nothing => shared.marks_notice(Operation::InvalidateAll, 0),
+        let notice = match tag {
+            Some(tag) => shared.marks_notice(Operation::InvalidateTag, tag),
+            None => shared.marks_notice(Operation::InvalidateAll, 0),
         };
         let look = Look {
-            raise,
+            raise: tag.map_or(Raise::All, Raise::Tag),
             known: self.marks.known().unwrap_or_default(),
             tags: Vec::new(),
             notice: Some(notice),
         };
         let (marked, _) = self.tier(shared.tier.marks(&shared.marks, look).await)?;
-        self.raised(raise, marked);
-        if raise == Raise::All {
-            // Also where a beat has said it first: whoever heard that may not be done yet.
-            self.drop_everything();
-        }
+        self.raised(tag, marked);
         Ok(())
     }
 
     /// Something was invalidated as a whole, here or elsewhere.
-    pub(crate) fn raised(&self, raise: Raise, marked: Marked) {
-        if let Raise::Tag(tag) = raise {
+    pub(crate) fn raised(&self, tag: Option<u64>, marked: Marked) {
+        if let Some(tag) = tag {
             self.marks.learn_tag(tag, marked);
         }
         if self.marks.learn(marked, false) == News::Everything {
@@ -279,6 +267,8 @@ where
     async fn insert_one(self: &Arc<Self>, key: K, loaded: Loaded<V>) -> Result<(), RemoteError> {
         if let Some(shared) = &self.shared {
             self.attach(shared).await;
+            // A record that carries no era is dead. Where this fails the insert fails, too.
+            let _ = self.know_marks(shared).await;
         }
         let (era, epoch, begun) = (self.marks.era(), self.fence.epoch(), Instant::now());
         let (version, tags) = (loaded.version, loaded.tags.clone());
@@ -385,8 +375,8 @@ where
         match repair {
             Repair::Invalidate(id) => self.tell_invalidated(id).await,
             Repair::Expire(id) => self.tell_expired(id).await,
-            Repair::Tag(tag) => self.tell_raised(Raise::Tag(*tag)).await,
-            Repair::All => self.tell_raised(Raise::All).await,
+            Repair::Tag(tag) => self.tell_raised(Some(*tag)).await,
+            Repair::All => self.tell_raised(None).await,
         }
     }
 

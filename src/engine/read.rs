@@ -332,7 +332,7 @@ where
     }
 
     /// Sees to it that the marks are known: from the channel while it is proven, else from L2.
-    async fn know_marks(&self, shared: &Shared<V>) -> Result<(), RemoteError> {
+    pub(crate) async fn know_marks(&self, shared: &Shared<V>) -> Result<(), RemoteError> {
         if self.marks.known().is_some() && shared.link.is_proven(Instant::now()) {
             return Ok(());
         }

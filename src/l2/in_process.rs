@@ -65,6 +65,9 @@ struct Shared {
     gates: Mutex<Vec<Gate>>,
     #[cfg(all(test, feature = "bincode"))]
     wires: Mutex<Option<Vec<Wire>>>,
+    /// How long an operation may be on its way over wires, and its answer too.
+    #[cfg(all(test, feature = "bincode"))]
+    latency_ms: AtomicU64,
 }
 
 #[derive(Default)]
@@ -202,6 +205,8 @@ impl InProcess {
                 gates: Mutex::default(),
                 #[cfg(all(test, feature = "bincode"))]
                 wires: Mutex::default(),
+                #[cfg(all(test, feature = "bincode"))]
+                latency_ms: AtomicU64::new(0),
             }),
             #[cfg(all(test, feature = "bincode"))]
             dead: Arc::default(),
@@ -594,10 +599,6 @@ pub(crate) enum When {
     After,
 }
 
-/// How long an operation of a wired tier may be on its way, and its answer too.
-#[cfg(all(test, feature = "bincode"))]
-const LATENCY: Duration = Duration::from_millis(30);
-
 /// What lies between the tier and one listener, when a test has put something there.
 #[cfg(all(test, feature = "bincode"))]
 struct Wire {
@@ -611,9 +612,10 @@ struct Wire {
 /// the test says so.
 #[cfg(all(test, feature = "bincode"))]
 impl InProcess {
-    /// A tier whose listeners are reached over wires.
-    pub(crate) fn wired() -> Self {
+    /// A tier whose listeners are reached over wires, and whose operations take up to so long.
+    pub(crate) fn wired(latency_ms: u64) -> Self {
         let tier = Self::new();
+        tier.shared.latency_ms.store(latency_ms, Ordering::Relaxed);
         *tier.shared.wires.lock() = Some(Vec::new());
         tier
     }
@@ -783,8 +785,8 @@ impl InProcess {
     async fn pass(&self, operation: &'static str, when: When) -> Result<(), RemoteError> {
         if !self.is_direct() {
             // The way there, and the way back.
-            let latency = crate::random::duration(Duration::ZERO, LATENCY);
-            tokio::time::sleep(latency).await;
+            let longest = Duration::from_millis(self.shared.latency_ms.load(Ordering::Relaxed));
+            tokio::time::sleep(crate::random::duration(Duration::ZERO, longest)).await;
         }
         if self.is_dead() {
             return std::future::pending().await;

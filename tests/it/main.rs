@@ -15,6 +15,8 @@ mod handles;
 #[cfg(test)]
 mod processes;
 #[cfg(test)]
+mod sentinel;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod trouble;

@@ -26,7 +26,7 @@ use crate::{BoxError, Cache, InProcess, Loaded, Loader};
 
 const NODES: usize = 3;
 const KEYS: u64 = 3;
-const STEPS: usize = 120;
+const STEPS: usize = 150;
 /// The channel lease.
 const H: Duration = Duration::from_millis(600);
 const SEEDS: u64 = 1_000;
@@ -34,6 +34,7 @@ const SEEDS: u64 = 1_000;
 /// The source of truth, and all that is known of what was answered.
 struct World {
     rng: StdRng,
+    mood: Mood,
     /// The version of each key that was committed last.
     committed: HashMap<u64, u64>,
     /// Changes that have returned: key, version, node, when.
@@ -43,6 +44,38 @@ struct World {
     next_version: u64,
     log: String,
     started: Instant,
+}
+
+/// What a run is like: runs that differ find more than runs that are all alike (Groce et al., "Swarm
+/// Testing", ISSTA 2012).
+#[derive(Clone, Copy, Debug)]
+struct Mood {
+    keys: u64,
+    /// Out of a hundred steps.
+    changes: u64,
+    cuts: u64,
+    failures: u64,
+    kills: u64,
+    /// The longest pause between two steps, and the longest load.
+    pause_ms: u64,
+    load_ms: u64,
+    /// The longest way to L2, or back.
+    latency_ms: u64,
+}
+
+impl Mood {
+    fn draw(rng: &mut StdRng) -> Self {
+        Self {
+            keys: rng.random_range(1..=KEYS),
+            changes: rng.random_range(3..18),
+            cuts: rng.random_range(0..5),
+            failures: rng.random_range(0..8),
+            kills: rng.random_range(0..2),
+            pause_ms: [15, 60, 150][rng.random_range(0..3)],
+            load_ms: [20, 100, 250, 900][rng.random_range(0..4)],
+            latency_ms: [5, 40, 150][rng.random_range(0..3)],
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -73,8 +106,9 @@ impl Loader for Source {
         let (version, before, after, fails, stored) = {
             let mut world = self.world.lock();
             let version = world.committed[key];
+            let longest = world.mood.load_ms;
             let before = world.rng.random_range(0..30);
-            let after = world.rng.random_range(0..200);
+            let after = world.rng.random_range(0..longest);
             let (fails, stored) = (world.rng.random_bool(0.05), !world.rng.random_bool(0.03));
             (version, before, after, fails, stored)
         };
@@ -126,8 +160,11 @@ enum Change {
 impl Simulation {
     async fn new(seed: u64) -> Self {
         crate::random::seed(seed);
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mood = Mood::draw(&mut rng);
         let world = World {
-            rng: StdRng::seed_from_u64(seed),
+            mood,
+            rng,
             committed: (0..KEYS).map(|key| (key, 0)).collect(),
             finished: Vec::new(),
             writing: HashMap::new(),
@@ -137,7 +174,7 @@ impl Simulation {
         };
         let mut simulation = Self {
             world: Arc::new(Mutex::new(world)),
-            tier: InProcess::wired(),
+            tier: InProcess::wired(mood.latency_ms),
             nodes: Vec::new(),
             lives: 0,
             tasks: JoinSet::new(),
@@ -194,27 +231,45 @@ impl Simulation {
 
     async fn step(&mut self) {
         let node = self.pick();
-        match self.roll(100) {
-            0..35 => self.get(node),
-            35..47 => self.change(node),
-            47..75 => self.message(node),
-            75..78 => {
-                self.note(format_args!("cut {node}"));
-                self.tier.cut(self.nodes[node].wire);
+        let mood = self.world.lock().mood;
+        let mut roll = self.roll(100);
+        // Takes its share of the hundred.
+        let mut is = |share: u64| match roll.checked_sub(share) {
+            Some(rest) => {
+                roll = rest;
+                false
             }
-            78..82 => self.connect(node),
-            82..84 => self.fail(),
-            84 => self.kill(node).await,
-            _ => {
-                let ms = self.roll(120);
-                sleep(Duration::from_millis(ms)).await;
-            }
+            None => true,
+        };
+        if is(30) {
+            self.get(node);
+        } else if is(mood.changes) {
+            self.change(node);
+        } else if is(25) {
+            self.message(node);
+        } else if is(mood.cuts) {
+            self.note(format_args!("cut {node}"));
+            self.tier.cut(self.nodes[node].wire);
+        } else if is(5) {
+            self.connect(node);
+        } else if is(mood.failures) {
+            self.fail();
+        } else if is(mood.kills) {
+            self.kill(node).await;
+        } else {
+            let ms = self.roll(mood.pause_ms);
+            sleep(Duration::from_millis(ms)).await;
         }
         tokio::task::yield_now().await;
     }
 
+    fn key(&self) -> u64 {
+        let keys = self.world.lock().mood.keys;
+        self.roll(keys)
+    }
+
     fn get(&mut self, node: usize) {
-        let key = self.roll(KEYS);
+        let key = self.key();
         let node = &self.nodes[node];
         let (cache, tier, life) = (node.cache.clone(), node.tier.clone(), node.life);
         let world = Arc::clone(&self.world);
@@ -252,7 +307,7 @@ impl Simulation {
             8 => Change::Tag,
             _ => Change::All,
         };
-        let key = self.roll(KEYS);
+        let key = self.key();
         let keys: Vec<u64> = match change {
             Change::All => (0..KEYS).collect(),
             Change::Tag => (0..KEYS).filter(|other| tag(*other) == tag(key)).collect(),

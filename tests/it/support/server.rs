@@ -17,7 +17,19 @@ pub(crate) struct Server {
     child: Child,
     port: u16,
     dir: PathBuf,
-    in_cluster: bool,
+    role: Role,
+}
+
+/// What a server is started as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Single,
+    /// A node of a cluster.
+    Node,
+    /// A replica of the server on this port.
+    Replica(u16),
+    /// A sentinel of one, which watches the server on this port under the name `main`.
+    Sentinel(u16),
 }
 
 impl Server {
@@ -26,7 +38,15 @@ impl Server {
     }
 
     pub(crate) fn start_on(port: u16) -> Self {
-        Self::begin(port, false)
+        Self::begin(port, Role::Single)
+    }
+
+    pub(crate) fn replica_of(port: u16) -> Self {
+        Self::begin(free_port(), Role::Replica(port))
+    }
+
+    pub(crate) fn sentinel_of(port: u16) -> Self {
+        Self::begin(free_port(), Role::Sentinel(port))
     }
 
     /// A node of a cluster that has no slots and knows nobody yet.
@@ -35,19 +55,19 @@ impl Server {
             let port = free_port();
             // Nodes talk to each other there.
             if TcpListener::bind((Ipv4Addr::LOCALHOST, port + 10_000)).is_ok() {
-                return Self::begin(port, true);
+                return Self::begin(port, Role::Node);
             }
         }
     }
 
-    fn begin(port: u16, in_cluster: bool) -> Self {
+    fn begin(port: u16, role: Role) -> Self {
         let dir = std::env::temp_dir().join(format!("tidegate-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory for the server");
         let mut server = Self {
-            child: spawn(port, &dir, in_cluster),
+            child: spawn(port, &dir, role),
             port,
             dir,
-            in_cluster,
+            role,
         };
         server.wait_until_it_answers();
         server
@@ -85,7 +105,7 @@ impl Server {
 
     /// Starts again on the same port, empty.
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(self.port, &self.dir, self.in_cluster);
+        self.child = spawn(self.port, &self.dir, self.role);
         self.wait_until_it_answers();
     }
 
@@ -129,15 +149,37 @@ pub(crate) fn patient(port: u16) -> RedisBuilder {
     Redis::builder(&url(port)).timeout(Duration::from_secs(2))
 }
 
-fn spawn(port: u16, dir: &PathBuf, in_cluster: bool) -> Child {
+fn spawn(port: u16, dir: &PathBuf, role: Role) -> Child {
     let binary =
         std::env::var("TIDEGATE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
     let mut command = Command::new(&binary);
+    if let Role::Sentinel(watched) = role {
+        // It rewrites its file.
+        let conf = dir.join("sentinel.conf");
+        let settings = format!(
+            "sentinel monitor main 127.0.0.1 {watched} 1\n\
+             sentinel down-after-milliseconds main 1000\n\
+             sentinel failover-timeout main 5000\n"
+        );
+        std::fs::write(&conf, settings).expect("a file for the sentinel");
+        command.arg(&conf).arg("--sentinel");
+    }
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
-    command
-        .args(["--save", "", "--appendonly", "no", "--dir"])
-        .arg(dir);
-    if in_cluster {
+    if !matches!(role, Role::Sentinel(_)) {
+        command.args(["--save", "", "--appendonly", "no"]);
+    }
+    command.arg("--dir").arg(dir);
+    if let Role::Replica(primary) = role {
+        command.args(["--replicaof", "127.0.0.1", &primary.to_string()]);
+        // A test does not wait for company.
+        command.args([
+            "--repl-diskless-sync",
+            "yes",
+            "--repl-diskless-sync-delay",
+            "0",
+        ]);
+    }
+    if role == Role::Node {
         command.args([
             "--cluster-enabled",
             "yes",
@@ -202,6 +244,12 @@ impl Raw {
     pub(crate) fn ask(&mut self, words: &str) -> Reply {
         let args: Vec<&[u8]> = words.split_whitespace().map(str::as_bytes).collect();
         self.send(&args)
+    }
+
+    /// The same, where an error is an answer.
+    pub(crate) fn try_ask(&mut self, words: &str) -> Reply {
+        let args: Vec<&[u8]> = words.split_whitespace().map(str::as_bytes).collect();
+        self.try_send(&args).expect("an answer")
     }
 
     pub(crate) fn send(&mut self, args: &[&[u8]]) -> Reply {
