@@ -70,7 +70,7 @@ fn lose(tier: &InProcess, wire: usize, operation: Operation) {
 
 #[tokio::test(start_paused = true)]
 async fn without_a_beat_l1_is_silent_when_the_lease_ends_and_l2_is_asked() {
-    let (tier, source) = (InProcess::wired(), old_then_new(false));
+    let (tier, source) = (InProcess::wired(0), old_then_new(false));
     let (cache, writer) = (node(&source, &tier), node(&source, &tier));
     connect(&tier, &[&cache, &writer]).await;
     cache.get(&1).await.unwrap();
@@ -90,7 +90,7 @@ async fn without_a_beat_l1_is_silent_when_the_lease_ends_and_l2_is_asked() {
 
 #[tokio::test(start_paused = true)]
 async fn beats_that_come_back_keep_l1_answering() {
-    let (tier, source) = (InProcess::wired(), old_then_new(false));
+    let (tier, source) = (InProcess::wired(0), old_then_new(false));
     let cache = node(&source, &tier);
     connect(&tier, &[&cache]).await;
     cache.get(&1).await.unwrap();
@@ -104,7 +104,7 @@ async fn beats_that_come_back_keep_l1_answering() {
 /// A load that began when the channel was proven ends long after: who comes later does not join it.
 #[tokio::test(start_paused = true)]
 async fn a_flight_older_than_the_lease_is_not_joined_while_nobody_can_be_heard() {
-    let (tier, source) = (InProcess::wired(), old_then_new(true));
+    let (tier, source) = (InProcess::wired(0), old_then_new(true));
     let (cache, writer) = (node(&source, &tier), node(&source, &tier));
     connect(&tier, &[&cache, &writer]).await;
     let loading = spawn_get(&cache, 1);
@@ -122,7 +122,7 @@ async fn a_flight_older_than_the_lease_is_not_joined_while_nobody_can_be_heard()
 
 #[tokio::test(start_paused = true)]
 async fn a_message_that_is_lost_in_silence_shows_as_a_hole_and_is_a_gap() {
-    let (tier, source) = (InProcess::wired(), old_then_new(false));
+    let (tier, source) = (InProcess::wired(0), old_then_new(false));
     let (cache, writer) = (node(&source, &tier), node(&source, &tier));
     connect(&tier, &[&cache, &writer]).await;
     writer.invalidate(&9).await.unwrap();
@@ -143,7 +143,7 @@ async fn a_message_that_is_lost_in_silence_shows_as_a_hole_and_is_a_gap() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_connection_silences_l1_at_once_and_a_new_one_forgets() {
-    let (tier, source) = (InProcess::wired(), old_then_new(false));
+    let (tier, source) = (InProcess::wired(0), old_then_new(false));
     let events = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let told = Arc::clone(&events);
     let cache = settings(&source)
@@ -211,7 +211,7 @@ async fn a_process_that_comes_later_asks_for_the_tags_of_an_older_record() {
 /// Nobody heard of the tag, and something was missed: what is known of tags is not enough.
 #[tokio::test(start_paused = true)]
 async fn after_a_gap_the_tags_of_a_record_are_asked_for() {
-    let (tier, source) = (InProcess::wired(), old_then_new(false));
+    let (tier, source) = (InProcess::wired(0), old_then_new(false));
     let (cache, writer) = (team_node(&source, &tier), team_node(&source, &tier));
     connect(&tier, &[&cache, &writer]).await;
     writer.get(&1).await.unwrap();
@@ -470,7 +470,7 @@ async fn a_record_that_was_expired_since_it_was_read_is_another_record() {
 #[tokio::test(start_paused = true)]
 async fn after_an_invalidation_nothing_enters_l2_before_the_hold_off_ends() {
     let second = Duration::from_secs(1);
-    let (tier, source) = (InProcess::wired(), old_then_new(false));
+    let (tier, source) = (InProcess::wired(0), old_then_new(false));
     let held_off = || {
         let cache = settings(&source).hold_off(second);
         cache.l2(tier.clone()).build().unwrap()
@@ -554,7 +554,7 @@ async fn everywhere_means_after_the_lease_and_what_a_process_that_is_cut_off_may
 /// L2 answers and the bus does not: what it says of the marks is asked for with every read.
 #[tokio::test(start_paused = true)]
 async fn while_the_channel_is_unproven_the_marks_are_asked_for() {
-    let (tier, source) = (InProcess::wired(), old_then_new(false));
+    let (tier, source) = (InProcess::wired(0), old_then_new(false));
     let (cache, writer) = (node(&source, &tier), node(&source, &tier));
     connect(&tier, &[&cache, &writer]).await;
     writer.get(&1).await.unwrap();
@@ -562,4 +562,15 @@ async fn while_the_channel_is_unproven_the_marks_are_asked_for() {
     writer.invalidate_all().await.unwrap();
     assert_eq!(text(&cache.get(&1).await), Some("new"));
     validate(&[&cache, &writer], &tier).await;
+}
+
+/// Before the first beat nothing is known of the marks, and a record without them would be dead.
+#[tokio::test(start_paused = true)]
+async fn an_insert_before_the_channel_is_proven_is_found_by_others() {
+    let (tier, source) = (InProcess::wired(0), old_then_new(false));
+    let (a, b) = (node(&source, &tier), node(&source, &tier));
+    a.insert(1, "inserted".to_owned()).await.unwrap();
+    assert_eq!(text(&b.get(&1).await), Some("inserted"));
+    assert_eq!(source.calls(), 0);
+    validate(&[&a, &b], &tier).await;
 }
