@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod bytes;
 #[cfg(test)]
+mod coherence;
+#[cfg(test)]
 mod commands;
 #[cfg(test)]
 mod contract;
@@ -11,7 +13,11 @@ mod fence;
 #[cfg(test)]
 mod handles;
 #[cfg(test)]
+mod marks;
+#[cfg(test)]
 mod processes;
+#[cfg(test)]
+mod repairs;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

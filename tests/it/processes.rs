@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tidegate::Cache;
+use tokio::time::{Instant, sleep};
 
 use crate::support::eventually;
-use crate::support::fleet::{Worker, micros};
+use crate::support::fleet::{Settings, Worker, commit, micros};
 use crate::support::ground::{Ground, check_records, users};
 use crate::support::loader::Db;
-use crate::support::node::{answer, value};
+use crate::support::node::{Node, answer, value};
+use crate::support::proxy::{Proxy, Wire};
 use crate::support::server::{Reply, Server, is_value};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -215,5 +217,114 @@ async fn what_one_process_changes_the_other_drops() {
         [0; 4],
         "loads, waits, fills, refused fills"
     );
+    check_records(&server);
+}
+
+/// Versions whose invalidation has returned, and when.
+type Told = Vec<(u64, u64)>;
+
+/// The newest version whose invalidation had returned by then.
+fn newest(told: &Told, by: u64) -> u64 {
+    let later = told.partition_point(|(_, returned)| *returned <= by);
+    later.checked_sub(1).map_or(0, |at| told[at].0)
+}
+
+/// Everything that can be done to a process and its connections, again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_answer_of_l1_misses_an_invalidation_older_than_the_channel_lease_whatever_happens() {
+    let lease = Duration::from_millis(300);
+    let server = Server::start();
+    let (proxy, mut raw) = (Proxy::to(server.port()).await, server.raw());
+    let truth = server.dir().join("truth");
+    commit(&truth, "0");
+    let mut reader = Worker::with(Settings {
+        channel_lease: lease,
+        degraded: Duration::ZERO,
+        truth: Some(truth.clone()),
+        ..Settings::new(proxy.port(), lease)
+    })
+    .await;
+    let writer = {
+        let redis = server.patient().connect().await.expect("connect");
+        let builder = Cache::builder("users", Db::default()).l2(redis);
+        Node::new(builder.build().expect("a cache"))
+    };
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let writing = writer.clone();
+    let writes = tokio::spawn(async move {
+        let mut told = Told::new();
+        for version in 1.. {
+            commit(&truth, &version.to_string());
+            writing.invalidate(&1).await.expect("it has its own wire");
+            told.push((version, micros()));
+            if stopped.try_recv() != Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        told
+    });
+    reader.tell("watch 1").await;
+    for round in 0..32 {
+        reader.ask("proven", "proven").await;
+        match round % 4 {
+            0 => {
+                reader.stop();
+                sleep(lease * 3 / 2).await;
+                reader.resume();
+            }
+            1 => {
+                proxy.set(Wire::Swallow).await;
+                sleep(lease * 3 / 2).await;
+                proxy.set(Wire::Pass).await;
+            }
+            2 => {
+                raw.ask("CLIENT KILL TYPE pubsub");
+            }
+            // Stopped in the middle of being cut off, and for less than a lease.
+            _ => {
+                raw.ask("CLIENT KILL TYPE pubsub");
+                reader.stop();
+                sleep(lease / 2).await;
+                reader.resume();
+            }
+        }
+    }
+    reader.ask("proven", "proven").await;
+    stop.send(()).expect("it writes");
+    let told = answer(writes).await;
+    let saw = reader.ask("watched", "saw").await;
+    let saw: Vec<&str> = saw.split(' ').collect();
+    let lease = u64::try_from(lease.as_micros()).expect("a short time");
+    let (mut hits, mut others, mut oldest) = (0, 0, 0);
+    for entry in saw.chunks_exact(3) {
+        let asked = entry[0].parse::<u64>().expect("a time");
+        let version = entry[2].parse::<u64>().expect("a version");
+        if entry[1] == "L1" {
+            hits += 1;
+            let known = newest(&told, asked - lease);
+            assert!(
+                version >= known,
+                "L1 answered {version}; {known} had been told a lease before"
+            );
+            // How long the one after it had been told already.
+            let missed = told.get(usize::try_from(version).expect("few versions"));
+            oldest = oldest.max(missed.map_or(0, |(_, told)| asked.saturating_sub(*told)));
+        } else {
+            others += 1;
+            let known = newest(&told, asked);
+            assert!(
+                version >= known,
+                "{} answered {version}; {known} had been told before",
+                entry[1]
+            );
+        }
+    }
+    println!(
+        "{} versions; {hits} answers of L1, the oldest {oldest} µs behind; {others} others",
+        told.len()
+    );
+    assert!(hits > 30 && others > 16, "{hits} and {others}");
+    writer.check().await;
     check_records(&server);
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub(crate) mod events;
 pub(crate) mod fleet;
 pub(crate) mod ground;
 pub(crate) mod loader;
