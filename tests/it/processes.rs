@@ -328,3 +328,82 @@ async fn no_answer_of_l1_misses_an_invalidation_older_than_the_channel_lease_wha
     writer.check().await;
     check_records(&server);
 }
+
+/// What a process answers to one caller; it loads `row` if it has to.
+#[cfg(target_os = "linux")]
+async fn got(worker: &mut Worker, key: u64) -> String {
+    worker.tell(&format!("get {key} 1")).await;
+    worker.hear(&format!("got {key}")).await
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_that_are_a_quarter_of_an_hour_off_change_nothing() {
+    use crate::support::clock;
+
+    let server = Server::start();
+    let mut raw = server.raw();
+    let (library, quarter) = (clock::library(server.dir()), 15 * 60);
+    let mut workers = Vec::new();
+    for seconds in [quarter, -quarter, 0] {
+        let settings = Settings {
+            env: clock::ahead(&library, seconds),
+            ..Settings::new(server.port(), MINUTE)
+        };
+        let mut worker = Worker::with(settings).await;
+        let (before, said) = (micros(), worker.ask("clock", "clock").await);
+        let off = said.parse::<i64>().expect("a time") - i64::try_from(before).expect("now");
+        let rounds = seconds * 1_000_000;
+        assert!(
+            (rounds..rounds + 60_000_000).contains(&off),
+            "its clock is {off} µs off, not {seconds} s"
+        );
+        workers.push(worker);
+    }
+    // Each loads a key; for the others it is as old as it is, which is less than five minutes.
+    for loads in 0..3 {
+        let key = loads as u64;
+        workers[loads].tell(&format!("get {key} 1")).await;
+        workers[loads].hear(&format!("loading {key}")).await;
+        workers[loads].tell("row old").await;
+        workers[loads].hear(&format!("got {key}")).await;
+        for worker in &mut workers {
+            assert_eq!(got(worker, key).await, "old");
+        }
+        let record = raw.get(&users(key)).expect("a record");
+        let created = u64::from_le_bytes(record[52..60].try_into().expect("eight bytes"));
+        let off = created.abs_diff(micros() / 1_000);
+        assert!(off < 60_000, "created {off} ms from now");
+    }
+    for worker in &mut workers {
+        assert_eq!(worker.stats().await[0], 1, "loads");
+    }
+    // Each hears of each.
+    for changes in 0..3 {
+        let key = changes as u64;
+        let by = format!("insert {key} new");
+        workers[changes].ask(&by, "done").await;
+        for worker in &mut workers {
+            eventually("it has heard", async || {
+                worker
+                    .ask(&format!("peek {key}"), &format!("peek {key}"))
+                    .await
+                    != "old"
+            })
+            .await;
+            assert_eq!(got(worker, key).await, "new");
+        }
+    }
+    // And one waits for the lease of another.
+    workers[0].tell("get 9 1").await;
+    workers[0].hear("loading 9").await;
+    for waiter in 1..3 {
+        workers[waiter].tell("get 9 1").await;
+        eventually("it waits", async || workers[waiter].stats().await[1] == 1).await;
+    }
+    workers[0].tell("row here").await;
+    for worker in &mut workers {
+        assert_eq!(worker.hear("got 9").await, "here");
+    }
+    check_records(&server);
+}

@@ -8,6 +8,7 @@
 //! | `row text` | (answers the load that began first, of those that are not answered) |
 //! | `insert key text`, `invalidate key` | `done` |
 //! | `peek key` | `peek key answer` |
+//! | `clock` | `clock micros` |
 //! | `stats` | `stats loads waits fills refused` |
 //! | `watch key`, `watched` | (asks for it all the time), then `saw asked source answer…` of each time |
 //! | `proven` | `proven` when a look-up that was watched was answered by L1, from now on |
@@ -282,6 +283,7 @@ async fn work(settings: Settings) {
                 let saw = watched.take().expect("it watches").await.expect("a list");
                 say(&format!("saw{saw}"));
             }
+            "clock" => say(&format!("clock {}", micros())),
             "stats" => {
                 let stats = node.stats();
                 let (loads, waits) = (stats.loads, stats.lease_waits);
