@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::support::eventually;
 use crate::support::ground::{MARKS, users};
 use crate::support::loader::Db;
-use crate::support::node::{Node, value};
+use crate::support::node::{Node, answer, value};
 use crate::support::server::{Raw, Server};
 
 const LEASE: Duration = Duration::from_millis(600);
@@ -51,9 +51,9 @@ impl Scene {
 
     /// What happens to the server's memory; then no look-up that begins a lease later or more is
     /// answered from L1 with what was there before, and soon everything is as it was.
-    async fn forgets(&mut self, how: &str) {
+    async fn forgets(&mut self, how: impl FnOnce(&mut Raw)) {
         let loads = self.db.loads();
-        self.raw.ask(how);
+        how(&mut self.raw);
         let told = Instant::now();
         let mut last = None;
         eventually("nothing of it is in L1", async || {
@@ -122,7 +122,11 @@ async fn warm(node: &Node, key: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flush_by_another_client_is_noticed_within_the_lease() {
     let mut scene = Scene::new(&[]).await;
-    scene.forgets("FLUSHALL").await;
+    scene
+        .forgets(|raw| {
+            raw.ask("FLUSHALL");
+        })
+        .await;
     scene.end().await;
 }
 
@@ -130,18 +134,70 @@ async fn a_flush_by_another_client_is_noticed_within_the_lease() {
 async fn marks_that_were_lost_count_as_an_invalidation_of_everything() {
     let mut scene = Scene::new(&[(1, &["t"])]).await;
     // With and without anything that they said.
-    scene.forgets(&format!("DEL {MARKS}")).await;
+    scene
+        .forgets(|raw| {
+            raw.ask(&format!("DEL {MARKS}"));
+        })
+        .await;
     scene.a.invalidate_tag("t").await.expect("an invalidation");
     scene.a.invalidate_all().await.expect("an invalidation");
     scene.warm().await;
-    scene.forgets(&format!("DEL {MARKS}")).await;
+    scene
+        .forgets(|raw| {
+            raw.ask(&format!("DEL {MARKS}"));
+        })
+        .await;
     scene.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn marks_that_are_something_else_count_as_lost() {
     let mut scene = Scene::new(&[]).await;
-    scene.forgets(&format!("SET {MARKS} what")).await;
+    scene
+        .forgets(|raw| {
+            raw.ask(&format!("SET {MARKS} what"));
+        })
+        .await;
+    scene.end().await;
+}
+
+/// What a fail-over to a replica that lagged does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn marks_that_go_back_count_as_lost() {
+    let mut scene = Scene::new(&[]).await;
+    let before = scene.raw.get(MARKS).expect("the marks");
+    scene.a.invalidate_all().await.expect("an invalidation");
+    scene.warm().await;
+    scene.forgets(|raw| raw.set(MARKS, &before)).await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_began_before_the_marks_were_lost_is_not_kept() {
+    let mut scene = Scene::new(&[]).await;
+    for noticed in [true, false] {
+        scene.a.invalidate(&1).await.expect("an invalidation");
+        scene.db.write(1, "old");
+        warm(&scene.a, 2).await;
+        let gate = scene.db.gate();
+        let caller = scene.a.caller(1).await;
+        gate.reached().await;
+        scene.db.write(1, "new");
+        scene.raw.ask(&format!("DEL {MARKS}"));
+        if noticed {
+            eventually("it is noticed", async || scene.a.peek(&2).is_none()).await;
+        }
+        gate.open();
+        assert_eq!(value(answer(caller).await), "old", "it asked before");
+        eventually("it is noticed", async || scene.a.peek(&2).is_none()).await;
+        assert!(scene.a.peek(&1).is_none());
+        let cold = node(&scene.db, &scene.server).await;
+        assert_eq!(value(cold.get(1).await), "new");
+        cold.check().await;
+        for node in [&scene.a, &scene.b] {
+            eventually("it has heard", async || value(node.get(1).await) == "new").await;
+        }
+    }
     scene.end().await;
 }
 
@@ -151,7 +207,11 @@ async fn tags_that_were_lost_kill_what_was_there() {
     let mut scene = Scene::new(&[(1, &["t"]), (2, &["u"]), (3, &["v"])]).await;
     scene.a.invalidate_tag("t").await.expect("an invalidation");
     scene.warm().await;
-    scene.forgets(&format!("DEL {MARKS}:tags")).await;
+    scene
+        .forgets(|raw| {
+            raw.ask(&format!("DEL {MARKS}:tags"));
+        })
+        .await;
     scene.a.invalidate_tag("u").await.expect("an invalidation");
     eventually("it works as before", async || scene.b.peek(&2).is_none()).await;
     assert!(scene.b.peek(&1).is_some());

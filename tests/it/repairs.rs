@@ -357,3 +357,24 @@ async fn what_is_pending_is_tried_once_more_when_the_cache_closes() {
     assert_eq!(scene.raw.get(&users(1)), None);
     scene.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_failures_than_are_kept_apart_become_one_invalidation_of_everything() {
+    let scene = Scene::new().await;
+    scene.proxy.set(Wire::Refuse).await;
+    for key in 1..=3 {
+        scene.write(key, "new");
+    }
+    // The keys 1 to 3 are among them, and nobody counts on that.
+    let keys: Vec<u64> = (1..=10_001).collect();
+    assert!(scene.a.invalidate_many(&keys).await.is_err());
+    assert_eq!(scene.events.count(Event::RepairsOverflowed), 1);
+    assert_eq!(scene.a.stats().repairs_overflowed, 1);
+    scene.heals().await;
+    for node in [&scene.a, &scene.b] {
+        for key in 1..=3 {
+            eventually("it has heard", async || value(node.get(key).await) == "new").await;
+        }
+    }
+    scene.end().await;
+}
