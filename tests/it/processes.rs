@@ -397,9 +397,9 @@ async fn clocks_that_are_a_quarter_of_an_hour_off_change_nothing() {
     // And one waits for the lease of another.
     workers[0].tell("get 9 1").await;
     workers[0].hear("loading 9").await;
-    for waiter in 1..3 {
-        workers[waiter].tell("get 9 1").await;
-        eventually("it waits", async || workers[waiter].stats().await[1] == 1).await;
+    for waiter in &mut workers[1..] {
+        waiter.tell("get 9 1").await;
+        eventually("it waits", async || waiter.stats().await[1] == 1).await;
     }
     workers[0].tell("row here").await;
     for worker in &mut workers {
