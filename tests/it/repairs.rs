@@ -328,6 +328,7 @@ async fn an_invalidation_that_nobody_waits_for_is_repeated_too() {
 async fn a_load_from_before_an_invalidation_that_failed_fills_nothing() {
     let mut scene = Scene::new().await;
     scene.a.invalidate(&1).await.expect("an invalidation");
+    let fills = scene.a.stats().fills;
     let gate = scene.db.gate();
     let caller = scene.a.caller(1).await;
     gate.reached().await;
@@ -337,6 +338,7 @@ async fn a_load_from_before_an_invalidation_that_failed_fills_nothing() {
     scene.raw.ask("REPLICAOF NO ONE");
     gate.open();
     assert_eq!(value(answer(caller).await), "old", "it asked before");
+    assert_eq!(scene.a.stats().fills, fills, "the old value is back");
     assert!(scene.a.peek(&1).is_none());
     eventually("it is repaired", async || {
         assert_eq!(value(scene.a.get(1).await), "new");
