@@ -229,17 +229,32 @@ fn newest(told: &Told, by: u64) -> u64 {
     later.checked_sub(1).map_or(0, |at| told[at].0)
 }
 
-/// Everything that can be done to a process and its connections, again and again.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_answer_of_l1_misses_an_invalidation_older_than_the_channel_lease_whatever_happens() {
-    let lease = Duration::from_millis(300);
+/// What can be done to a process and its connections.
+#[derive(Clone, Copy, Debug)]
+enum Harm {
+    /// Stopped for longer than a lease.
+    Stop,
+    /// Its connections stand and nothing comes out of them.
+    BlackHole,
+    /// Its connections are refused.
+    Refusal,
+    /// The server ends its subscription.
+    Unsubscribed,
+    /// The same, and it is stopped before it can notice, for less than a lease.
+    UnsubscribedAndStopped,
+}
+
+/// A process asks for one key all the time, another one writes and invalidates, and the harms come
+/// one after the other, `rounds` times. No answer of L1 may miss an invalidation that had returned
+/// a lease and a grace before, and no other answer one that had returned at all.
+async fn no_old_answers(lease: Duration, grace: Duration, harms: &[Harm], rounds: usize) {
     let server = Server::start();
     let (proxy, mut raw) = (Proxy::to(server.port()).await, server.raw());
     let truth = server.dir().join("truth");
     commit(&truth, "0");
     let mut reader = Worker::with(Settings {
         channel_lease: lease,
-        degraded: Duration::ZERO,
+        degraded: grace,
         truth: Some(truth.clone()),
         ..Settings::new(proxy.port(), lease)
     })
@@ -265,24 +280,29 @@ async fn no_answer_of_l1_misses_an_invalidation_older_than_the_channel_lease_wha
         told
     });
     reader.tell("watch 1").await;
-    for round in 0..32 {
+    for harm in harms.iter().cycle().take(harms.len() * rounds) {
         reader.ask("proven", "proven").await;
-        match round % 4 {
-            0 => {
+        let long = (lease + grace) * 3 / 2;
+        match harm {
+            Harm::Stop => {
                 reader.stop();
-                sleep(lease * 3 / 2).await;
+                sleep(long).await;
                 reader.resume();
             }
-            1 => {
+            Harm::BlackHole => {
                 proxy.set(Wire::Swallow).await;
-                sleep(lease * 3 / 2).await;
+                sleep(long).await;
                 proxy.set(Wire::Pass).await;
             }
-            2 => {
+            Harm::Refusal => {
+                proxy.set(Wire::Refuse).await;
+                sleep(long).await;
+                proxy.set(Wire::Pass).await;
+            }
+            Harm::Unsubscribed => {
                 raw.ask("CLIENT KILL TYPE pubsub");
             }
-            // Stopped in the middle of being cut off, and for less than a lease.
-            _ => {
+            Harm::UnsubscribedAndStopped => {
                 raw.ask("CLIENT KILL TYPE pubsub");
                 reader.stop();
                 sleep(lease / 2).await;
@@ -295,38 +315,51 @@ async fn no_answer_of_l1_misses_an_invalidation_older_than_the_channel_lease_wha
     let told = answer(writes).await;
     let saw = reader.ask("watched", "saw").await;
     let saw: Vec<&str> = saw.split(' ').collect();
-    let lease = u64::try_from(lease.as_micros()).expect("a short time");
+    let allowed = u64::try_from((lease + grace).as_micros()).expect("a short time");
     let (mut hits, mut others, mut oldest) = (0, 0, 0);
     for entry in saw.chunks_exact(3) {
-        let asked = entry[0].parse::<u64>().expect("a time");
+        let (asked, from) = (entry[0].parse::<u64>().expect("a time"), entry[1]);
         let version = entry[2].parse::<u64>().expect("a version");
-        if entry[1] == "L1" {
-            hits += 1;
-            let known = newest(&told, asked - lease);
-            assert!(
-                version >= known,
-                "L1 answered {version}; {known} had been told a lease before"
-            );
-            // How long the one after it had been told already.
-            let missed = told.get(usize::try_from(version).expect("few versions"));
-            oldest = oldest.max(missed.map_or(0, |(_, told)| asked.saturating_sub(*told)));
+        let (known, count) = if from == "L1" {
+            (newest(&told, asked - allowed), &mut hits)
         } else {
-            others += 1;
-            let known = newest(&told, asked);
-            assert!(
-                version >= known,
-                "{} answered {version}; {known} had been told before",
-                entry[1]
-            );
-        }
+            (newest(&told, asked), &mut others)
+        };
+        *count += 1;
+        assert!(
+            version >= known,
+            "{from} answered {version}, and {known} had been told"
+        );
+        // How long the version after it had been told already.
+        let missed = told.get(usize::try_from(version).expect("few versions"));
+        oldest = oldest.max(missed.map_or(0, |(_, told)| asked.saturating_sub(*told)));
     }
     println!(
-        "{} versions; {hits} answers of L1, the oldest {oldest} µs behind; {others} others",
+        "{} versions; {hits} answers of L1 and {others} others, the oldest {oldest} µs behind",
         told.len()
     );
     assert!(hits > 30 && others > 16, "{hits} and {others}");
     writer.check().await;
     check_records(&server);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_answer_of_l1_misses_an_invalidation_older_than_the_channel_lease_whatever_happens() {
+    let harms = [
+        Harm::Stop,
+        Harm::BlackHole,
+        Harm::Unsubscribed,
+        Harm::UnsubscribedAndStopped,
+    ];
+    no_old_answers(Duration::from_millis(300), Duration::ZERO, &harms, 8).await;
+}
+
+/// What `invalidate_everywhere` counts on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_grace_no_answer_misses_an_invalidation_older_than_the_lease_and_the_grace() {
+    let harms = [Harm::Refusal, Harm::Stop, Harm::BlackHole];
+    let time = Duration::from_millis(300);
+    no_old_answers(time, time, &harms, 4).await;
 }
 
 /// What a process answers to one caller; it loads `row` if it has to.
