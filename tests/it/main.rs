@@ -5,6 +5,8 @@ mod bytes;
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod coherence;
+#[cfg(test)]
 mod commands;
 #[cfg(test)]
 mod contract;
@@ -13,7 +15,10 @@ mod fence;
 #[cfg(test)]
 mod handles;
 #[cfg(test)]
+mod marks;
+#[cfg(test)]
 mod processes;
+mod repairs;
 #[cfg(test)]
 mod sentinel;
 #[cfg(test)]

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tidegate::Cache;
+use tokio::time::{Instant, sleep};
 
 use crate::support::eventually;
-use crate::support::fleet::{Worker, micros};
+use crate::support::fleet::{Settings, Worker, commit, micros};
 use crate::support::ground::{Ground, check_records, users};
 use crate::support::loader::Db;
-use crate::support::node::{answer, value};
+use crate::support::node::{Node, answer, value};
+use crate::support::proxy::{Proxy, Wire};
 use crate::support::server::{Reply, Server, is_value};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -215,5 +217,226 @@ async fn what_one_process_changes_the_other_drops() {
         [0; 4],
         "loads, waits, fills, refused fills"
     );
+    check_records(&server);
+}
+
+/// Versions whose invalidation has returned, and when.
+type Told = Vec<(u64, u64)>;
+
+/// The newest version whose invalidation had returned by then.
+fn newest(told: &Told, by: u64) -> u64 {
+    let later = told.partition_point(|(_, returned)| *returned <= by);
+    later.checked_sub(1).map_or(0, |at| told[at].0)
+}
+
+/// What can be done to a process and its connections.
+#[derive(Clone, Copy, Debug)]
+enum Harm {
+    /// Stopped for longer than a lease.
+    Stop,
+    /// Its connections stand and nothing comes out of them.
+    BlackHole,
+    /// Its connections are refused.
+    Refusal,
+    /// The server ends its subscription.
+    Unsubscribed,
+    /// The same, and it is stopped before it can notice, for less than a lease.
+    UnsubscribedAndStopped,
+}
+
+/// A process asks for one key all the time, another one writes and invalidates, and the harms come
+/// one after the other, `rounds` times. No answer of L1 may miss an invalidation that had returned
+/// a lease and a grace before, and no other answer one that had returned at all.
+async fn no_old_answers(lease: Duration, grace: Duration, harms: &[Harm], rounds: usize) {
+    let server = Server::start();
+    let (proxy, mut raw) = (Proxy::to(server.port()).await, server.raw());
+    let truth = server.dir().join("truth");
+    commit(&truth, "0");
+    let mut reader = Worker::with(Settings {
+        channel_lease: lease,
+        degraded: grace,
+        truth: Some(truth.clone()),
+        ..Settings::new(proxy.port(), lease)
+    })
+    .await;
+    let writer = {
+        let redis = server.patient().connect().await.expect("connect");
+        let builder = Cache::builder("users", Db::default()).l2(redis);
+        Node::new(builder.build().expect("a cache"))
+    };
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let writing = writer.clone();
+    let writes = tokio::spawn(async move {
+        let mut told = Told::new();
+        for version in 1.. {
+            commit(&truth, &version.to_string());
+            writing.invalidate(&1).await.expect("it has its own wire");
+            told.push((version, micros()));
+            if stopped.try_recv() != Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        told
+    });
+    reader.tell("watch 1").await;
+    for harm in harms.iter().cycle().take(harms.len() * rounds) {
+        reader.ask("proven", "proven").await;
+        let long = (lease + grace) * 3 / 2;
+        match harm {
+            Harm::Stop => {
+                reader.stop();
+                sleep(long).await;
+                reader.resume();
+            }
+            Harm::BlackHole => {
+                proxy.set(Wire::Swallow).await;
+                sleep(long).await;
+                proxy.set(Wire::Pass).await;
+            }
+            Harm::Refusal => {
+                proxy.set(Wire::Refuse).await;
+                sleep(long).await;
+                proxy.set(Wire::Pass).await;
+            }
+            Harm::Unsubscribed => {
+                raw.ask("CLIENT KILL TYPE pubsub");
+            }
+            Harm::UnsubscribedAndStopped => {
+                raw.ask("CLIENT KILL TYPE pubsub");
+                reader.stop();
+                sleep(lease / 2).await;
+                reader.resume();
+            }
+        }
+    }
+    reader.ask("proven", "proven").await;
+    stop.send(()).expect("it writes");
+    let told = answer(writes).await;
+    let saw = reader.ask("watched", "saw").await;
+    let saw: Vec<&str> = saw.split(' ').collect();
+    let allowed = u64::try_from((lease + grace).as_micros()).expect("a short time");
+    let (mut hits, mut others, mut oldest) = (0, 0, 0);
+    for entry in saw.chunks_exact(3) {
+        let (asked, from) = (entry[0].parse::<u64>().expect("a time"), entry[1]);
+        let version = entry[2].parse::<u64>().expect("a version");
+        let (known, count) = if from == "L1" {
+            (newest(&told, asked - allowed), &mut hits)
+        } else {
+            (newest(&told, asked), &mut others)
+        };
+        *count += 1;
+        assert!(
+            version >= known,
+            "{from} answered {version}, and {known} had been told"
+        );
+        // How long the version after it had been told already.
+        let missed = told.get(usize::try_from(version).expect("few versions"));
+        oldest = oldest.max(missed.map_or(0, |(_, told)| asked.saturating_sub(*told)));
+    }
+    println!(
+        "{} versions; {hits} answers of L1 and {others} others, the oldest {oldest} µs behind",
+        told.len()
+    );
+    assert!(hits > 30 && others > 16, "{hits} and {others}");
+    writer.check().await;
+    check_records(&server);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_answer_of_l1_misses_an_invalidation_older_than_the_channel_lease_whatever_happens() {
+    let harms = [
+        Harm::Stop,
+        Harm::BlackHole,
+        Harm::Unsubscribed,
+        Harm::UnsubscribedAndStopped,
+    ];
+    no_old_answers(Duration::from_millis(300), Duration::ZERO, &harms, 8).await;
+}
+
+/// What `invalidate_everywhere` counts on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_grace_no_answer_misses_an_invalidation_older_than_the_lease_and_the_grace() {
+    let harms = [Harm::Refusal, Harm::Stop, Harm::BlackHole];
+    let time = Duration::from_millis(300);
+    no_old_answers(time, time, &harms, 4).await;
+}
+
+/// What a process answers to one caller; it loads `row` if it has to.
+#[cfg(target_os = "linux")]
+async fn got(worker: &mut Worker, key: u64) -> String {
+    worker.tell(&format!("get {key} 1")).await;
+    worker.hear(&format!("got {key}")).await
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_that_are_a_quarter_of_an_hour_off_change_nothing() {
+    use crate::support::clock;
+
+    let server = Server::start();
+    let mut raw = server.raw();
+    let (library, quarter) = (clock::library(server.dir()), 15 * 60);
+    let mut workers = Vec::new();
+    for seconds in [quarter, -quarter, 0] {
+        let settings = Settings {
+            env: clock::ahead(&library, seconds),
+            ..Settings::new(server.port(), MINUTE)
+        };
+        let mut worker = Worker::with(settings).await;
+        let (before, said) = (micros(), worker.ask("clock", "clock").await);
+        let off = said.parse::<i64>().expect("a time") - i64::try_from(before).expect("now");
+        let rounds = seconds * 1_000_000;
+        assert!(
+            (rounds..rounds + 60_000_000).contains(&off),
+            "its clock is {off} µs off, not {seconds} s"
+        );
+        workers.push(worker);
+    }
+    // Each loads a key; for the others it is as old as it is, which is less than five minutes.
+    for loads in 0..3 {
+        let key = loads as u64;
+        workers[loads].tell(&format!("get {key} 1")).await;
+        workers[loads].hear(&format!("loading {key}")).await;
+        workers[loads].tell("row old").await;
+        workers[loads].hear(&format!("got {key}")).await;
+        for worker in &mut workers {
+            assert_eq!(got(worker, key).await, "old");
+        }
+        let record = raw.get(&users(key)).expect("a record");
+        let created = u64::from_le_bytes(record[52..60].try_into().expect("eight bytes"));
+        let off = created.abs_diff(micros() / 1_000);
+        assert!(off < 60_000, "created {off} ms from now");
+    }
+    for worker in &mut workers {
+        assert_eq!(worker.stats().await[0], 1, "loads");
+    }
+    // Each hears of each.
+    for changes in 0..3 {
+        let key = changes as u64;
+        let by = format!("insert {key} new");
+        workers[changes].ask(&by, "done").await;
+        for worker in &mut workers {
+            eventually("it has heard", async || {
+                worker
+                    .ask(&format!("peek {key}"), &format!("peek {key}"))
+                    .await
+                    != "old"
+            })
+            .await;
+            assert_eq!(got(worker, key).await, "new");
+        }
+    }
+    // And one waits for the lease of another.
+    workers[0].tell("get 9 1").await;
+    workers[0].hear("loading 9").await;
+    for waiter in &mut workers[1..] {
+        waiter.tell("get 9 1").await;
+        eventually("it waits", async || waiter.stats().await[1] == 1).await;
+    }
+    workers[0].tell("row here").await;
+    for worker in &mut workers {
+        assert_eq!(worker.hear("got 9").await, "here");
+    }
     check_records(&server);
 }

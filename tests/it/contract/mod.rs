@@ -3,7 +3,11 @@
 
 mod coalescing;
 mod coherence;
+mod expire;
 mod fence;
 mod leases;
+mod marks;
 mod storm;
 mod values;
+mod versions;
+mod waiting;

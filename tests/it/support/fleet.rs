@@ -8,15 +8,20 @@
 //! | `row text` | (answers the load that began first, of those that are not answered) |
 //! | `insert key text`, `invalidate key` | `done` |
 //! | `peek key` | `peek key answer` |
+//! | `clock` | `clock micros` |
 //! | `stats` | `stats loads waits fills refused` |
+//! | `watch key`, `watched` | (asks for it all the time), then `saw asked source answer…` of each time |
+//! | `proven` | `proven` when a look-up that was watched was answered by L1, from now on |
 //!
 //! On its own account it says `ready`, and `loading key` when a load begins.
 
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use tidegate::{BoxError, Cache, Loaded, loader_fn};
+use tidegate::{BoxError, Cache, Loaded, Source, loader_fn};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{Mutex, mpsc};
@@ -25,8 +30,11 @@ use super::node::Node;
 use super::server::{Server, signal};
 use super::within;
 
-/// Where the worker finds the port of its server and the time to live of its leases.
+/// Where the worker finds the port of its server, the time to live of its leases, its channel lease
+/// and its grace without a server.
 const WORKER: &str = "TIDEGATE_WORKER";
+/// A file whose text every row has. Without it rows are what `row` says.
+const TRUTH: &str = "TIDEGATE_TRUTH";
 /// What a worker says begins with this; the test harness says other things.
 const MARK: &str = "@@";
 
@@ -37,8 +45,37 @@ pub(crate) struct Worker {
     says: Lines<BufReader<ChildStdout>>,
 }
 
+/// What a process is started with.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) port: u16,
+    pub(crate) lease: Duration,
+    pub(crate) channel_lease: Duration,
+    pub(crate) degraded: Duration,
+    pub(crate) truth: Option<PathBuf>,
+    /// Variables of its environment.
+    pub(crate) env: Vec<(&'static str, String)>,
+}
+
+impl Settings {
+    pub(crate) fn new(port: u16, lease: Duration) -> Self {
+        Self {
+            port,
+            lease,
+            channel_lease: Duration::from_secs(2),
+            degraded: Duration::from_secs(5),
+            truth: None,
+            env: Vec::new(),
+        }
+    }
+}
+
 impl Worker {
     pub(crate) async fn start(server: &Server, lease: Duration) -> Self {
+        Self::with(Settings::new(server.port(), lease)).await
+    }
+
+    pub(crate) async fn with(settings: Settings) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("the test binary"));
         command.args([
             "--exact",
@@ -46,7 +83,14 @@ impl Worker {
             "--nocapture",
             "--test-threads=1",
         ]);
-        command.env(WORKER, format!("{} {}", server.port(), lease.as_millis()));
+        let numbers = [settings.lease, settings.channel_lease, settings.degraded]
+            .map(|time| time.as_millis().to_string())
+            .join(" ");
+        command.env(WORKER, format!("{} {numbers}", settings.port));
+        command.envs(settings.env);
+        if let Some(truth) = settings.truth {
+            command.env(TRUTH, truth);
+        }
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -134,28 +178,37 @@ fn fleet_worker() {
         .split(' ')
         .map(|number| number.parse::<u64>().expect("a number"));
     let mut setting = || settings.next().expect("a setting");
-    let (port, lease) = (
-        u16::try_from(setting()).expect("a port"),
-        Duration::from_millis(setting()),
-    );
+    let port = u16::try_from(setting()).expect("a port");
+    let mut time = || Duration::from_millis(setting());
+    let settings = Settings {
+        port,
+        lease: time(),
+        channel_lease: time(),
+        degraded: time(),
+        truth: std::env::var_os(TRUTH).map(PathBuf::from),
+        env: Vec::new(),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build();
-    runtime.expect("a runtime").block_on(work(port, lease));
+    runtime.expect("a runtime").block_on(work(settings));
     std::process::exit(0);
 }
 
-async fn work(port: u16, lease: Duration) {
-    let redis = super::server::patient(port)
+async fn work(settings: Settings) {
+    let redis = super::server::patient(settings.port)
         .connect()
         .await
         .expect("connect");
     let (answer, answers) = mpsc::unbounded_channel::<String>();
     let answers = Arc::new(Mutex::new(answers));
     let loader = loader_fn(move |key: u64| {
-        let answers = Arc::clone(&answers);
+        let (answers, truth) = (Arc::clone(&answers), settings.truth.clone());
         async move {
+            if let Some(truth) = truth {
+                return Ok(Loaded::found(read(&truth)));
+            }
             say(&format!("loading {key}"));
             let row = answers
                 .lock()
@@ -168,7 +221,9 @@ async fn work(port: u16, lease: Duration) {
     });
     let builder = Cache::builder("users", loader)
         .ttl_jitter(0.0)
-        .lease_ttl(lease)
+        .lease_ttl(settings.lease)
+        .channel_lease(settings.channel_lease)
+        .degraded_l1_ttl(settings.degraded)
         .l2(redis);
     let node = Node::new(
         builder
@@ -176,6 +231,8 @@ async fn work(port: u16, lease: Duration) {
             .build()
             .expect("a cache"),
     );
+    let watching = Arc::new(Watching::default());
+    let mut watched = None;
     say("ready");
     let mut orders = BufReader::new(tokio::io::stdin()).lines();
     // Ends with the process that gives the orders.
@@ -206,6 +263,27 @@ async fn work(port: u16, lease: Duration) {
                 Some(entry) => format!("peek {} {}", key(), entry.value()),
                 None => format!("peek {} nothing", key()),
             }),
+            "watch" => {
+                watched = Some(tokio::spawn(watch(
+                    node.clone(),
+                    key(),
+                    Arc::clone(&watching),
+                )));
+            }
+            "proven" => {
+                let before = watching.hits.load(Ordering::SeqCst);
+                super::eventually("L1 is used", async || {
+                    watching.hits.load(Ordering::SeqCst) > before
+                })
+                .await;
+                say("proven");
+            }
+            "watched" => {
+                watching.ends.store(true, Ordering::SeqCst);
+                let saw = watched.take().expect("it watches").await.expect("a list");
+                say(&format!("saw{saw}"));
+            }
+            "clock" => say(&format!("clock {}", micros())),
             "stats" => {
                 let stats = node.stats();
                 let (loads, waits) = (stats.loads, stats.lease_waits);
@@ -217,6 +295,40 @@ async fn work(port: u16, lease: Duration) {
             other => panic!("what is {other}?"),
         }
     }
+}
+
+#[derive(Default)]
+struct Watching {
+    ends: AtomicBool,
+    hits: AtomicU64,
+}
+
+/// Asks for a key all the time. Answers when it asked, who answered, and what.
+async fn watch(node: Node, key: u64, watching: Arc<Watching>) -> String {
+    let mut saw = String::new();
+    while !watching.ends.load(Ordering::SeqCst) {
+        let asked = micros();
+        let entry = node.get_entry(key).await.expect("a look-up");
+        let entry = entry.expect("an entry");
+        if entry.source() == Source::L1 {
+            watching.hits.fetch_add(1, Ordering::SeqCst);
+        }
+        saw.push_str(&format!(" {asked} {:?} {}", entry.source(), entry.value()));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    saw
+}
+
+/// The text of a file.
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).expect("the truth is there")
+}
+
+/// Replaces the text of a file in one step.
+pub(crate) fn commit(path: &Path, text: &str) {
+    let next = path.with_extension("next");
+    std::fs::write(&next, text).expect("write the truth");
+    std::fs::rename(&next, path).expect("commit the truth");
 }
 
 async fn gets(node: Node, key: u64, how_many: usize) {

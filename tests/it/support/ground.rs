@@ -13,6 +13,9 @@ pub(crate) enum Ground {
     Redis(Server),
 }
 
+/// What the cache `users` remembers of invalidations as a whole.
+pub(crate) const MARKS: &str = "tidegate:users::{marks}";
+
 /// The key `key` of the cache `users` as Redis knows it.
 pub(crate) fn users(key: u64) -> String {
     format!("tidegate:users:{key}")
@@ -64,6 +67,14 @@ impl Ground {
         Node::new(settings(builder).build().expect("settings that make sense"))
     }
 
+    /// How many entries, leases and marks of failed loads there are.
+    pub(crate) fn records(&self) -> usize {
+        match self {
+            Self::InProcess(tier) => tier.len(),
+            Self::Redis(server) => server.raw().entries("tidegate*").len(),
+        }
+    }
+
     /// Counts what is asked of the tier from now on.
     pub(crate) fn watch(&self) -> Watch {
         match self {
@@ -87,11 +98,13 @@ impl Ground {
 pub(crate) fn check_records(server: &Server) {
     let mut raw = server.raw();
     for key in raw.keys("tidegate*") {
-        let (record, pttl) = (raw.get(&key), raw.pttl(&key));
+        let pttl = raw.pttl(&key);
         // -2: it has just expired.
         assert!(pttl > 0 || pttl == -2, "{key} has no expiry");
+    }
+    for key in raw.entries("tidegate*") {
         assert!(
-            !record.is_some_and(|record| is_lease(&record)),
+            !raw.get(&key).is_some_and(|record| is_lease(&record)),
             "a lease is left on {key}"
         );
     }

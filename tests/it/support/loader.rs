@@ -21,6 +21,8 @@ struct State {
     loads: u64,
     gates: VecDeque<Gate>,
     behaviour: Behaviour,
+    tags: HashMap<u64, Vec<String>>,
+    versions: HashMap<u64, u64>,
 }
 
 /// What loads do from now on.
@@ -51,6 +53,17 @@ impl Db {
         self.state().rows.insert(key, None);
     }
 
+    /// What the rows of a key are tagged with.
+    pub(crate) fn tag(&self, key: u64, tags: &[&str]) {
+        let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+        self.state().tags.insert(key, tags);
+    }
+
+    /// The version that a row says it has.
+    pub(crate) fn version(&self, key: u64, version: u64) {
+        self.state().versions.insert(key, version);
+    }
+
     pub(crate) fn behave(&self, behaviour: Behaviour) {
         self.state().behaviour = behaviour;
     }
@@ -78,7 +91,7 @@ impl Loader for Db {
     type Error = BoxError;
 
     async fn load(&self, key: &u64) -> Result<Loaded<String>, BoxError> {
-        let (row, gate, behaviour) = {
+        let (row, gate, behaviour, tags, version) = {
             let mut state = self.state();
             state.loads += 1;
             let row = state
@@ -86,7 +99,9 @@ impl Loader for Db {
                 .get(key)
                 .cloned()
                 .unwrap_or_else(|| Some(format!("row {key}")));
-            (row, state.gates.pop_front(), state.behaviour)
+            let tags = state.tags.get(key).cloned().unwrap_or_default();
+            let version = state.versions.get(key).copied().unwrap_or(0);
+            (row, state.gates.pop_front(), state.behaviour, tags, version)
         };
         if let Some(gate) = gate {
             gate.pass().await;
@@ -101,7 +116,10 @@ impl Loader for Db {
         if behaviour.fails {
             return Err(BoxError::new("the database is down"));
         }
-        let mut loaded = Loaded::from(row);
+        let mut loaded = Loaded::from(row).version(version);
+        for tag in tags {
+            loaded = loaded.tag(tag);
+        }
         if let Some(ttl) = behaviour.ttl {
             loaded = loaded.ttl(ttl);
         }

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+#[cfg(target_os = "linux")]
+pub(crate) mod clock;
+pub(crate) mod events;
 pub(crate) mod fleet;
 pub(crate) mod ground;
 pub(crate) mod loader;

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,6 +25,9 @@ pub(crate) enum Wire {
     Slow(Duration),
     /// A connection that subscribes stops there; the others pass. It goes on when this ends.
     HoldSubscriptions,
+    /// Connections that have subscribed stand, and nothing comes out of them; the others pass, and
+    /// those that subscribe from now on.
+    DeadSubscriptions,
 }
 
 /// A wire to a server's port; what it does can be changed while it is in use.
@@ -113,9 +117,10 @@ async fn accept(
             continue;
         };
         let (up, down) = (upstream.into_split(), client.into_split());
+        let subscribed = Arc::new(AtomicBool::new(false));
         let (there, back) = (
-            pump(down.0, up.1, wire.subscribe()),
-            pump(up.0, down.1, wire.subscribe()),
+            pump(down.0, up.1, wire.subscribe(), Arc::clone(&subscribed)),
+            pump(up.0, down.1, wire.subscribe(), subscribed),
         );
         tokio::spawn(async move {
             let _stands = stands;
@@ -129,17 +134,26 @@ async fn accept(
 }
 
 /// One direction of one connection.
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut wire: watch::Receiver<Wire>) {
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut wire: watch::Receiver<Wire>,
+    subscribed: Arc<AtomicBool>,
+) {
     let mut bytes = vec![0; 1 << 16];
     while let Ok(read @ 1..) = from.read(&mut bytes).await {
         let now = *wire.borrow();
+        if now != Wire::DeadSubscriptions && subscribes(&bytes[..read]) {
+            subscribed.store(true, Ordering::SeqCst);
+        }
         match now {
             Wire::Swallow => continue,
             Wire::Slow(by) => tokio::time::sleep(by / 2).await,
             Wire::HoldSubscriptions if subscribes(&bytes[..read]) => {
                 let _ = wire.wait_for(|wire| *wire != now).await;
             }
-            Wire::HoldSubscriptions => {}
+            Wire::DeadSubscriptions if subscribed.load(Ordering::SeqCst) => continue,
+            Wire::HoldSubscriptions | Wire::DeadSubscriptions => {}
             Wire::Pass | Wire::Refuse => {}
         }
         if to.write_all(&bytes[..read]).await.is_err() {

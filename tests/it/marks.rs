@@ -1,0 +1,266 @@
+//! What the server remembers of invalidations as a whole, and what happens when it forgets.
+
+use std::time::Duration;
+
+use tidegate::{Cache, Channel, Source};
+use tokio::time::Instant;
+
+use crate::support::eventually;
+use crate::support::ground::{MARKS, users};
+use crate::support::loader::Db;
+use crate::support::node::{Node, answer, value};
+use crate::support::server::{Raw, Server};
+
+const LEASE: Duration = Duration::from_millis(600);
+
+struct Scene {
+    server: Server,
+    raw: Raw,
+    db: Db,
+    a: Node,
+    b: Node,
+}
+
+impl Scene {
+    /// Two processes that both have the keys 1 to 3 in L1.
+    async fn new(tags: &[(u64, &[&str])]) -> Self {
+        let server = Server::start();
+        let (raw, db) = (server.raw(), Db::default());
+        for (key, tags) in tags {
+            db.tag(*key, tags);
+        }
+        let (a, b) = (node(&db, &server).await, node(&db, &server).await);
+        let scene = Self {
+            server,
+            raw,
+            db,
+            a,
+            b,
+        };
+        scene.warm().await;
+        scene
+    }
+
+    async fn warm(&self) {
+        for node in [&self.a, &self.b] {
+            for key in 1..=3 {
+                warm(node, key).await;
+            }
+        }
+    }
+
+    /// What happens to the server's memory; then no look-up that begins a lease later or more is
+    /// answered from L1 with what was there before, and soon everything is as it was.
+    async fn forgets(&mut self, how: impl FnOnce(&mut Raw)) {
+        let loads = self.db.loads();
+        how(&mut self.raw);
+        let told = Instant::now();
+        let mut last = None;
+        eventually("nothing of it is in L1", async || {
+            let asked = Instant::now();
+            let left = [&self.a, &self.b]
+                .iter()
+                .any(|node| (1..=3).any(|key| node.peek(&key).is_some()));
+            if left {
+                last = Some(asked);
+            }
+            !left
+        })
+        .await;
+        assert!(
+            last.is_none_or(|asked| asked < told + LEASE),
+            "answered {:?} later",
+            last.map(|asked| asked - told)
+        );
+        for key in 1..=3 {
+            self.db.write(key, "new");
+            for node in [&self.a, &self.b] {
+                assert_eq!(value(node.get(key).await), "new", "key {key}");
+            }
+        }
+        assert_eq!(self.db.loads(), loads + 3, "once each");
+        self.warm().await;
+        let cold = node(&self.db, &self.server).await;
+        for key in 1..=3 {
+            assert_eq!(source(&cold, key).await, Source::L2);
+        }
+        assert_eq!(self.db.loads(), loads + 3);
+        cold.check().await;
+        assert!(self.raw.pttl(MARKS) > 0);
+    }
+
+    async fn end(self) {
+        for node in [&self.a, &self.b] {
+            node.check().await;
+        }
+        crate::support::ground::check_records(&self.server);
+    }
+}
+
+async fn node(db: &Db, server: &Server) -> Node {
+    let redis = server.patient().connect().await.expect("connect");
+    let builder = Cache::builder("users", db.clone())
+        .ttl_jitter(0.0)
+        .channel_lease(LEASE)
+        .l2(redis);
+    Node::new(builder.build().expect("a cache"))
+}
+
+async fn source(node: &Node, key: u64) -> Source {
+    let entry = node.get_entry(key).await.expect("a look-up");
+    entry.expect("an entry").source()
+}
+
+async fn warm(node: &Node, key: u64) {
+    eventually("L1 is used", async || {
+        node.get(key).await.expect("a look-up");
+        node.peek(&key).is_some() && node.health().channel == Channel::Proven
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flush_by_another_client_is_noticed_within_the_lease() {
+    let mut scene = Scene::new(&[]).await;
+    scene
+        .forgets(|raw| {
+            raw.ask("FLUSHALL");
+        })
+        .await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn marks_that_were_lost_count_as_an_invalidation_of_everything() {
+    let mut scene = Scene::new(&[(1, &["t"])]).await;
+    // With and without anything that they said.
+    scene
+        .forgets(|raw| {
+            raw.ask(&format!("DEL {MARKS}"));
+        })
+        .await;
+    scene.a.invalidate_tag("t").await.expect("an invalidation");
+    scene.a.invalidate_all().await.expect("an invalidation");
+    scene.warm().await;
+    scene
+        .forgets(|raw| {
+            raw.ask(&format!("DEL {MARKS}"));
+        })
+        .await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn marks_that_are_something_else_count_as_lost() {
+    let mut scene = Scene::new(&[]).await;
+    scene
+        .forgets(|raw| {
+            raw.ask(&format!("SET {MARKS} what"));
+        })
+        .await;
+    scene.end().await;
+}
+
+/// What a fail-over to a replica that lagged does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn marks_that_go_back_count_as_lost() {
+    let mut scene = Scene::new(&[]).await;
+    let before = scene.raw.get(MARKS).expect("the marks");
+    scene.a.invalidate_all().await.expect("an invalidation");
+    scene.warm().await;
+    scene.forgets(|raw| raw.set(MARKS, &before)).await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_began_before_the_marks_were_lost_is_not_kept() {
+    let mut scene = Scene::new(&[]).await;
+    for noticed in [true, false] {
+        scene.a.invalidate(&1).await.expect("an invalidation");
+        scene.db.write(1, "old");
+        warm(&scene.a, 2).await;
+        let gate = scene.db.gate();
+        let caller = scene.a.caller(1).await;
+        gate.reached().await;
+        scene.db.write(1, "new");
+        scene.raw.ask(&format!("DEL {MARKS}"));
+        if noticed {
+            eventually("it is noticed", async || scene.a.peek(&2).is_none()).await;
+        }
+        gate.open();
+        assert_eq!(value(answer(caller).await), "old", "it asked before");
+        eventually("it is noticed", async || scene.a.peek(&2).is_none()).await;
+        assert!(scene.a.peek(&1).is_none());
+        let cold = node(&scene.db, &scene.server).await;
+        assert_eq!(value(cold.get(1).await), "new");
+        cold.check().await;
+        for node in [&scene.a, &scene.b] {
+            eventually("it has heard", async || value(node.get(1).await) == "new").await;
+        }
+    }
+    scene.end().await;
+}
+
+/// Without an invalidation of a tag there is nothing to lose.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tags_that_were_lost_kill_what_was_there() {
+    let mut scene = Scene::new(&[(1, &["t"]), (2, &["u"]), (3, &["v"])]).await;
+    scene.a.invalidate_tag("t").await.expect("an invalidation");
+    scene.warm().await;
+    scene
+        .forgets(|raw| {
+            raw.ask(&format!("DEL {MARKS}:tags"));
+        })
+        .await;
+    scene.a.invalidate_tag("u").await.expect("an invalidation");
+    eventually("it works as before", async || scene.b.peek(&2).is_none()).await;
+    assert!(scene.b.peek(&1).is_some());
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lost_tag_had_dropped_does_not_come_back() {
+    let (server, db) = (Server::start(), Db::default());
+    let mut raw = server.raw();
+    db.tag(1, &["t"]);
+    let a = node(&db, &server).await;
+    a.get(1).await.expect("a load");
+    a.invalidate_tag("t").await.expect("an invalidation");
+    a.check().await;
+    a.close().await;
+    drop(a);
+    assert!(
+        raw.get(&users(1)).is_some(),
+        "the record stays, and is dead"
+    );
+    raw.ask(&format!("DEL {MARKS}:tags"));
+    db.write(1, "new");
+    let cold = node(&db, &server).await;
+    assert_eq!(value(cold.get(1).await), "new");
+    cold.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn marks_and_tags_have_an_expiry_whatever_is_done() {
+    let mut scene = Scene::new(&[(1, &["t"])]).await;
+    let (tags, day) = (format!("{MARKS}:tags"), 24 * 60 * 60 * 1000);
+    assert!(scene.raw.pttl(MARKS) > day, "long enough");
+    assert_eq!(scene.raw.pttl(&tags), -2, "no tag, no key");
+    for _ in 0..2 {
+        scene.a.invalidate_tag("t").await.expect("an invalidation");
+        assert!(scene.raw.pttl(MARKS) > day && scene.raw.pttl(&tags) > day);
+        scene.a.invalidate_all().await.expect("an invalidation");
+        assert!(scene.raw.pttl(MARKS) > day);
+        assert_eq!(scene.raw.pttl(&tags), -2, "all is more than one tag");
+    }
+    // Beats keep them as long as somebody listens, and give an expiry to one that has none.
+    scene.a.invalidate_tag("t").await.expect("an invalidation");
+    for key in [MARKS, &tags] {
+        scene.raw.ask(&format!("PEXPIRE {key} 60000"));
+        eventually("the life is renewed", async || scene.raw.pttl(key) > day).await;
+        scene.raw.ask(&format!("PERSIST {key}"));
+        eventually("it has one again", async || scene.raw.pttl(key) > day).await;
+    }
+    assert_eq!((scene.a.stats().gaps, scene.b.stats().gaps), (0, 0));
+    scene.end().await;
+}

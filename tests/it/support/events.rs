@@ -1,0 +1,24 @@
+//! What a cache tells its operators.
+
+use std::sync::{Arc, Mutex};
+
+use tidegate::Event;
+
+/// Everything that was told so far; clones share it.
+#[derive(Clone, Default)]
+pub(crate) struct Events(Arc<Mutex<Vec<Event>>>);
+
+impl Events {
+    pub(crate) fn teller(&self) -> impl Fn(&Event) + Send + Sync + 'static {
+        let told = Arc::clone(&self.0);
+        move |event| told.lock().expect("nobody panics here").push(*event)
+    }
+
+    pub(crate) fn all(&self) -> Vec<Event> {
+        self.0.lock().expect("nobody panics here").clone()
+    }
+
+    pub(crate) fn count(&self, event: Event) -> usize {
+        self.all().iter().filter(|told| **told == event).count()
+    }
+}
