@@ -372,7 +372,14 @@ where
         }
         if let Verdict::AskTags(of) = verdict {
             let latest = self.look_at_marks(shared, tags.to_vec()).await?;
-            let alive = latest <= era.mark && of.hold();
+            // Whoever invalidated everything meanwhile had the marks of the tags dropped.
+            let none: [u64; 0] = [];
+            let alive = latest <= era.mark
+                && of.hold()
+                && matches!(
+                    self.marks.judge(era, none.into_iter(), true),
+                    Verdict::Alive(_)
+                );
             verdict = if alive {
                 Verdict::Alive(Some(of))
             } else {

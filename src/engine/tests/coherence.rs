@@ -222,6 +222,24 @@ async fn after_a_gap_the_tags_of_a_record_are_asked_for() {
     validate(&[&cache, &writer], &tier).await;
 }
 
+/// Invalidating everything drops what is known of tags: the answer about them then says nothing.
+#[tokio::test(start_paused = true)]
+async fn tags_that_are_asked_for_while_everything_is_invalidated_are_dead() {
+    let (tier, source) = (InProcess::wired(0), old_then_new(false));
+    let (cache, writer) = (team_node(&source, &tier), team_node(&source, &tier));
+    connect(&tier, &[&cache, &writer]).await;
+    writer.get(&1).await.unwrap();
+    cache.engine().on_gap();
+    let asking = tier.gate("marks", When::Before);
+    let reading = spawn_get(&cache, 1);
+    asking.reached().await;
+    writer.invalidate_tag("team:7").await.unwrap();
+    writer.invalidate_all().await.unwrap();
+    asking.open();
+    assert_eq!(text(&reading.await.unwrap()), Some("new"));
+    validate(&[&cache, &writer], &tier).await;
+}
+
 /// A tag does not detach flights: nobody knows which carry it before they land.
 #[tokio::test(start_paused = true)]
 async fn who_joined_a_load_does_not_take_its_value_if_its_tag_was_invalidated() {
