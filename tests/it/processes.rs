@@ -351,7 +351,7 @@ async fn no_answer_of_l1_misses_an_invalidation_older_than_the_channel_lease_wha
         Harm::Unsubscribed,
         Harm::UnsubscribedAndStopped,
     ];
-    no_old_answers(Duration::from_millis(300), Duration::ZERO, &harms, 8).await;
+    no_old_answers(Duration::from_millis(300), Duration::ZERO, &harms, 25).await;
 }
 
 /// What `invalidate_everywhere` counts on.
