@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::marks::{Marked, News};
+use super::numbers::Said;
 use super::shared::Shared;
 use crate::health::Event;
 use crate::key::CacheKey;
@@ -33,14 +34,17 @@ where
         }
         shared.link.message_heard(now);
         let numbered = !matches!(message.operation, Operation::Wake | Operation::Beat);
-        if numbered
-            && !own
-            && self
+        if numbered && !own {
+            let said = self
                 .numbers
                 .lock()
-                .hear(message.origin, message.number, now)
-        {
-            self.on_gap();
+                .hear(message.origin, message.number, now);
+            match said {
+                Said::New => {}
+                // It was executed before it came for the first time, and done with then.
+                Said::Again => return,
+                Said::AfterLoss => self.on_gap(),
+            }
         }
         match message.about {
             About::Keys(keys) => {
@@ -118,13 +122,19 @@ where
     /// be here yet or never come.
     fn on_marks(&self, operation: Operation, tag: u64, marked: Marked) {
         match operation {
-            Operation::InvalidateTag => self.raised(Some(tag), marked),
-            Operation::InvalidateAll => self.raised(None, marked),
-            _ => {
-                if self.marks.learn(marked, true) == News::Everything {
-                    self.forget();
-                }
+            Operation::InvalidateTag => {
+                self.marks.heard(marked);
+                self.raised(Some(tag), marked);
             }
+            Operation::InvalidateAll => {
+                self.marks.heard(marked);
+                self.raised(None, marked);
+            }
+            _ => match self.marks.learn(marked, true) {
+                News::Nothing => {}
+                News::Everything => self.forget(),
+                News::Missed => self.on_gap(),
+            },
         }
     }
 

@@ -106,6 +106,8 @@ struct State {
     tags: HashMap<u64, Arc<TagMark>>,
     /// Every later mark of a tag is known here. `None` after a gap: none is.
     since: Option<u64>,
+    /// The latest mark that a message told of.
+    heard: u64,
 }
 
 /// What news about the marks mean for L1.
@@ -114,6 +116,8 @@ pub(crate) enum News {
     Nothing,
     /// Everything that was read before is dead.
     Everything,
+    /// A mark was raised, and the message that says for what has not come.
+    Missed,
 }
 
 impl Marks {
@@ -181,8 +185,22 @@ impl Marks {
         };
         if ordered && state.since.is_none() {
             state.since = Some(said.mark);
+            state.heard = said.mark;
+        } else if ordered && said.mark > state.heard {
+            state.heard = said.mark;
+            if news == News::Nothing {
+                return News::Missed;
+            }
         }
         news
+    }
+
+    /// A message told of a mark.
+    pub(crate) fn heard(&self, marked: Marked) {
+        let mut state = self.state.lock();
+        if state.known.is_some_and(|known| known.era == marked.era) {
+            state.heard = state.heard.max(marked.mark);
+        }
     }
 
     /// A tag was invalidated at this mark.
@@ -346,6 +364,26 @@ mod tests {
         );
         marks.learn(marked(7, 5, 0), true);
         assert!(ask(4, &[1]) && !ask(5, &[1]));
+    }
+
+    #[test]
+    fn a_mark_that_no_message_told_of_was_missed() {
+        let marks = Marks::default();
+        marks.learn(marked(7, 3, 0), true);
+        marks.heard(marked(7, 4, 0));
+        assert_eq!(marks.learn(marked(7, 4, 0), true), News::Nothing);
+        assert_eq!(
+            marks.learn(marked(7, 6, 0), false),
+            News::Nothing,
+            "not in order"
+        );
+        assert_eq!(marks.learn(marked(7, 6, 0), true), News::Missed);
+        assert_eq!(
+            marks.learn(marked(7, 6, 0), true),
+            News::Nothing,
+            "told once"
+        );
+        assert_eq!(marks.learn(marked(7, 7, 7), true), News::Everything);
     }
 
     #[test]

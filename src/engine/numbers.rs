@@ -25,7 +25,9 @@ pub(crate) struct Numbers {
 
 #[derive(Debug)]
 struct Heard {
-    /// Every number before this one has come.
+    /// What came before this one is not known.
+    first: u64,
+    /// Every number from `first` to before this one has come.
     next: u64,
     /// Those after the hole.
     ahead: BTreeSet<u64>,
@@ -33,34 +35,47 @@ struct Heard {
     last: Instant,
 }
 
+/// What a number says of its message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    New,
+    /// It came before: in a cluster, over another line.
+    Again,
+    /// It is new, and so many before it are missing that something must have been lost.
+    AfterLoss,
+}
+
 impl Numbers {
-    /// A message came. `true`: so many are missing that something must have been lost.
-    pub(crate) fn hear(&mut self, origin: Origin, number: u64, now: Instant) -> bool {
+    /// A message came.
+    pub(crate) fn hear(&mut self, origin: Origin, number: u64, now: Instant) -> Said {
         if self.origins.len() >= MOST && !self.origins.contains_key(&origin) {
             self.forget_half();
         }
         let heard = self.origins.entry(origin).or_insert_with(|| Heard {
+            first: number,
             next: number,
             ahead: BTreeSet::new(),
             open_since: None,
             last: now,
         });
         heard.last = now;
-        if number < heard.next {
-            return false;
+        if number < heard.first {
+            return Said::New;
         }
-        heard.ahead.insert(number);
+        if number < heard.next || !heard.ahead.insert(number) {
+            return Said::Again;
+        }
         heard.close_up();
         if heard.ahead.is_empty() {
             heard.open_since = None;
-            return false;
+            return Said::New;
         }
         heard.open_since.get_or_insert(now);
-        let lost = heard.ahead.len() > AHEAD;
-        if lost {
+        if heard.ahead.len() > AHEAD {
             heard.give_up();
+            return Said::AfterLoss;
         }
-        lost
+        Said::New
     }
 
     /// Whether a hole has been open for longer than this. It is not reported again.
@@ -101,6 +116,8 @@ impl Heard {
 
     fn give_up(&mut self) {
         self.next = self.ahead.last().map_or(self.next, |last| last + 1);
+        // What is missing may still come.
+        self.first = self.next;
         self.ahead.clear();
         self.open_since = None;
     }
@@ -117,21 +134,32 @@ mod tests {
     fn a_hole_that_stays_open_is_a_loss_and_is_told_once() {
         let (mut numbers, start) = (Numbers::default(), Instant::now());
         for number in [7, 8, 10, 11] {
-            assert!(!numbers.hear(A, number, start));
+            assert_eq!(numbers.hear(A, number, start), Said::New);
         }
         assert!(!numbers.lost(GRACE, start + GRACE));
         assert!(numbers.lost(GRACE, start + GRACE * 2));
         assert!(!numbers.lost(GRACE, start + GRACE * 9));
-        assert!(!numbers.hear(A, 12, start + GRACE * 9));
+        assert_eq!(numbers.hear(A, 12, start + GRACE * 9), Said::New);
         assert!(!numbers.lost(GRACE, start + GRACE * 20));
+        let late = numbers.hear(A, 9, start + GRACE * 20);
+        assert_eq!(late, Said::New, "it fills the hole that was given up");
     }
 
     #[test]
     fn another_order_and_duplicates_are_no_loss() {
         let (mut numbers, start) = (Numbers::default(), Instant::now());
-        for number in [0, 2, 2, 4, 3, 1, 0, 4, 5] {
-            assert!(!numbers.hear(A, number, start));
+        let again = [2, 3, 2, 0];
+        for number in [1, 3, 2, 5, 4] {
+            assert_eq!(numbers.hear(A, number, start), Said::New);
         }
+        assert_eq!(
+            again.map(|number| numbers.hear(A, number, start)),
+            [Said::Again, Said::Again, Said::Again, Said::New],
+            "nobody knows whether 0 has come"
+        );
+        assert_eq!(numbers.hear(A, 7, start), Said::New);
+        assert_eq!(numbers.hear(A, 7, start), Said::Again);
+        assert_eq!(numbers.hear(A, 6, start), Said::New);
         assert!(!numbers.lost(GRACE, start + GRACE * 2));
     }
 
@@ -140,7 +168,7 @@ mod tests {
         let (mut numbers, start) = (Numbers::default(), Instant::now());
         numbers.hear(A, 0, start);
         let lost = (2..2_000)
-            .filter(|number| numbers.hear(A, *number, start))
+            .filter(|number| numbers.hear(A, *number, start) == Said::AfterLoss)
             .count();
         assert_eq!(lost, 1);
         for origin in 0..10_000_u64 {

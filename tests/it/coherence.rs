@@ -189,18 +189,20 @@ async fn numbers_that_come_twice_or_in_another_order_change_nothing() {
         publish(&mut raw, &message(INVALIDATE, 8, number, b"999"));
     }
     eventually("they have arrived", async || {
-        a.stats().remote_invalidations == order.len() as u64 + 3
+        a.stats().remote_invalidations >= 8
     })
     .await;
     beats(&mut raw, 6).await;
+    assert_eq!(a.stats().remote_invalidations, 8, "each counts once");
     assert_eq!(a.stats().gaps, 0);
     assert_eq!(source(&a, 1).await, Source::L1, "it was left alone");
-    // They do what they say, however often.
-    for _ in 0..2 {
-        publish(&mut raw, &message(EXPIRE, 9, 10, b"1"));
-        eventually("it was dropped", async || a.peek(&1).is_none()).await;
-        assert_eq!(source(&a, 1).await, Source::L2);
-    }
+    // What comes again was done with when it came first.
+    publish(&mut raw, &message(EXPIRE, 9, 11, b"1"));
+    eventually("it was dropped", async || a.peek(&1).is_none()).await;
+    assert_eq!(source(&a, 1).await, Source::L2);
+    publish(&mut raw, &message(EXPIRE, 9, 11, b"1"));
+    beats(&mut raw, 2).await;
+    assert_eq!(source(&a, 1).await, Source::L1);
     assert_eq!((a.stats().gaps, db.loads()), (0, 1));
     a.check().await;
 }

@@ -368,9 +368,12 @@ async fn l1_is_not_used_before_the_server_has_confirmed_the_subscription() {
     assert_eq!(value(b.get(1).await), "row 1");
     let entry = b.get_entry(1).await.expect("a look-up").expect("an entry");
     assert_eq!(entry.source(), Source::L2);
-    // Nobody would have heard of this one.
-    scene.db.write(1, "new");
-    scene.a.invalidate(&1).await.expect("an invalidation");
+    assert_eq!(value(b.get(2).await), "row 2");
+    // Nobody would have heard of these.
+    for key in [1, 2] {
+        scene.db.write(key, "new");
+        scene.a.invalidate(&key).await.expect("an invalidation");
+    }
     assert_eq!(value(b.get(1).await), "new");
     scene.proxy.set(Wire::Pass).await;
     eventually("L1 is used", async || {
@@ -378,6 +381,8 @@ async fn l1_is_not_used_before_the_server_has_confirmed_the_subscription() {
         b.peek(&1).is_some()
     })
     .await;
+    // Read before the server had the subscription, and not since.
+    assert_eq!(value(b.get(2).await), "new");
     b.check().await;
     scene.heals(1_000).await;
     scene.end().await;
