@@ -1,0 +1,301 @@
+//! The operations of the protocol, as commands and scripts.
+
+use bytes::Bytes;
+use fred::clients::{Client, WithOptions};
+use fred::interfaces::ClientLike;
+use fred::types::{ClusterHash, CustomCommand, Value};
+
+use super::scripts::{self, Script};
+use super::{Redis, remote};
+use crate::codec::envelope::{Expiry, Head};
+use crate::engine::marks::Marked;
+use crate::error::{RemoteError, RemoteKind};
+use crate::l2::{Acquired, Look, MARKS_LIFE, Notice, Raise, new_era, with_marks};
+
+impl Redis {
+    pub(crate) async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
+        self.ready().await;
+        let command = CustomCommand::new_static("GET", ClusterHash::FirstKey, false);
+        self.shared
+            .client()
+            .custom(command, vec![key.clone()])
+            .await
+            .map_err(|error| remote("read", error))
+    }
+
+    pub(crate) async fn acquire(
+        &self,
+        key: &Bytes,
+        lease: Vec<u8>,
+        ttl_ms: u64,
+        replacing: Option<&[u8]>,
+        known: Marked,
+    ) -> Result<Acquired, RemoteError> {
+        let (may, head) = replacing.map_or(("0", Bytes::new()), |head| {
+            ("1", Bytes::copy_from_slice(head))
+        });
+        let args = [
+            bytes(lease),
+            number(ttl_ms),
+            Value::from_static_str(may),
+            head.into(),
+            number(known.era),
+            number(known.all),
+        ];
+        let reply = self
+            .run("acquire a lease", &scripts::ACQUIRE, key, args)
+            .await?;
+        let mut reply = reply.into_array().into_iter();
+        let answer = match (reply.next().and_then(|code| code.as_u64()), reply.next()) {
+            (Some(0), _) => Some(Acquired::Granted),
+            (Some(1), Some(left)) => left.as_u64().map(Acquired::Held),
+            (Some(2), Some(record)) => record.convert().ok().map(Acquired::Record),
+            _ => None,
+        };
+        answer.ok_or_else(|| {
+            RemoteError::because(RemoteKind::Refused, "acquire a lease", "unexpected reply")
+        })
+    }
+
+    pub(crate) async fn replace(
+        &self,
+        key: &Bytes,
+        head: Head,
+        record: Vec<u8>,
+        ttl_ms: u64,
+        wake: Notice,
+    ) -> Result<bool, RemoteError> {
+        let args = [
+            head_value(head),
+            bytes(record),
+            number(ttl_ms),
+            wake.channel.into(),
+            wake.message.into(),
+        ];
+        self.run("fill", &scripts::REPLACE, key, args)
+            .await
+            .map(|reply| reply.as_u64() == Some(1))
+    }
+
+    pub(crate) async fn renew(
+        &self,
+        key: &Bytes,
+        head: Head,
+        ttl_ms: u64,
+    ) -> Result<bool, RemoteError> {
+        let args = [head_value(head), number(ttl_ms)];
+        self.run("renew a lease", &scripts::RENEW, key, args)
+            .await
+            .map(|reply| reply.as_u64() == Some(1))
+    }
+
+    pub(crate) async fn release(
+        &self,
+        key: &Bytes,
+        head: Head,
+        wake: Notice,
+    ) -> Result<bool, RemoteError> {
+        let args = [head_value(head), wake.channel.into(), wake.message.into()];
+        self.run("release a lease", &scripts::RELEASE, key, args)
+            .await
+            .map(|reply| reply.as_u64() == Some(1))
+    }
+
+    pub(crate) async fn invalidate(
+        &self,
+        key: &Bytes,
+        hold_off: Option<(Vec<u8>, u64)>,
+        notice: Notice,
+    ) -> Result<(), RemoteError> {
+        self.ready().await;
+        let mut args = vec![notice.channel.into(), notice.message.into()];
+        if let Some((record, ms)) = hold_off {
+            args.extend([bytes(record), number(ms)]);
+        }
+        self.run("invalidate", &scripts::INVALIDATE, key, args)
+            .await
+            .map(drop)
+    }
+
+    pub(crate) async fn expire(
+        &self,
+        key: &Bytes,
+        state: Expiry,
+        notice: Notice,
+    ) -> Result<(), RemoteError> {
+        self.ready().await;
+        let args = [
+            Bytes::copy_from_slice(&state).into(),
+            notice.channel.into(),
+            notice.message.into(),
+        ];
+        self.run("expire", &scripts::EXPIRE, key, args)
+            .await
+            .map(drop)
+    }
+
+    pub(crate) async fn insert(
+        &self,
+        key: &Bytes,
+        record: Vec<u8>,
+        versioned: bool,
+        ttl_ms: u64,
+        notice: Notice,
+    ) -> Result<bool, RemoteError> {
+        let args = [
+            bytes(record),
+            number(ttl_ms),
+            notice.channel.into(),
+            notice.message.into(),
+            number(u64::from(versioned)),
+        ];
+        self.run("insert", &scripts::INSERT, key, args)
+            .await
+            .map(|reply| reply.as_u64() == Some(1))
+    }
+
+    pub(crate) async fn marks(
+        &self,
+        key: &Bytes,
+        look: Look,
+    ) -> Result<(Marked, u64), RemoteError> {
+        self.ready().await;
+        self.look(&self.shared.client(), key, look).await
+    }
+
+    pub(crate) async fn beat(
+        &self,
+        key: &Bytes,
+        known: Marked,
+        message: Vec<u8>,
+    ) -> Result<(), RemoteError> {
+        let mut look = Look {
+            raise: Raise::Nothing,
+            known,
+            tags: Vec::new(),
+            notice: None,
+        };
+        if self.shared.clustered {
+            // The marks first, then a round over all lines: when it is over, every message that is
+            // older than these marks has been heard.
+            let (marked, _) = self.look(&self.shared.client(), key, look).await?;
+            let message = with_marks(message, marked);
+            self.shared.send_round(message.into()).await;
+            return Ok(());
+        }
+        let line = self.shared.lines.lock().single();
+        let Some((client, channel)) = line else {
+            return Ok(());
+        };
+        look.notice = Some(Notice {
+            channel,
+            message: message.into(),
+        });
+        let client = client.with_options(&self.shared.options);
+        self.look(&client, key, look).await.map(drop)
+    }
+
+    pub(crate) fn renew_bus(&self) {
+        self.shared.lines.lock().order(&super::bus::Order::Renew);
+    }
+
+    async fn look(
+        &self,
+        client: &WithOptions<Client>,
+        key: &Bytes,
+        look: Look,
+    ) -> Result<(Marked, u64), RemoteError> {
+        const DOING: &str = "look at the marks";
+        let raise = match look.raise {
+            Raise::Nothing => String::new(),
+            Raise::All => "all".to_owned(),
+            Raise::Tag(tag) => tag_member(tag),
+        };
+        let (channel, message) = look
+            .notice
+            .map_or_else(Default::default, |notice| (notice.channel, notice.message));
+        let mut args = vec![
+            raise.into(),
+            number(new_era()),
+            number(look.known.era),
+            number(look.known.mark),
+            number(crate::ttl::millis(MARKS_LIFE)),
+            channel.into(),
+            message.into(),
+        ];
+        args.extend(look.tags.into_iter().map(|tag| tag_member(tag).into()));
+        let keys = [key.clone(), [key, &b":tags"[..]].concat().into()];
+        let reply = self
+            .run_on(client, DOING, &scripts::MARKS, &keys, args)
+            .await?;
+        match reply.convert::<Vec<u64>>().as_deref() {
+            Ok(&[era, mark, all, latest]) => Ok((Marked { era, mark, all }, latest)),
+            _ => {
+                let cause = "unexpected reply";
+                Err(RemoteError::because(RemoteKind::Refused, DOING, cause))
+            }
+        }
+    }
+
+    /// Runs a script on the node of its key. A node that does not know it (a new one, or after
+    /// `SCRIPT FLUSH`) is sent the body, which also loads it there.
+    async fn run(
+        &self,
+        doing: &'static str,
+        script: &Script,
+        key: &Bytes,
+        args: impl AsRef<[Value]>,
+    ) -> Result<Value, RemoteError> {
+        let keys = std::slice::from_ref(key);
+        self.run_on(&self.shared.client(), doing, script, keys, args)
+            .await
+    }
+
+    async fn run_on(
+        &self,
+        client: &WithOptions<Client>,
+        doing: &'static str,
+        script: &Script,
+        keys: &[Bytes],
+        args: impl AsRef<[Value]>,
+    ) -> Result<Value, RemoteError> {
+        let args = args.as_ref();
+        let command = |by| CustomCommand::new_static(by, ClusterHash::Offset(2), false);
+        let with = |script: Value| {
+            let mut all = Vec::with_capacity(2 + keys.len() + args.len());
+            all.extend([script, Value::from(keys.len().to_string())]);
+            all.extend(keys.iter().cloned().map(Value::from));
+            all.extend(args.iter().cloned());
+            all
+        };
+        match client
+            .custom(command("EVALSHA"), with(script.sha.as_str().into()))
+            .await
+        {
+            Err(error) if error.details().starts_with("NOSCRIPT") => {
+                client
+                    .custom(command("EVAL"), with(Value::from_static_str(script.body)))
+                    .await
+            }
+            result => result,
+        }
+        .map_err(|error| remote(doing, error))
+    }
+}
+
+fn head_value(head: Head) -> Value {
+    Value::Bytes(Bytes::copy_from_slice(&head))
+}
+
+fn bytes(bytes: Vec<u8>) -> Value {
+    Value::Bytes(bytes.into())
+}
+
+/// A tag among the marks.
+fn tag_member(tag: u64) -> String {
+    format!("t{tag:016x}")
+}
+
+fn number(number: u64) -> Value {
+    Value::from(number.to_string())
+}
