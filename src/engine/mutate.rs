@@ -198,6 +198,9 @@ where
         repair: impl FnOnce(Id) -> Repair,
     ) -> Result<(), RemoteError> {
         let repair = repair(id.clone());
+        if matches!(repair, Repair::Invalidate(_)) {
+            self.fence.hold_off(id.hash, Instant::now());
+        }
         if result.is_err() {
             // Before the eviction: nobody reads the old value from L2 in between.
             self.mend(repair, None);
@@ -396,7 +399,6 @@ where
     fn evict(&self, key: &K, id: &Id) -> Option<Arc<Flight<V, E>>> {
         let mut shard = self.flights.lock(id.hash);
         let detached = shard.detach(id.hash, &id.encoded);
-        self.fence.hold_off(id.hash, Instant::now());
         self.l1.remove(key);
         detached
     }
