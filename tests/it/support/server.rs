@@ -34,33 +34,38 @@ enum Role {
 
 impl Server {
     pub(crate) fn start() -> Self {
-        Self::start_on(free_port())
+        Self::start_as(Role::Single)
     }
 
     pub(crate) fn start_on(port: u16) -> Self {
         Self::begin(port, Role::Single)
+            .unwrap_or_else(|| panic!("redis-server does not start on port {port}"))
     }
 
     pub(crate) fn replica_of(port: u16) -> Self {
-        Self::begin(free_port(), Role::Replica(port))
+        Self::start_as(Role::Replica(port))
     }
 
     pub(crate) fn sentinel_of(port: u16) -> Self {
-        Self::begin(free_port(), Role::Sentinel(port))
+        Self::start_as(Role::Sentinel(port))
     }
 
     /// A node of a cluster that has no slots and knows nobody yet.
     pub(crate) fn start_in_cluster() -> Self {
-        loop {
-            let port = free_port();
-            // Nodes talk to each other there.
-            if TcpListener::bind((Ipv4Addr::LOCALHOST, port + 10_000)).is_ok() {
-                return Self::begin(port, Role::Node);
-            }
-        }
+        Self::start_as(Role::Node)
     }
 
-    fn begin(port: u16, role: Role) -> Self {
+    /// On a port that nobody has: between a look at it and the start of the server, a server of
+    /// another test run on this machine may take it.
+    fn start_as(role: Role) -> Self {
+        let mut ports = (0..5).map(|_| free_port());
+        ports
+            .find_map(|port| Self::begin(port, role))
+            .expect("redis-server starts on one of five ports")
+    }
+
+    /// `None`: the port is somebody else's.
+    fn begin(port: u16, role: Role) -> Option<Self> {
         let dir = std::env::temp_dir().join(format!("tidegate-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory for the server");
         let mut server = Self {
@@ -69,8 +74,7 @@ impl Server {
             dir,
             role,
         };
-        server.wait_until_it_answers();
-        server
+        server.answers().then_some(server)
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -111,7 +115,7 @@ impl Server {
     /// Starts again on the same port, empty.
     pub(crate) fn restart(&mut self) {
         self.child = spawn(self.port, &self.dir, self.role);
-        self.wait_until_it_answers();
+        assert!(self.answers(), "redis-server does not start again");
     }
 
     pub(crate) fn stop(&self) {
@@ -122,15 +126,18 @@ impl Server {
         signal("CONT", self.child.id());
     }
 
-    fn wait_until_it_answers(&mut self) {
+    /// Waits until this server answers. `false`: it has ended, or another one answers there.
+    fn answers(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                panic!("redis-server on port {} ended at once: {status}", self.port);
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return false;
             }
-            let pong = Raw::connect(self.port).and_then(|mut raw| raw.try_send(&[b"PING"]));
-            if matches!(pong, Ok(Reply::Text(_))) {
-                return;
+            let info =
+                Raw::connect(self.port).and_then(|mut raw| raw.try_send(&[b"INFO", b"server"]));
+            if let Ok(Reply::Bytes(info)) = info {
+                let pid = format!("process_id:{}\r\n", self.child.id());
+                return String::from_utf8_lossy(&info).contains(&pid);
             }
             assert!(Instant::now() < deadline, "redis-server does not answer");
             std::thread::sleep(Duration::from_millis(5));
