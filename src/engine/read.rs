@@ -147,9 +147,9 @@ where
             let mut shard = engine.flights.lock(hash);
             // The fence: a flight that was detached stores nothing, in one critical section with
             // whatever detaches.
-            if shard.is_current(flight) && !engine.fence.is_held_off(hash, now) {
+            if shard.is_current(flight) {
                 match (&landing.outcome, landing.keep) {
-                    (Ok(answer), Keep::Answer(life)) => {
+                    (Ok(answer), Keep::Answer(life)) if !engine.fence.is_held_off(hash, now) => {
                         let epoch = flight.epoch().unwrap_or_default();
                         let meta = Meta {
                             begun: flight.begun,

@@ -534,6 +534,20 @@ async fn without_a_shared_tier_nothing_enters_l1_before_the_hold_off_ends() {
     validate(&[&cache], &InProcess::new()).await;
 }
 
+/// What is held off is values. A source that fails is spared then, too.
+#[tokio::test(start_paused = true)]
+async fn an_error_is_held_during_a_hold_off() {
+    let source = Database::new(false, [Step::Fail("down")]);
+    let cache = settings(&source).hold_off(Duration::from_secs(1));
+    let cache = cache.build().unwrap();
+    cache.invalidate(&1).await.unwrap();
+    for _ in 0..3 {
+        assert!(matches!(cache.get(&1).await, Err(Error::Load(_))));
+    }
+    assert_eq!((source.calls(), cache.stats().errors_held), (1, 2));
+    validate(&[&cache], &InProcess::new()).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_insert_of_an_older_version_does_not_replace_a_newer_one() {
     let (tier, source) = (InProcess::new(), old_then_new(false));
