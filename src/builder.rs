@@ -27,6 +27,9 @@ use crate::loader::{CacheFor, Loader};
 /// | [`ttl`](Self::ttl) | 5 min | fresh for this long |
 /// | [`ttl_jitter`](Self::ttl_jitter) | 0.1 | shortens each TTL by up to this share |
 /// | [`cold_start_spread`](Self::cold_start_spread) | off | first lives from (ttl/20, ttl] |
+/// | [`stale_while_revalidate`](Self::stale_while_revalidate) | zero | past the TTL, answer and load behind it |
+/// | [`stale_if_error`](Self::stale_if_error) | zero | past the TTL, answer if the load fails |
+/// | [`refresh_ahead`](Self::refresh_ahead) | 1.0 | how eagerly hot entries are loaded before the TTL ends |
 /// | [`negative_ttl`](Self::negative_ttl) | 30 s | how long "not found" is kept |
 /// | [`negative_capacity`](Self::negative_capacity) | 10,000 | absences kept, in a budget of their own |
 /// | [`l1_capacity`](Self::l1_capacity) | 10,000 | entries in this process; zero turns L1 off |
@@ -37,6 +40,7 @@ use crate::loader::{CacheFor, Loader};
 /// | [`hold_off`](Self::hold_off) | zero | after an invalidation, store nothing for this long |
 /// | [`on_event`](Self::on_event) | none | told what operators want to hear of |
 /// | [`load_timeout`](Self::load_timeout) | 30 s | a longer load is cut off |
+/// | [`load_soft_timeout`](Self::load_soft_timeout) | none | with a stale value at hand, wait no longer |
 /// | [`max_concurrent_loads`](Self::max_concurrent_loads) | unlimited | bulkhead of this cache in this process |
 /// | [`error_backoff`](Self::error_backoff) | 200 ms | a failed load is not repeated for this long |
 /// | [`l2`](Self::l2) | none | the shared tier |
@@ -97,6 +101,48 @@ impl<L: Loader> CacheBuilder<L> {
     /// Default: off, because a first life much shorter than asked for surprises.
     pub fn cold_start_spread(mut self, on: bool) -> Self {
         self.config.cold_start_spread = on;
+        self
+    }
+
+    /// For this long after its TTL an entry is still answered, at once, while one process of the fleet
+    /// loads a new one behind its callers' backs. The others pick that up.
+    ///
+    /// Default: zero, which makes the callers after the TTL wait for the load. Not for absences, nor
+    /// after [`expire`](crate::Cache::expire); a call that must not see it says
+    /// [`Read::fresh`](crate::Read::fresh). RFC 5861.
+    pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
+        self.config.windows.while_revalidate = window;
+        self
+    }
+
+    /// For this long after its TTL (not after `stale_while_revalidate`) an entry is answered when the
+    /// load fails or is cut off, or when it takes longer than
+    /// [`load_soft_timeout`](Self::load_soft_timeout). The entry stays in L2 for that time, so every
+    /// process has it. [`Freshness`](crate::Freshness) says that it was so.
+    ///
+    /// Default: zero. Not for absences, and never after an invalidation. L1 alone has it too, but
+    /// while L2 cannot be reached no longer than `degraded_l1_ttl`: an invalidation could be missed.
+    /// RFC 5861.
+    pub fn stale_if_error(mut self, window: Duration) -> Self {
+        self.config.windows.if_error = window;
+        self
+    }
+
+    /// β of probabilistic early expiration (XFetch): a hit late in the TTL may begin a load behind its
+    /// caller's back, the later and the more expensive the load the likelier, so that a hot key is
+    /// replaced before anyone waits for it. What a load costs is measured and kept in the record.
+    ///
+    /// Default: 1.0. With `r` hits a second in the fleet and a load of `δ` seconds the value is
+    /// replaced about `βδ·(ln(rβδ) + 0.58)` seconds before its TTL ends, and a caller comes too late
+    /// with a probability of about `exp(−rβδ·e^(−1/β))`: at `rδ = 10` 2.5 per cent with 1.0, and 5 in
+    /// a million with 2.0. Keys asked for less than once per `δ` are rarely replaced early; that is
+    /// what `stale_while_revalidate` is for. Zero turns it off. At most 1,000; never in the first half
+    /// of a life. One load per fleet.
+    ///
+    /// Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", PVLDB
+    /// 8(8), 2015.
+    pub fn refresh_ahead(mut self, beta: f64) -> Self {
+        self.config.windows.ahead = beta;
         self
     }
 
@@ -205,6 +251,16 @@ impl<L: Loader> CacheBuilder<L> {
         self
     }
 
+    /// With a stale value at hand (within [`stale_if_error`](Self::stale_if_error)) callers wait no longer
+    /// than this for a load, and get that value; the load goes on and is stored. Without one they
+    /// wait, so it does nothing where `stale_if_error` is zero. Shorter than `load_timeout`.
+    ///
+    /// Default: none.
+    pub fn load_soft_timeout(mut self, timeout: Duration) -> Self {
+        self.config.load_soft_timeout = Some(timeout);
+        self
+    }
+
     /// How many loads may run at once in this process, for this cache. Others wait their turn.
     ///
     /// Default: unlimited. It is what protects a database when many different keys are cold at
@@ -214,11 +270,15 @@ impl<L: Loader> CacheBuilder<L> {
         self
     }
 
-    /// For so long after a failed load (an error, a panic or a timeout) the same error is answered
-    /// without another attempt; other processes hear that a load failed and do not try either.
-    /// `invalidate` and `insert` end it early. Zero tries again at once.
+    /// For so long after a failed load (an error, a panic or a timeout) there is no other attempt, in
+    /// the whole fleet: a mark in L2 says so, and a dead database sees one attempt per key and window.
+    /// Meanwhile this process answers the same error, or a stale value where that is allowed; the
+    /// others a stale value or [`Error::LoadFailedElsewhere`](crate::Error::LoadFailedElsewhere).
     ///
-    /// Default: 200 milliseconds.
+    /// Three failures in a row are followed by this time each, further ones by twice the time before,
+    /// up to 16 times this. `invalidate` and `insert` end it early. Zero tries again at once.
+    ///
+    /// Default: 200 milliseconds, so 3.2 seconds at most.
     pub fn error_backoff(mut self, backoff: Duration) -> Self {
         self.config.error_backoff = backoff;
         self
@@ -312,6 +372,24 @@ impl<L: Loader> CacheBuilder<L> {
         if !(0.0..1.0).contains(&config.ttl_jitter) {
             let allowed = "a share from 0 to below 1";
             return Err(out_of_range("ttl_jitter", config.ttl_jitter, allowed));
+        }
+        if !(0.0..=1000.0).contains(&config.windows.ahead) {
+            let allowed = "0 (off) to 1000; 1 to 2 suit most";
+            return Err(out_of_range("refresh_ahead", config.windows.ahead, allowed));
+        }
+        if let Some(soft) = config.load_soft_timeout {
+            let value = format!("{soft:?}");
+            if soft >= config.load_timeout {
+                let why = "a load is cut off before callers stop waiting for it";
+                let other = format!("{:?}", config.load_timeout);
+                return Err(clash(
+                    "load_soft_timeout",
+                    value,
+                    "load_timeout",
+                    other,
+                    why,
+                ));
+            }
         }
         if config.channel_lease < Duration::from_millis(100) {
             let allowed = "at least 100 ms: the channel proves itself every third of it";
@@ -475,6 +553,11 @@ mod tests {
         ] {
             refused!(ttl_jitter(share) => format!("ttl_jitter({text})|from 0 to below 1"));
         }
+        for (beta, text) in [(-0.1, "-0.1"), (1000.5, "1000.5"), (f64::NAN, "NaN")] {
+            refused!(refresh_ahead(beta) => format!("refresh_ahead({text})|0 (off) to 1000"));
+        }
+        let soft = Duration::from_secs(30);
+        refused!(load_soft_timeout(soft) => "load_soft_timeout(30s)|load_timeout(30s)");
         refused!(lease_ttl(Duration::ZERO) => "lease_ttl(0ns)|50 ms");
         refused!(lease_ttl(Duration::from_millis(49)) => "lease_ttl(49ms)|50 ms");
         refused!(max_concurrent_loads(0) => "max_concurrent_loads(0)");

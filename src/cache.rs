@@ -9,8 +9,9 @@ use tokio::time::Instant;
 
 use crate::builder::CacheBuilder;
 use crate::engine::Engine;
-use crate::entry::{Entry, Freshness};
-use crate::error::{BoxError, Error, RemoteError};
+use crate::engine::write::Then;
+use crate::entry::{Entry, Read};
+use crate::error::{BoxError, Error, RemoteError, WriteError};
 use crate::health::Health;
 use crate::key::CacheKey;
 use crate::l1::Answer;
@@ -70,7 +71,40 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        self.engine.get(key).await.map(|answer| answer.value)
+        let got = self.engine.get(key, Read::new()).await;
+        got.map(|answer| answer.value)
+    }
+
+    /// [`get`](Self::get) with other rules for this call: nothing stale, or past L1. See [`Read`].
+    ///
+    /// A look-up that must not see an old value is a property of the caller, not of the cache: the
+    /// page that shows a price may be stale, the order that charges it may not. So it is said where
+    /// the call is made, and both coalesce.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, Loaded, Read, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Loaded::found(id * 100)) });
+    /// # let prices: Cache<u64, u64, std::io::Error> = Cache::builder("prices", load).build()?;
+    /// let shown = prices.get(&7).await?;
+    /// let charged = prices.get_with(&7, Read::fresh().skip_l1()).await?;
+    /// # assert_eq!(shown, charged);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get`](Self::get); with [`Read::fresh`] also where `get` would have answered a stale
+    /// value.
+    pub async fn get_with<Q>(&self, key: &Q, read: Read) -> Result<Option<Arc<V>>, Error<E>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let got = self.engine.get(key, read).await;
+        got.map(|answer| answer.value)
     }
 
     /// Like [`get`](Self::get), with what is known about the entry: which tier answered, its age,
@@ -84,7 +118,44 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        self.engine.get(key).await.map(entry)
+        let got = self.engine.get(key, Read::new()).await;
+        got.map(Answer::into_entry)
+    }
+
+    /// [`get_with`](Self::get_with), with what is known about the entry.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get_with`](Self::get_with).
+    pub async fn get_entry_with<Q>(&self, key: &Q, read: Read) -> Result<Option<Entry<V>>, Error<E>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let got = self.engine.get(key, read).await;
+        got.map(Answer::into_entry)
+    }
+
+    /// Loads the value now, whatever the tiers hold, and puts it into both. Meanwhile others keep
+    /// answering what there is, in every process. [`Loader::reload`] is given the entry that is
+    /// refreshed.
+    ///
+    /// Coalesces: a load that is under way, here or in another process, is joined, and may have begun
+    /// before this call. After a write use [`refresh_after`](Self::refresh_after), or call
+    /// [`expire`](Self::expire) before. Not counted as a look-up.
+    ///
+    /// # Errors
+    ///
+    /// The loader's, also where `get` would answer a stale value; for
+    /// [`error_backoff`](CacheBuilder::error_backoff) after a failure the same one again, without a
+    /// load. The entry stays what it is.
+    pub async fn refresh<Q>(&self, key: &Q) -> Result<Option<Arc<V>>, Error<E>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let got = self.engine.refresh(key).await;
+        got.map(|answer| answer.value)
     }
 
     /// What L1 could answer at this moment: no I/O, no load, no counting. `None` when it could not,
@@ -97,7 +168,8 @@ where
         if self.engine.is_closed() {
             return None;
         }
-        self.engine.l1_hit(key, Instant::now()).and_then(entry)
+        let answer = self.engine.peek(key, Instant::now());
+        answer.and_then(Answer::into_entry)
     }
 
     /// Puts a value into both tiers, for every process. Loads that are running are not stored over
@@ -118,6 +190,136 @@ where
         // Not held across the await: the future is `Send` whatever `value` is.
         let loaded = value.into();
         self.engine.insert(key, loaded).await
+    }
+
+    /// **Write-through**: carries a write out, and puts the value that it answers into both tiers, for
+    /// every process. The database comes first; the next look-up is a hit.
+    ///
+    /// `write` is a future that commits and then answers what was written (`Ok(value)`, or a
+    /// [`Loaded`] with TTL, tags, version). It runs in a task of its own together with what follows:
+    /// a caller that goes away leaves nothing half done. Loads that are running are not stored over
+    /// the value.
+    ///
+    /// Two writers of one key reach the cache in another order than the database, now and then. Give
+    /// the value its [`version`](Loaded::version), a number that the row's every write increases: then
+    /// the later one stays, and a write that comes second with the older one is `Ok` and changes
+    /// nothing (unless the later entry has been evicted meanwhile). Without versions prefer
+    /// [`invalidate_after`](Self::invalidate_after), to which the order does not matter.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, Loaded, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Loaded::found(String::new())) });
+    /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// users
+    ///     .write(42, async {
+    ///         let version = 7; // UPDATE users SET name = …, version = version + 1 … RETURNING version; COMMIT
+    ///         Ok::<_, std::io::Error>(Loaded::found("Ada".to_owned()).version(version))
+    ///     })
+    ///     .await?;
+    /// assert_eq!(users.get(&42).await?.as_deref(), Some(&"Ada".to_owned()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError`]: the write's own error (the key is then invalidated, for it may have been carried
+    /// out), or that the shared tier did not confirm (which is repaired). After either no process of
+    /// this cache answers the old value for longer than after a failed `invalidate`.
+    pub async fn write<T, X>(
+        &self,
+        key: K,
+        write: impl Future<Output = Result<T, X>> + Send + 'static,
+    ) -> Result<(), WriteError<X>>
+    where
+        T: Into<Loaded<V>>,
+        X: Send + 'static,
+    {
+        let write = async move { write.await.map(Into::into) };
+        self.engine.write(key, write).await
+    }
+
+    /// **Invalidate-after-write**, the pattern to take where nothing speaks for another: carries a
+    /// write out, then [invalidates](Self::invalidate) the key, whatever came of the write. Answers
+    /// what the write answered.
+    ///
+    /// The same as the two calls one after the other, but for this: both run in one task, so a caller
+    /// that goes away between the commit and the invalidation does not leave the old value behind, and
+    /// neither does a write whose error hides that it was carried out.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, Loaded, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Loaded::found(String::new())) });
+    /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// let rows = users
+    ///     .invalidate_after(42, async {
+    ///         let rows = 1; // UPDATE users SET …; COMMIT
+    ///         Ok::<_, std::io::Error>(rows)
+    ///     })
+    ///     .await?;
+    /// assert_eq!(rows, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`write`](Self::write).
+    pub async fn invalidate_after<T, X>(
+        &self,
+        key: K,
+        write: impl Future<Output = Result<T, X>> + Send + 'static,
+    ) -> Result<T, WriteError<X>>
+    where
+        T: Send + 'static,
+        X: Send + 'static,
+    {
+        self.engine.write_then(key, Then::Invalidate, write).await
+    }
+
+    /// **Refresh-after-write**: carries a write out, [expires](Self::expire) the key, and
+    /// [refreshes](Self::refresh) it, so that the next look-up finds what the loader makes of the
+    /// write. For values that are not what was written: joins, counts, rendered pages. Loads that
+    /// began before the write are neither joined nor stored.
+    ///
+    /// Returns when the refresh has ended. One that failed is not an error: the key stays expired, and
+    /// the next look-up loads it, or answers the old value within `stale_if_error`. Where that must
+    /// not be, invalidate.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, Loaded, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Loaded::found(id * 10)) });
+    /// # let totals: Cache<u64, u64, std::io::Error> = Cache::builder("totals", load).build()?;
+    /// totals
+    ///     .refresh_after(42, async {
+    ///         // INSERT INTO orders …; COMMIT
+    ///         Ok::<_, std::io::Error>(())
+    ///     })
+    ///     .await?;
+    /// assert_eq!(totals.peek(&42).map(|total| **total.value()), Some(420));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`write`](Self::write).
+    pub async fn refresh_after<T, X>(
+        &self,
+        key: K,
+        write: impl Future<Output = Result<T, X>> + Send + 'static,
+    ) -> Result<T, WriteError<X>>
+    where
+        T: Send + 'static,
+        X: Send + 'static,
+    {
+        self.engine.write_then(key, Then::Refresh, write).await
     }
 
     /// Drops a key from both tiers, in every process. Call it **after** the write has been
@@ -250,17 +452,6 @@ where
     pub async fn close(&self) {
         self.engine.close().await;
     }
-}
-
-fn entry<V>(answer: Answer<V>) -> Option<Entry<V>> {
-    let age = answer.age + answer.at.elapsed();
-    let (source, value) = (answer.source, answer.value?);
-    Some(Entry {
-        value,
-        source,
-        age,
-        freshness: Freshness::Fresh,
-    })
 }
 
 impl<K, V, E> Clone for Cache<K, V, E> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::health::OnEvent;
+use crate::life::Windows;
 use crate::random;
 use crate::ttl;
 
@@ -20,6 +21,8 @@ pub(crate) struct Config {
     pub(crate) channel_lease: Duration,
     pub(crate) hold_off: Duration,
     pub(crate) load_timeout: Duration,
+    pub(crate) load_soft_timeout: Option<Duration>,
+    pub(crate) windows: Windows,
     pub(crate) max_concurrent_loads: Option<usize>,
     pub(crate) error_backoff: Duration,
     pub(crate) lease_ttl: Duration,
@@ -43,6 +46,11 @@ impl Default for Config {
             channel_lease: Duration::from_secs(2),
             hold_off: Duration::ZERO,
             load_timeout: Duration::from_secs(30),
+            load_soft_timeout: None,
+            windows: Windows {
+                ahead: 1.0,
+                ..Windows::default()
+            },
             max_concurrent_loads: None,
             error_backoff: Duration::from_millis(200),
             lease_ttl: Duration::from_secs(2),
@@ -64,12 +72,15 @@ impl Config {
             &mut self.channel_lease,
             &mut self.hold_off,
             &mut self.load_timeout,
+            &mut self.windows.while_revalidate,
+            &mut self.windows.if_error,
             &mut self.error_backoff,
             &mut self.lease_ttl,
             &mut self.lease_wait,
         ] {
             *duration = (*duration).min(ttl::LONGEST);
         }
+        self.load_soft_timeout = self.load_soft_timeout.map(|after| after.min(ttl::LONGEST));
         self.l1_ttl = self.l1_ttl.map(|l1_ttl| l1_ttl.min(ttl::LONGEST));
         self
     }
@@ -84,12 +95,20 @@ impl Config {
         }
     }
 
-    /// How long L1 may keep what is fresh for `remaining`. The processes of a fleet draw for
-    /// themselves, or they would all come back to L2 together.
-    pub(crate) fn l1_life(&self, remaining: Duration) -> Duration {
-        match self.l1_ttl {
-            Some(bound) => remaining.min(ttl::jittered(bound, self.ttl_jitter, random::share())),
-            None => remaining,
+    /// How long L1 may answer what it has just stored. The processes of a fleet draw for themselves,
+    /// or they would all come back to L2 together.
+    pub(crate) fn l1_bound(&self) -> Duration {
+        self.l1_ttl.map_or(ttl::LONGEST, |bound| {
+            ttl::jittered(bound, self.ttl_jitter, random::share())
+        })
+    }
+
+    /// How long L2 keeps what is fresh for `life`.
+    pub(crate) fn hard_life(&self, life: Duration, lingers: bool) -> Duration {
+        if lingers {
+            life + self.windows.longest()
+        } else {
+            life
         }
     }
 }

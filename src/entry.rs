@@ -51,6 +51,51 @@ impl<V> Clone for Entry<V> {
     }
 }
 
+/// What one look-up may be answered: see [`Cache::get_with`](crate::Cache::get_with).
+///
+/// ```
+/// use tidegate::Read;
+///
+/// let usual = Read::new(); // what `get` does
+/// let strict = Read::fresh(); // nothing past its TTL; waits for a load, and gets its error
+/// let newest = Read::fresh().skip_l1(); // and asks the shared tier, whatever L1 holds
+/// # let _ = (usual, strict, newest);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "it is a parameter of `get_with`"]
+pub struct Read {
+    pub(crate) fresh: bool,
+    pub(crate) skip_l1: bool,
+}
+
+impl Read {
+    /// As [`get`](crate::Cache::get): stale answers where the settings allow them.
+    pub const fn new() -> Self {
+        Self {
+            fresh: false,
+            skip_l1: false,
+        }
+    }
+
+    /// Nothing that is past its TTL, whatever the settings say: waits for a load where there is
+    /// nothing fresh, and gets its error where it fails. It joins loads as every look-up does.
+    pub const fn fresh() -> Self {
+        Self {
+            fresh: true,
+            skip_l1: false,
+        }
+    }
+
+    /// Leaves L1 aside: the shared tier is asked (or, without one, the loader) after this call began,
+    /// and L1 keeps what comes of it. The answer misses no invalidation that had returned anywhere
+    /// before, apart from what a fail-over of Redis can lose. What was under way before the call is
+    /// waited for, not joined; it coalesces with look-ups that began after it.
+    pub const fn skip_l1(mut self) -> Self {
+        self.skip_l1 = true;
+        self
+    }
+}
+
 /// Which tier answered a look-up.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,8 +116,11 @@ pub enum Source {
 pub enum Freshness {
     /// Within its TTL.
     Fresh,
-    /// Past its TTL, answered because a refresh may take its time.
+    /// Past its TTL, answered because a refresh may take its time: within
+    /// [`stale_while_revalidate`](crate::CacheBuilder::stale_while_revalidate), or because the load takes
+    /// longer than [`load_soft_timeout`](crate::CacheBuilder::load_soft_timeout).
     Stale,
-    /// Past its TTL, answered because the load failed.
+    /// Past its TTL, answered because the load failed, within
+    /// [`stale_if_error`](crate::CacheBuilder::stale_if_error).
     StaleOnError,
 }

@@ -102,6 +102,12 @@ pub enum Error<E = BoxError> {
     #[error("no load could start in time: as many are running as max_concurrent_loads allows")]
     Overloaded,
 
+    /// The loader answered [`Loaded::unchanged`](crate::Loaded::unchanged) to a
+    /// [`load`](crate::Loader::load), where there is nothing that could be unchanged. Only
+    /// [`reload`](crate::Loader::reload) may answer that. Counts as a failed load.
+    #[error("the loader answered `unchanged` to a load that had no previous entry")]
+    UnchangedWithoutPrevious,
+
     /// A loader asked its own cache for the key that it is loading; waiting for itself it would
     /// never end. Read the source of truth in the loader, not the cache.
     #[error("the loader asked the cache for the very key that it is loading")]
@@ -124,6 +130,7 @@ impl<E> Clone for Error<E> {
             Self::LoadPanicked => Self::LoadPanicked,
             Self::LoadTimedOut(after) => Self::LoadTimedOut(*after),
             Self::Overloaded => Self::Overloaded,
+            Self::UnchangedWithoutPrevious => Self::UnchangedWithoutPrevious,
             Self::LoadCycle => Self::LoadCycle,
             Self::Closed => Self::Closed,
             Self::NoRuntime => Self::NoRuntime,
@@ -244,6 +251,26 @@ impl StdError for RemoteError {
             .as_deref()
             .map(|source| source as &(dyn StdError + 'static))
     }
+}
+
+/// Why a [`write`](crate::Cache::write) or one of its kin is not done.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError<X> {
+    /// The write itself answered this error. It may have been carried out all the same (a connection
+    /// that broke after the commit), so the key is invalidated.
+    #[error("the write failed")]
+    Source(#[source] X),
+
+    /// The write panicked; the key is invalidated. The panic's message went to the panic hook.
+    #[error("the write panicked")]
+    Panicked,
+
+    /// The write was carried out, and the shared tier did not confirm what follows: others may
+    /// answer the old value until that has been repeated, which is done in the background. Where the
+    /// cache [is closed](RemoteError::is_closed), nothing was done at all.
+    #[error("the source has the write, the shared tier was not told")]
+    Remote(#[source] RemoteError),
 }
 
 /// Settings that do not make sense, refused by [`CacheBuilder::build`](crate::CacheBuilder::build)

@@ -15,7 +15,8 @@ use tokio::time::Instant;
 
 use crate::engine::fence::Stamp;
 use crate::engine::marks::Tags;
-use crate::entry::Source;
+use crate::entry::{Entry, Freshness, Source};
+use crate::life::Life;
 
 pub(crate) type Weigher<K, V> = Arc<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 
@@ -27,8 +28,13 @@ pub(crate) struct Meta {
     /// When it was stored here, and how old it was then.
     pub(crate) stored: Instant,
     pub(crate) age: Duration,
-    /// Not to be answered from this moment on.
-    pub(crate) deadline: Instant,
+    pub(crate) life: Life,
+    /// Until then a hit answers and does nothing else.
+    pub(crate) calm_until: Instant,
+    /// L1 answers nothing from this moment on, whatever its life.
+    pub(crate) bound: Instant,
+    /// Which version of the value it is.
+    pub(crate) print: u64,
     pub(crate) stamp: Stamp,
 }
 
@@ -63,10 +69,23 @@ pub(crate) struct Answer<V> {
     /// How old it was at `at`.
     pub(crate) age: Duration,
     pub(crate) at: Instant,
+    pub(crate) freshness: Freshness,
     pub(crate) tags: Option<Tags>,
 }
 
 impl<V> Answer<V> {
+    /// As it is told to callers; `None` is an absence.
+    pub(crate) fn into_entry(self) -> Option<Entry<V>> {
+        let (source, freshness) = (self.source, self.freshness);
+        let age = self.age + self.at.elapsed();
+        self.value.map(|value| Entry {
+            value,
+            source,
+            age,
+            freshness,
+        })
+    }
+
     /// Whether none of its tags was invalidated since its load began.
     pub(crate) fn tags_hold(&self) -> bool {
         self.tags.as_ref().is_none_or(Tags::hold)
@@ -80,6 +99,7 @@ impl<V> Clone for Answer<V> {
             source: self.source,
             age: self.age,
             at: self.at,
+            freshness: self.freshness,
             tags: self.tags.clone(),
         }
     }
@@ -93,7 +113,7 @@ pub(crate) struct L1<K, V> {
 
 impl<K, V> L1<K, V>
 where
-    K: Hash + Eq + Send + Sync + 'static,
+    K: Clone + Hash + Eq + Send + Sync + 'static,
     V: Send + Sync + 'static,
 {
     pub(crate) fn new(capacity: u64, missing: u64, weigher: Option<Weigher<K, V>>) -> Self {
@@ -128,6 +148,7 @@ where
                 source: Source::L1,
                 age: meta.age_at(now),
                 at: now,
+                freshness: meta.life.freshness(now),
                 tags,
             },
             meta,
@@ -162,6 +183,22 @@ where
                     let value = ();
                     missing.insert(key, Slot { value, meta, tags });
                 }
+            }
+        }
+    }
+
+    /// Changes what is known of an entry, if it is there. The caller holds the lock of the key's shard.
+    pub(crate) fn amend(&self, key: &K, amend: impl FnOnce(&mut Meta)) {
+        if let Some(found) = &self.found {
+            if let Some(mut slot) = found.get(key) {
+                amend(&mut slot.meta);
+                return found.insert(key.clone(), slot);
+            }
+        }
+        if let Some(missing) = &self.missing {
+            if let Some(mut slot) = missing.get(key) {
+                amend(&mut slot.meta);
+                missing.insert(key.clone(), slot);
             }
         }
     }

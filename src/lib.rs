@@ -121,8 +121,8 @@ pub use codec::Bincode;
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use codec::Json;
 pub use codec::{Codec, CodecError};
-pub use entry::{Entry, Freshness, Source};
-pub use error::{BoxError, BuildError, Error, RemoteError};
+pub use entry::{Entry, Freshness, Read, Source};
+pub use error::{BoxError, BuildError, Error, RemoteError, WriteError};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 #[doc(no_inline)]
@@ -151,6 +151,7 @@ mod health;
 mod key;
 mod l1;
 mod l2;
+mod life;
 mod loader;
 mod random;
 mod stats;
@@ -183,6 +184,7 @@ mod assertions {
         error::<Error<BoxError>>();
         error::<Error>();
         error::<RemoteError>();
+        error::<WriteError<BoxError>>();
         error::<BuildError>();
         error::<CodecError>();
         let load = loader_fn(|_: String| async { Ok::<_, BoxError>(Loaded::found(Opaque)) });
@@ -194,6 +196,9 @@ mod assertions {
         future(&cache.insert("key".to_owned(), Opaque));
         future(&cache.invalidate("key"));
         future(&cache.invalidate_many(&[]));
+        let write = async { Ok::<_, BoxError>(Loaded::found(Opaque)) };
+        future(&cache.write("key".to_owned(), write));
+        future(&cache.refresh("key"));
         future(&cache.close());
         #[cfg(feature = "redis")]
         future(&Redis::connect("redis://127.0.0.1:1"));

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use crate::Cache;
+use crate::entry::Entry;
 use crate::key::CacheKey;
 
 /// Reads one kind of thing from the source of truth.
@@ -61,6 +62,50 @@ pub trait Loader: Send + Sync + 'static {
         &self,
         key: &Self::Key,
     ) -> impl Future<Output = Result<Loaded<Self::Value>, Self::Error>> + Send;
+
+    /// Reads a thing of which an entry exists that is to be refreshed. Where the source can tell
+    /// cheaply that nothing has changed (an ETag, a version, a timestamp), answer
+    /// [`Loaded::unchanged`]: the entry gets a new life in both tiers, and its payload is neither
+    /// decoded nor sent again.
+    ///
+    /// Called instead of [`load`](Self::load) where the previous value is at hand: before the TTL
+    /// ends, within the stale windows, after [`expire`](Cache::expire). Never after
+    /// [`invalidate`](Cache::invalidate). Default: `load`.
+    ///
+    /// ```
+    /// use tidegate::{Entry, Loaded, Loader};
+    ///
+    /// struct Catalogue; // would hold an HTTP client
+    ///
+    /// #[derive(Clone, Debug)]
+    /// struct Page { etag: u64, html: String }
+    ///
+    /// impl Loader for Catalogue {
+    ///     type Key = u64;
+    ///     type Value = Page;
+    ///     type Error = std::io::Error;
+    ///
+    ///     async fn load(&self, id: &u64) -> Result<Loaded<Page>, std::io::Error> {
+    ///         Ok(Page { etag: 1, html: format!("<h1>{id}</h1>") }.into())
+    ///     }
+    ///
+    ///     async fn reload(&self, id: &u64, previous: &Entry<Page>) -> Result<Loaded<Page>, std::io::Error> {
+    ///         let etag = 1; // GET …, If-None-Match: the etag of the previous one
+    ///         if etag == previous.value().etag {
+    ///             return Ok(Loaded::unchanged());
+    ///         }
+    ///         self.load(id).await
+    ///     }
+    /// }
+    /// ```
+    fn reload(
+        &self,
+        key: &Self::Key,
+        previous: &Entry<Self::Value>,
+    ) -> impl Future<Output = Result<Loaded<Self::Value>, Self::Error>> + Send {
+        let _ = previous;
+        self.load(key)
+    }
 }
 
 /// The cache that a loader makes: `CacheFor<Users>` is `Cache<u64, User, sqlx::Error>`.
@@ -75,6 +120,7 @@ pub struct Loaded<V> {
     pub(crate) value: Option<V>,
     pub(crate) ttl: Option<Duration>,
     pub(crate) store: bool,
+    pub(crate) unchanged: bool,
     pub(crate) version: u64,
     /// Their hashes.
     pub(crate) tags: Vec<u64>,
@@ -83,10 +129,15 @@ pub struct Loaded<V> {
 impl<V> Loaded<V> {
     /// The thing exists.
     pub fn found(value: V) -> Self {
+        Self::new(Some(value))
+    }
+
+    fn new(value: Option<V>) -> Self {
         Self {
-            value: Some(value),
+            value,
             ttl: None,
             store: true,
+            unchanged: false,
             version: 0,
             tags: Vec::new(),
         }
@@ -95,12 +146,17 @@ impl<V> Loaded<V> {
     /// The source of truth says that there is no such thing. Kept for
     /// [`negative_ttl`](crate::CacheBuilder::negative_ttl).
     pub fn missing() -> Self {
+        Self::new(None)
+    }
+
+    /// The thing is what it was: the previous entry gets a new life, with its value, its tags and, unless
+    /// [`version`](Self::version) says otherwise, its version. Only from
+    /// [`Loader::reload`]; anywhere else there is nothing that it could mean, and it is an
+    /// [error](crate::Error::UnchangedWithoutPrevious).
+    pub fn unchanged() -> Self {
         Self {
-            value: None,
-            ttl: None,
-            store: true,
-            version: 0,
-            tags: Vec::new(),
+            unchanged: true,
+            ..Self::new(None)
         }
     }
 
@@ -218,14 +274,21 @@ type Loading<'a, V, E> = Pin<Box<dyn Future<Output = Result<Loaded<V>, E>> + Sen
 /// A loader without its type: boxed here, once per load, so that neither the handle nor the futures
 /// of a cache carry the loader's state.
 pub(crate) trait ErasedLoader<K, V, E>: Send + Sync {
-    fn load<'a>(&'a self, key: &'a K) -> Loading<'a, V, E>;
+    fn load<'a>(&'a self, key: &'a K, previous: Option<&'a Entry<V>>) -> Loading<'a, V, E>;
 }
 
 impl<L: Loader> ErasedLoader<L::Key, L::Value, L::Error> for L {
-    fn load<'a>(&'a self, key: &'a L::Key) -> Loading<'a, L::Value, L::Error> {
-        // The call is inside the future, so a loader that panics before its first await panics
+    fn load<'a>(
+        &'a self,
+        key: &'a L::Key,
+        previous: Option<&'a Entry<L::Value>>,
+    ) -> Loading<'a, L::Value, L::Error> {
+        // The calls are inside the futures, so a loader that panics before its first await panics
         // where it is caught.
-        Box::pin(async move { Loader::load(self, key).await })
+        match previous {
+            Some(previous) => Box::pin(async move { self.reload(key, previous).await }),
+            None => Box::pin(async move { Loader::load(self, key).await }),
+        }
     }
 }
 

@@ -53,6 +53,10 @@ stats! {
     coalesced,
     /// Loads begun.
     loads,
+    /// Refreshes begun that no caller waited for; some find that another process was quicker.
+    refreshes,
+    /// Loads that answered `Loaded::unchanged`.
+    unchanged,
     /// Loads that ended in an error, a panic or a timeout.
     load_failures,
     /// Look-ups answered by an error that is held for `error_backoff`, without a load.
@@ -83,6 +87,8 @@ stats! {
     expirations,
     /// Values inserted by this cache.
     inserts,
+    /// Writes to the source that returned `Ok`, by `write`, `invalidate_after` and `refresh_after`.
+    writes,
     /// Inserts refused because the entry in the shared tier has a later version.
     inserts_superseded,
     /// Invalidations that failed at first and were confirmed later.

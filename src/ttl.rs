@@ -20,6 +20,27 @@ pub(crate) fn first_life(ttl: Duration, u: f64) -> Duration {
     ttl - (ttl - shortest).mul_f64(u.clamp(0.0, 1.0)).min(ttl)
 }
 
+/// How long before the end of its life a hit begins a refresh; `u` is drawn from (0, 1].
+pub(crate) fn early_by(cost: Duration, beta: f64, u: f64) -> Duration {
+    let share = -beta * u.ln();
+    // `mul_f64` panics where the product is no duration.
+    let cost = cost.min(LONGEST);
+    let most = LONGEST.div_duration_f64(cost.max(Duration::from_nanos(1)));
+    cost.mul_f64(share.clamp(0.0, most)).min(LONGEST)
+}
+
+/// An upper estimate of what a load costs: a longer one counts at once, shorter ones by and by.
+pub(crate) fn upper_cost(estimate: Duration, sample: Duration) -> Duration {
+    sample.max(estimate / 8 * 7 + sample / 8)
+}
+
+/// For how long there is no attempt after so many failures in a row: the first three are held for
+/// `base` each, then twice as long after each further one, up to 16 times.
+pub(crate) fn backoff(base: Duration, failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(3).min(4);
+    base.saturating_mul(1 << doublings).min(LONGEST)
+}
+
 /// `now + life`, or as late as can be told.
 pub(crate) fn deadline(now: Instant, life: Duration) -> Instant {
     now.checked_add(life.min(LONGEST)).unwrap_or_else(|| {
@@ -66,6 +87,30 @@ mod tests {
             prop_assert!(millis(absurd) >= 1);
             prop_assert!(jittered(absurd.min(LONGEST), 0.5, u) <= absurd);
         }
+    }
+
+    #[test]
+    fn a_backoff_grows_from_the_fourth_failure_on() {
+        let base = Duration::from_millis(200);
+        let holds = (1..=9).map(|failures| backoff(base, failures).as_millis());
+        assert_eq!(
+            holds.collect::<Vec<_>>(),
+            [200, 200, 200, 400, 800, 1_600, 3_200, 3_200, 3_200]
+        );
+        assert_eq!(backoff(Duration::MAX, 9), LONGEST);
+        assert_eq!(backoff(Duration::ZERO, 9), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_estimate_of_a_cost_rises_at_once_and_falls_slowly() {
+        let ms = Duration::from_millis;
+        assert_eq!(upper_cost(ms(8), ms(80)), ms(80));
+        assert_eq!(upper_cost(ms(80), ms(8)), ms(71));
+        let steady = (0..100).fold(ms(80), |estimate, _| upper_cost(estimate, ms(8)));
+        assert!(steady >= ms(8) && steady < ms(9), "{steady:?}");
+        assert_eq!(early_by(Duration::MAX, 1e300, 1e-300), LONGEST);
+        assert_eq!(early_by(ms(8), 1.0, 1.0), Duration::ZERO);
+        assert_eq!(early_by(Duration::ZERO, 1.0, 0.5), Duration::ZERO);
     }
 
     #[test]

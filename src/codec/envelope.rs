@@ -16,8 +16,8 @@
 //! | 42 | 2 | zero |
 //! | 44 | 8 | hash of the whole key (XXH3) |
 //! | 52 | 8 | created, in milliseconds of the server's clock |
-//! | 60 | 8 | fresh for, in milliseconds |
-//! | 68 | 4 | what the load cost, in milliseconds |
+//! | 60 | 8 | value or absence: fresh for, in milliseconds; failed load: no attempt for, in milliseconds |
+//! | 68 | 4 | value or absence: what a load costs, in milliseconds; lease, failed load: failures in a row |
 //! | 72 | 16 | era and mark: how much was known to be invalidated as a whole when the load began |
 //! | 88 | 8 | the user's version of the value, or 0; big-endian |
 //! | 96 | 8 | checksum: XXH3 of what follows, seeded with XXH3 of the header before it, state taken as zero |
@@ -97,6 +97,7 @@ pub(crate) struct Header {
     pub(crate) key_hash: u64,
     pub(crate) created_ms: u64,
     pub(crate) fresh_ms: u64,
+    /// Of a lease and of a failed load: failures in a row.
     pub(crate) load_cost_ms: u32,
     pub(crate) era: Era,
     pub(crate) version: u64,
@@ -159,6 +160,19 @@ impl Header {
         header[88..96].copy_from_slice(&self.version.to_be_bytes());
         let sum = checksum(header, payload);
         header[CHECKSUM..].copy_from_slice(&sum.to_le_bytes());
+    }
+
+    /// The header for the body of another record: the same value with other times.
+    pub(crate) fn reseal(&self, record: &[u8]) -> Vec<u8> {
+        let mut renewed = record.to_vec();
+        self.seal(&mut renewed);
+        renewed.truncate(HEADER);
+        renewed
+    }
+
+    /// What tells this version of the value from others, short.
+    pub(crate) fn print(&self) -> u64 {
+        print(&self.token)
     }
 
     /// A whole record without payload.
@@ -258,6 +272,11 @@ fn is_expiry(state: &Expiry) -> bool {
     read_u64(state, 0) == !read_u64(state, 8)
 }
 
+/// What tells a version of a value from others, short.
+pub(crate) fn print(token: &Token) -> u64 {
+    read_u64(token, 0)
+}
+
 /// The head of a record of this kind and token.
 pub(crate) fn head(kind: Kind, token: &Token) -> Head {
     let mut head = Head::default();
@@ -278,6 +297,15 @@ pub(crate) fn is_lease(record: &[u8]) -> bool {
 /// Whether this is a value or an absence.
 pub(crate) fn is_entry(record: &[u8]) -> bool {
     record.len() >= HEADER && is_of(record, &[Kind::Value, Kind::Negative])
+}
+
+/// For how many milliseconds after a failed load there is no attempt, and how many failed in a row.
+pub(crate) fn failed(record: &[u8]) -> Option<(u64, u32)> {
+    let failed = record.len() == HEADER && is_of(record, &[Kind::Failed]);
+    failed.then(|| {
+        let failures = [record[68], record[69], record[70], record[71]];
+        (read_u64(record, 60), u32::from_le_bytes(failures))
+    })
 }
 
 pub(crate) fn is_hold_off(record: &[u8]) -> bool {

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | no flight | | leads: puts a flight into the table and spawns its task |
 //! | flying | by the leader, under the shard's lock | joins |
+//! | flying, with an offer | an entry was found that may be answered meanwhile, or if the load fails | takes the offer, or joins |
 //! | detached | an invalidation, an insert or a gap takes it out of the table | begins a new one |
 //! | landed | its task, once: with an answer or an error | has its outcome |
 //! | abandoned | its task was dropped with its runtime | tries again |
@@ -15,6 +16,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
@@ -22,9 +24,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::entry::Freshness;
 use crate::error::Error;
 use crate::l1::Answer;
+use crate::life::{Life, Standing, Windows};
 use crate::random;
+use crate::ttl;
 
 /// Shards of the table; a power of two, and no more than the fewest stripes of a fence.
 const SHARDS: usize = 64;
@@ -46,6 +51,47 @@ pub(crate) enum Outcome<V, E> {
     Abandoned,
 }
 
+/// What a flight is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Aim {
+    /// Callers that take what there is.
+    Any,
+    /// Callers that take nothing stale.
+    Fresh,
+    /// A load, whatever there is.
+    Load,
+    /// To replace this version of the value behind its callers' backs.
+    Replace(u64),
+}
+
+/// An entry that callers may have while the flight is under way, or if it comes to nothing.
+#[derive(Debug)]
+pub(crate) struct Found<V> {
+    pub(crate) answer: Answer<V>,
+    pub(crate) life: Life,
+    /// Which version of the value it is.
+    pub(crate) print: u64,
+}
+
+impl<V> Clone for Found<V> {
+    fn clone(&self) -> Self {
+        Self {
+            answer: self.answer.clone(),
+            ..*self
+        }
+    }
+}
+
+impl<V> Found<V> {
+    /// As an answer at this moment.
+    pub(crate) fn answer_at(&self, now: Instant) -> Answer<V> {
+        Answer {
+            freshness: self.life.freshness(now),
+            ..self.answer.clone()
+        }
+    }
+}
+
 /// One read or load, and all who wait for it.
 #[derive(Debug)]
 pub(crate) struct Flight<V, E> {
@@ -58,26 +104,118 @@ pub(crate) struct Flight<V, E> {
     /// Its key was invalidated since it began, and L2 was not told: its lease may still be there, and
     /// is not to be filled against.
     revoked: AtomicBool,
+    pub(crate) aim: Aim,
+    /// A load failed a moment ago: this flight may read and not load, and has this error to answer.
+    pub(crate) spared: Option<Error<E>>,
+    /// Failures in a row before it, as far as this process knows.
+    pub(crate) failures: u32,
+    /// Its load has begun.
+    loads: AtomicBool,
+    /// The soft timeout is over: who waits may have what is there.
+    late: AtomicBool,
+    /// L1 was told to let it work.
+    calms: AtomicBool,
+    offer: Mutex<Option<Found<V>>>,
     /// The lease that it waits for is gone, or the flight was detached: look again.
     pub(crate) wake: Notify,
     outcome: OnceLock<Outcome<V, E>>,
-    landed: Notify,
+    /// It has landed, or there is something else for those who wait.
+    news: Notify,
 }
 
 const NOT_YET: u64 = u64::MAX;
 
+/// The number of the last flight of this process.
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
+/// A moment, in numbers of flights: those that begin from now on have later ones.
+pub(crate) fn now_in_serials() -> u64 {
+    SERIAL.load(Ordering::SeqCst)
+}
+
 impl<V, E> Flight<V, E> {
-    pub(crate) fn new(id: Id) -> Self {
-        static SERIAL: AtomicU64 = AtomicU64::new(0);
+    pub(crate) fn new(id: Id, aim: Aim) -> Self {
         Self {
             id,
-            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            serial: SERIAL.fetch_add(1, Ordering::SeqCst) + 1,
             begun: Instant::now(),
             epoch: AtomicU64::new(NOT_YET),
             revoked: AtomicBool::new(false),
+            aim,
+            spared: None,
+            failures: 0,
+            loads: AtomicBool::new(false),
+            late: AtomicBool::new(false),
+            calms: AtomicBool::new(false),
+            offer: Mutex::new(None),
             wake: Notify::new(),
             outcome: OnceLock::new(),
-            landed: Notify::new(),
+            news: Notify::new(),
+        }
+    }
+
+    /// Its load begins.
+    pub(crate) fn begin_load(&self) {
+        self.loads.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn loads(&self) -> bool {
+        self.loads.load(Ordering::SeqCst)
+    }
+
+    /// Puts up what callers may have, in the place of an earlier offer.
+    pub(crate) fn offer(&self, found: Found<V>) {
+        *self.offer.lock() = Some(found);
+        self.news.notify_waiters();
+    }
+
+    pub(crate) fn offered(&self) -> Option<Found<V>> {
+        self.offer.lock().clone()
+    }
+
+    /// L1 leaves the entry to this flight, which has to say so when it ends.
+    pub(crate) fn calm(&self) {
+        self.calms.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn calms(&self) -> bool {
+        self.calms.load(Ordering::SeqCst)
+    }
+
+    /// The soft timeout is over.
+    pub(crate) fn be_late(&self) {
+        self.late.store(true, Ordering::SeqCst);
+        self.news.notify_waiters();
+    }
+
+    /// What a caller may have at this moment, though the flight has not landed, or has come to
+    /// nothing.
+    pub(crate) fn instead(
+        &self,
+        now: Instant,
+        windows: &Windows,
+        failed: bool,
+    ) -> Option<Answer<V>> {
+        let found = self.offer.lock();
+        let found = found.as_ref()?;
+        let answer = || found.answer_at(now);
+        match found.life.standing(now, windows) {
+            Standing::Fresh | Standing::Revalidate => Some(answer()),
+            Standing::Fallback if failed => Some(Answer {
+                freshness: Freshness::StaleOnError,
+                ..answer()
+            }),
+            Standing::Fallback if self.late.load(Ordering::SeqCst) => Some(answer()),
+            Standing::Fallback | Standing::Gone => None,
+        }
+    }
+
+    /// Whether nobody waits for it, as far as is known: whoever comes has something to answer.
+    pub(crate) fn is_behind(&self, windows: &Windows) -> bool {
+        match self.aim {
+            Aim::Replace(_) => true,
+            Aim::Any => self.instead(Instant::now(), windows, false).is_some(),
+            Aim::Fresh | Aim::Load => false,
         }
     }
 
@@ -100,23 +238,39 @@ impl<V, E> Flight<V, E> {
         self.revoked.load(Ordering::SeqCst)
     }
 
-    /// Waits until the flight has landed. Cancel safe.
-    pub(crate) async fn outcome(&self) -> &Outcome<V, E> {
+    /// Waits until the flight has landed, or, with windows, until there is something else that may be
+    /// answered. Cancel safe.
+    pub(crate) async fn outcome(
+        &self,
+        windows: Option<&Windows>,
+    ) -> Result<&Outcome<V, E>, Answer<V>> {
         loop {
             // Listen first, then look: a landing between the two is not missed.
-            let mut landed = pin!(self.landed.notified());
-            landed.as_mut().enable();
-            if let Some(outcome) = self.outcome.get() {
-                return outcome;
+            let mut news = pin!(self.news.notified());
+            news.as_mut().enable();
+            let landed = self.outcome.get();
+            if let Some(windows) = windows {
+                let failed = match landed {
+                    None => Some(false),
+                    Some(Outcome::Landed(Err(_))) => Some(true),
+                    Some(_) => None,
+                };
+                let now = Instant::now();
+                if let Some(answer) = failed.and_then(|failed| self.instead(now, windows, failed)) {
+                    return Err(answer);
+                }
             }
-            landed.await;
+            if let Some(outcome) = landed {
+                return Ok(outcome);
+            }
+            news.await;
         }
     }
 
     /// The first outcome counts.
     pub(crate) fn land(&self, outcome: Outcome<V, E>) {
         let _ = self.outcome.set(outcome);
-        self.landed.notify_waiters();
+        self.news.notify_waiters();
     }
 }
 
@@ -126,6 +280,19 @@ struct Held<E> {
     id: Id,
     error: Error<E>,
     until: Instant,
+    failures: u32,
+    /// Failures later than this are not in a row any more.
+    in_a_row_until: Instant,
+}
+
+/// A failed load, as it is held.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure<E> {
+    pub(crate) error: Error<E>,
+    /// For how long there is no other attempt.
+    pub(crate) hold: Duration,
+    /// It is the last of so many in a row.
+    pub(crate) failures: u32,
 }
 
 #[derive(Debug)]
@@ -231,40 +398,55 @@ impl<V, E> Shard<V, E> {
         entry.map(|entry| entry.remove()).is_ok()
     }
 
-    /// The error that is to be answered for this key, if its time is not up.
-    pub(crate) fn held(&mut self, id: &Id, now: Instant) -> Option<Error<E>> {
-        let entry = self
-            .held
-            .find_entry(id.hash, |held| held.id.encoded == id.encoded)
-            .ok()?;
-        if entry.get().until > now {
-            return Some(entry.get().error.clone());
-        }
-        entry.remove();
-        None
+    /// The error that is to be answered for this key, and until when.
+    pub(crate) fn held(&self, id: &Id, now: Instant) -> Option<(Error<E>, Instant)> {
+        let held = self.find_held(id)?;
+        (held.until > now).then(|| (held.error.clone(), held.until))
     }
 
-    pub(crate) fn hold(&mut self, id: &Id, error: Error<E>, until: Instant, now: Instant) {
+    /// How many loads of this key have failed in a row.
+    pub(crate) fn failures(&self, id: &Id, now: Instant) -> u32 {
+        let held = self.find_held(id);
+        held.map_or(0, |held| {
+            if held.in_a_row_until > now {
+                held.failures
+            } else {
+                0
+            }
+        })
+    }
+
+    fn find_held(&self, id: &Id) -> Option<&Held<E>> {
+        self.held
+            .find(id.hash, |held| held.id.encoded == id.encoded)
+    }
+
+    pub(crate) fn hold(&mut self, id: &Id, failure: Failure<E>, now: Instant) {
+        self.forgive(id);
         if self.held.len() >= HELD_PER_SHARD {
-            self.held.retain(|held| held.until > now);
+            self.held.retain(|held| held.in_a_row_until > now);
         }
         if self.held.len() >= HELD_PER_SHARD {
             let soonest = self.held.iter().map(|held| held.until).min();
             self.held.retain(|held| Some(held.until) != soonest);
         }
-        match self
+        let held = Held {
+            id: id.clone(),
+            error: failure.error,
+            until: ttl::deadline(now, failure.hold),
+            failures: failure.failures,
+            in_a_row_until: ttl::deadline(now, failure.hold.saturating_mul(2)),
+        };
+        self.held.insert_unique(id.hash, held, |held| held.id.hash);
+    }
+
+    /// A load has succeeded.
+    pub(crate) fn forgive(&mut self, id: &Id) {
+        if let Ok(entry) = self
             .held
-            .find_mut(id.hash, |held| held.id.encoded == id.encoded)
+            .find_entry(id.hash, |held| held.id.encoded == id.encoded)
         {
-            Some(held) => (held.error, held.until) = (error, until),
-            None => {
-                let held = Held {
-                    id: id.clone(),
-                    error,
-                    until,
-                };
-                self.held.insert_unique(id.hash, held, |held| held.id.hash);
-            }
+            entry.remove();
         }
     }
 }

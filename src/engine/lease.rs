@@ -8,18 +8,19 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::flight::{Flight, Id};
+use super::flight::{Failure, Flight, Found, Id};
 use super::load::{Nesting, Place};
-use super::read::Landing;
+use super::read::{Keep, Landing};
 use super::shared::{RemoteKey, Shared};
-use crate::codec::envelope::{self, Era, Head, Header, Kind, Token};
-use crate::error::RemoteError;
+use crate::codec::envelope::{self, Era, Head, Header, Kind, STATED, Token};
+use crate::error::{Error, RemoteError};
 use crate::key::CacheKey;
-use crate::l1::Answer;
 use crate::l2::message::Operation;
+use crate::l2::{Keys, Over, Refill};
 use crate::random;
 use crate::ttl;
 
@@ -27,9 +28,28 @@ use crate::ttl;
 pub(crate) struct Lease<'a, V> {
     shared: &'a Shared<V>,
     remote: &'a RemoteKey,
+    keys: Keys,
+    /// The entry that it is the claim to refresh; without one it takes the place of the record.
+    seen: Option<Seen<V>>,
     token: Token,
     /// What was known to be invalidated as a whole before the load began.
     era: Era,
+    /// Loads that failed in a row before this one.
+    pub(crate) failures: u32,
+}
+
+/// An entry as it was found in L2.
+pub(crate) struct Seen<V> {
+    pub(crate) found: Found<V>,
+    pub(crate) header: Header,
+    pub(crate) record: Bytes,
+}
+
+impl<V> Seen<V> {
+    /// What tells it from whatever takes its place, and from itself once it is expired by hand.
+    fn stated(&self) -> &[u8] {
+        &self.record[..STATED.min(self.record.len())]
+    }
 }
 
 /// What goes into an entry's header.
@@ -43,26 +63,85 @@ pub(crate) struct Seal<'a> {
     pub(crate) tags: &'a [u64],
 }
 
+impl Seal<'_> {
+    /// Puts everything into a header but what concerns the payload.
+    fn header(&self, header: Header, created_ms: u64) -> Header {
+        // A load that took less than a millisecond costs one: zero would be no cost at all.
+        let cost_ms = ttl::millis(self.cost + Duration::from_micros(999));
+        Header {
+            token: self.token,
+            created_ms,
+            fresh_ms: ttl::millis(self.life),
+            load_cost_ms: u32::try_from(cost_ms).unwrap_or(u32::MAX),
+            era: self.era,
+            version: self.version,
+            ..header
+        }
+    }
+}
+
 impl<'a, V> Lease<'a, V> {
-    pub(crate) fn new(shared: &'a Shared<V>, remote: &'a RemoteKey, era: Era) -> Self {
+    pub(crate) fn new(
+        shared: &'a Shared<V>,
+        remote: &'a RemoteKey,
+        era: Era,
+        seen: Option<Seen<V>>,
+        failures: u32,
+    ) -> Self {
         Self {
             shared,
             remote,
+            keys: Keys::of(&remote.bytes),
+            seen,
             token: random::bytes(),
             era,
+            failures,
+        }
+    }
+
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// What it is acquired over; `useless`: what a record begins with that is to be replaced.
+    pub(crate) fn over<'b>(&'b self, useless: Option<&'b [u8]>) -> Over<'b> {
+        match (&self.seen, useless) {
+            (Some(seen), _) => Over::Entry(seen.stated()),
+            (None, Some(useless)) => Over::Useless(useless),
+            (None, None) => Over::Nothing,
+        }
+    }
+
+    pub(crate) fn is_claim(&self) -> bool {
+        self.seen.is_some()
+    }
+
+    /// The key that holds it.
+    fn key(&self) -> &Bytes {
+        if self.is_claim() {
+            &self.keys.claim
+        } else {
+            &self.keys.record
         }
     }
 
     pub(crate) fn record(&self) -> Result<Vec<u8>, RemoteError> {
         let now_ms = self.shared.now_ms()?;
-        Ok(self.mark(Kind::Lease, now_ms))
+        let mut header = self.header(Kind::Lease, now_ms);
+        header.load_cost_ms = self.failures;
+        Ok(header.to_record())
     }
 
-    /// A record without a value.
-    fn mark(&self, kind: Kind, now_ms: u64) -> Vec<u8> {
-        let mut header = Header::plain(kind, self.token, self.remote.hash, now_ms);
+    /// The header of a record without a value.
+    fn header(&self, kind: Kind, now_ms: u64) -> Header {
+        let hash = if self.is_claim() {
+            envelope::key_hash(&self.keys.claim)
+        } else {
+            self.remote.hash
+        };
+        let mut header = Header::plain(kind, self.token, hash, now_ms);
         header.era = self.era;
-        header.to_record()
+        header
     }
 
     fn head(&self) -> Head {
@@ -92,87 +171,134 @@ where
         deadline: Instant,
         lease: &Lease<'_, V>,
     ) -> Landing<V, E> {
+        let seen = lease.seen.as_ref();
+        let previous = seen
+            .map(|seen| &seen.found)
+            .filter(|found| self.is_of_use(found));
+        let renew = self.renew(lease);
         let loaded = self
-            .load(key, flight, nesting, place, deadline, self.renew(lease))
+            .load(key, flight, nesting, place, deadline, previous, renew)
             .await;
-        let (loaded, cost) = match loaded {
+        let (mut loaded, cost) = match loaded {
             Ok(loaded) => loaded,
+            Err(Error::Closed) => {
+                self.release(lease, &flight.id).await;
+                return Landing::nothing();
+            }
             Err(error) => {
-                self.give_up(lease, &flight.id).await;
-                return Landing::error(error);
+                let landing = self.failed(flight, error, lease.failures);
+                if let Keep::Failure(failure) = &landing.keep {
+                    self.give_up(lease, &flight.id, failure).await;
+                }
+                return landing;
             }
         };
+        let unchanged = seen.filter(|_| loaded.unchanged);
+        if let Some(seen) = unchanged {
+            // Kept, unless the loader knows a later one.
+            loaded.version = loaded.version.max(seen.header.version);
+        }
         let (version, tags) = (loaded.version, loaded.tags.clone());
-        let (answer, life) = self.answer(loaded, lease.era);
+        let print = envelope::print(&lease.token);
+        let (found, kept) = self.found(loaded, lease.era, previous, cost, print);
+        let life = found
+            .life
+            .fresh_until
+            .saturating_duration_since(found.answer.at);
+        let seal = Seal {
+            token: lease.token,
+            era: lease.era,
+            life,
+            cost,
+            version,
+            tags: &tags,
+        };
         // Revoked: L2 could not be told of an invalidation, and would take the fill.
-        let record = match life {
-            Some(life) if !flight.is_revoked() => {
-                let seal = Seal {
-                    token: lease.token,
-                    era: lease.era,
-                    life,
-                    cost,
-                    version,
-                    tags: &tags,
-                };
-                self.record(shared, lease, &answer, seal)
-            }
-            _ => Fill::Not,
+        let fill = if kept && !flight.is_revoked() {
+            self.sealed(shared, lease, &found, seal, unchanged)
+        } else {
+            Fill::Not
         };
+        let hard_life = self.config.hard_life(life, found.life.lingers);
+        let ms = ttl::millis(hard_life);
         let wake = shared.notice(Operation::Wake, &flight.id);
-        let (bytes, life) = match record {
-            Fill::With(bytes, life) => (bytes, life),
-            Fill::Not => {
+        let (fill, l1_only) = match fill {
+            Fill::With(fill) => (fill, false),
+            Fill::Not => (Refill::Nothing, false),
+            Fill::L1Only => (Refill::Nothing, true),
+        };
+        let stores = !matches!(fill, Refill::Nothing);
+        let filled = match (seen, fill) {
+            (Some(_), Refill::Nothing) if flight.is_revoked() => {
                 self.release(lease, &flight.id).await;
-                return Landing::answer(answer, None);
+                return Landing::entry(found, None);
             }
-            Fill::L1Only(life) => {
+            (Some(seen), fill) => {
+                let keys = &lease.keys;
+                shared
+                    .tier
+                    .refill(keys, seen.stated(), lease.head(), fill, ms, wake)
+                    .await
+            }
+            (None, Refill::Record(record)) => {
+                let key = &lease.keys.record;
+                shared
+                    .tier
+                    .replace(key, lease.head(), record, ms, wake)
+                    .await
+            }
+            (None, _) => {
                 self.release(lease, &flight.id).await;
-                return Landing::answer(answer, Some(self.config.l1_life(life)));
+                Ok(false)
             }
         };
-        let filled = shared.tier.replace(
-            &lease.remote.bytes,
-            lease.head(),
-            bytes,
-            ttl::millis(life),
-            wake,
-        );
-        let life = match self.tier(filled.await) {
+        if !stores {
+            let _ = self.tier(filled);
+            return Landing::entry(found, l1_only.then(|| self.config.l1_bound()));
+        }
+        let bound = match self.tier(filled) {
             Ok(true) => {
                 self.stats.fills.add();
-                Some(self.config.l1_life(life))
+                Some(self.config.l1_bound())
             }
             Ok(false) => {
                 self.stats.fills_refused.add();
                 None
             }
             // The server said no and stored nothing; this process still hears of invalidations.
-            Err(error) if error.is_refused() => Some(self.unshared_life(life)),
+            Err(error) if error.is_refused() => Some(self.unshared_bound()),
             // Nobody knows whether it was stored, or before or after what.
             Err(_) => None,
         };
-        Landing::answer(answer, life)
+        Landing::entry(found, bound)
     }
 
-    /// The record to fill L2 with, if the value goes there.
-    fn record(
+    /// What to fill L2 with, if the value goes there. `unchanged`: the entry that it is.
+    fn sealed(
         &self,
         shared: &Shared<V>,
         lease: &Lease<'_, V>,
-        answer: &Answer<V>,
+        found: &Found<V>,
         seal: Seal<'_>,
+        unchanged: Option<&Seen<V>>,
     ) -> Fill {
-        let life = seal.life;
         let Ok(now_ms) = shared.now_ms() else {
             return Fill::Not;
         };
-        if answer.value.is_none() && !self.negatives.take(answer.at) {
-            self.stats.negatives_not_stored.add();
-            return Fill::L1Only(life);
+        if let Some(seen) = unchanged {
+            let header = Header {
+                expired: false,
+                ..seal.header(seen.header, now_ms)
+            };
+            return Fill::With(Refill::Header(header.reseal(&seen.record)));
         }
-        match self.seal(shared, lease.remote, answer.value.as_deref(), now_ms, seal) {
-            Ok(record) => Fill::With(record, life),
+        let value = found.answer.value.as_deref();
+        if value.is_none() && !self.negatives.take(found.answer.at) {
+            self.stats.negatives_not_stored.add();
+            return Fill::L1Only;
+        }
+        match self.seal(shared, lease.remote, value, now_ms, seal) {
+            Ok(record) => Fill::With(Refill::Record(record)),
             Err(_) => Fill::Not,
         }
     }
@@ -191,10 +317,8 @@ where
         } else {
             Kind::Negative
         };
-        let mut header = Header::plain(kind, seal.token, remote.hash, created_ms);
-        header.fresh_ms = ttl::millis(seal.life);
-        header.load_cost_ms = u32::try_from(seal.cost.as_millis()).unwrap_or(u32::MAX);
-        (header.era, header.version) = (seal.era, seal.version);
+        let plain = Header::plain(kind, seal.token, remote.hash, created_ms);
+        let mut header = seal.header(plain, created_ms);
         header.tags = u16::try_from(seal.tags.len()).unwrap_or(u16::MAX);
         let mut record = Header::reserve();
         record.extend(seal.tags.iter().flat_map(|tag| tag.to_le_bytes()));
@@ -225,10 +349,11 @@ where
         );
         loop {
             tokio::time::sleep(every).await;
+            let refreshed = lease.is_claim().then_some(&lease.keys.record);
             let renewed = lease
                 .shared
                 .tier
-                .renew(&lease.remote.bytes, lease.head(), ttl_ms)
+                .renew(lease.key(), refreshed, lease.head(), ttl_ms)
                 .await;
             if let Ok(false) = self.tier(renewed) {
                 std::future::pending().await
@@ -242,59 +367,42 @@ where
             lease
                 .shared
                 .tier
-                .release(&lease.remote.bytes, lease.head(), wake)
+                .release(lease.key(), lease.head(), wake)
                 .await,
         );
     }
 
     /// After a failed load: a mark instead of the lease, so that the processes that wait do not
-    /// take turns at a dead database.
-    async fn give_up(&self, lease: &Lease<'_, V>, id: &Id) {
-        let backoff = self.config.error_backoff;
+    /// take turns at a dead database. It lives twice as long as it is heeded, for the next attempt to
+    /// know that it is not the first.
+    async fn give_up(&self, lease: &Lease<'_, V>, id: &Id, failure: &Failure<E>) {
         let Ok(now_ms) = lease.shared.now_ms() else {
             return;
         };
-        if backoff.is_zero() {
+        if failure.hold.is_zero() {
             return self.release(lease, id).await;
         }
-        let mark = lease.mark(Kind::Failed, now_ms);
+        let mut mark = lease.header(Kind::Failed, now_ms);
+        mark.fresh_ms = ttl::millis(failure.hold);
+        mark.load_cost_ms = failure.failures;
         let wake = lease.shared.notice(Operation::Wake, id);
+        let ms = mark.fresh_ms.saturating_mul(2);
         let tier = &lease.shared.tier;
         let _ = self.tier(
-            tier.replace(
-                &lease.remote.bytes,
-                lease.head(),
-                mark,
-                ttl::millis(backoff),
-                wake,
-            )
-            .await,
+            tier.replace(lease.key(), lease.head(), mark.to_record(), ms, wake)
+                .await,
         );
     }
 
     /// Drops a lease that may have been granted without our knowing, in the background.
-    pub(crate) fn release_later(
-        self: &Arc<Self>,
-        remote: &RemoteKey,
-        id: &Id,
-        lease: Lease<'_, V>,
-    ) {
-        let (engine, remote, id) = (Arc::clone(self), remote.clone(), id.clone());
-        let (token, era) = (lease.token, lease.era);
+    pub(crate) fn release_later(self: &Arc<Self>, lease: &Lease<'_, V>, id: &Id) {
+        let (engine, id) = (Arc::clone(self), id.clone());
+        let (key, head) = (lease.key().clone(), lease.head());
         let running = self.tasks.enter_late();
         tokio::spawn(async move {
             if let Some(shared) = &engine.shared {
-                engine
-                    .release(
-                        &Lease {
-                            shared,
-                            remote: &remote,
-                            token,
-                            era,
-                        },
-                        &id,
-                    )
-                    .await;
+                let wake = shared.notice(Operation::Wake, &id);
+                let _ = engine.tier(shared.tier.release(&key, head, wake).await);
             }
             drop(running);
         });
@@ -302,10 +410,10 @@ where
 }
 
 enum Fill {
-    With(Vec<u8>, Duration),
+    With(Refill),
     /// Nothing for L2 and nothing for L1.
     Not,
-    L1Only(Duration),
+    L1Only,
 }
 
 /// A flight's wait for somebody else's lease.
@@ -323,6 +431,10 @@ impl Waited {
     /// Whether this is the first wait of the flight.
     pub(crate) fn count(&mut self) -> bool {
         !std::mem::replace(&mut self.counted, true)
+    }
+
+    pub(crate) fn has_waited(&self) -> bool {
+        self.counted
     }
 
     /// Whether the last wait ended with a wake-up, not with the lease.

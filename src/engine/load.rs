@@ -9,10 +9,11 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::flight::Flight;
+use super::flight::{Flight, Found};
 use crate::error::Error;
 use crate::key::CacheKey;
 use crate::loader::Loaded;
+use crate::ttl;
 
 tokio::task_local! {
     /// The flights whose loads this task runs in, outermost first: what a loader must not wait for.
@@ -51,15 +52,26 @@ where
 {
     /// When a load that begins now is cut off.
     pub(crate) fn load_deadline(&self) -> Instant {
-        crate::ttl::deadline(Instant::now(), self.config.load_timeout)
+        ttl::deadline(Instant::now(), self.config.load_timeout)
     }
 
     /// Waits for a place, first come first served, until the load's deadline.
-    pub(crate) async fn place(&self, deadline: Instant) -> Result<Place, Error<E>> {
+    pub(crate) async fn place(
+        &self,
+        deadline: Instant,
+        flight: &Flight<V, E>,
+    ) -> Result<Place, Error<E>> {
         let Some(places) = &self.places else {
             return Ok(Place(None));
         };
-        let place = tokio::time::timeout_at(deadline, Arc::clone(places).acquire_owned()).await;
+        let place = tokio::time::timeout_at(deadline, Arc::clone(places).acquire_owned());
+        let place = tokio::select! {
+            biased;
+            place = place => place,
+            () = self.tasks.closing(), if flight.is_behind(&self.config.windows) => {
+                return Err(Error::Closed);
+            }
+        };
         match place {
             Ok(Ok(place)) => Ok(Place(Some(place))),
             // The semaphore is never closed, so this is the time that ran out.
@@ -70,7 +82,11 @@ where
         }
     }
 
-    /// One load, with what it cost. `meanwhile` is driven beside it.
+    /// One load, with what loads of this key cost. `meanwhile` is driven beside it.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the state of one flight, handed on once"
+    )]
     pub(crate) async fn load(
         self: &Arc<Self>,
         key: &K,
@@ -78,10 +94,15 @@ where
         nesting: &Nesting,
         place: Place,
         deadline: Instant,
+        previous: Option<&Found<V>>,
         meanwhile: impl Future<Output = Infallible>,
     ) -> Result<(Loaded<V>, Duration), Error<E>> {
         self.stats.loads.add();
+        flight.begin_load();
         let begun = Instant::now();
+        let estimate = previous.map_or(Duration::ZERO, |previous| previous.life.cost);
+        let previous = previous.and_then(|previous| previous.answer_at(begun).into_entry());
+        let compares = previous.is_some();
         let nesting: Nesting = nesting.iter().copied().chain([flight.serial]).collect();
         let running = self.tasks.enter_late();
         let (loader, key) = (Arc::clone(&self.loader), key.clone());
@@ -89,24 +110,30 @@ where
         // timed out here. The place is given back when the loader has really ended.
         let load = tokio::spawn(NESTING.scope(nesting, async move {
             let _held = (running, place);
-            loader.load(&key).await
+            loader.load(&key, previous.as_ref()).await
         }));
         let abort = AbortOnDrop(load.abort_handle());
         let result = tokio::select! {
             biased;
             ended = load => match ended {
-                Ok(Ok(loaded)) => Ok((loaded, begun.elapsed())),
+                Ok(Ok(loaded)) if loaded.unchanged && !compares => {
+                    Err(Error::UnchangedWithoutPrevious)
+                }
+                Ok(Ok(loaded)) => Ok((loaded, ttl::upper_cost(estimate, begun.elapsed()))),
                 Ok(Err(error)) => Err(Error::Load(Arc::new(error))),
                 Err(ended) if ended.is_panic() => Err(Error::LoadPanicked),
                 // The runtime is shutting down, and this task goes with it.
                 Err(_) => std::future::pending().await,
             },
             () = tokio::time::sleep_until(deadline) => Err(Error::LoadTimedOut(self.config.load_timeout)),
+            () = self.tasks.closing(), if flight.is_behind(&self.config.windows) => Err(Error::Closed),
             never = meanwhile => match never {},
         };
         drop(abort);
-        if result.is_err() {
-            self.stats.load_failures.add();
+        match &result {
+            Ok((loaded, _)) if loaded.unchanged => self.stats.unchanged.add(),
+            Ok(_) | Err(Error::Closed) => {}
+            Err(_) => self.stats.load_failures.add(),
         }
         result
     }

@@ -76,6 +76,14 @@ pub(crate) struct Tags {
 }
 
 impl Tags {
+    /// The same tags on an entry whose load began when this much was known.
+    pub(crate) fn renewed(&self, era: Era) -> Self {
+        Self {
+            mark: era.mark,
+            of: Arc::clone(&self.of),
+        }
+    }
+
     /// Whether none of the tags was invalidated since the load began.
     pub(crate) fn hold(&self) -> bool {
         self.of.iter().all(|tag| tag.last() <= self.mark)

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use self::budget::Budget;
 use self::fence::Fence;
-use self::flight::{Flight, Flights, Id, Outcome};
+use self::flight::{Aim, Flight, Flights, Found, Id, Outcome};
 use self::marks::Marks;
 use self::numbers::Numbers;
 use self::repairs::Repairs;
@@ -21,12 +21,13 @@ use self::shared::Shared;
 use self::tasks::Tasks;
 use crate::codec::ErasedCodec;
 use crate::config::Config;
-use crate::entry::Source;
+use crate::entry::{Freshness, Read, Source};
 use crate::error::Error;
 use crate::health::{Channel, Event, Health};
 use crate::key::{self, CacheKey};
 use crate::l1::{Answer, L1, Meta, Weigher};
 use crate::l2::Tier;
+use crate::life::Standing;
 use crate::loader::ErasedLoader;
 use crate::stats::Counters;
 use crate::ttl;
@@ -41,9 +42,11 @@ pub(crate) mod marks;
 mod mutate;
 mod numbers;
 mod read;
+mod refresh;
 mod repairs;
 mod shared;
 mod tasks;
+pub(crate) mod write;
 
 #[cfg(test)]
 #[cfg(feature = "bincode")]
@@ -63,6 +66,8 @@ pub(crate) struct Engine<K, V, E> {
     shared: Option<Shared<V>>,
     /// Places for loads.
     places: Option<Arc<Semaphore>>,
+    /// Places for work that nobody waits for.
+    behind: Arc<Semaphore>,
     negatives: Budget,
     pub(crate) stats: Counters,
     tasks: Arc<Tasks>,
@@ -107,6 +112,7 @@ where
             places: config
                 .max_concurrent_loads
                 .map(|loads| Arc::new(Semaphore::new(loads))),
+            behind: Arc::new(Semaphore::new(refresh::MOST)),
             negatives: Budget::new(config.negative_capacity, config.negative_ttl, now),
             stats: Counters::default(),
             tasks: Arc::default(),
@@ -116,7 +122,7 @@ where
     }
 
     /// The read path, from the caller's side. Cancel safe: what it began goes on without it.
-    pub(crate) async fn get<Q>(self: &Arc<Self>, key: &Q) -> Result<Answer<V>, Error<E>>
+    pub(crate) async fn get<Q>(self: &Arc<Self>, key: &Q, read: Read) -> Result<Answer<V>, Error<E>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -124,60 +130,151 @@ where
         if self.tasks.is_closed() {
             return Err(Error::Closed);
         }
-        if let Some(answer) = self.l1_hit(key, Instant::now()) {
-            self.count(&answer);
-            return Ok(answer);
-        }
-        loop {
-            let (flight, leads) = match self.enter(key) {
-                Entered::Leads(flight) => (flight, true),
-                Entered::Joins(flight) => (flight, false),
-                Entered::Answered(answer) => {
+        if !read.skip_l1 {
+            let now = Instant::now();
+            if let Some(local) = self.look(key, now) {
+                if let Some(answer) = self.taken(&local, read) {
+                    if local.late {
+                        self.refresh_behind(key, &local);
+                    }
                     self.count(&answer);
                     return Ok(answer);
                 }
-                Entered::Refused(error) => return Err(error),
-            };
-            // Abandoned: its runtime ended under it. This one lives, so try again here.
-            if let Outcome::Landed(landed) = flight.outcome().await {
-                // What was joined began before this call, and so perhaps before one of its tags was
-                // invalidated.
-                if !leads && landed.as_ref().is_ok_and(|answer| !answer.tags_hold()) {
+            }
+        }
+        let want = Want {
+            read,
+            load: false,
+            since: flight::now_in_serials(),
+        };
+        let got = self.fly_or_join(key, want).await;
+        match &got {
+            Ok(Flown { answer, .. }) => self.count(answer),
+            Err(Error::Closed | Error::NoRuntime) => {}
+            Err(_) => self.stats.misses.add(),
+        }
+        let Flown { mut answer, joined } = got?;
+        if joined {
+            self.stats.coalesced.add();
+            if answer.freshness == Freshness::Fresh {
+                answer.source = Source::Coalesced;
+            }
+        }
+        Ok(answer)
+    }
+
+    /// A load now, or the one that is under way. Its error is the caller's, whatever is there.
+    pub(crate) async fn refresh<Q>(self: &Arc<Self>, key: &Q) -> Result<Answer<V>, Error<E>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        if self.tasks.is_closed() {
+            return Err(Error::Closed);
+        }
+        let want = Want {
+            read: Read::fresh().skip_l1(),
+            load: true,
+            since: flight::now_in_serials(),
+        };
+        self.fly_or_join(key, want).await.map(|flown| flown.answer)
+    }
+
+    async fn fly_or_join<Q>(self: &Arc<Self>, key: &Q, want: Want) -> Result<Flown<V>, Error<E>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        loop {
+            let (flight, joined) = match self.enter(key, &want) {
+                Entered::Leads(flight) => (flight, false),
+                Entered::Joins(flight) => (flight, true),
+                Entered::Follows(flight) => {
+                    let _ = flight.outcome(None).await;
                     continue;
                 }
-                if !leads {
-                    self.stats.coalesced.add();
+                Entered::Answered(answer) => {
+                    return Ok(Flown {
+                        answer,
+                        joined: false,
+                    });
                 }
-                return match landed {
-                    Ok(answer) => {
-                        self.count(answer);
-                        let mut answer = answer.clone();
-                        if !leads {
-                            answer.source = Source::Coalesced;
-                        }
-                        Ok(answer)
+                Entered::Refused(error) => return Err(error),
+            };
+            let windows = (!want.read.fresh).then_some(&self.config.windows);
+            let answer = match flight.outcome(windows).await {
+                Ok(Outcome::Landed(Ok(answer))) => answer.clone(),
+                Ok(Outcome::Landed(Err(error))) => {
+                    if joined {
+                        self.stats.coalesced.add();
                     }
-                    Err(error) => {
-                        self.stats.misses.add();
-                        Err(error.clone())
-                    }
-                };
+                    return Err(error.clone());
+                }
+                // Its runtime ended under it, or it was another's and came to nothing that this one
+                // could have. This one lives, so try again here.
+                Ok(Outcome::Abandoned) => continue,
+                Err(meanwhile) => meanwhile,
+            };
+            let stale = want.read.fresh && answer.freshness != Freshness::Fresh;
+            // What was joined began before this call, and so perhaps before one of its tags was
+            // invalidated.
+            if stale || (joined && !answer.tags_hold()) {
+                continue;
             }
+            return Ok(Flown { answer, joined });
         }
     }
 
-    /// What L1 may answer now.
-    pub(crate) fn l1_hit<Q>(&self, key: &Q, now: Instant) -> Option<Answer<V>>
+    /// What L1 has, if it may be used at all now.
+    pub(crate) fn look<Q>(&self, key: &Q, now: Instant) -> Option<Local<V>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
         let (answer, meta) = self.l1.get(key, now)?;
-        (self.usable(&meta, now) && answer.tags_hold()).then_some(answer)
+        if !self.usable(&meta, now) || !answer.tags_hold() {
+            return None;
+        }
+        let (mut standing, mut late) = (Standing::Fresh, false);
+        if now >= meta.calm_until {
+            standing = meta.life.standing(now, &self.config.windows);
+            late = match standing {
+                Standing::Fresh => meta.life.is_early(now, &self.config.windows),
+                Standing::Revalidate => true,
+                Standing::Fallback => false,
+                Standing::Gone => return None,
+            };
+        } else if answer.freshness != Freshness::Fresh {
+            standing = Standing::Revalidate;
+        }
+        Some(Local {
+            answer,
+            meta,
+            standing,
+            late,
+        })
+    }
+
+    /// What a caller may have of it.
+    fn taken(&self, local: &Local<V>, read: Read) -> Option<Answer<V>> {
+        match local.standing {
+            Standing::Fresh => Some(local.answer.clone()),
+            Standing::Revalidate if !read.fresh => Some(local.answer.clone()),
+            _ => None,
+        }
+    }
+
+    /// What L1 may answer now.
+    pub(crate) fn peek<Q>(&self, key: &Q, now: Instant) -> Option<Answer<V>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.taken(&self.look(key, now)?, Read::new())
     }
 
     fn usable(&self, meta: &Meta, now: Instant) -> bool {
-        now < meta.deadline
+        now < meta.bound
             && self.fence.holds(meta.stamp)
             && self.shared.as_ref().is_none_or(|shared| {
                 shared
@@ -199,7 +296,7 @@ where
     }
 
     /// Joins the flight of a key or begins one, in one critical section.
-    fn enter<Q>(self: &Arc<Self>, key: &Q) -> Entered<V, E>
+    fn enter<Q>(self: &Arc<Self>, key: &Q, want: &Want) -> Entered<V, E>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -217,11 +314,15 @@ where
         let mut shard = self.flights.lock(id.hash);
         if let Some(flight) = shard.find(&id) {
             if nesting.contains(&flight.serial) {
-                self.stats.misses.add();
                 return Entered::Refused(Error::LoadCycle);
             }
             if self.joinable(flight.begun, Instant::now()) {
-                return Entered::Joins(Arc::clone(flight));
+                let flight = Arc::clone(flight);
+                return if want.joins(&flight) {
+                    Entered::Joins(flight)
+                } else {
+                    Entered::Follows(flight)
+                };
             }
             shard.detach(id.hash, &id.encoded);
         }
@@ -230,26 +331,58 @@ where
         //   2. another call's flight of the key lands: stored in L1, out of the table;
         //   3. this call finds no flight, and would load what is already there.
         let now = Instant::now();
-        if let Some(answer) = self.l1_hit(key, now) {
-            return Entered::Answered(answer);
+        let local = self.look(key, now);
+        if let Some(local) = local.as_ref().filter(|_| !want.read.skip_l1) {
+            if let Some(answer) = self.taken(local, want.read) {
+                return Entered::Answered(answer);
+            }
         }
-        if let Some(error) = shard.held(&id, now) {
-            self.stats.misses.add();
-            self.stats.errors_held.add();
-            return Entered::Refused(error);
+        let aim = match want {
+            Want { load: true, .. } => Aim::Load,
+            Want { read, .. } if read.fresh => Aim::Fresh,
+            _ => Aim::Any,
+        };
+        let mut flight = Flight::new(id, aim);
+        flight.failures = shard.failures(&flight.id, now);
+        if let Some((error, _)) = shard.held(&flight.id, now) {
+            if want.read.fresh {
+                self.stats.errors_held.add();
+                return Entered::Refused(error);
+            }
+            if let Some(local) = local.as_ref().filter(|_| !want.read.skip_l1) {
+                // Good for nothing but this, or it would have been taken.
+                return Entered::Answered(Answer {
+                    freshness: Freshness::StaleOnError,
+                    ..local.answer.clone()
+                });
+            }
+            if self.shared.is_none() || self.config.windows.longest().is_zero() {
+                self.stats.errors_held.add();
+                return Entered::Refused(error);
+            }
+            // L2 may have something, or something new.
+            flight.spared = Some(error);
         }
-        let flight = Arc::new(Flight::new(id));
+        if let Some(local) = local {
+            flight.offer(local.found());
+        }
+        let flight = Arc::new(flight);
         shard.insert(Arc::clone(&flight));
         drop(shard);
-        let engine = Arc::clone(self);
-        runtime.spawn(read::fly(
-            engine,
-            Arc::clone(&flight),
-            owned,
-            nesting,
-            running,
-        ));
+        self.take_off(&runtime, &flight, owned, nesting, running);
         Entered::Leads(flight)
+    }
+
+    fn take_off(
+        self: &Arc<Self>,
+        runtime: &Handle,
+        flight: &Arc<Flight<V, E>>,
+        key: K,
+        nesting: load::Nesting,
+        running: tasks::Running,
+    ) {
+        let (engine, flight) = (Arc::clone(self), Arc::clone(flight));
+        runtime.spawn(read::fly(engine, flight, key, nesting, running));
     }
 
     /// Counts one answered look-up.
@@ -259,6 +392,9 @@ where
             Source::L1 => stats.l1_hits.add(),
             Source::L2 => stats.l2_hits.add(),
             Source::Loader | Source::Coalesced => stats.misses.add(),
+        }
+        if answer.freshness != Freshness::Fresh {
+            stats.stale_hits.add();
         }
         if answer.value.is_none() && matches!(answer.source, Source::L1 | Source::L2) {
             stats.negative_hits.add();
@@ -312,17 +448,63 @@ where
         now.saturating_duration_since(self.born) < self.config.ttl
     }
 
-    /// How long L1 may keep what came from a load that L2 knows nothing of.
-    fn unshared_life(&self, life: Duration) -> Duration {
-        self.config.l1_life(life).min(self.config.degraded_l1_ttl)
+    /// How long L1 may answer what came from a load that L2 knows nothing of.
+    fn unshared_bound(&self) -> Duration {
+        self.config.l1_bound().min(self.config.degraded_l1_ttl)
+    }
+}
+
+/// What a call is after.
+struct Want {
+    read: Read,
+    /// A load, whatever there is.
+    load: bool,
+    /// When the call began, in numbers of flights.
+    since: u64,
+}
+
+impl Want {
+    fn joins<V, E>(&self, flight: &Flight<V, E>) -> bool {
+        if self.load {
+            flight.loads() || flight.aim == Aim::Load
+        } else {
+            !self.read.skip_l1 || flight.serial > self.since
+        }
+    }
+}
+
+/// What L1 has.
+pub(crate) struct Local<V> {
+    answer: Answer<V>,
+    meta: Meta,
+    standing: Standing,
+    /// Somebody should see about a new one.
+    late: bool,
+}
+
+impl<V> Local<V> {
+    fn found(&self) -> Found<V> {
+        Found {
+            answer: self.answer.clone(),
+            life: self.meta.life,
+            print: self.meta.print,
+        }
     }
 }
 
 enum Entered<V, E> {
     Leads(Arc<Flight<V, E>>),
     Joins(Arc<Flight<V, E>>),
+    /// Not to be joined, but its end is to be waited for.
+    Follows(Arc<Flight<V, E>>),
     Answered(Answer<V>),
     Refused(Error<E>),
+}
+
+/// What came of a flight for one of its callers.
+struct Flown<V> {
+    answer: Answer<V>,
+    joined: bool,
 }
 
 impl<K, V, E> Drop for Engine<K, V, E> {

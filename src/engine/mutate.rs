@@ -24,7 +24,7 @@ use crate::health::Event;
 use crate::key::CacheKey;
 use crate::l1::Meta;
 use crate::l2::message::Operation;
-use crate::l2::{Look, Raise};
+use crate::l2::{Keys, Look, Raise};
 use crate::loader::Loaded;
 use crate::random;
 use crate::ttl;
@@ -134,7 +134,7 @@ where
         }
     }
 
-    async fn invalidate_one(self: &Arc<Self>, key: &K) -> Result<(), RemoteError> {
+    pub(crate) async fn invalidate_one(self: &Arc<Self>, key: &K) -> Result<(), RemoteError> {
         let id = self.id(key);
         self.stats.invalidations.add();
         let last = self.repairs.last();
@@ -143,7 +143,7 @@ where
         self.settle_key(key, &id, last, result, Repair::Invalidate)
     }
 
-    async fn expire_one(self: &Arc<Self>, key: &K) -> Result<(), RemoteError> {
+    pub(crate) async fn expire_one(self: &Arc<Self>, key: &K) -> Result<(), RemoteError> {
         let id = self.id(key);
         self.stats.expirations.add();
         let last = self.repairs.last();
@@ -168,7 +168,7 @@ where
         self.tier(
             shared
                 .tier
-                .invalidate(&remote.bytes, hold_off, notice)
+                .invalidate(&Keys::of(&remote.bytes), hold_off, notice)
                 .await,
         )
     }
@@ -178,13 +178,8 @@ where
             return Ok(());
         };
         let notice = shared.notice(Operation::Expire, id);
-        let state = envelope::expiry();
-        self.tier(
-            shared
-                .tier
-                .expire(&shared.key(id).bytes, state, notice)
-                .await,
-        )
+        let (keys, state) = (Keys::of(&shared.key(id).bytes), envelope::expiry());
+        self.tier(shared.tier.expire(&keys, state, notice).await)
     }
 
     /// What a change of a key means here: nothing older is answered or joined from now on, and what
@@ -198,6 +193,7 @@ where
         repair: impl FnOnce(Id) -> Repair,
     ) -> Result<(), RemoteError> {
         let repair = repair(id.clone());
+        let expires = matches!(repair, Repair::Expire(_));
         if matches!(repair, Repair::Invalidate(_)) {
             self.fence.hold_off(id.hash, Instant::now());
         }
@@ -205,10 +201,10 @@ where
             // Before the eviction: nobody reads the old value from L2 in between.
             self.mend(repair, None);
         } else {
-            self.repairs
-                .settled(&id.encoded, last, matches!(repair, Repair::Expire(_)));
+            self.repairs.settled(&id.encoded, last, expires);
         }
-        let detached = self.evict(key, id);
+        let keeps = expires && !self.config.windows.if_error.is_zero();
+        let detached = self.evict(key, id, keeps);
         if let (Err(_), Some(flight)) = (&result, detached) {
             flight.revoke();
         }
@@ -267,7 +263,11 @@ where
         self.forget();
     }
 
-    async fn insert_one(self: &Arc<Self>, key: K, loaded: Loaded<V>) -> Result<(), RemoteError> {
+    pub(crate) async fn insert_one(
+        self: &Arc<Self>,
+        key: K,
+        loaded: Loaded<V>,
+    ) -> Result<(), RemoteError> {
         if let Some(shared) = &self.shared {
             self.attach(shared).await;
             // A record that carries no era is dead. Where this fails the insert fails, too.
@@ -275,17 +275,29 @@ where
         }
         let (era, epoch, begun) = (self.marks.era(), self.fence.epoch(), Instant::now());
         let (version, tags) = (loaded.version, loaded.tags.clone());
-        let (answer, life) = self.answer(loaded, era);
-        let Some(life) = life else {
+        if loaded.unchanged {
+            let cause = "`Loaded::unchanged` is for `Loader::reload`: there is no value in it";
+            return Err(RemoteError::because(
+                RemoteKind::Unencodable,
+                "insert",
+                cause,
+            ));
+        }
+        let token = random::bytes();
+        let print = envelope::print(&token);
+        let (found, kept) = self.found(loaded, era, None, Duration::ZERO, print);
+        if !kept {
             // Nothing to keep, so the old value goes.
             return self.invalidate_one(&key).await;
-        };
+        }
+        let (answer, windows) = (&found.answer, &self.config.windows);
+        let life = found.life.fresh_until.saturating_duration_since(answer.at);
         self.stats.inserts.add();
         let last = self.repairs.last();
         let insert = Insert::begin(self, self.id(&key));
         if let Some(shared) = &self.shared {
             let seal = Seal {
-                token: random::bytes(),
+                token,
                 era,
                 life,
                 cost: Duration::ZERO,
@@ -295,15 +307,10 @@ where
             let value = answer.value.as_deref();
             let result = match self.inserted(shared, &insert.id, value, seal) {
                 Ok(record) => {
-                    let remote = shared.key(&insert.id);
+                    let keys = Keys::of(&shared.key(&insert.id).bytes);
                     let notice = shared.notice(Operation::Insert, &insert.id);
-                    let inserted = shared.tier.insert(
-                        &remote.bytes,
-                        record,
-                        version > 0,
-                        ttl::millis(life),
-                        notice,
-                    );
+                    let ms = ttl::millis(self.config.hard_life(life, found.life.lingers));
+                    let inserted = shared.tier.insert(&keys, record, version > 0, ms, notice);
                     self.tier(inserted.await)
                 }
                 Err(unencodable) => {
@@ -316,7 +323,7 @@ where
                 Ok(true) => self.repairs.settled(&insert.id.encoded, last, false),
                 Ok(false) => {
                     self.stats.inserts_superseded.add();
-                    self.evict(&key, &insert.id);
+                    self.evict(&key, &insert.id, false);
                     return Err(RemoteError::new(RemoteKind::Superseded, "insert"));
                 }
                 Err(error) => {
@@ -332,14 +339,18 @@ where
         let undisturbed = shard.end_insert(&insert.id);
         shard.detach(hash, &insert.id.encoded);
         if undisturbed {
+            let bound = ttl::deadline(answer.at, self.config.l1_bound());
             let meta = Meta {
                 begun,
                 stored: answer.at,
                 age: Duration::ZERO,
-                deadline: ttl::deadline(answer.at, self.config.l1_life(life)),
+                life: found.life,
+                calm_until: found.life.calm_until(answer.at, windows).min(bound),
+                bound,
+                print,
                 stamp: self.fence.stamp_in(hash, epoch),
             };
-            self.l1.store(key, &answer, meta);
+            self.l1.store(key, answer, meta);
         } else {
             self.l1.remove(&key);
         }
@@ -395,11 +406,19 @@ where
         }
     }
 
-    /// From now on nothing older is answered or joined here.
-    fn evict(&self, key: &K, id: &Id) -> Option<Arc<Flight<V, E>>> {
+    /// From now on nothing older is answered or joined here. `keeps`: but the entry stays, for the
+    /// case that a load fails.
+    fn evict(&self, key: &K, id: &Id, keeps: bool) -> Option<Arc<Flight<V, E>>> {
         let mut shard = self.flights.lock(id.hash);
         let detached = shard.detach(id.hash, &id.encoded);
-        self.l1.remove(key);
+        if keeps {
+            self.l1.amend(key, |meta| {
+                meta.life.expired = true;
+                meta.calm_until = meta.stored;
+            });
+        } else {
+            self.l1.remove(key);
+        }
         detached
     }
 }

@@ -2,18 +2,20 @@
 //!
 //! ```text
 //! GET ── a fresh value or absence ──────────────────────────────► hit
-//!  │     a failed load elsewhere ───────────────────────────────► LoadFailedElsewhere
+//!  │     a failed load elsewhere ───────────────────────────────► LoadFailedElsewhere, or stale
 //!  │     a newer version's record ─► load, L1 only
 //!  │     (no answer from L2) ──────► load, L1 for degraded_l1_ttl
+//!  │     an entry past its TTL, or soon ─► put up for the callers who may have it; it stays in L2
 //!  ▼
-//! acquire ── granted ──► load ──► fill, compared with the lease ─► loaded
+//! acquire ── granted ──► load ──► fill, compared with the lease, or with that entry ─► loaded
 //!  │    ▲
 //!  │    └── a record after all ─► read it
 //!  ▼
 //! held by another ──► wait for its wake-up or the lease's end ──► GET, or acquire
-//!                     lease_wait over ─► load, L1 for degraded_l1_ttl
+//!                     lease_wait over ─► load, L1 for degraded_l1_ttl; nothing, if nobody waits
 //! ```
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,74 +23,88 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::flight::{Flight, Outcome};
-use super::lease::{Lease, Waited};
+use super::flight::{Aim, Failure, Flight, Found, Outcome};
+use super::lease::{Lease, Seen, Waited};
 use super::load::{Nesting, Place};
 use super::marks::{News, Verdict};
+use super::refresh::{self, Replaces};
 use super::shared::{RemoteKey, Shared};
 use super::tasks::Running;
 use crate::codec::envelope::{Era, Header, Kind, MOST_TAGS, Malformed, STATED};
-use crate::entry::Source;
+use crate::entry::{Freshness, Source};
 use crate::error::{Error, RemoteError};
 use crate::key::CacheKey;
-use crate::l1::{Answer, Meta};
+use crate::l1::Answer;
 use crate::l2::{Acquired, Look, Raise};
+use crate::life::Life;
 use crate::loader::Loaded;
+use crate::random;
 use crate::ttl;
 
 /// What a flight comes down with.
 pub(crate) struct Landing<V, E> {
-    pub(crate) outcome: Result<Answer<V>, Error<E>>,
-    pub(crate) keep: Keep,
+    /// `None`: it has come to nothing, and nobody who waits is to blame it for that.
+    pub(crate) outcome: Option<Result<Answer<V>, Error<E>>>,
+    pub(crate) keep: Keep<V, E>,
 }
 
 /// What is kept of it in this process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Keep {
+pub(crate) enum Keep<V, E> {
     Nothing,
-    /// The answer, in L1, for this long from when it was read.
-    Answer(Duration),
-    /// The error, for `error_backoff`.
-    Error,
+    /// An entry, which L1 may answer for so long at most.
+    Entry(Found<V>, Duration),
+    /// An error.
+    Failure(Failure<E>),
 }
 
 impl<V, E> Landing<V, E> {
-    pub(crate) fn answer(answer: Answer<V>, life: Option<Duration>) -> Self {
-        let keep = life
-            .filter(|life| !life.is_zero())
-            .map_or(Keep::Nothing, Keep::Answer);
-        Self {
-            outcome: Ok(answer),
-            keep,
-        }
+    /// An answer that is kept in L1, if it may be.
+    pub(crate) fn entry(found: Found<V>, bound: Option<Duration>) -> Self {
+        let outcome = Some(Ok(found.answer.clone()));
+        let keep = match bound {
+            Some(bound) if !bound.is_zero() => Keep::Entry(found, bound),
+            _ => Keep::Nothing,
+        };
+        Self { outcome, keep }
     }
 
     pub(crate) fn error(error: Error<E>) -> Self {
-        let keep = match error {
-            Error::Load(_) | Error::LoadPanicked | Error::LoadTimedOut(_) => Keep::Error,
-            _ => Keep::Nothing,
-        };
         Self {
-            outcome: Err(error),
-            keep,
+            outcome: Some(Err(error)),
+            keep: Keep::Nothing,
+        }
+    }
+
+    /// An error that is answered again for a while.
+    pub(crate) fn failure(failure: Failure<E>) -> Self {
+        Self {
+            outcome: Some(Err(failure.error.clone())),
+            keep: Keep::Failure(failure),
+        }
+    }
+
+    pub(crate) fn nothing() -> Self {
+        Self {
+            outcome: None,
+            keep: Keep::Nothing,
         }
     }
 }
 
 /// What a record of L2 says.
 enum Reading<V> {
-    /// An answer that is fresh for so long.
-    Hit(Answer<V>, Duration),
+    /// An entry, fresh or not.
+    Entry(Found<V>, Header),
     /// Somebody loads it.
     Leased,
-    /// Somebody failed to load it a moment ago.
-    Failed,
+    /// Somebody failed to load it: no attempt for so long.
+    Failed(Duration),
     /// A newer version's record: to be left alone.
     Newer,
     /// It was invalidated a moment ago, and nothing is to be stored yet.
     HeldOff,
-    /// Expired, dead or unreadable: to be replaced.
-    Replace,
+    /// Dead or unreadable: to be replaced. So many loads have failed in a row.
+    Replace(u32),
 }
 
 /// Why a load runs without a lease, and so without a fill.
@@ -104,6 +120,9 @@ enum Alone {
     /// The holder of the lease took longer than `lease_wait`.
     WaitedEnough,
 }
+
+/// Attempts of a flight at one key, each after something has changed.
+const MOST_ROUNDS: usize = 100;
 
 /// The task of a flight.
 pub(crate) async fn fly<K, V, E>(
@@ -121,7 +140,7 @@ pub(crate) async fn fly<K, V, E>(
         engine: &engine,
         flight: &flight,
     };
-    let landing = engine.resolve(&key, &flight, &nesting).await;
+    let landing = engine.resolve_in_time(&key, &flight, &nesting).await;
     claim.land(key, landing);
     drop(running);
 }
@@ -142,34 +161,37 @@ where
     fn land(self, key: K, landing: Landing<V, E>) {
         let (engine, flight) = (self.engine, self.flight);
         let now = Instant::now();
-        let hash = flight.id.hash;
         {
-            let mut shard = engine.flights.lock(hash);
+            let mut shard = engine.flights.lock(flight.id.hash);
+            let mut quiet = refresh::QUIET;
             // The fence: a flight that was detached stores nothing, in one critical section with
             // whatever detaches.
-            if shard.is_current(flight) {
-                match (&landing.outcome, landing.keep) {
-                    (Ok(answer), Keep::Answer(life)) if !engine.fence.is_held_off(hash, now) => {
-                        let epoch = flight.epoch().unwrap_or_default();
-                        let meta = Meta {
-                            begun: flight.begun,
-                            stored: answer.at,
-                            age: answer.age,
-                            deadline: ttl::deadline(answer.at, life),
-                            stamp: engine.fence.stamp_in(hash, epoch),
-                        };
-                        engine.l1.store(key, answer, meta);
+            let current = shard.is_current(flight);
+            match landing.keep {
+                Keep::Entry(found, bound) if current => {
+                    if found.life.freshness(now) == Freshness::Fresh {
+                        shard.forgive(&flight.id);
                     }
-                    (Err(error), Keep::Error) if !engine.config.error_backoff.is_zero() => {
-                        let until = ttl::deadline(now, engine.config.error_backoff);
-                        shard.hold(&flight.id, error.clone(), until, now);
-                    }
-                    _ => {}
+                    engine.store(key.clone(), flight, &found, bound, None);
                 }
+                Keep::Failure(failure) if current && !failure.hold.is_zero() => {
+                    quiet = failure.hold;
+                    shard.hold(&flight.id, failure, now);
+                }
+                _ => {}
+            }
+            if flight.calms() {
+                let until = ttl::deadline(now, quiet);
+                engine
+                    .l1
+                    .amend(&key, |meta| meta.calm_until = meta.calm_until.min(until));
             }
             shard.remove(flight);
         }
-        flight.land(Outcome::Landed(landing.outcome));
+        flight.land(match landing.outcome {
+            Some(outcome) => Outcome::Landed(outcome),
+            None => Outcome::Abandoned,
+        });
     }
 }
 
@@ -193,12 +215,38 @@ where
     V: Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
+    /// Lets callers have what is there when the soft timeout is over, and goes on.
+    async fn resolve_in_time(
+        self: &Arc<Self>,
+        key: &K,
+        flight: &Arc<Flight<V, E>>,
+        nesting: &Nesting,
+    ) -> Landing<V, E> {
+        let mut resolving = pin!(self.resolve(key, flight, nesting));
+        let Some(after) = self.config.load_soft_timeout else {
+            return resolving.await;
+        };
+        tokio::select! {
+            biased;
+            landing = &mut resolving => return landing,
+            () = tokio::time::sleep_until(ttl::deadline(flight.begun, after)) => flight.be_late(),
+        }
+        resolving.await
+    }
+
     async fn resolve(
         self: &Arc<Self>,
         key: &K,
         flight: &Arc<Flight<V, E>>,
         nesting: &Nesting,
     ) -> Landing<V, E> {
+        let mut place_behind = None;
+        if flight.is_behind(&self.config.windows) {
+            place_behind = self.place_behind();
+            if place_behind.is_none() {
+                return Landing::nothing();
+            }
+        }
         let Some(shared) = &self.shared else {
             flight.register(self.fence.epoch());
             return self
@@ -210,26 +258,44 @@ where
         // Before the read is sent, so that whatever is missed from now on ends this flight.
         flight.register(self.fence.epoch());
         if known.is_err() || self.repairs.block(&flight.id.encoded) {
-            return self
-                .load_alone(key, flight, nesting, None, Alone::Unreachable)
-                .await;
+            return self.unreachable(key, flight, nesting, None).await;
         }
         let remote = shared.key(&flight.id);
 
-        let mut waited = Waited::default();
+        let (mut waited, mut failures) = (Waited::default(), flight.failures);
+        let mut replaces = Replaces::default();
         let Ok(mut record) = self.tier(shared.tier.get(&remote.bytes).await) else {
-            return self
-                .load_alone(key, flight, nesting, None, Alone::Unreachable)
-                .await;
+            return self.unreachable(key, flight, nesting, None).await;
         };
-        loop {
-            let mut replacing = None;
+        for _ in 0..MOST_ROUNDS {
+            let (mut seen, mut replacing) = (None, None);
             if let Some(bytes) = record.take() {
                 match self.interpret(shared, &remote, &bytes).await {
-                    Ok(Reading::Hit(answer, fresh_for)) => {
-                        return Landing::answer(answer, Some(self.config.l1_life(fresh_for)));
+                    Ok(Reading::Entry(found, header)) => {
+                        let mut done = !self.replaces(flight, &found, &mut replaces, &waited);
+                        if !done {
+                            if let Some(error) = &flight.spared {
+                                return self.spare(flight, error, found);
+                            }
+                            self.put_up(key, flight, &found);
+                            if flight.is_behind(&self.config.windows) && place_behind.is_none() {
+                                place_behind = self.place_behind();
+                                done = place_behind.is_none();
+                            }
+                        }
+                        if done {
+                            return Landing::entry(found, Some(self.config.l1_bound()));
+                        }
+                        let record = bytes;
+                        seen = Some(Seen {
+                            found,
+                            header,
+                            record,
+                        });
                     }
-                    Ok(Reading::Failed) => return Landing::error(Error::LoadFailedElsewhere),
+                    Ok(Reading::Failed(left)) => {
+                        return self.failed_elsewhere(flight, left);
+                    }
                     Ok(Reading::Newer) => {
                         return self
                             .load_alone(key, flight, nesting, None, Alone::Newer)
@@ -241,83 +307,91 @@ where
                             .await;
                     }
                     Ok(Reading::Leased) => {}
-                    Ok(Reading::Replace) => {
+                    Ok(Reading::Replace(failed)) => {
+                        failures = failures.max(failed);
                         replacing = Some(bytes.slice(..bytes.len().min(STATED)));
                     }
-                    Err(_) => {
-                        return self
-                            .load_alone(key, flight, nesting, None, Alone::Unreachable)
-                            .await;
-                    }
+                    Err(_) => return self.unreachable(key, flight, nesting, None).await,
                 }
+            }
+            if let Some(error) = &flight.spared {
+                self.stats.errors_held.add();
+                return Landing::error(error.clone());
             }
             // A place first, the lease then: who waits for a place holds nobody up.
             let deadline = self.load_deadline();
-            let place = match self.place(deadline).await {
+            let place = match self.place(deadline, flight).await {
                 Ok(place) => place,
                 Err(error) => return Landing::error(error),
             };
             // Hear of wake-ups before the attempt that asks for them.
             self.flights.lock(flight.id.hash).listen(flight);
             // And know what is invalidated as a whole before the load begins.
-            let lease = Lease::new(shared, &remote, self.marks.era());
+            let mut lease = Lease::new(shared, &remote, self.marks.era(), seen, failures);
             let Ok(lease_record) = lease.record() else {
-                return self
-                    .load_alone(key, flight, nesting, Some(place), Alone::Unreachable)
-                    .await;
+                return self.unreachable(key, flight, nesting, Some(place)).await;
             };
             let ttl_ms = ttl::millis(self.config.lease_ttl);
             let known = self.marks.known().unwrap_or_default();
-            let acquired = shared.tier.acquire(
-                &remote.bytes,
-                lease_record,
-                ttl_ms,
-                replacing.as_deref(),
-                known,
-            );
-            match self.tier(acquired.await) {
-                Ok(Acquired::Granted) => {
+            let over = lease.over(replacing.as_deref());
+            let acquired = shared
+                .tier
+                .acquire(lease.keys(), lease_record, ttl_ms, over, known)
+                .await;
+            match self.tier(acquired) {
+                Ok(Acquired::Granted(failed)) => {
+                    lease.failures = failures.max(failed);
                     return self
                         .regenerate(shared, key, flight, nesting, place, deadline, &lease)
                         .await;
                 }
-                Ok(Acquired::Record(bytes)) => record = Some(bytes),
+                Ok(Acquired::Record(found)) => record = found,
+                Ok(Acquired::Failed(left_ms)) => {
+                    return self.failed_elsewhere(flight, Duration::from_millis(left_ms));
+                }
                 Ok(Acquired::Held(remaining_ms)) => {
                     drop(place);
                     if waited.count() {
                         self.stats.lease_waits.add();
                     }
                     let remaining = Duration::from_millis(remaining_ms);
-                    if !waited.wait(flight, remaining, self.config.lease_wait).await {
+                    let wait = waited.wait(flight, remaining, self.config.lease_wait);
+                    let behind = flight.is_behind(&self.config.windows);
+                    let goes_on = tokio::select! {
+                        biased;
+                        goes_on = wait => goes_on,
+                        () = self.tasks.closing(), if behind => return Landing::nothing(),
+                    };
+                    if !goes_on && behind {
+                        // Whoever comes has something to answer; another hit tries again.
+                        return Landing::nothing();
+                    }
+                    if !goes_on {
                         self.stats.lease_wait_exceeded.add();
                         return self
                             .load_alone(key, flight, nesting, None, Alone::WaitedEnough)
                             .await;
                     }
-                    if waited.woken() {
+                    if waited.woken() || lease.is_claim() {
                         // Most likely the value is there: the cheapest command will do.
                         match self.tier(shared.tier.get(&remote.bytes).await) {
                             Ok(found) => record = found,
-                            Err(_) => {
-                                return self
-                                    .load_alone(key, flight, nesting, None, Alone::Unreachable)
-                                    .await;
-                            }
+                            Err(_) => return self.unreachable(key, flight, nesting, None).await,
                         }
                     }
                 }
                 Err(error) => {
-                    let landing = self
-                        .load_alone(key, flight, nesting, Some(place), Alone::Unreachable)
-                        .await;
+                    let landing = self.unreachable(key, flight, nesting, Some(place)).await;
                     if error.is_timeout() {
                         // It may have been granted after all, too late to fill against.
-                        self.release_later(&remote, &flight.id, lease);
+                        self.release_later(&lease, &flight.id);
                     }
                     return landing;
                 }
             }
         }
+        // Others are quicker all the time, or L2 says one thing to a read and another to an attempt.
+        self.unreachable(key, flight, nesting, None).await
     }
 
     /// Counts an operation's failure and notes whether L2 can be reached.
@@ -397,7 +471,7 @@ where
     ) -> Result<Reading<V>, RemoteError> {
         let unreadable = || {
             self.stats.decode_failures.add();
-            Ok(Reading::Replace)
+            Ok(Reading::Replace(0))
         };
         if record.len() > self.config.max_record_bytes {
             return unreadable();
@@ -421,19 +495,33 @@ where
         }
         let tags: Vec<u64> = body.tags().collect();
         let Verdict::Alive(tags) = self.judge(shared, header.era, &tags).await? else {
-            return Ok(Reading::Replace);
+            return Ok(Reading::Replace(0));
         };
-        if header.kind == Kind::Failed {
-            return Ok(Reading::Failed);
-        }
-        if header.expired {
-            return Ok(Reading::Replace);
-        }
         let age_ms = shared.now_ms()?.saturating_sub(header.created_ms);
-        let fresh_ms = header.fresh_ms.saturating_sub(age_ms);
-        if fresh_ms == 0 {
-            return Ok(Reading::Replace);
+        let left = Duration::from_millis(header.fresh_ms.saturating_sub(age_ms));
+        if header.kind == Kind::Failed {
+            return Ok(if left.is_zero() {
+                Reading::Replace(header.load_cost_ms)
+            } else {
+                Reading::Failed(left)
+            });
         }
+        let now = Instant::now();
+        let over = Duration::from_millis(age_ms.saturating_sub(header.fresh_ms));
+        // Longer ago than this clock goes back: whatever its windows are.
+        let Some(ended) = now.checked_sub(over.min(ttl::LONGEST)) else {
+            return Ok(Reading::Replace(0));
+        };
+        let life = Life {
+            fresh_until: if left.is_zero() {
+                ended
+            } else {
+                ttl::deadline(now, left)
+            },
+            expired: header.expired,
+            lingers: header.kind == Kind::Value,
+            cost: Duration::from_millis(header.load_cost_ms.into()),
+        };
         let value = if header.kind == Kind::Value {
             let ours =
                 header.schema == self.config.schema_version && header.codec == shared.codec_id();
@@ -447,15 +535,44 @@ where
         } else {
             None
         };
-        let age = Duration::from_millis(age_ms);
         let answer = Answer {
             value,
             source: Source::L2,
-            age,
-            at: Instant::now(),
+            age: Duration::from_millis(age_ms),
+            at: now,
+            freshness: life.freshness(now),
             tags,
         };
-        Ok(Reading::Hit(answer, Duration::from_millis(fresh_ms)))
+        let print = header.print();
+        Ok(Reading::Entry(
+            Found {
+                answer,
+                life,
+                print,
+            },
+            header,
+        ))
+    }
+
+    /// L2 cannot be asked, or must not be.
+    async fn unreachable(
+        self: &Arc<Self>,
+        key: &K,
+        flight: &Flight<V, E>,
+        nesting: &Nesting,
+        place: Option<Place>,
+    ) -> Landing<V, E> {
+        let fresh = |found: Found<V>| found.life.freshness(Instant::now()) == Freshness::Fresh;
+        if matches!(flight.aim, Aim::Replace(_)) && flight.offered().is_some_and(fresh) {
+            // There is time, and without L2 everybody would load for himself.
+            return Landing::nothing();
+        }
+        if let Some(error) = &flight.spared {
+            self.stats.errors_held.add();
+            return Landing::error(error.clone());
+        }
+        self.load_alone(key, flight, nesting, place, Alone::Unreachable)
+            .await
     }
 
     /// A load that nobody in the fleet knows of: its value enters no L2.
@@ -470,46 +587,82 @@ where
         let deadline = self.load_deadline();
         let place = match place {
             Some(place) => Ok(place),
-            None => self.place(deadline).await,
+            None => self.place(deadline, flight).await,
         };
         let era = self.marks.era();
+        let previous = flight.offered().filter(|found| self.is_of_use(found));
         let loaded = match place {
             Ok(place) => {
-                self.load(
-                    key,
-                    flight,
-                    nesting,
-                    place,
-                    deadline,
-                    std::future::pending(),
-                )
-                .await
+                let previous = previous.as_ref();
+                let meanwhile = std::future::pending();
+                self.load(key, flight, nesting, place, deadline, previous, meanwhile)
+                    .await
             }
             Err(error) => Err(error),
         };
         match loaded {
-            Ok((loaded, _)) => {
-                let (answer, life) = self.answer(loaded, era);
-                let life = life.map(|life| match why {
-                    Alone::NoTier | Alone::Newer => self.config.l1_life(life),
-                    Alone::Unreachable | Alone::WaitedEnough => self.unshared_life(life),
+            Ok((loaded, cost)) => {
+                let found = self.found(loaded, era, previous.as_ref(), cost, random::number());
+                let bound = match why {
+                    Alone::NoTier | Alone::Newer => self.config.l1_bound(),
+                    Alone::Unreachable | Alone::WaitedEnough => self.unshared_bound(),
                     Alone::HeldOff => Duration::ZERO,
-                });
-                Landing::answer(answer, life)
+                };
+                match found {
+                    (found, true) => Landing::entry(found, Some(bound)),
+                    (found, false) => Landing::entry(found, None),
+                }
             }
-            Err(error) => Landing::error(error),
+            Err(error) => self.failed(flight, error, flight.failures),
         }
     }
 
-    /// What a loader found, as an answer, and how long it may be kept. `era`: what was known before
-    /// it began.
-    pub(crate) fn answer(&self, loaded: Loaded<V>, era: Era) -> (Answer<V>, Option<Duration>) {
+    /// What a failed load comes down with.
+    pub(crate) fn failed(
+        &self,
+        flight: &Flight<V, E>,
+        error: Error<E>,
+        failures: u32,
+    ) -> Landing<V, E> {
+        match error {
+            Error::Overloaded | Error::Closed => Landing::error(error),
+            error => {
+                let failures = flight.failures.max(failures).saturating_add(1);
+                let hold = ttl::backoff(self.config.error_backoff, failures);
+                Landing::failure(Failure {
+                    error,
+                    hold,
+                    failures,
+                })
+            }
+        }
+    }
+
+    /// What a loader found, as an entry, and whether it may be kept. `era`: what was known before it
+    /// began. `previous`: what it was told to compare with.
+    pub(crate) fn found(
+        &self,
+        loaded: Loaded<V>,
+        era: Era,
+        previous: Option<&Found<V>>,
+        cost: Duration,
+        print: u64,
+    ) -> (Found<V>, bool) {
         let at = Instant::now();
+        let previous = previous.filter(|_| loaded.unchanged);
         let too_many_tags = loaded.tags.len() > MOST_TAGS;
         if too_many_tags {
             self.stats.encode_failures.add();
         }
-        let life = match &loaded.value {
+        let value = match previous {
+            Some(previous) => previous.answer.value.clone(),
+            None => loaded.value.map(Arc::new),
+        };
+        let tags = match previous {
+            Some(previous) => previous.answer.tags.as_ref().map(|tags| tags.renewed(era)),
+            None => self.marks.tags(era, loaded.tags.into_iter()),
+        };
+        let life = match &value {
             _ if !loaded.store || too_many_tags => Duration::ZERO,
             Some(_) => self.config.life(loaded.ttl, self.is_cold(at)),
             None => loaded
@@ -517,14 +670,25 @@ where
                 .unwrap_or(self.config.negative_ttl)
                 .min(ttl::LONGEST),
         };
-        let value = loaded.value.map(Arc::new);
+        // Without a shared tier nothing is left to ask when L1 has had it for long enough.
+        let fresh_for = match self.config.l1_ttl {
+            Some(_) if self.shared.is_none() => life.min(self.config.l1_bound()),
+            _ => life,
+        };
         let answer = Answer {
-            value,
             source: Source::Loader,
             age: Duration::ZERO,
             at,
-            tags: self.marks.tags(era, loaded.tags.into_iter()),
+            freshness: Freshness::Fresh,
+            tags,
+            value,
         };
-        (answer, (!life.is_zero()).then_some(life))
+        let lingers = answer.value.is_some();
+        let found = Found {
+            life: Life::new(ttl::deadline(at, fresh_for), lingers, cost),
+            answer,
+            print,
+        };
+        (found, !life.is_zero())
     }
 }

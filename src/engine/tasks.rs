@@ -11,6 +11,7 @@ pub(crate) struct Tasks {
     running: AtomicUsize,
     closed: AtomicBool,
     idle: Notify,
+    closing: Notify,
 }
 
 /// One running task; counted until it is dropped.
@@ -35,6 +36,18 @@ impl Tasks {
         Running(Arc::clone(self))
     }
 
+    /// Waits until nothing is let in any more: work that nobody waits for ends then.
+    pub(crate) async fn closing(&self) {
+        loop {
+            let mut closing = pin!(self.closing.notified());
+            closing.as_mut().enable();
+            if self.is_closed() {
+                return;
+            }
+            closing.await;
+        }
+    }
+
     pub(crate) fn running(&self) -> usize {
         self.running.load(Ordering::SeqCst)
     }
@@ -43,6 +56,7 @@ impl Tasks {
     /// stays shut.
     pub(crate) async fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
+        self.closing.notify_waiters();
         loop {
             let mut idle = pin!(self.idle.notified());
             idle.as_mut().enable();

@@ -123,9 +123,11 @@ fn node(source: &Database, tier: &InProcess) -> Users {
     settings(source).l2(tier.clone()).build().unwrap()
 }
 
-/// No jitter: the tests count milliseconds.
+/// Nothing is drawn: the tests count milliseconds.
 fn settings(source: &Database) -> CacheBuilder<Database> {
-    Cache::builder("users", source.clone()).ttl_jitter(0.0)
+    Cache::builder("users", source.clone())
+        .ttl_jitter(0.0)
+        .refresh_ahead(0.0)
 }
 
 fn spawn_get(cache: &Users, key: u64) -> JoinHandle<Got> {

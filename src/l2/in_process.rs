@@ -10,8 +10,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Acquired, Listener, Look, Notice, Raise, new_era, with_marks};
-use crate::codec::envelope::{self, Expiry, HEAD, Head, STATED, WAITERS};
+use super::{Acquired, Keys, Listener, Look, Notice, Over, Raise, Refill, new_era, with_marks};
+use crate::codec::envelope::{self, Expiry, HEAD, HEADER, Head, STATED, WAITERS};
 use crate::engine::marks::Marked;
 use crate::error::RemoteError;
 use crate::ttl;
@@ -174,6 +174,31 @@ impl Store {
         (marks.marked, latest)
     }
 
+    /// The milliseconds that a lease of another lives on; it knows now that somebody waits. One whose
+    /// load began before everything was invalidated holds nobody up.
+    fn held_by_another(&mut self, key: &[u8], known: Marked, now: Instant) -> Option<u64> {
+        let stored = self.get(key, now)?;
+        if !envelope::is_lease(&stored.bytes) {
+            return None;
+        }
+        let era = envelope::lease_era(&stored.bytes);
+        if era.id != known.era || era.mark < known.all {
+            return None;
+        }
+        let mut marked = stored.bytes.to_vec();
+        marked[WAITERS] = 1;
+        stored.bytes = marked.into();
+        Some(ttl::millis(stored.until - now))
+    }
+
+    /// Keeps a record for so long at least.
+    fn live_on(&mut self, key: &[u8], ttl_ms: u64, now: Instant) {
+        if let Some(stored) = self.get(key, now) {
+            let least = ttl::deadline(now, Duration::from_millis(ttl_ms));
+            stored.until = stored.until.max(least);
+        }
+    }
+
     /// The record that still has this head.
     fn with_head(&mut self, key: &[u8], head: Head, now: Instant) -> Option<&mut Stored> {
         self.get(key, now)
@@ -310,28 +335,88 @@ impl InProcess {
 
     pub(crate) async fn acquire(
         &self,
-        key: &Bytes,
+        keys: &Keys,
         lease: Vec<u8>,
         ttl_ms: u64,
-        replacing: Option<&[u8]>,
+        over: Over<'_>,
         known: Marked,
     ) -> Result<Acquired, RemoteError> {
+        let refresh = matches!(over, Over::Entry(_));
         self.run("acquire", |store, now| {
-            if let Some(stored) = store.get(key, now) {
-                if envelope::is_lease(&stored.bytes) {
-                    let era = envelope::lease_era(&stored.bytes);
-                    if era.id == known.era && era.mark >= known.all {
-                        let mut marked = stored.bytes.to_vec();
-                        marked[WAITERS] = 1;
-                        stored.bytes = marked.into();
-                        return Acquired::Held(ttl::millis(stored.until - now));
+            if let Some(left) = store.held_by_another(&keys.record, known, now) {
+                return Acquired::Held(left);
+            }
+            match store.get(&keys.record, now) {
+                Some(stored) if envelope::is_lease(&stored.bytes) && !refresh => {}
+                Some(stored) => {
+                    let replaced = match over {
+                        Over::Nothing => false,
+                        Over::Useless(seen) | Over::Entry(seen) => stored.bytes.starts_with(seen),
+                    };
+                    if !replaced {
+                        return Acquired::Record(Some(stored.bytes.clone()));
                     }
-                } else if !replacing.is_some_and(|start| stored.bytes.starts_with(start)) {
-                    return Acquired::Record(stored.bytes.clone());
+                }
+                None if refresh => return Acquired::Record(None),
+                None => {}
+            }
+            if let Some(left) = store.held_by_another(&keys.claim, known, now) {
+                return Acquired::Held(left);
+            }
+            let mut failures = 0;
+            if let Some(claim) = store.get(&keys.claim, now) {
+                if let Some((hold_ms, failed)) = envelope::failed(&claim.bytes) {
+                    let left = ttl::millis(claim.until - now).saturating_sub(hold_ms);
+                    if left > 0 {
+                        return Acquired::Failed(left);
+                    }
+                    failures = failed;
                 }
             }
-            store.set(key, lease, ttl_ms, now);
-            Acquired::Granted
+            if refresh {
+                store.set(&keys.claim, lease, ttl_ms, now);
+                store.live_on(&keys.record, ttl_ms, now);
+            } else {
+                store.set(&keys.record, lease, ttl_ms, now);
+            }
+            Acquired::Granted(failures)
+        })
+        .await
+    }
+
+    pub(crate) async fn refill(
+        &self,
+        keys: &Keys,
+        seen: &[u8],
+        head: Head,
+        refill: Refill,
+        ttl_ms: u64,
+        wake: Notice,
+    ) -> Result<bool, RemoteError> {
+        self.run("refill", |store, now| {
+            let mut waited_for = false;
+            if let Some(claim) = store.with_head(&keys.claim, head, now) {
+                waited_for = claim.waited_for();
+                store.records.remove(&keys.claim);
+            }
+            let found = store.get(&keys.record, now);
+            let unchanged = found.filter(|stored| stored.bytes.starts_with(seen));
+            let mut stored = false;
+            if let Some(old) = unchanged {
+                stored = true;
+                match refill {
+                    Refill::Record(record) => store.set(&keys.record, record, ttl_ms, now),
+                    Refill::Header(header) => {
+                        let renewed = [&header[..], &old.bytes[HEADER..]].concat();
+                        store.set(&keys.record, renewed, ttl_ms, now);
+                    }
+                    Refill::Nothing => drop(store.records.remove(&keys.record)),
+                }
+            }
+            if waited_for {
+                self.publish(wake);
+            }
+            stored
         })
         .await
     }
@@ -353,17 +438,19 @@ impl InProcess {
     pub(crate) async fn renew(
         &self,
         key: &Bytes,
+        refreshed: Option<&Bytes>,
         head: Head,
         ttl_ms: u64,
     ) -> Result<bool, RemoteError> {
         self.run("renew", |store, now| {
-            match store.with_head(key, head, now) {
-                Some(stored) => {
-                    stored.until = ttl::deadline(now, Duration::from_millis(ttl_ms));
-                    true
-                }
-                None => false,
+            let Some(stored) = store.with_head(key, head, now) else {
+                return false;
+            };
+            stored.until = ttl::deadline(now, Duration::from_millis(ttl_ms));
+            if let Some(refreshed) = refreshed {
+                store.live_on(refreshed, ttl_ms, now);
             }
+            true
         })
         .await
     }
@@ -382,14 +469,15 @@ impl InProcess {
 
     pub(crate) async fn invalidate(
         &self,
-        key: &Bytes,
+        keys: &Keys,
         hold_off: Option<(Vec<u8>, u64)>,
         notice: Notice,
     ) -> Result<(), RemoteError> {
         self.run("invalidate", |store, now| {
-            store.records.remove(key);
+            store.records.remove(&keys.record);
+            store.records.remove(&keys.claim);
             if let Some((record, ttl_ms)) = hold_off {
-                store.set(key, record, ttl_ms, now);
+                store.set(&keys.record, record, ttl_ms, now);
             }
             self.publish(notice);
         })
@@ -398,12 +486,13 @@ impl InProcess {
 
     pub(crate) async fn expire(
         &self,
-        key: &Bytes,
+        keys: &Keys,
         state: Expiry,
         notice: Notice,
     ) -> Result<(), RemoteError> {
         self.run("expire", |store, now| {
-            match store.get(key, now) {
+            store.records.remove(&keys.claim);
+            match store.get(&keys.record, now) {
                 Some(stored) if envelope::is_entry(&stored.bytes) => {
                     let mut expired = stored.bytes.to_vec();
                     expired[HEAD..STATED].copy_from_slice(&state);
@@ -411,7 +500,7 @@ impl InProcess {
                 }
                 Some(stored) if envelope::is_hold_off(&stored.bytes) => {}
                 _ => {
-                    store.records.remove(key);
+                    store.records.remove(&keys.record);
                 }
             }
             self.publish(notice);
@@ -421,7 +510,7 @@ impl InProcess {
 
     pub(crate) async fn insert(
         &self,
-        key: &Bytes,
+        keys: &Keys,
         record: Vec<u8>,
         versioned: bool,
         ttl_ms: u64,
@@ -429,12 +518,13 @@ impl InProcess {
     ) -> Result<bool, RemoteError> {
         self.run("insert", |store, now| {
             let superseded = versioned
-                && store.get(key, now).is_some_and(|stored| {
+                && store.get(&keys.record, now).is_some_and(|stored| {
                     envelope::is_entry(&stored.bytes)
                         && envelope::version(&stored.bytes) > envelope::version(&record)
                 });
             if !superseded {
-                store.set(key, record, ttl_ms, now);
+                store.set(&keys.record, record, ttl_ms, now);
+                store.records.remove(&keys.claim);
                 self.publish(notice);
             }
             !superseded

@@ -36,15 +36,73 @@ pub(crate) trait Listener: Send + Sync {
     fn on_gap(&self);
 }
 
+/// A record, and beside it the claim of whoever refreshes it: a lease in a key of its own, because the
+/// record stays what it is until the new value is there.
+#[derive(Clone, Debug)]
+pub(crate) struct Keys {
+    pub(crate) record: Bytes,
+    pub(crate) claim: Bytes,
+}
+
+impl Keys {
+    /// The claim is on the same node of a cluster as its record. No record is named like it: encoded keys
+    /// hold no braces.
+    pub(crate) fn of(record: &Bytes) -> Self {
+        let tagged = record
+            .iter()
+            .position(|byte| *byte == b'{')
+            .is_some_and(|open| {
+                let tag = &record[open + 1..];
+                tag.iter()
+                    .position(|byte| *byte == b'}')
+                    .is_some_and(|length| length > 0)
+            });
+        // A tag in the prefix decides for both; else the whole record's key does.
+        let claim = if tagged {
+            [record, &b"{claim}"[..]].concat()
+        } else {
+            [b"{", &record[..], b"}"].concat()
+        };
+        Self {
+            record: record.clone(),
+            claim: claim.into(),
+        }
+    }
+}
+
+/// What a lease is to be acquired for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Over<'a> {
+    /// To fill a key that holds nothing.
+    Nothing,
+    /// To replace a record that begins with this, and that nobody needs any more.
+    Useless(&'a [u8]),
+    /// To refresh an entry that begins with this, and stays until then.
+    Entry(&'a [u8]),
+}
+
 /// What an attempt to acquire a lease came to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Acquired {
-    /// The lease is ours.
-    Granted,
+    /// The lease is ours. So many loads have failed in a row, as far as is known.
+    Granted(u32),
     /// Somebody else's, for so many milliseconds more; they know that we wait.
     Held(u64),
-    /// There is a record other than a lease.
-    Record(Bytes),
+    /// A refresh failed a moment ago; no attempt for so many milliseconds.
+    Failed(u64),
+    /// There is something else than what was seen, or nothing any more.
+    Record(Option<Bytes>),
+}
+
+/// What a refresh came to.
+#[derive(Debug)]
+pub(crate) enum Refill {
+    /// A record.
+    Record(Vec<u8>),
+    /// The header of what is there, with other times.
+    Header(Vec<u8>),
+    /// Nothing that may be stored: what is there is out of date and goes.
+    Nothing,
 }
 
 /// The name of a bus channel, and what to say there.
@@ -151,18 +209,32 @@ impl Tier {
         each!(self, tier => tier.get(key).await)
     }
 
-    /// Stores a lease where there is nothing, or where the record still begins with `replacing`, or
-    /// where there is a lease whose load began before everything was invalidated. Where there is
-    /// another lease, marks it as waited for.
+    /// Stores a lease where there is still what it is acquired over: in the place of the record, or, to
+    /// refresh it, as its claim. A lease whose load began before everything was invalidated counts as
+    /// nothing. Where there is another one, in either place, marks it as waited for.
     pub(crate) async fn acquire(
         &self,
-        key: &Bytes,
+        keys: &Keys,
         lease: Vec<u8>,
         ttl_ms: u64,
-        replacing: Option<&[u8]>,
+        over: Over<'_>,
         known: Marked,
     ) -> Result<Acquired, RemoteError> {
-        each!(self, tier => tier.acquire(key, lease, ttl_ms, replacing, known).await)
+        each!(self, tier => tier.acquire(keys, lease, ttl_ms, over, known).await)
+    }
+
+    /// Gives up the claim with this head and wakes its waiters; where the record still begins with
+    /// `seen`, stores what came of it. `false`: the record was changed meanwhile, nothing was stored.
+    pub(crate) async fn refill(
+        &self,
+        keys: &Keys,
+        seen: &[u8],
+        head: Head,
+        refill: Refill,
+        ttl_ms: u64,
+        wake: Notice,
+    ) -> Result<bool, RemoteError> {
+        each!(self, tier => tier.refill(keys, seen, head, refill, ttl_ms, wake).await)
     }
 
     /// Stores a record where the one with this head still is, and wakes the waiters of the lease
@@ -178,14 +250,16 @@ impl Tier {
         each!(self, tier => tier.replace(key, head, record, ttl_ms, wake).await)
     }
 
-    /// Lets the lease with this head live longer. `false`: it is lost.
+    /// Lets the lease with this head live longer, and what it is the claim to refresh. `false`: it is
+    /// lost.
     pub(crate) async fn renew(
         &self,
         key: &Bytes,
+        refreshed: Option<&Bytes>,
         head: Head,
         ttl_ms: u64,
     ) -> Result<bool, RemoteError> {
-        each!(self, tier => tier.renew(key, head, ttl_ms).await)
+        each!(self, tier => tier.renew(key, refreshed, head, ttl_ms).await)
     }
 
     /// Drops the lease with this head and wakes its waiters. `false`: it was not there any more.
@@ -198,38 +272,39 @@ impl Tier {
         each!(self, tier => tier.release(key, head, wake).await)
     }
 
-    /// Drops whatever the key holds, a lease too, and says so; also where there was nothing, for a
-    /// load may be running. With `hold_off`, a record to put in its place and its milliseconds.
+    /// Drops whatever the key holds, a lease and a claim too, and says so; also where there was
+    /// nothing, for a load may be running. With `hold_off`, a record to put in its place and its
+    /// milliseconds.
     pub(crate) async fn invalidate(
         &self,
-        key: &Bytes,
+        keys: &Keys,
         hold_off: Option<(Vec<u8>, u64)>,
         notice: Notice,
     ) -> Result<(), RemoteError> {
-        each!(self, tier => tier.invalidate(key, hold_off, notice).await)
+        each!(self, tier => tier.invalidate(keys, hold_off, notice).await)
     }
 
     /// Changes the state of the entry that the key holds, and drops anything else but a hold-off.
     pub(crate) async fn expire(
         &self,
-        key: &Bytes,
+        keys: &Keys,
         state: Expiry,
         notice: Notice,
     ) -> Result<(), RemoteError> {
-        each!(self, tier => tier.expire(key, state, notice).await)
+        each!(self, tier => tier.expire(keys, state, notice).await)
     }
 
     /// Stores a record whatever was there, and says so. With a version, only where what is there has
     /// no later one: `false` says that it has.
     pub(crate) async fn insert(
         &self,
-        key: &Bytes,
+        keys: &Keys,
         record: Vec<u8>,
         versioned: bool,
         ttl_ms: u64,
         notice: Notice,
     ) -> Result<bool, RemoteError> {
-        each!(self, tier => tier.insert(key, record, versioned, ttl_ms, notice).await)
+        each!(self, tier => tier.insert(keys, record, versioned, ttl_ms, notice).await)
     }
 
     /// Looks at the marks of a cache, and raises one if asked to. Answers the marks and the latest

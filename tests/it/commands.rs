@@ -190,10 +190,10 @@ async fn the_servers_own_statistics_agree() {
     scene.a.get(1).await.expect("a load");
     scene.b.get(1).await.expect("a hit");
     scene.b.get(1).await.expect("a hit");
-    // The script that acquires reads as well.
+    // The script that acquires reads as well: the record and its claim.
     assert_eq!(
         (raw.calls("get"), raw.calls("evalsha"), raw.calls("eval")),
-        (3, 2, 0)
+        (4, 2, 0)
     );
     scene.a.invalidate(&1).await.expect("an invalidation");
     assert_eq!(

@@ -4,7 +4,7 @@
 use super::*;
 use crate::health::{Channel, Event};
 use crate::l2::message::{Message, Operation};
-use crate::l2::{Acquired, Listener, Look, Raise};
+use crate::l2::{Acquired, Keys, Listener, Look, Over, Raise};
 
 /// The channel lease.
 const H: Duration = Duration::from_secs(2);
@@ -477,11 +477,13 @@ async fn a_record_that_was_expired_since_it_was_read_is_another_record() {
     // The attempt was counted before: refused with the record, an attempt, a fill.
     assert_eq!(tier.commands(), before + 2);
     // And so says the tier itself.
-    let key = bytes::Bytes::from_static(KEY);
-    let start = Some(&read[..envelope::STATED]);
+    let keys = Keys::of(&bytes::Bytes::from_static(KEY));
+    let start = &read[..envelope::STATED];
     let known = crate::engine::marks::Marked::default();
-    let acquired = tier.acquire(&key, read.to_vec(), 1, start, known).await;
-    assert!(matches!(acquired, Ok(Acquired::Record(_))), "{acquired:?}");
+    for over in [Over::Useless(start), Over::Entry(start)] {
+        let acquired = tier.acquire(&keys, read.to_vec(), 1, over, known).await;
+        assert!(matches!(acquired, Ok(Acquired::Record(_))), "{acquired:?}");
+    }
     validate(&[&cache, &other], &tier).await;
 }
 

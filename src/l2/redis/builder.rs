@@ -96,6 +96,11 @@ impl RedisBuilder {
             let allowed = "1 to 100 bytes of printable ASCII";
             return out_of_range("prefix", format!("{:?}", self.prefix), allowed);
         }
+        let braces: String = self.prefix.matches(['{', '}']).collect();
+        if !(braces.is_empty() || (braces == "{}" && !self.prefix.contains("{}"))) {
+            let allowed = "braces only around one hash tag: they choose the node of a cluster";
+            return out_of_range("prefix", format!("{:?}", self.prefix), allowed);
+        }
         let sensible = Duration::from_millis(1)..=Duration::from_secs(60);
         for (setter, timeout) in [
             ("timeout", self.timeout),

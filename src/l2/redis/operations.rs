@@ -10,7 +10,9 @@ use super::{Redis, remote};
 use crate::codec::envelope::{Expiry, Head};
 use crate::engine::marks::Marked;
 use crate::error::{RemoteError, RemoteKind};
-use crate::l2::{Acquired, Look, MARKS_LIFE, Notice, Raise, new_era, with_marks};
+use crate::l2::{
+    Acquired, Keys, Look, MARKS_LIFE, Notice, Over, Raise, Refill, new_era, with_marks,
+};
 
 impl Redis {
     pub(crate) async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
@@ -25,31 +27,41 @@ impl Redis {
 
     pub(crate) async fn acquire(
         &self,
-        key: &Bytes,
+        keys: &Keys,
         lease: Vec<u8>,
         ttl_ms: u64,
-        replacing: Option<&[u8]>,
+        over: Over<'_>,
         known: Marked,
     ) -> Result<Acquired, RemoteError> {
-        let (may, head) = replacing.map_or(("0", Bytes::new()), |head| {
-            ("1", Bytes::copy_from_slice(head))
-        });
+        let (over, seen) = match over {
+            Over::Nothing => ("0", &[][..]),
+            Over::Useless(seen) => ("1", seen),
+            Over::Entry(seen) => ("2", seen),
+        };
         let args = [
             bytes(lease),
             number(ttl_ms),
-            Value::from_static_str(may),
-            head.into(),
+            Value::from_static_str(over),
+            copied(seen),
             number(known.era),
             number(known.all),
         ];
         let reply = self
-            .run("acquire a lease", &scripts::ACQUIRE, key, args)
+            .run_on_both("acquire a lease", &scripts::ACQUIRE, keys, args)
             .await?;
         let mut reply = reply.into_array().into_iter();
         let answer = match (reply.next().and_then(|code| code.as_u64()), reply.next()) {
-            (Some(0), _) => Some(Acquired::Granted),
+            (Some(0), Some(failures)) => failures
+                .as_u64()
+                .and_then(|failures| u32::try_from(failures).ok())
+                .map(Acquired::Granted),
             (Some(1), Some(left)) => left.as_u64().map(Acquired::Held),
-            (Some(2), Some(record)) => record.convert().ok().map(Acquired::Record),
+            (Some(2), record) => record
+                .unwrap_or(Value::Null)
+                .convert()
+                .ok()
+                .map(Acquired::Record),
+            (Some(3), Some(left)) => left.as_u64().map(Acquired::Failed),
             _ => None,
         };
         answer.ok_or_else(|| {
@@ -66,7 +78,7 @@ impl Redis {
         wake: Notice,
     ) -> Result<bool, RemoteError> {
         let args = [
-            head_value(head),
+            copied(&head),
             bytes(record),
             number(ttl_ms),
             wake.channel.into(),
@@ -77,16 +89,56 @@ impl Redis {
             .map(|reply| reply.as_u64() == Some(1))
     }
 
+    pub(crate) async fn refill(
+        &self,
+        keys: &Keys,
+        seen: &[u8],
+        head: Head,
+        refill: Refill,
+        ttl_ms: u64,
+        wake: Notice,
+    ) -> Result<bool, RemoteError> {
+        let (new, header) = match refill {
+            Refill::Record(record) => (record, "0"),
+            Refill::Header(header) => (header, "1"),
+            Refill::Nothing => (Vec::new(), "0"),
+        };
+        let args = [
+            copied(seen),
+            copied(&head),
+            bytes(new),
+            number(ttl_ms),
+            Value::from_static_str(header),
+            wake.channel.into(),
+            wake.message.into(),
+        ];
+        self.run_on_both("refresh", &scripts::REFILL, keys, args)
+            .await
+            .map(|reply| reply.as_u64() == Some(1))
+    }
+
     pub(crate) async fn renew(
         &self,
         key: &Bytes,
+        refreshed: Option<&Bytes>,
         head: Head,
         ttl_ms: u64,
     ) -> Result<bool, RemoteError> {
-        let args = [head_value(head), number(ttl_ms)];
-        self.run("renew a lease", &scripts::RENEW, key, args)
-            .await
-            .map(|reply| reply.as_u64() == Some(1))
+        let args = [copied(&head), number(ttl_ms)];
+        let keys: Vec<Bytes> = [Some(key), refreshed]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
+        self.run_on(
+            &self.shared.client(),
+            "renew a lease",
+            &scripts::RENEW,
+            &keys,
+            args,
+        )
+        .await
+        .map(|reply| reply.as_u64() == Some(1))
     }
 
     pub(crate) async fn release(
@@ -95,7 +147,7 @@ impl Redis {
         head: Head,
         wake: Notice,
     ) -> Result<bool, RemoteError> {
-        let args = [head_value(head), wake.channel.into(), wake.message.into()];
+        let args = [copied(&head), wake.channel.into(), wake.message.into()];
         self.run("release a lease", &scripts::RELEASE, key, args)
             .await
             .map(|reply| reply.as_u64() == Some(1))
@@ -103,7 +155,7 @@ impl Redis {
 
     pub(crate) async fn invalidate(
         &self,
-        key: &Bytes,
+        keys: &Keys,
         hold_off: Option<(Vec<u8>, u64)>,
         notice: Notice,
     ) -> Result<(), RemoteError> {
@@ -112,31 +164,27 @@ impl Redis {
         if let Some((record, ms)) = hold_off {
             args.extend([bytes(record), number(ms)]);
         }
-        self.run("invalidate", &scripts::INVALIDATE, key, args)
+        self.run_on_both("invalidate", &scripts::INVALIDATE, keys, args)
             .await
             .map(drop)
     }
 
     pub(crate) async fn expire(
         &self,
-        key: &Bytes,
+        keys: &Keys,
         state: Expiry,
         notice: Notice,
     ) -> Result<(), RemoteError> {
         self.ready().await;
-        let args = [
-            Bytes::copy_from_slice(&state).into(),
-            notice.channel.into(),
-            notice.message.into(),
-        ];
-        self.run("expire", &scripts::EXPIRE, key, args)
+        let args = [copied(&state), notice.channel.into(), notice.message.into()];
+        self.run_on_both("expire", &scripts::EXPIRE, keys, args)
             .await
             .map(drop)
     }
 
     pub(crate) async fn insert(
         &self,
-        key: &Bytes,
+        keys: &Keys,
         record: Vec<u8>,
         versioned: bool,
         ttl_ms: u64,
@@ -149,7 +197,7 @@ impl Redis {
             notice.message.into(),
             number(u64::from(versioned)),
         ];
-        self.run("insert", &scripts::INSERT, key, args)
+        self.run_on_both("insert", &scripts::INSERT, keys, args)
             .await
             .map(|reply| reply.as_u64() == Some(1))
     }
@@ -251,6 +299,19 @@ impl Redis {
             .await
     }
 
+    /// Runs a script on a record and its claim.
+    async fn run_on_both(
+        &self,
+        doing: &'static str,
+        script: &Script,
+        keys: &Keys,
+        args: impl AsRef<[Value]>,
+    ) -> Result<Value, RemoteError> {
+        let keys = [keys.record.clone(), keys.claim.clone()];
+        self.run_on(&self.shared.client(), doing, script, &keys, args)
+            .await
+    }
+
     async fn run_on(
         &self,
         client: &WithOptions<Client>,
@@ -283,8 +344,8 @@ impl Redis {
     }
 }
 
-fn head_value(head: Head) -> Value {
-    Value::Bytes(Bytes::copy_from_slice(&head))
+fn copied(bytes: &[u8]) -> Value {
+    Value::Bytes(Bytes::copy_from_slice(bytes))
 }
 
 fn bytes(bytes: Vec<u8>) -> Value {

@@ -20,6 +20,7 @@ macro_rules! scripts {
 scripts! {
     ACQUIRE "acquire.lua"
     REPLACE "replace.lua"
+    REFILL "refill.lua"
     RENEW "renew.lua"
     RELEASE "release.lua"
     INVALIDATE "invalidate.lua"

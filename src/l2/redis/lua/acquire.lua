@@ -1,24 +1,59 @@
--- KEYS[1] the record. ARGV: lease record, lease ms, '1' if a record may be replaced, what it begins
--- with, era, mark of the last invalidation of everything.
--- Answers {0}: granted; {1, ms}: held by another; {2, record}: there is something else.
+-- KEYS[1] the record. KEYS[2] its claim: the lease of whoever refreshes it. ARGV: lease record, lease ms,
+-- '0' where there was nothing, '1' to replace a record, '2' to refresh it, what that record begins with,
+-- era, mark of the last invalidation of everything.
+-- Answers {0, failures}: granted; {1, ms}: held by another; {2, record or nil}: there is something else;
+-- {3, ms}: a load failed a moment ago.
+local function is_alive(lease)
+  -- Else its load began before everything was invalidated: nobody would take its value.
+  local era, mark = struct.unpack('<I8I8', lease, 73)
+  return era == tonumber(ARGV[5]) and mark >= tonumber(ARGV[6])
+end
+local function held_by_another(key)
+  redis.call('SETRANGE', key, 20, '\1')
+  local left = redis.call('PTTL', key)
+  if left < 0 then
+    redis.call('PEXPIRE', key, ARGV[2])
+    left = tonumber(ARGV[2])
+  end
+  return {1, left}
+end
+local function is_kind(record, kind)
+  return type(record) == 'string' and #record == 104 and string.sub(record, 1, 4) == 'TG\1' .. kind
+end
+local refresh = ARGV[3] == '2'
 local held = redis.pcall('GET', KEYS[1])
-if type(held) == 'string' then
-  if #held == 104 and string.sub(held, 1, 4) == 'TG\1\3' then
-    local era, mark = struct.unpack('<I8I8', held, 73)
-    if era == tonumber(ARGV[5]) and mark >= tonumber(ARGV[6]) then
-      redis.call('SETRANGE', KEYS[1], 20, '\1')
-      local left = redis.call('PTTL', KEYS[1])
-      if left < 0 then
-        redis.call('PEXPIRE', KEYS[1], ARGV[2])
-        left = tonumber(ARGV[2])
-      end
-      return {1, left}
-    end
-    -- Its load began before everything was invalidated: nobody would take its value.
-  elseif ARGV[3] ~= '1' or string.sub(held, 1, #ARGV[4]) ~= ARGV[4] then
+if is_kind(held, '\3') then
+  if is_alive(held) then
+    return held_by_another(KEYS[1])
+  elseif refresh then
     return {2, held}
   end
+elseif type(held) == 'string' then
+  if ARGV[3] == '0' or string.sub(held, 1, #ARGV[4]) ~= ARGV[4] then
+    return {2, held}
+  end
+elseif refresh then
+  return {2, false}
 end
--- Nothing there, or what may be replaced, or a key of another type, which is no record of ours.
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return {0}
+local claim, failures = redis.pcall('GET', KEYS[2]), 0
+if is_kind(claim, '\3') and is_alive(claim) then
+  return held_by_another(KEYS[2])
+elseif is_kind(claim, '\4') then
+  -- It lives for twice the time in which there is no attempt, to be counted.
+  local left = redis.call('PTTL', KEYS[2]) - struct.unpack('<I8', claim, 61)
+  if left > 0 then
+    return {3, left}
+  end
+  failures = struct.unpack('<I4', claim, 69)
+end
+if refresh then
+  redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+  -- What is refreshed stays until then: the fill is compared with it.
+  if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
+    redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  end
+else
+  -- Nothing there, or what may be replaced, or a key of another type, which is no record of ours.
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+end
+return {0, failures}

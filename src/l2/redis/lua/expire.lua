@@ -1,10 +1,11 @@
--- KEYS[1] the record. ARGV: new state, channel, message. What has no value to keep is dropped: a
--- lease too, for its load may have begun before.
+-- KEYS[1] the record. KEYS[2] the claim to refresh it. ARGV: new state, channel, message. What has no
+-- value to keep is dropped: a lease too, and the claim, for their loads may have begun before.
 local head = redis.pcall('GETRANGE', KEYS[1], 0, 3)
 if head == 'TG\1\1' or head == 'TG\1\2' then
   redis.call('SETRANGE', KEYS[1], 20, ARGV[1])
 elseif head ~= 'TG\1\5' then
   redis.call('DEL', KEYS[1])
 end
+redis.call('DEL', KEYS[2])
 redis.call('PUBLISH', ARGV[2], ARGV[3])
 return 1

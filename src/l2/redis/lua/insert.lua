@@ -1,4 +1,5 @@
--- KEYS[1] the record. ARGV: new record, ms, channel, message, '1' if it has a version.
+-- KEYS[1] the record. KEYS[2] the claim to refresh it. ARGV: new record, ms, channel, message, '1' if it
+-- has a version.
 -- Answers 1: stored; 2: what is there has a later version, nothing stored.
 if ARGV[5] == '1' then
   local held = redis.pcall('GETRANGE', KEYS[1], 0, 103)
@@ -20,6 +21,7 @@ if stored.err then
   -- The old value must not stay in the place of the new one.
   redis.call('DEL', KEYS[1])
 end
+redis.call('DEL', KEYS[2])
 redis.call('PUBLISH', ARGV[3], ARGV[4])
 if stored.err then
   return stored

@@ -1,7 +1,7 @@
--- KEYS[1] the record. ARGV: channel, message, and with a hold-off its record and ms. Says so also
--- where there was nothing: a load may be running. After the removal, in one script: nobody hears of
--- it too early.
-redis.call('DEL', KEYS[1])
+-- KEYS[1] the record. KEYS[2] the claim to refresh it. ARGV: channel, message, and with a hold-off its
+-- record and ms. Says so also where there was nothing: a load may be running. After the removal, in one
+-- script: nobody hears of it too early.
+redis.call('DEL', KEYS[1], KEYS[2])
 if ARGV[3] then
   redis.pcall('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
 end

@@ -1,6 +1,10 @@
--- KEYS[1] the record. ARGV: head that must still be there, ms.
+-- KEYS[1] the record, or a claim. KEYS[2] with a claim: the record that is refreshed. ARGV: head that
+-- must still be there, ms.
 local head = redis.pcall('GETRANGE', KEYS[1], 0, 19)
 if head ~= ARGV[1] then
   return 0
+end
+if KEYS[2] and redis.call('PTTL', KEYS[2]) < tonumber(ARGV[2]) then
+  redis.call('PEXPIRE', KEYS[2], ARGV[2])
 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])

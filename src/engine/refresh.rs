@@ -1,0 +1,237 @@
+//! Refreshes: replacing an entry while it is still answered.
+//!
+//! | who | finds | does |
+//! |---|---|---|
+//! | a hit in L1 | an entry late in its TTL (drawn), or past it within `stale_while_revalidate` | answers it, begins a flight behind its back |
+//! | a flight | the same in L2 | puts it up, for callers to take, and goes on |
+//! | a flight | an entry that only an error justifies | puts it up for the case that the load fails, or is late |
+//!
+//! In L2 the entry stays where it is. Whoever refreshes it holds the *claim*, a lease in a key beside
+//! it: one process in the fleet. The others keep answering what they have, and are woken when the new
+//! value is there. The claim only saves work. What keeps an old value out is the fill: it is compared
+//! with the entry that was read before the load began, its state included, so that whatever changed
+//! the key meanwhile, an expiry too, makes it lose.
+//!
+//! A refresher that dies is replaced when its claim ends, one that hangs when `load_timeout` does, and
+//! one that fails leaves a mark in the place of its claim: for `error_backoff` nobody tries.
+
+use std::borrow::Borrow;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::flight::{Aim, Failure, Flight, Found};
+use super::lease::Waited;
+use super::read::{Keep, Landing};
+use super::{Engine, Local, load};
+use crate::entry::Freshness;
+use crate::error::Error;
+use crate::key::{self, CacheKey};
+use crate::l1::Meta;
+use crate::life::Standing;
+use crate::ttl;
+
+/// Refreshes in one process at once that nobody waits for. With more, entries stay what they are
+/// until the next hit.
+pub(crate) const MOST: usize = 1024;
+
+/// After a refresh that came to nothing, for which nobody is to blame, the next hit may try again.
+pub(crate) const QUIET: Duration = Duration::from_millis(20);
+
+/// Which versions of the value a flight is out to replace.
+#[derive(Debug, Default)]
+pub(crate) struct Replaces {
+    /// The one that it found first.
+    first: Option<u64>,
+    /// The one that it has begun to replace before its time.
+    early: Option<u64>,
+}
+
+impl<K, V, E> Engine<K, V, E>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    /// Begins a refresh that no caller waits for, unless one is under way, or one failed a moment ago.
+    pub(crate) fn refresh_behind<Q>(self: &Arc<Self>, key: &Q, local: &Local<V>)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let (Ok(runtime), Some(running)) = (Handle::try_current(), self.tasks.enter()) else {
+            return;
+        };
+        if self.behind.available_permits() == 0 {
+            return;
+        }
+        let owned = key.to_owned();
+        let id = self.flights.id(key::encode(&owned));
+        let now = Instant::now();
+        let mut shard = self.flights.lock(id.hash);
+        if let Some((_, until)) = shard.held(&id, now) {
+            return self.calm(&owned, until);
+        }
+        let until = self.load_deadline();
+        if let Some(flight) = shard.find(&id) {
+            flight.calm();
+            return self.calm(&owned, until);
+        }
+        let mut flight = Flight::new(id, Aim::Replace(local.meta.print));
+        flight.failures = shard.failures(&flight.id, now);
+        flight.offer(local.found());
+        flight.calm();
+        let flight = Arc::new(flight);
+        shard.insert(Arc::clone(&flight));
+        self.calm(&owned, until);
+        drop(shard);
+        self.stats.refreshes.add();
+        self.take_off(&runtime, &flight, owned, load::nesting(), running);
+    }
+
+    /// Until then hits answer what L1 has and do nothing else, as long as it may be answered at all.
+    /// Under the shard's lock.
+    fn calm(&self, key: &K, until: Instant) {
+        let now = Instant::now();
+        self.l1.amend(key, |meta| {
+            let stands = meta.life.stands_until(now, &self.config.windows);
+            meta.calm_until = until.min(stands).min(meta.bound);
+        });
+    }
+
+    /// Stores an entry that a flight has found. Under the shard's lock, while the flight is current.
+    pub(crate) fn store(
+        &self,
+        key: K,
+        flight: &Flight<V, E>,
+        found: &Found<V>,
+        bound: Duration,
+        calm_until: Option<Instant>,
+    ) {
+        let (hash, at) = (flight.id.hash, found.answer.at);
+        if self.fence.is_held_off(hash, Instant::now()) {
+            return;
+        }
+        let bound = ttl::deadline(at, bound);
+        let windows = &self.config.windows;
+        let calm_until = calm_until.unwrap_or_else(|| found.life.calm_until(at, windows));
+        let meta = Meta {
+            begun: flight.begun,
+            stored: at,
+            age: found.answer.age,
+            life: found.life,
+            calm_until: calm_until.min(bound),
+            bound,
+            print: found.print,
+            stamp: self
+                .fence
+                .stamp_in(hash, flight.epoch().unwrap_or_default()),
+        };
+        self.l1.store(key, &found.answer, meta);
+    }
+
+    /// Puts up an entry that is about to be refreshed: for the callers of the flight, and in L1 for
+    /// those who come.
+    pub(crate) fn put_up(&self, key: &K, flight: &Arc<Flight<V, E>>, found: &Found<V>) {
+        if !self.is_of_use(found) {
+            return;
+        }
+        let shard = self.flights.lock(flight.id.hash);
+        if shard.is_current(flight) {
+            let now = Instant::now();
+            let stands = found.life.stands_until(now, &self.config.windows);
+            let calm_until = match found.life.standing(now, &self.config.windows) {
+                Standing::Fresh | Standing::Revalidate => self.load_deadline().min(stands),
+                Standing::Fallback | Standing::Gone => now,
+            };
+            flight.calm();
+            let bound = self.config.l1_bound();
+            self.store(key.clone(), flight, found, bound, Some(calm_until));
+        }
+        drop(shard);
+        flight.offer(found.clone());
+    }
+
+    /// Whether an entry is good for anything now.
+    pub(crate) fn is_of_use(&self, found: &Found<V>) -> bool {
+        found.life.standing(Instant::now(), &self.config.windows) != Standing::Gone
+    }
+
+    /// Whether a flight that has found this entry in L2 is to replace it.
+    pub(crate) fn replaces(
+        &self,
+        flight: &Flight<V, E>,
+        found: &Found<V>,
+        replaces: &mut Replaces,
+        waited: &Waited,
+    ) -> bool {
+        let now = Instant::now();
+        if found.life.freshness(now) != Freshness::Fresh {
+            return true;
+        }
+        if flight.spared.is_some() {
+            return false;
+        }
+        match flight.aim {
+            Aim::Fresh => false,
+            Aim::Replace(print) => found.print == print,
+            Aim::Any => {
+                let begins = replaces.early.is_none()
+                    && !waited.has_waited()
+                    && found.life.is_early(now, &self.config.windows);
+                if begins {
+                    self.stats.refreshes.add();
+                    replaces.early = Some(found.print);
+                }
+                replaces.early == Some(found.print)
+            }
+            Aim::Load => match replaces.first {
+                // What another process has loaded meanwhile will do.
+                Some(first) => first == found.print,
+                None if waited.has_waited() => false,
+                None => {
+                    replaces.first = Some(found.print);
+                    true
+                }
+            },
+        }
+    }
+
+    /// What a flight that must not load comes down with, having found this entry.
+    pub(crate) fn spare(
+        &self,
+        flight: &Flight<V, E>,
+        error: &Error<E>,
+        found: Found<V>,
+    ) -> Landing<V, E> {
+        let keep = if self.is_of_use(&found) {
+            flight.offer(found.clone());
+            Keep::Entry(found, self.config.l1_bound())
+        } else {
+            self.stats.errors_held.add();
+            Keep::Nothing
+        };
+        Landing {
+            outcome: Some(Err(error.clone())),
+            keep,
+        }
+    }
+
+    /// A load failed in another process a moment ago.
+    pub(crate) fn failed_elsewhere(&self, flight: &Flight<V, E>, left: Duration) -> Landing<V, E> {
+        Landing::failure(Failure {
+            error: Error::LoadFailedElsewhere,
+            hold: left,
+            failures: flight.failures,
+        })
+    }
+
+    /// A place for work that nobody waits for.
+    pub(crate) fn place_behind(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.behind).try_acquire_owned().ok()
+    }
+}

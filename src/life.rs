@@ -1,0 +1,250 @@
+//! The life of an entry: what may be done with it at which moment. Pure functions of time.
+//!
+//! ```text
+//!  load      fresh           refresh-ahead    stale-while-revalidate   stale-if-error      gone
+//!   |---------------------------|================|-----------------------|--------------------|
+//!   0                     (drawn per hit)       ttl                  + its window        + its window
+//! ```
+//!
+//! The two windows both begin where the TTL ends (RFC 5861). An entry that was expired by hand is at
+//! once where only an error justifies it: whoever expires an entry knows that it is out of date. An
+//! absence has no windows: it is cheap to look up again, and wrong for whoever has just created it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::entry::Freshness;
+use crate::random;
+use crate::ttl;
+
+/// When an entry is fresh, as this process's clock says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Life {
+    /// The end of its TTL.
+    pub(crate) fresh_until: Instant,
+    /// Somebody said that it is not fresh any more.
+    pub(crate) expired: bool,
+    /// Whether it has stale windows: values have, absences have not.
+    pub(crate) lingers: bool,
+    /// What a load of it costs.
+    pub(crate) cost: Duration,
+}
+
+/// What an entry is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// To be answered.
+    Fresh,
+    /// To be answered while a new one is loaded.
+    Revalidate,
+    /// To be answered when the load fails, or is late.
+    Fallback,
+    /// For nothing.
+    Gone,
+}
+
+/// How long after its TTL an entry is good for something.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Windows {
+    pub(crate) while_revalidate: Duration,
+    pub(crate) if_error: Duration,
+    /// β of the early refresh.
+    pub(crate) ahead: f64,
+}
+
+impl Windows {
+    /// What is added to the TTL where an entry is stored.
+    pub(crate) fn longest(&self) -> Duration {
+        self.while_revalidate.max(self.if_error)
+    }
+}
+
+impl Life {
+    pub(crate) fn new(fresh_until: Instant, lingers: bool, cost: Duration) -> Self {
+        Self {
+            fresh_until,
+            expired: false,
+            lingers,
+            cost,
+        }
+    }
+
+    pub(crate) fn standing(&self, now: Instant, windows: &Windows) -> Standing {
+        if now < self.fresh_until && !self.expired {
+            return Standing::Fresh;
+        }
+        let within = |window: Duration| {
+            let some = self.lingers && !window.is_zero();
+            some && now < ttl::deadline(self.fresh_until, window)
+        };
+        if !self.expired && within(windows.while_revalidate) {
+            Standing::Revalidate
+        } else if within(windows.if_error) {
+            Standing::Fallback
+        } else {
+            Standing::Gone
+        }
+    }
+
+    /// When the standing that it has now ends.
+    pub(crate) fn stands_until(&self, now: Instant, windows: &Windows) -> Instant {
+        match self.standing(now, windows) {
+            Standing::Fresh => self.fresh_until,
+            Standing::Revalidate => ttl::deadline(self.fresh_until, windows.while_revalidate),
+            Standing::Fallback => ttl::deadline(self.fresh_until, windows.if_error),
+            Standing::Gone => now,
+        }
+    }
+
+    pub(crate) fn freshness(&self, now: Instant) -> Freshness {
+        if now < self.fresh_until && !self.expired {
+            Freshness::Fresh
+        } else {
+            Freshness::Stale
+        }
+    }
+
+    /// Before this moment no draw can come out as early: see [`is_early`](Self::is_early).
+    pub(crate) fn calm_until(&self, born: Instant, windows: &Windows) -> Instant {
+        let reach = ttl::early_by(self.cost, windows.ahead, SMALLEST);
+        let life = self.fresh_until.saturating_duration_since(born);
+        // However long a load takes, the first half of a life is for the value that is there.
+        let reach = reach.min(life / 2);
+        self.fresh_until.checked_sub(reach).unwrap_or(born)
+    }
+
+    /// Whether this hit begins a refresh before the TTL ends. Probabilistic early expiration (XFetch:
+    /// Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", PVLDB
+    /// 8(8), 2015): a draw of −δ·β·ln(u) that reaches the end, δ being what a load costs.
+    pub(crate) fn is_early(&self, now: Instant, windows: &Windows) -> bool {
+        let left = self.fresh_until.saturating_duration_since(now);
+        windows.ahead > 0.0
+            && !self.cost.is_zero()
+            && ttl::early_by(self.cost, windows.ahead, 1.0 - random::share()) >= left
+    }
+}
+
+/// The smallest number that is drawn from (0, 1].
+const SMALLEST: f64 = 1.0 / (1_u64 << 53) as f64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn windows(while_revalidate: u64, if_error: u64) -> Windows {
+        Windows {
+            while_revalidate: Duration::from_secs(while_revalidate),
+            if_error: Duration::from_secs(if_error),
+            ahead: 1.0,
+        }
+    }
+
+    fn walk(life: Life, windows: Windows, from: Instant) -> Vec<Standing> {
+        (0..8_u32)
+            .map(|second| life.standing(from + SECOND * second, &windows))
+            .collect()
+    }
+
+    #[test]
+    fn both_windows_begin_where_the_ttl_ends() {
+        use Standing::{Fallback, Fresh, Gone, Revalidate};
+        let now = Instant::now();
+        let life = Life::new(now + SECOND * 2, true, SECOND);
+        assert_eq!(
+            walk(life, windows(2, 4), now),
+            [
+                Fresh, Fresh, Revalidate, Revalidate, Fallback, Fallback, Gone, Gone
+            ]
+        );
+        assert_eq!(
+            walk(life, windows(3, 1), now)[2..6],
+            [Revalidate, Revalidate, Revalidate, Gone]
+        );
+        assert_eq!(walk(life, windows(0, 0), now)[1..3], [Fresh, Gone]);
+        let absence = Life {
+            lingers: false,
+            ..life
+        };
+        assert_eq!(walk(absence, windows(2, 4), now)[1..3], [Fresh, Gone]);
+    }
+
+    #[test]
+    fn what_was_expired_by_hand_is_a_fallback_to_the_end_of_that_window() {
+        use Standing::{Fallback, Gone};
+        let now = Instant::now();
+        let life = Life {
+            expired: true,
+            ..Life::new(now + SECOND * 2, true, SECOND)
+        };
+        assert_eq!(
+            walk(life, windows(5, 2), now)[..5],
+            [Fallback, Fallback, Fallback, Fallback, Gone]
+        );
+        assert_eq!(
+            life.standing(now, &windows(5, 0)),
+            Gone,
+            "none was asked for"
+        );
+    }
+
+    #[test]
+    fn a_standing_ends_when_it_says() {
+        let now = Instant::now();
+        let life = Life::new(now + SECOND * 2, true, SECOND);
+        let windows = windows(2, 4);
+        for second in 0..6 {
+            let at = now + SECOND * second;
+            let until = life.stands_until(at, &windows);
+            let just_before = until - Duration::from_nanos(1);
+            assert_eq!(
+                life.standing(at, &windows),
+                life.standing(just_before, &windows)
+            );
+            assert_ne!(life.standing(at, &windows), life.standing(until, &windows));
+        }
+    }
+
+    /// P(trigger | x left) = e^(−x/(βδ)), by draws of the crate's own.
+    #[test]
+    fn a_hit_is_early_as_often_as_the_paper_says() {
+        let now = Instant::now();
+        for beta in [0.5, 1.0, 4.0] {
+            let windows = Windows {
+                ahead: beta,
+                ..windows(0, 0)
+            };
+            for left in [0.1, 0.5, 1.0, 2.0, 5.0] {
+                let life = Life::new(now + SECOND.mul_f64(left), true, SECOND);
+                let draws = 40_000;
+                let early = (0..draws).filter(|_| life.is_early(now, &windows)).count();
+                let (share, expected) = (early as f64 / f64::from(draws), (-left / beta).exp());
+                let sigma = (expected * (1.0 - expected) / f64::from(draws)).sqrt();
+                assert!(
+                    (share - expected).abs() < 6.0 * sigma + 1e-9,
+                    "beta {beta}, {left} left: {share}, not {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_early_while_it_is_calm_nor_in_the_first_half_of_a_life() {
+        let born = Instant::now();
+        let windows = windows(0, 0);
+        let quick = Life::new(born + SECOND * 100, true, Duration::from_millis(10));
+        let calm = quick.calm_until(born, &windows);
+        let reach = quick.fresh_until - calm;
+        assert!(reach > Duration::from_millis(360) && reach < Duration::from_millis(370));
+        let slow = Life::new(born + SECOND * 100, true, SECOND * 60);
+        assert_eq!(slow.calm_until(born, &windows), born + SECOND * 50);
+        let off = Windows {
+            ahead: 0.0,
+            ..windows
+        };
+        assert_eq!(slow.calm_until(born, &off), slow.fresh_until);
+        assert!(!slow.is_early(slow.fresh_until, &off));
+    }
+}
