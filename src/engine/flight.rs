@@ -69,6 +69,8 @@ pub(crate) enum Aim {
 pub(crate) struct Found<V> {
     pub(crate) answer: Answer<V>,
     pub(crate) life: Life,
+    /// When it began to be read: what it misses is not older.
+    pub(crate) begun: Instant,
     /// Which version of the value it is.
     pub(crate) print: u64,
 }
@@ -188,18 +190,18 @@ impl<V, E> Flight<V, E> {
         self.news.notify_waiters();
     }
 
-    /// What a caller may have at this moment, though the flight has not landed, or has come to
-    /// nothing.
+    /// What a caller may have at this moment, though the flight has not landed, or has failed; and
+    /// when that began to be read.
     pub(crate) fn instead(
         &self,
         now: Instant,
         windows: &Windows,
         failed: bool,
-    ) -> Option<Answer<V>> {
+    ) -> Option<(Answer<V>, Instant)> {
         let found = self.offer.lock();
         let found = found.as_ref()?;
         let answer = || found.answer_at(now);
-        match found.life.standing(now, windows) {
+        let answer = match found.life.standing(now, windows) {
             Standing::Fresh | Standing::Revalidate => Some(answer()),
             Standing::Fallback if failed => Some(Answer {
                 freshness: Freshness::StaleOnError,
@@ -207,7 +209,8 @@ impl<V, E> Flight<V, E> {
             }),
             Standing::Fallback if self.late.load(Ordering::SeqCst) => Some(answer()),
             Standing::Fallback | Standing::Gone => None,
-        }
+        };
+        answer.map(|answer| (answer, found.begun))
     }
 
     /// Whether nobody waits for it, as far as is known: whoever comes has something to answer.
@@ -238,29 +241,26 @@ impl<V, E> Flight<V, E> {
         self.revoked.load(Ordering::SeqCst)
     }
 
-    /// Waits until the flight has landed, or, with windows, until there is something else that may be
-    /// answered. Cancel safe.
+    /// Waits until the flight has landed, or until there is something else: `instead` is asked with
+    /// whether the flight has failed. Cancel safe.
     pub(crate) async fn outcome(
         &self,
-        windows: Option<&Windows>,
+        instead: impl Fn(bool) -> Option<Answer<V>>,
     ) -> Result<&Outcome<V, E>, Answer<V>> {
         loop {
             // Listen first, then look: a landing between the two is not missed.
             let mut news = pin!(self.news.notified());
             news.as_mut().enable();
-            let landed = self.outcome.get();
-            if let Some(windows) = windows {
-                let failed = match landed {
-                    None => Some(false),
-                    Some(Outcome::Landed(Err(_))) => Some(true),
-                    Some(_) => None,
-                };
-                let now = Instant::now();
-                if let Some(answer) = failed.and_then(|failed| self.instead(now, windows, failed)) {
-                    return Err(answer);
-                }
+            let outcome = self.outcome.get();
+            let answer = match outcome {
+                None => instead(false),
+                Some(Outcome::Landed(Err(_))) => instead(true),
+                Some(_) => None,
+            };
+            if let Some(answer) = answer {
+                return Err(answer);
             }
-            if let Some(outcome) = landed {
+            if let Some(outcome) = outcome {
                 return Ok(outcome);
             }
             news.await;

@@ -130,6 +130,9 @@ where
             never = meanwhile => match never {},
         };
         drop(abort);
+        if result.is_ok() {
+            self.note_cost(begun.elapsed());
+        }
         match &result {
             Ok((loaded, _)) if loaded.unchanged => self.stats.unchanged.add(),
             Ok(_) | Err(Error::Closed) => {}

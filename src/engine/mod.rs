@@ -4,6 +4,7 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -69,6 +70,8 @@ pub(crate) struct Engine<K, V, E> {
     /// Places for work that nobody waits for.
     behind: Arc<Semaphore>,
     negatives: Budget,
+    /// An upper estimate of what a load costs, in microseconds: for values that come without one.
+    cost: AtomicU64,
     pub(crate) stats: Counters,
     tasks: Arc<Tasks>,
     born: Instant,
@@ -114,6 +117,7 @@ where
                 .map(|loads| Arc::new(Semaphore::new(loads))),
             behind: Arc::new(Semaphore::new(refresh::MOST)),
             negatives: Budget::new(config.negative_capacity, config.negative_ttl, now),
+            cost: AtomicU64::new(0),
             stats: Counters::default(),
             tasks: Arc::default(),
             born: now,
@@ -190,7 +194,7 @@ where
                 Entered::Leads(flight) => (flight, false),
                 Entered::Joins(flight) => (flight, true),
                 Entered::Follows(flight) => {
-                    let _ = flight.outcome(None).await;
+                    let _ = flight.outcome(|_| None).await;
                     continue;
                 }
                 Entered::Answered(answer) => {
@@ -201,8 +205,8 @@ where
                 }
                 Entered::Refused(error) => return Err(error),
             };
-            let windows = (!want.read.fresh).then_some(&self.config.windows);
-            let answer = match flight.outcome(windows).await {
+            let instead = |failed| self.instead(&flight, &want, failed);
+            let answer = match flight.outcome(instead).await {
                 Ok(Outcome::Landed(Ok(answer))) => answer.clone(),
                 Ok(Outcome::Landed(Err(error))) => {
                     if joined {
@@ -223,6 +227,22 @@ where
             }
             return Ok(Flown { answer, joined });
         }
+    }
+
+    /// What a caller may have at this moment of a flight that has not landed, or has failed.
+    fn instead(&self, flight: &Flight<V, E>, want: &Want, failed: bool) -> Option<Answer<V>> {
+        if want.read.fresh {
+            return None;
+        }
+        let now = Instant::now();
+        let (answer, begun) = flight.instead(now, &self.config.windows, failed)?;
+        // From L1, and so perhaps from before the flight: whoever joins it comes later still.
+        let usable = begun >= flight.begun
+            || self.shared.as_ref().is_none_or(|shared| {
+                let degraded = self.config.degraded_l1_ttl;
+                shared.link.l1_usable(begun, now, degraded)
+            });
+        (usable && answer.tags_hold()).then_some(answer)
     }
 
     /// What L1 has, if it may be used at all now.
@@ -443,6 +463,17 @@ where
         }
     }
 
+    /// A load has cost so much.
+    fn note_cost(&self, sample: Duration) {
+        let cost = ttl::upper_cost(self.usual_cost(), sample);
+        let micros = u64::try_from(cost.as_micros()).unwrap_or(u64::MAX);
+        self.cost.store(micros, Ordering::Relaxed);
+    }
+
+    fn usual_cost(&self) -> Duration {
+        Duration::from_micros(self.cost.load(Ordering::Relaxed))
+    }
+
     /// Whether entries that are filled now belong to a cold start.
     fn is_cold(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.born) < self.config.ttl
@@ -487,6 +518,7 @@ impl<V> Local<V> {
         Found {
             answer: self.answer.clone(),
             life: self.meta.life,
+            begun: self.meta.begun,
             print: self.meta.print,
         }
     }

@@ -285,7 +285,8 @@ where
         }
         let token = random::bytes();
         let print = envelope::print(&token);
-        let (found, kept) = self.found(loaded, era, None, Duration::ZERO, print);
+        let cost = self.usual_cost();
+        let (found, kept) = self.found(loaded, era, None, cost, print);
         if !kept {
             // Nothing to keep, so the old value goes.
             return self.invalidate_one(&key).await;
@@ -300,7 +301,7 @@ where
                 token,
                 era,
                 life,
-                cost: Duration::ZERO,
+                cost,
                 version,
                 tags: &tags,
             };

@@ -163,7 +163,7 @@ where
         let now = Instant::now();
         {
             let mut shard = engine.flights.lock(flight.id.hash);
-            let mut quiet = refresh::QUIET;
+            let (mut quiet, mut stored) = (refresh::QUIET, false);
             // The fence: a flight that was detached stores nothing, in one critical section with
             // whatever detaches.
             let current = shard.is_current(flight);
@@ -173,6 +173,7 @@ where
                         shard.forgive(&flight.id);
                     }
                     engine.store(key.clone(), flight, &found, bound, None);
+                    stored = true;
                 }
                 Keep::Failure(failure) if current && !failure.hold.is_zero() => {
                     quiet = failure.hold;
@@ -180,11 +181,8 @@ where
                 }
                 _ => {}
             }
-            if flight.calms() {
-                let until = ttl::deadline(now, quiet);
-                engine
-                    .l1
-                    .amend(&key, |meta| meta.calm_until = meta.calm_until.min(until));
+            if flight.calms() && !stored {
+                engine.end_calm(&key, ttl::deadline(now, quiet));
             }
             shard.remove(flight);
         }
@@ -280,7 +278,10 @@ where
                             self.put_up(key, flight, &found);
                             if flight.is_behind(&self.config.windows) && place_behind.is_none() {
                                 place_behind = self.place_behind();
-                                done = place_behind.is_none();
+                                match place_behind {
+                                    Some(_) => self.stats.refreshes.add(),
+                                    None => done = true,
+                                }
                             }
                         }
                         if done {
@@ -544,14 +545,13 @@ where
             tags,
         };
         let print = header.print();
-        Ok(Reading::Entry(
-            Found {
-                answer,
-                life,
-                print,
-            },
-            header,
-        ))
+        let found = Found {
+            answer,
+            life,
+            begun: now,
+            print,
+        };
+        Ok(Reading::Entry(found, header))
     }
 
     /// L2 cannot be asked, or must not be.
@@ -686,6 +686,7 @@ where
         let lingers = answer.value.is_some();
         let found = Found {
             life: Life::new(ttl::deadline(at, fresh_for), lingers, cost),
+            begun: at,
             answer,
             print,
         };

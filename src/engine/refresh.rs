@@ -73,6 +73,13 @@ where
         let id = self.flights.id(key::encode(&owned));
         let now = Instant::now();
         let mut shard = self.flights.lock(id.hash);
+        // Look again, now that nobody can invalidate it: the flight puts up what is found here.
+        let Some(local) = self
+            .look(key, now)
+            .filter(|found| found.meta.print == local.meta.print)
+        else {
+            return;
+        };
         if let Some((_, until)) = shard.held(&id, now) {
             return self.calm(&owned, until);
         }
@@ -100,6 +107,15 @@ where
         self.l1.amend(key, |meta| {
             let stands = meta.life.stands_until(now, &self.config.windows);
             meta.calm_until = until.min(stands).min(meta.bound);
+        });
+    }
+
+    /// Hits look after the entry themselves again, from then on. Under the shard's lock.
+    pub(crate) fn end_calm(&self, key: &K, at: Instant) {
+        self.l1.amend(key, |meta| {
+            if meta.calm_until > meta.life.calm_until(meta.stored, &self.config.windows) {
+                meta.calm_until = meta.calm_until.min(at);
+            }
         });
     }
 
@@ -184,7 +200,6 @@ where
                     && !waited.has_waited()
                     && found.life.is_early(now, &self.config.windows);
                 if begins {
-                    self.stats.refreshes.add();
                     replaces.early = Some(found.print);
                 }
                 replaces.early == Some(found.print)

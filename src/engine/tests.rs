@@ -22,6 +22,7 @@ mod leases;
 mod life;
 mod loads;
 mod simulation;
+mod stale;
 
 type Users = Cache<u64, String, BoxError>;
 type Got = Result<Option<Arc<String>>, Error<BoxError>>;
