@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::fence::Stamp;
 use crate::entry::Freshness;
 use crate::error::Error;
 use crate::l1::Answer;
@@ -69,8 +70,9 @@ pub(crate) enum Aim {
 pub(crate) struct Found<V> {
     pub(crate) answer: Answer<V>,
     pub(crate) life: Life,
-    /// When it began to be read: what it misses is not older.
-    pub(crate) begun: Instant,
+    /// Of an entry from L1: when it began to be read there, and what must not have happened since. The
+    /// flight may have begun later, and may not even have registered.
+    pub(crate) of_l1: Option<(Instant, Stamp)>,
     /// Which version of the value it is.
     pub(crate) print: u64,
 }
@@ -107,6 +109,8 @@ pub(crate) struct Flight<V, E> {
     /// is not to be filled against.
     revoked: AtomicBool,
     pub(crate) aim: Aim,
+    /// Its callers want to miss nothing that messages have not told yet: L2 is asked for everything.
+    pub(crate) past_l1: bool,
     /// A load failed a moment ago: this flight may read and not load, and has this error to answer.
     pub(crate) spared: Option<Error<E>>,
     /// Failures in a row before it, as far as this process knows.
@@ -144,6 +148,7 @@ impl<V, E> Flight<V, E> {
             epoch: AtomicU64::new(NOT_YET),
             revoked: AtomicBool::new(false),
             aim,
+            past_l1: false,
             spared: None,
             failures: 0,
             loads: AtomicBool::new(false),
@@ -191,13 +196,13 @@ impl<V, E> Flight<V, E> {
     }
 
     /// What a caller may have at this moment, though the flight has not landed, or has failed; and
-    /// when that began to be read.
+    /// what is said of it in L1, if it comes from there.
     pub(crate) fn instead(
         &self,
         now: Instant,
         windows: &Windows,
         failed: bool,
-    ) -> Option<(Answer<V>, Instant)> {
+    ) -> Option<(Answer<V>, Option<(Instant, Stamp)>)> {
         let found = self.offer.lock();
         let found = found.as_ref()?;
         let answer = || found.answer_at(now);
@@ -210,7 +215,7 @@ impl<V, E> Flight<V, E> {
             Standing::Fallback if self.late.load(Ordering::SeqCst) => Some(answer()),
             Standing::Fallback | Standing::Gone => None,
         };
-        answer.map(|answer| (answer, found.begun))
+        answer.map(|answer| (answer, found.of_l1))
     }
 
     /// Whether nobody waits for it, as far as is known: whoever comes has something to answer.

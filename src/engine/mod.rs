@@ -235,13 +235,11 @@ where
             return None;
         }
         let now = Instant::now();
-        let (answer, begun) = flight.instead(now, &self.config.windows, failed)?;
+        let (answer, of_l1) = flight.instead(now, &self.config.windows, failed)?;
         // From L1, and so perhaps from before the flight: whoever joins it comes later still.
-        let usable = begun >= flight.begun
-            || self.shared.as_ref().is_none_or(|shared| {
-                let degraded = self.config.degraded_l1_ttl;
-                shared.link.l1_usable(begun, now, degraded)
-            });
+        let usable = of_l1.is_none_or(|(begun, stamp)| {
+            !want.read.skip_l1 && self.fence.holds(stamp) && self.reads_l1(begun, now)
+        });
         (usable && answer.tags_hold()).then_some(answer)
     }
 
@@ -294,25 +292,25 @@ where
     }
 
     fn usable(&self, meta: &Meta, now: Instant) -> bool {
-        now < meta.bound
-            && self.fence.holds(meta.stamp)
-            && self.shared.as_ref().is_none_or(|shared| {
-                shared
-                    .link
-                    .l1_usable(meta.begun, now, self.config.degraded_l1_ttl)
-            })
+        now < meta.bound && self.fence.holds(meta.stamp) && self.reads_l1(meta.begun, now)
+    }
+
+    /// Whether what began to be read here at this moment is not too old to be answered.
+    fn reads_l1(&self, begun: Instant, now: Instant) -> bool {
+        self.shared.as_ref().is_none_or(|shared| {
+            shared
+                .link
+                .l1_usable(begun, now, self.config.degraded_l1_ttl)
+        })
     }
 
     /// Whether what a flight reads may be answered to a call that begins now. While nobody hears of
     /// invalidations, one that began too long ago is not joined: the time is bounded within which an
     /// old value is answered.
     fn joinable(&self, begun: Instant, now: Instant) -> bool {
-        self.shared.as_ref().is_none_or(|shared| {
-            now < ttl::deadline(begun, self.config.channel_lease)
-                || shared
-                    .link
-                    .l1_usable(begun, now, self.config.degraded_l1_ttl)
-        })
+        self.shared.is_none()
+            || now < ttl::deadline(begun, self.config.channel_lease)
+            || self.reads_l1(begun, now)
     }
 
     /// Joins the flight of a key or begins one, in one critical section.
@@ -363,6 +361,7 @@ where
             _ => Aim::Any,
         };
         let mut flight = Flight::new(id, aim);
+        flight.past_l1 = want.read.skip_l1 && !want.load;
         flight.failures = shard.failures(&flight.id, now);
         if let Some((error, _)) = shard.held(&flight.id, now) {
             if want.read.fresh {
@@ -499,7 +498,7 @@ impl Want {
         if self.load {
             flight.loads() || flight.aim == Aim::Load
         } else {
-            !self.read.skip_l1 || flight.serial > self.since
+            !self.read.skip_l1 || (flight.past_l1 && flight.serial > self.since)
         }
     }
 }
@@ -518,7 +517,7 @@ impl<V> Local<V> {
         Found {
             answer: self.answer.clone(),
             life: self.meta.life,
-            begun: self.meta.begun,
+            of_l1: Some((self.meta.begun, self.meta.stamp)),
             print: self.meta.print,
         }
     }

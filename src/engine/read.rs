@@ -252,7 +252,11 @@ where
                 .await;
         };
         self.attach(shared).await;
-        let known = self.know_marks(shared).await;
+        let known = if flight.past_l1 {
+            self.look_at_marks(shared, Vec::new()).await.map(drop)
+        } else {
+            self.know_marks(shared).await
+        };
         // Before the read is sent, so that whatever is missed from now on ends this flight.
         flight.register(self.fence.epoch());
         if known.is_err() || self.repairs.block(&flight.id.encoded) {
@@ -268,7 +272,7 @@ where
         for _ in 0..MOST_ROUNDS {
             let (mut seen, mut replacing) = (None, None);
             if let Some(bytes) = record.take() {
-                match self.interpret(shared, &remote, &bytes).await {
+                match self.interpret(shared, flight, &remote, &bytes).await {
                     Ok(Reading::Entry(found, header)) => {
                         let mut done = !self.replaces(flight, &found, &mut replaces, &waited);
                         if !done {
@@ -429,15 +433,17 @@ where
         Ok(latest)
     }
 
-    /// Whether a record that begins in `era` is alive, with its tags if it has some.
+    /// Whether a record that begins in `era` is alive, with its tags if it has some. `ask`: L2, also
+    /// where what the messages have told would do.
     async fn judge(
         &self,
         shared: &Shared<V>,
         era: Era,
         tags: &[u64],
+        ask: bool,
     ) -> Result<Verdict, RemoteError> {
         let judge = || {
-            let proven = shared.link.is_proven(Instant::now());
+            let proven = !ask && shared.link.is_proven(Instant::now());
             self.marks.judge(era, tags.iter().copied(), proven)
         };
         let mut verdict = judge();
@@ -467,6 +473,7 @@ where
     async fn interpret(
         &self,
         shared: &Shared<V>,
+        flight: &Flight<V, E>,
         remote: &RemoteKey,
         record: &Bytes,
     ) -> Result<Reading<V>, RemoteError> {
@@ -495,7 +502,10 @@ where
             Kind::Value | Kind::Negative | Kind::Failed => {}
         }
         let tags: Vec<u64> = body.tags().collect();
-        let Verdict::Alive(tags) = self.judge(shared, header.era, &tags).await? else {
+        let Verdict::Alive(tags) = self
+            .judge(shared, header.era, &tags, flight.past_l1)
+            .await?
+        else {
             return Ok(Reading::Replace(0));
         };
         let age_ms = shared.now_ms()?.saturating_sub(header.created_ms);
@@ -548,7 +558,7 @@ where
         let found = Found {
             answer,
             life,
-            begun: now,
+            of_l1: None,
             print,
         };
         Ok(Reading::Entry(found, header))
@@ -686,7 +696,7 @@ where
         let lingers = answer.value.is_some();
         let found = Found {
             life: Life::new(ttl::deadline(at, fresh_for), lingers, cost),
-            begun: at,
+            of_l1: None,
             answer,
             print,
         };

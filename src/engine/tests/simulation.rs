@@ -22,7 +22,7 @@ use super::validate_tier;
 use crate::error::RemoteKind;
 use crate::l2::When;
 use crate::l2::message::{Message, Operation};
-use crate::{BoxError, Cache, InProcess, Loaded, Loader};
+use crate::{BoxError, Cache, Entry, Freshness, InProcess, Loaded, Loader, Read};
 
 const NODES: usize = 3;
 const KEYS: u64 = 3;
@@ -61,6 +61,16 @@ struct Mood {
     load_ms: u64,
     /// The longest way to L2, or back.
     latency_ms: u64,
+    ttl_ms: u64,
+    /// The stale windows.
+    while_revalidate_ms: u64,
+    if_error_ms: u64,
+    soft_timeout: bool,
+    /// β of the early refresh.
+    ahead: f64,
+    /// Loads that fail, out of a hundred, and reloads that say that nothing has changed.
+    errors: u64,
+    unchanged: u64,
 }
 
 impl Mood {
@@ -74,6 +84,13 @@ impl Mood {
             pause_ms: [15, 60, 150][rng.random_range(0..3)],
             load_ms: [20, 100, 250, 900][rng.random_range(0..4)],
             latency_ms: [5, 40, 150][rng.random_range(0..3)],
+            ttl_ms: [300, 1_000, 5_000][rng.random_range(0..3)],
+            while_revalidate_ms: [0, 200, 2_000][rng.random_range(0..3)],
+            if_error_ms: [0, 1_000, 5_000][rng.random_range(0..3)],
+            soft_timeout: rng.random_bool(0.3),
+            ahead: [0.0, 1.0, 8.0][rng.random_range(0..3)],
+            errors: [0, 5, 30][rng.random_range(0..3)],
+            unchanged: [0, 50][rng.random_range(0..2)],
         }
     }
 }
@@ -85,6 +102,8 @@ struct Finished {
     /// The life of the node that did it, and whether L2 confirmed it.
     life: u64,
     confirmed: bool,
+    /// What was there before may still be answered if a load fails or is late.
+    soft: bool,
     at: Instant,
 }
 
@@ -109,7 +128,9 @@ impl Loader for Source {
             let longest = world.mood.load_ms;
             let before = world.rng.random_range(0..30);
             let after = world.rng.random_range(0..longest);
-            let (fails, stored) = (world.rng.random_bool(0.05), !world.rng.random_bool(0.03));
+            let errors = world.mood.errors;
+            let fails = world.rng.random_range(0..100) < errors;
+            let stored = !world.rng.random_bool(0.03);
             (version, before, after, fails, stored)
         };
         sleep(Duration::from_millis(before + after)).await;
@@ -124,6 +145,21 @@ impl Loader for Source {
             loaded
         } else {
             loaded.do_not_store()
+        })
+    }
+
+    async fn reload(&self, key: &u64, previous: &Entry<u64>) -> Result<Loaded<u64>, BoxError> {
+        let says_so = {
+            let mut world = self.world.lock();
+            let often = world.mood.unchanged;
+            world.rng.random_range(0..100) < often
+        };
+        let loaded = self.load(key).await?;
+        let same = loaded.value == Some(**previous.value());
+        Ok(if same && says_so && loaded.store {
+            Loaded::unchanged()
+        } else {
+            loaded
         })
     }
 }
@@ -193,8 +229,17 @@ impl Simulation {
             world: Arc::clone(&self.world),
             tier: tier.clone(),
         };
-        let cache = Cache::builder("users", source)
-            .ttl(Duration::from_secs(5))
+        let mood = self.world.lock().mood;
+        let ms = Duration::from_millis;
+        let mut builder = Cache::builder("users", source);
+        if mood.soft_timeout {
+            builder = builder.load_soft_timeout(ms(40));
+        }
+        let cache = builder
+            .ttl(ms(mood.ttl_ms))
+            .stale_while_revalidate(ms(mood.while_revalidate_ms))
+            .stale_if_error(ms(mood.if_error_ms))
+            .refresh_ahead(mood.ahead)
             .negative_ttl(Duration::from_secs(5))
             .channel_lease(H)
             .degraded_l1_ttl(Duration::ZERO)
@@ -243,6 +288,8 @@ impl Simulation {
         };
         if is(30) {
             self.get(node);
+        } else if is(4) {
+            self.refresh(node);
         } else if is(mood.changes) {
             self.change(node);
         } else if is(25) {
@@ -273,10 +320,19 @@ impl Simulation {
         let node = &self.nodes[node];
         let (cache, tier, life) = (node.cache.clone(), node.tier.clone(), node.life);
         let world = Arc::clone(&self.world);
+        let read = match self.roll(8) {
+            0 => Read::fresh(),
+            1 => Read::new().skip_l1(),
+            2 => Read::fresh().skip_l1(),
+            _ => Read::new(),
+        };
         self.tasks.spawn(async move {
             let begun = Instant::now();
-            let floor = world.lock().floor(key, life, begun);
-            let got = cache.get_entry(&key).await;
+            let [floor, hard_floor] = [false, true].map(|hard| {
+                let past_l1 = read.skip_l1;
+                world.lock().floor(key, life, begun, hard, past_l1)
+            });
+            let got = cache.get_entry_with(&key, read).await;
             if tier.is_dead() {
                 return Ok(());
             }
@@ -285,15 +341,49 @@ impl Simulation {
             let ms = begun.duration_since(world.started).as_millis();
             let Ok(entry) = got else { return Ok(()) };
             let entry = entry.expect("every key has a row");
-            let (version, source) = (**entry.value(), entry.source());
+            let (version, source, freshness) =
+                (**entry.value(), entry.source(), entry.freshness());
             world.note(format_args!(
-                "life {life}: get {key} of {ms} ms: {version} from {source:?}, at least {floor}"
+                "life {life}: get {key} of {ms} ms, {read:?}: {version} from {source:?}, {freshness:?}, at least {floor}"
             ));
-            if (floor..=newest).contains(&version) {
+            // After an expiry the old value is a fallback.
+            let floor = match freshness {
+                Freshness::Fresh => floor,
+                Freshness::Stale if !world.mood.soft_timeout => floor,
+                _ => hard_floor,
+            };
+            let allowed = freshness == Freshness::Fresh || !read.fresh;
+            if (floor..=newest).contains(&version) && allowed {
                 return Ok(());
             }
             Err(format!(
-                "life {life} was answered version {version} of key {key} from {source:?}, of {floor} to {newest}"
+                "life {life} was answered version {version} of key {key} from {source:?}, {freshness:?}, \
+                 asked of {ms} ms, of {floor} to {newest}"
+            ))
+        });
+    }
+
+    /// A load now: what it answers is as new as what a look-up answers.
+    fn refresh(&mut self, node: usize) {
+        let key = self.key();
+        let node = &self.nodes[node];
+        let (cache, tier, life) = (node.cache.clone(), node.tier.clone(), node.life);
+        let world = Arc::clone(&self.world);
+        self.tasks.spawn(async move {
+            let floor = world.lock().floor(key, life, Instant::now(), false, false);
+            let got = cache.refresh(&key).await;
+            let Ok(Some(version)) = got else {
+                return Ok(());
+            };
+            let mut world = world.lock();
+            world.note(format_args!(
+                "life {life}: refreshed {key}: {version}, at least {floor}"
+            ));
+            if *version >= floor || tier.is_dead() {
+                return Ok(());
+            }
+            Err(format!(
+                "life {life} refreshed key {key} and got {version}, not {floor}"
             ))
         });
     }
@@ -339,7 +429,8 @@ impl Simulation {
                 Change::Tag => cache.invalidate_tag(tag(key)).await,
             };
             if !tier.is_dead() {
-                world.lock().finish(&written, life, result.is_ok());
+                let soft = change == Change::Expire;
+                world.lock().finish(&written, life, result.is_ok(), soft);
             }
             Ok(())
         });
@@ -376,10 +467,11 @@ impl Simulation {
 
     /// An operation will fail, before or after it is carried out.
     fn fail(&mut self) {
-        const OPERATIONS: [&str; 10] = [
+        const OPERATIONS: [&str; 11] = [
             "get",
             "acquire",
             "replace",
+            "refill",
             "release",
             "renew",
             "invalidate",
@@ -391,7 +483,7 @@ impl Simulation {
         if self.tier.will_fail() {
             return;
         }
-        let operation = OPERATIONS[usize::try_from(self.roll(10)).unwrap()];
+        let operation = OPERATIONS[usize::try_from(self.roll(11)).unwrap()];
         let (when, kind) = if self.roll(2) == 0 {
             (When::Before, RemoteKind::Unreachable)
         } else {
@@ -446,10 +538,10 @@ impl Simulation {
             for key in 0..KEYS {
                 let newest = self.world.lock().committed[&key];
                 for attempt in 0.. {
-                    match node.cache.get(&key).await {
+                    match node.cache.get_with(&key, Read::fresh()).await {
                         Ok(value) if *value.clone().expect("a row") == newest => break,
                         // The source fails now and then, and that is held for a while.
-                        Err(_) if attempt < 20 => sleep(Duration::from_millis(60)).await,
+                        Err(_) if attempt < 100 => sleep(Duration::from_millis(60)).await,
                         other => {
                             let life = node.life;
                             return Err(format!(
@@ -473,11 +565,12 @@ impl Simulation {
 
 impl World {
     /// The oldest version that may be answered to a look-up that begins now.
-    fn floor(&self, key: u64, life: u64, now: Instant) -> u64 {
+    fn floor(&self, key: u64, life: u64, now: Instant, hard: bool, past_l1: bool) -> u64 {
         let seen = self.finished.iter().filter(|finished| {
             let here = finished.life == life;
-            let elsewhere = finished.confirmed && finished.at + H <= now;
-            finished.key == key && (here || elsewhere)
+            let heard_by = if past_l1 { now } else { now - H };
+            let elsewhere = finished.confirmed && finished.at <= heard_by;
+            finished.key == key && (here || elsewhere) && !(hard && finished.soft)
         });
         seen.map(|finished| finished.version).max().unwrap_or(0)
     }
@@ -490,7 +583,7 @@ impl World {
         version
     }
 
-    fn finish(&mut self, written: &[(u64, u64)], life: u64, confirmed: bool) {
+    fn finish(&mut self, written: &[(u64, u64)], life: u64, confirmed: bool, soft: bool) {
         let at = Instant::now();
         for (key, version) in written {
             self.writing.remove(key);
@@ -499,6 +592,7 @@ impl World {
                 version: *version,
                 life,
                 confirmed,
+                soft,
                 at,
             });
         }
