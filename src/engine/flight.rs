@@ -195,18 +195,25 @@ impl<V, E> Flight<V, E> {
         self.news.notify_waiters();
     }
 
-    /// What a caller may have at this moment, though the flight has not landed, or has failed; and
-    /// what is said of it in L1, if it comes from there.
+    /// What a caller may have at this moment, though the flight has not landed, or has failed. What
+    /// comes from L1 only if `usable` says so.
     pub(crate) fn instead(
         &self,
         now: Instant,
         windows: &Windows,
         failed: bool,
-    ) -> Option<(Answer<V>, Option<(Instant, Stamp)>)> {
+        usable: impl FnOnce(Instant, Stamp) -> bool,
+    ) -> Option<Answer<V>> {
         let found = self.offer.lock();
         let found = found.as_ref()?;
+        if !found
+            .of_l1
+            .is_none_or(|(begun, stamp)| usable(begun, stamp))
+        {
+            return None;
+        }
         let answer = || found.answer_at(now);
-        let answer = match found.life.standing(now, windows) {
+        match found.life.standing(now, windows) {
             Standing::Fresh | Standing::Revalidate => Some(answer()),
             Standing::Fallback if failed => Some(Answer {
                 freshness: Freshness::StaleOnError,
@@ -214,15 +221,17 @@ impl<V, E> Flight<V, E> {
             }),
             Standing::Fallback if self.late.load(Ordering::SeqCst) => Some(answer()),
             Standing::Fallback | Standing::Gone => None,
-        };
-        answer.map(|answer| (answer, found.of_l1))
+        }
     }
 
     /// Whether nobody waits for it, as far as is known: whoever comes has something to answer.
     pub(crate) fn is_behind(&self, windows: &Windows) -> bool {
         match self.aim {
             Aim::Replace(_) => true,
-            Aim::Any => self.instead(Instant::now(), windows, false).is_some(),
+            Aim::Any => {
+                let now = Instant::now();
+                self.instead(now, windows, false, |_, _| true).is_some()
+            }
             Aim::Fresh | Aim::Load => false,
         }
     }

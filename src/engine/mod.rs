@@ -235,12 +235,14 @@ where
             return None;
         }
         let now = Instant::now();
-        let (answer, of_l1) = flight.instead(now, &self.config.windows, failed)?;
-        // From L1, and so perhaps from before the flight: whoever joins it comes later still.
-        let usable = of_l1.is_none_or(|(begun, stamp)| {
+        let windows = &self.config.windows;
+        // The flight may have begun after what it has from L1: whoever joins it comes later still.
+        let usable = |begun, stamp| {
             !want.read.skip_l1 && self.fence.holds(stamp) && self.reads_l1(begun, now)
-        });
-        (usable && answer.tags_hold()).then_some(answer)
+        };
+        flight
+            .instead(now, windows, failed, usable)
+            .filter(Answer::tags_hold)
     }
 
     /// What L1 has, if it may be used at all now.
