@@ -12,7 +12,6 @@
 //! Only a flight that is still in the table when it lands may store into L1; the check and the
 //! store are one critical section. A lock is never held across an await.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,6 +20,7 @@ use std::time::Duration;
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -255,30 +255,14 @@ impl<V, E> Flight<V, E> {
         self.revoked.load(Ordering::SeqCst)
     }
 
-    /// Waits until the flight has landed, or until there is something else: `instead` is asked with
-    /// whether the flight has failed. Cancel safe.
-    pub(crate) async fn outcome(
-        &self,
-        instead: impl Fn(bool) -> Option<Answer<V>>,
-    ) -> Result<&Outcome<V, E>, Answer<V>> {
-        loop {
-            // Listen first, then look: a landing between the two is not missed.
-            let mut news = pin!(self.news.notified());
-            news.as_mut().enable();
-            let outcome = self.outcome.get();
-            let answer = match outcome {
-                None => instead(false),
-                Some(Outcome::Landed(Err(_))) => instead(true),
-                Some(_) => None,
-            };
-            if let Some(answer) = answer {
-                return Err(answer);
-            }
-            if let Some(outcome) = outcome {
-                return Ok(outcome);
-            }
-            news.await;
-        }
+    /// How it ended, once it has.
+    pub(crate) fn outcome(&self) -> Option<&Outcome<V, E>> {
+        self.outcome.get()
+    }
+
+    /// Waits for the landing, or for something else that callers may have.
+    pub(crate) fn news(&self) -> Notified<'_> {
+        self.news.notified()
     }
 
     /// The first outcome counts.
