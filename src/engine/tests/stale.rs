@@ -755,6 +755,7 @@ async fn refreshes_that_nobody_waits_for_are_bounded() {
     assert_eq!(source.calls(), most);
     // The others are refreshed by a later hit.
     source.go.add_permits(KEYS as usize);
+    tokio::time::advance(super::super::refresh::QUIET).await;
     for _ in 0..40 {
         settle().await;
     }
