@@ -51,6 +51,11 @@ pub enum Event {
     /// A message may have been missed: nothing that was read before is answered before L2 has been
     /// asked about it.
     Gap,
+    /// The server does not answer, and is not asked any more until it does: see
+    /// [`RedisBuilder::breaker`](crate::RedisBuilder::breaker).
+    BreakerOpened,
+    /// The server answers again.
+    BreakerClosed,
     /// The shared tier did not confirm an invalidation; it is repeated until it does.
     RepairPending,
     /// So many invalidations are unconfirmed that everything is invalidated instead.

@@ -131,7 +131,7 @@ pub use health::{Channel, Event, Health};
 pub use key::{CacheKey, KeyBuf};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
-pub use l2::redis::{Redis, RedisBuilder};
+pub use l2::redis::{Breaker, Redis, RedisBuilder};
 pub use l2::{InProcess, SharedTier};
 pub use loader::{CacheFor, Loaded, Loader, loader_fn};
 pub use stats::Stats;

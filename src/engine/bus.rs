@@ -91,6 +91,16 @@ where
         self.doubt();
         self.gap();
     }
+
+    #[cfg(feature = "redis")]
+    fn on_breaker(&self, open: bool) {
+        if open {
+            self.tell(&Event::BreakerOpened);
+        } else {
+            self.repairs.nudge.notify_one();
+            self.tell(&Event::BreakerClosed);
+        }
+    }
 }
 
 impl<K, V, E> Engine<K, V, E>

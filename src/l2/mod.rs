@@ -34,6 +34,9 @@ pub(crate) trait Listener: Send + Sync {
     fn on_down(&self);
     /// The subscription stands, but something was missed.
     fn on_gap(&self);
+    /// The tier is not asked any more, or again.
+    #[cfg(feature = "redis")]
+    fn on_breaker(&self, open: bool);
 }
 
 /// A record, and beside it the claim of whoever refreshes it: a lease in a key of its own, because the

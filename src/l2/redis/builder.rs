@@ -3,6 +3,7 @@ use std::time::Duration;
 use fred::types::config::Config;
 
 use super::Redis;
+use super::breaker::Breaker;
 use crate::error::{BuildError, RemoteError};
 
 /// Settings of a [`Redis`] handle: see [`Redis::builder`].
@@ -14,6 +15,7 @@ pub struct RedisBuilder {
     pub(super) timeout: Duration,
     pub(super) connect_timeout: Duration,
     pub(super) connections: usize,
+    pub(super) breaker: Breaker,
 }
 
 impl RedisBuilder {
@@ -24,6 +26,7 @@ impl RedisBuilder {
             timeout: Duration::from_millis(100),
             connect_timeout: Duration::from_secs(5),
             connections: 1,
+            breaker: Breaker::new(),
         }
     }
 
@@ -59,6 +62,17 @@ impl RedisBuilder {
     /// Default: 1.
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections;
+        self
+    }
+
+    /// When to stop asking a server that does not answer, so that an outage costs nothing: while the
+    /// breaker is open commands fail at once, loads go on (coalesced, bounded, without the shared tier),
+    /// and the handle probes for itself.
+    ///
+    /// Default: [`Breaker::new`], which opens when at least 3 commands and half of all got no answer
+    /// within 2 seconds.
+    pub fn breaker(mut self, breaker: Breaker) -> Self {
+        self.breaker = breaker;
         self
     }
 
@@ -113,6 +127,7 @@ impl RedisBuilder {
         if !(1..=64).contains(&self.connections) {
             return out_of_range("connections", self.connections.to_string(), "1 to 64");
         }
+        self.breaker.check()?;
         Config::from_url(&self.url).map_err(|error| BuildError::Url {
             reason: error.details().to_owned(),
         })
@@ -127,6 +142,7 @@ impl std::fmt::Debug for RedisBuilder {
             .field("timeout", &self.timeout)
             .field("connect_timeout", &self.connect_timeout)
             .field("connections", &self.connections)
+            .field("breaker", &self.breaker)
             .finish_non_exhaustive()
     }
 }

@@ -24,11 +24,14 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+pub use self::breaker::Breaker;
 pub use self::builder::RedisBuilder;
 use self::clock::Clock;
 use super::Listener;
 use crate::error::{BuildError, RemoteError, RemoteKind};
+use crate::random;
 
+mod breaker;
 mod builder;
 mod bus;
 mod clock;
@@ -81,6 +84,7 @@ struct Shared {
     clustered: bool,
     lines: Mutex<bus::Lines>,
     clock: Clock,
+    breaker: breaker::State,
     started: OnceLock<Instant>,
     /// The first attempt to connect has come to an end, one way or the other.
     settled: AtomicBool,
@@ -193,6 +197,7 @@ impl Redis {
                 pool,
                 owns_pool,
                 clock: Clock::new(),
+                breaker: breaker::State::new(settings.breaker.clone()),
                 started: OnceLock::new(),
                 settled: AtomicBool::new(false),
                 changed: Notify::new(),
@@ -237,6 +242,8 @@ impl Redis {
                 .spawn(keep_time(Arc::downgrade(shared), connected, failed))
                 .abort_handle(),
         );
+        let probe = probe(Arc::downgrade(shared), Arc::clone(&shared.breaker.opened));
+        tasks.push(runtime.spawn(probe).abort_handle());
         if let Some((number, ears)) = shared.ears.lock().take() {
             let (weak, client) = (Arc::downgrade(shared), shared.bus.clone());
             let line = bus::run(weak, number, client, ears, connects);
@@ -318,6 +325,45 @@ impl Redis {
 impl Shared {
     fn client(&self) -> WithOptions<Client> {
         self.pool.next_connected().with_options(&self.options)
+    }
+
+    /// Sends a command, unless the breaker is open, and tells it what came of it.
+    async fn guarded<T>(
+        &self,
+        doing: &'static str,
+        command: impl Future<Output = Result<T, FredError>>,
+    ) -> Result<T, RemoteError> {
+        if self.breaker.is_open() {
+            let cause = "the breaker is open: the server has not answered of late";
+            return Err(RemoteError::because(RemoteKind::Unreachable, doing, cause));
+        }
+        let result = command.await.map_err(|error| remote(doing, error));
+        let answered = result.as_ref().err().is_none_or(|error| !is_silence(error));
+        if self.breaker.note(answered, Instant::now()) {
+            self.tell_breaker(true);
+        }
+        result
+    }
+
+    /// Makes the connections for commands anew.
+    async fn reconnect(&self) {
+        if self.owns_pool {
+            // It answers when the new connection stands, which may never be.
+            let again = self.pool.force_reconnection();
+            let _ = tokio::time::timeout(self.timeout, again).await;
+        }
+    }
+
+    fn tell_breaker(&self, open: bool) {
+        let listeners: Vec<_> = {
+            let listeners = self.listeners.lock();
+            let all = listeners.values().flatten();
+            all.filter_map(|subscriber| subscriber.listener.upgrade())
+                .collect()
+        };
+        for listener in listeners {
+            listener.on_breaker(open);
+        }
     }
 
     async fn learn_time(&self) -> Result<(), RemoteError> {
@@ -403,6 +449,51 @@ async fn keep_time(
             }
             () = tokio::time::sleep(every) => {}
         }
+    }
+}
+
+/// No answer, as opposed to an error that the server answered.
+fn is_silence(error: &RemoteError) -> bool {
+    error.is_timeout() || error.is_unreachable()
+}
+
+/// How long after it has opened the breaker probes for the first time.
+const FIRST_PROBE: Duration = Duration::from_millis(50);
+/// Probes that must be answered in a row.
+const PROBES: u32 = 2;
+/// After so long without an answer a connection counts as dead.
+const DEAD_AFTER: Duration = Duration::from_secs(1);
+
+/// Probes while the breaker is open, and closes it.
+async fn probe(shared: Weak<Shared>, opened: Arc<Notify>) {
+    loop {
+        opened.notified().await;
+        let (mut pause, mut answered, mut silent_since) = (FIRST_PROBE, 0, Instant::now());
+        while answered < PROBES {
+            tokio::time::sleep(random::duration(pause.mul_f64(0.75), pause.mul_f64(1.25))).await;
+            let Some(shared) = shared.upgrade() else {
+                return;
+            };
+            match shared.learn_time().await {
+                Err(error) if is_silence(&error) => {
+                    answered = 0;
+                    pause = (pause * 2).min(shared.breaker.settings().pause());
+                    if silent_since.elapsed() >= DEAD_AFTER {
+                        silent_since = Instant::now();
+                        shared.reconnect().await;
+                    }
+                }
+                _ => {
+                    answered += 1;
+                    pause = Duration::ZERO;
+                }
+            }
+        }
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        shared.breaker.close();
+        shared.tell_breaker(false);
     }
 }
 

@@ -18,11 +18,9 @@ impl Redis {
     pub(crate) async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
         self.ready().await;
         let command = CustomCommand::new_static("GET", ClusterHash::FirstKey, false);
-        self.shared
-            .client()
-            .custom(command, vec![key.clone()])
-            .await
-            .map_err(|error| remote("read", error))
+        let client = self.shared.client();
+        let read = client.custom(command, vec![key.clone()]);
+        self.shared.guarded("read", read).await
     }
 
     pub(crate) async fn acquire(
@@ -131,7 +129,7 @@ impl Redis {
             .cloned()
             .collect();
         self.run_on(
-            &self.shared.client(),
+            (&self.shared.client(), Guarded::Yes),
             "renew a lease",
             &scripts::RENEW,
             &keys,
@@ -208,7 +206,8 @@ impl Redis {
         look: Look,
     ) -> Result<(Marked, u64), RemoteError> {
         self.ready().await;
-        self.look(&self.shared.client(), key, look).await
+        self.look(&self.shared.client(), Guarded::Yes, key, look)
+            .await
     }
 
     pub(crate) async fn beat(
@@ -226,7 +225,9 @@ impl Redis {
         if self.shared.clustered {
             // The marks first, then a round over all lines: when it is over, every message that is
             // older than these marks has been heard.
-            let (marked, _) = self.look(&self.shared.client(), key, look).await?;
+            let (marked, _) = self
+                .look(&self.shared.client(), Guarded::No, key, look)
+                .await?;
             let message = with_marks(message, marked);
             self.shared.send_round(message.into()).await;
             return Ok(());
@@ -240,7 +241,7 @@ impl Redis {
             message: message.into(),
         });
         let client = client.with_options(&self.shared.options);
-        self.look(&client, key, look).await.map(drop)
+        self.look(&client, Guarded::No, key, look).await.map(drop)
     }
 
     pub(crate) fn renew_bus(&self) {
@@ -250,6 +251,7 @@ impl Redis {
     async fn look(
         &self,
         client: &WithOptions<Client>,
+        guarded: Guarded,
         key: &Bytes,
         look: Look,
     ) -> Result<(Marked, u64), RemoteError> {
@@ -274,7 +276,7 @@ impl Redis {
         args.extend(look.tags.into_iter().map(|tag| tag_member(tag).into()));
         let keys = [key.clone(), [key, &b":tags"[..]].concat().into()];
         let reply = self
-            .run_on(client, DOING, &scripts::MARKS, &keys, args)
+            .run_on((client, guarded), DOING, &scripts::MARKS, &keys, args)
             .await?;
         match reply.convert::<Vec<u64>>().as_deref() {
             Ok(&[era, mark, all, latest]) => Ok((Marked { era, mark, all }, latest)),
@@ -295,8 +297,14 @@ impl Redis {
         args: impl AsRef<[Value]>,
     ) -> Result<Value, RemoteError> {
         let keys = std::slice::from_ref(key);
-        self.run_on(&self.shared.client(), doing, script, keys, args)
-            .await
+        self.run_on(
+            (&self.shared.client(), Guarded::Yes),
+            doing,
+            script,
+            keys,
+            args,
+        )
+        .await
     }
 
     /// Runs a script on a record and its claim.
@@ -308,13 +316,19 @@ impl Redis {
         args: impl AsRef<[Value]>,
     ) -> Result<Value, RemoteError> {
         let keys = [keys.record.clone(), keys.claim.clone()];
-        self.run_on(&self.shared.client(), doing, script, &keys, args)
-            .await
+        self.run_on(
+            (&self.shared.client(), Guarded::Yes),
+            doing,
+            script,
+            &keys,
+            args,
+        )
+        .await
     }
 
     async fn run_on(
         &self,
-        client: &WithOptions<Client>,
+        (client, guarded): (&WithOptions<Client>, Guarded),
         doing: &'static str,
         script: &Script,
         keys: &[Bytes],
@@ -329,19 +343,30 @@ impl Redis {
             all.extend(args.iter().cloned());
             all
         };
-        match client
-            .custom(command("EVALSHA"), with(script.sha.as_str().into()))
-            .await
-        {
-            Err(error) if error.details().starts_with("NOSCRIPT") => {
-                client
-                    .custom(command("EVAL"), with(Value::from_static_str(script.body)))
-                    .await
+        let run = async {
+            let evalsha = with(script.sha.as_str().into());
+            match client.custom(command("EVALSHA"), evalsha).await {
+                Err(error) if error.details().starts_with("NOSCRIPT") => {
+                    let eval = with(Value::from_static_str(script.body));
+                    client.custom(command("EVAL"), eval).await
+                }
+                result => result,
             }
-            result => result,
+        };
+        if guarded == Guarded::Yes {
+            self.shared.guarded(doing, run).await
+        } else {
+            run.await.map_err(|error| remote(doing, error))
         }
-        .map_err(|error| remote(doing, error))
     }
+}
+
+/// Whether the breaker has a say. Not in beats: the line to the bus looks after itself, and what it
+/// proves is true whatever becomes of commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Guarded {
+    Yes,
+    No,
 }
 
 fn copied(bytes: &[u8]) -> Value {

@@ -1,0 +1,269 @@
+//! When the server is in trouble: after too many failures nobody asks it any more, until a probe is
+//! answered.
+//!
+//! | state | how it is entered | a command |
+//! |---|---|---|
+//! | closed | at first, and when probes were answered | is sent |
+//! | open | the share of commands without an answer in the window was too large | fails at once, without I/O |
+//! | open, probing | while it is open, all the time | as in open: no request pays for a probe |
+//!
+//! A failure is a command that got no answer: a timeout, or no connection. An error that the server
+//! answers is an answer. Probes are commands of the handle's own, at growing, jittered intervals; when
+//! none was answered for a while the connection counts as dead and is made anew, because a client does
+//! not notice a black hole while it goes on sending into it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::error::BuildError;
+
+/// When a [`Redis`](crate::Redis) handle stops asking a server that does not answer: see
+/// [`RedisBuilder::breaker`](crate::RedisBuilder::breaker).
+#[derive(Clone, Debug, PartialEq)]
+#[must_use = "it is a setting of `RedisBuilder`"]
+pub struct Breaker {
+    on: bool,
+    window: Duration,
+    failure_rate: f64,
+    least_failures: u32,
+    longest_pause: Duration,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            on: true,
+            window: Duration::from_secs(2),
+            failure_rate: 0.5,
+            least_failures: 3,
+            longest_pause: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Breaker {
+    /// The default: opens when at least 3 commands and half of all got no answer within 2 seconds.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// No breaker: every command is sent, and may cost its timeout.
+    pub fn off() -> Self {
+        Self {
+            on: false,
+            ..Self::default()
+        }
+    }
+
+    /// The time over which failures are counted, from 100 ms to 60 s. Default: 2 seconds.
+    pub fn window(mut self, window: Duration) -> Self {
+        self.window = window;
+        self
+    }
+
+    /// The share of failed commands that opens it, above 0 and up to 1. Default: 0.5.
+    pub fn failure_rate(mut self, share: f64) -> Self {
+        self.failure_rate = share;
+        self
+    }
+
+    /// And how many must have failed at least. Default: 3.
+    pub fn least_failures(mut self, failures: u32) -> Self {
+        self.least_failures = failures;
+        self
+    }
+
+    /// The longest pause between two probes, from 10 ms to 60 s; so long it may take until a server that
+    /// is back is used again. The first one comes after 50 milliseconds. Default: 1 second.
+    pub fn longest_pause(mut self, pause: Duration) -> Self {
+        self.longest_pause = pause;
+        self
+    }
+
+    pub(super) fn check(&self) -> Result<(), BuildError> {
+        let refuse = |value: String, allowed| {
+            Err(BuildError::OutOfRange {
+                setter: "breaker",
+                value,
+                allowed,
+            })
+        };
+        let minute = Duration::from_secs(60);
+        if !(Duration::from_millis(100)..=minute).contains(&self.window) {
+            return refuse(
+                format!("window {:?}", self.window),
+                "a window of 100 ms to 60 s",
+            );
+        }
+        if !(self.failure_rate > 0.0 && self.failure_rate <= 1.0) {
+            let rate = format!("failure_rate {:?}", self.failure_rate);
+            return refuse(rate, "a failure_rate above 0 and up to 1");
+        }
+        if self.least_failures == 0 {
+            return refuse("least_failures 0".to_owned(), "at least one failure");
+        }
+        if !(Duration::from_millis(10)..=minute).contains(&self.longest_pause) {
+            let pause = format!("longest_pause {:?}", self.longest_pause);
+            return refuse(pause, "a longest_pause of 10 ms to 60 s");
+        }
+        Ok(())
+    }
+
+    pub(super) fn pause(&self) -> Duration {
+        self.longest_pause
+    }
+}
+
+/// Parts of the window that are forgotten one after the other.
+const PARTS: u32 = 10;
+
+/// The state of one handle's breaker.
+#[derive(Debug)]
+pub(super) struct State {
+    settings: Breaker,
+    zero: Instant,
+    open: AtomicBool,
+    counts: Mutex<Counts>,
+    /// It has opened: probe.
+    pub(super) opened: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    parts: [Part; PARTS as usize],
+}
+
+/// Answers and failures of one part of the window.
+#[derive(Clone, Copy, Debug, Default)]
+struct Part {
+    number: u64,
+    answered: u32,
+    failed: u32,
+}
+
+impl State {
+    pub(super) fn new(settings: Breaker) -> Self {
+        Self {
+            settings,
+            zero: Instant::now(),
+            open: AtomicBool::new(false),
+            counts: Mutex::default(),
+            opened: Arc::default(),
+        }
+    }
+
+    pub(super) fn settings(&self) -> &Breaker {
+        &self.settings
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// A command was answered, or not. `true`: that has opened it.
+    pub(super) fn note(&self, answered: bool, now: Instant) -> bool {
+        // An answer to what was sent before it opened says nothing: that is for the probes.
+        if !self.settings.on || self.is_open() {
+            return false;
+        }
+        let length = self.settings.window / PARTS;
+        let since = now.saturating_duration_since(self.zero);
+        let number = u64::try_from(since.as_nanos() / length.as_nanos().max(1)).unwrap_or(u64::MAX);
+        let mut counts = self.counts.lock();
+        let at = usize::try_from(number % u64::from(PARTS)).unwrap_or(0);
+        let part = &mut counts.parts[at];
+        if part.number != number {
+            *part = Part {
+                number,
+                ..Part::default()
+            };
+        }
+        if answered {
+            part.answered = part.answered.saturating_add(1);
+            return false;
+        }
+        part.failed = part.failed.saturating_add(1);
+        let of_late = counts
+            .parts
+            .iter()
+            .filter(|part| part.number + u64::from(PARTS) > number);
+        let (mut answered, mut failed) = (0_u64, 0_u64);
+        for part in of_late {
+            answered += u64::from(part.answered);
+            failed += u64::from(part.failed);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a share of a count")]
+        let share = failed as f64 / (answered + failed) as f64;
+        let opens = failed >= u64::from(self.settings.least_failures)
+            && share >= self.settings.failure_rate;
+        if opens {
+            self.open.store(true, Ordering::Release);
+            self.opened.notify_one();
+        }
+        opens
+    }
+
+    /// Probes were answered.
+    pub(super) fn close(&self) {
+        *self.counts.lock() = Counts::default();
+        self.open.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn state(settings: Breaker) -> (State, Instant) {
+        let state = State::new(settings);
+        let zero = state.zero;
+        (state, zero)
+    }
+
+    #[test]
+    fn it_opens_when_enough_have_failed_and_they_are_a_large_share() {
+        let (state, zero) = state(Breaker::new());
+        for answer in 0..3 {
+            assert!(!state.note(true, zero + MS * answer));
+        }
+        assert!(!state.note(false, zero) && !state.note(false, zero));
+        assert!(state.note(false, zero), "three of six");
+        assert!(state.is_open());
+        assert!(!state.note(false, zero), "opened once");
+        state.note(true, zero);
+        assert!(state.is_open(), "late answers do not close it");
+        state.close();
+        assert!(!state.is_open());
+        assert!(!state.note(false, zero), "what was before is forgotten");
+    }
+
+    #[test]
+    fn failures_among_many_answers_and_failures_of_long_ago_do_not_open_it() {
+        let (state, zero) = state(Breaker::new());
+        for at in 0..1_000 {
+            assert!(!state.note(at % 3 != 0, zero + MS * at));
+        }
+        let (state, zero) = self::state(Breaker::new());
+        for at in 0..100 {
+            assert!(
+                !state.note(false, zero + MS * 1_001 * at),
+                "two in a window"
+            );
+        }
+    }
+
+    #[test]
+    fn without_one_nothing_opens() {
+        let (state, zero) = state(Breaker::off());
+        for _ in 0..100 {
+            assert!(!state.note(false, zero));
+        }
+    }
+}
