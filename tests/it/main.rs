@@ -1,6 +1,7 @@
 //! The promises of the crate, on the embedded tier and on real servers.
 
 #[cfg(test)]
+mod breaker;
 mod bytes;
 #[cfg(test)]
 mod cluster;

@@ -21,6 +21,8 @@ pub(crate) enum Wire {
     Refuse,
     /// Connections stand, and nothing comes out of them.
     Swallow,
+    /// The connections that stand say nothing any more, and nobody ends them; new ones pass.
+    DeadConnections,
     /// Everything takes this long.
     Slow(Duration),
     /// A connection that subscribes stops there; the others pass. It goes on when this ends.
@@ -117,10 +119,17 @@ async fn accept(
             continue;
         };
         let (up, down) = (upstream.into_split(), client.into_split());
+        let born = *wire.borrow();
         let subscribed = Arc::new(AtomicBool::new(false));
         let (there, back) = (
-            pump(down.0, up.1, wire.subscribe(), Arc::clone(&subscribed)),
-            pump(up.0, down.1, wire.subscribe(), subscribed),
+            pump(
+                down.0,
+                up.1,
+                wire.subscribe(),
+                born,
+                Arc::clone(&subscribed),
+            ),
+            pump(up.0, down.1, wire.subscribe(), born, subscribed),
         );
         tokio::spawn(async move {
             let _stands = stands;
@@ -138,6 +147,7 @@ async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut wire: watch::Receiver<Wire>,
+    born: Wire,
     subscribed: Arc<AtomicBool>,
 ) {
     let mut bytes = vec![0; 1 << 16];
@@ -148,12 +158,13 @@ async fn pump(
         }
         match now {
             Wire::Swallow => continue,
+            Wire::DeadConnections if born != Wire::DeadConnections => continue,
             Wire::Slow(by) => tokio::time::sleep(by / 2).await,
             Wire::HoldSubscriptions if subscribes(&bytes[..read]) => {
                 let _ = wire.wait_for(|wire| *wire != now).await;
             }
             Wire::DeadSubscriptions if subscribed.load(Ordering::SeqCst) => continue,
-            Wire::HoldSubscriptions | Wire::DeadSubscriptions => {}
+            Wire::HoldSubscriptions | Wire::DeadSubscriptions | Wire::DeadConnections => {}
             Wire::Pass | Wire::Refuse => {}
         }
         if to.write_all(&bytes[..read]).await.is_err() {
