@@ -4,12 +4,12 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::flight::{Flight, Found};
+use super::flight::{Aim, Flight, Found};
+use super::places::{self, Hopeless, Turn};
 use crate::error::Error;
 use crate::key::CacheKey;
 use crate::loader::Loaded;
@@ -31,9 +31,7 @@ pub(crate) fn nesting() -> Nesting {
 
 /// A place among `max_concurrent_loads`, or none where there is no limit.
 #[derive(Debug)]
-pub(crate) struct Place(
-    #[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>,
-);
+pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] Option<places::Place>);
 
 /// Ends the load when the flight's task is dropped, with its runtime.
 struct AbortOnDrop(AbortHandle);
@@ -55,7 +53,7 @@ where
         ttl::deadline(Instant::now(), self.config.load_timeout)
     }
 
-    /// Waits for a place, first come first served, until the load's deadline.
+    /// Waits for a place until the load's deadline, unless there will be none.
     pub(crate) async fn place(
         &self,
         deadline: Instant,
@@ -64,7 +62,12 @@ where
         let Some(places) = &self.places else {
             return Ok(Place(None));
         };
-        let place = tokio::time::timeout_at(deadline, Arc::clone(places).acquire_owned());
+        let turn = match flight.aim {
+            Aim::Replace(_) => Turn::Known,
+            _ if flight.offered().is_some() => Turn::Known,
+            _ => Turn::Unknown,
+        };
+        let place = places.take(turn, deadline);
         let place = tokio::select! {
             biased;
             place = place => place,
@@ -73,9 +76,8 @@ where
             }
         };
         match place {
-            Ok(Ok(place)) => Ok(Place(Some(place))),
-            // The semaphore is never closed, so this is the time that ran out.
-            Ok(Err(_)) | Err(_) => {
+            Ok(place) => Ok(Place(Some(place))),
+            Err(Hopeless) => {
                 self.stats.overloaded.add();
                 Err(Error::Overloaded)
             }

@@ -18,6 +18,7 @@ use self::fence::Fence;
 use self::flight::{Aim, Flight, Flights, Found, Id, Outcome};
 use self::marks::Marks;
 use self::numbers::Numbers;
+use self::places::Places;
 use self::repairs::Repairs;
 use self::shared::Shared;
 use self::tasks::Tasks;
@@ -43,6 +44,7 @@ mod load;
 pub(crate) mod marks;
 mod mutate;
 mod numbers;
+mod places;
 mod read;
 mod refresh;
 mod repairs;
@@ -67,7 +69,7 @@ pub(crate) struct Engine<K, V, E> {
     flights: Flights<V, E>,
     shared: Option<Shared<V>>,
     /// Places for loads.
-    places: Option<Arc<Semaphore>>,
+    places: Option<Arc<Places>>,
     /// Places for work that nobody waits for.
     behind: Arc<Semaphore>,
     negatives: Budget,
@@ -115,7 +117,7 @@ where
                 .map(|(tier, codec)| Shared::new(name, tier, codec, config.channel_lease)),
             places: config
                 .max_concurrent_loads
-                .map(|loads| Arc::new(Semaphore::new(loads))),
+                .map(|loads| Arc::new(Places::new(loads))),
             behind: Arc::new(Semaphore::new(refresh::MOST)),
             negatives: Budget::new(config.negative_capacity, config.negative_ttl, now),
             cost: AtomicU64::new(0),
