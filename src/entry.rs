@@ -89,7 +89,8 @@ impl Read {
     /// Leaves L1 aside: the shared tier is asked (or, without one, the loader) after this call began,
     /// and L1 keeps what comes of it. The answer misses no invalidation that had returned anywhere
     /// before, apart from what a fail-over of Redis can lose. What was under way before the call is
-    /// waited for, not joined; it coalesces with look-ups that began after it.
+    /// waited for, not joined; it coalesces with such look-ups that began after it. A hit in the shared
+    /// tier is two commands then, for what was invalidated as a whole is asked for, too.
     pub const fn skip_l1(mut self) -> Self {
         self.skip_l1 = true;
         self

@@ -107,6 +107,9 @@ impl Life {
 
     /// Before this moment no draw can come out as early: see [`is_early`](Self::is_early).
     pub(crate) fn calm_until(&self, born: Instant, windows: &Windows) -> Instant {
+        if self.expired {
+            return born;
+        }
         let reach = ttl::early_by(self.cost, windows.ahead, SMALLEST);
         let life = self.fresh_until.saturating_duration_since(born);
         // However long a load takes, the first half of a life is for the value that is there.
@@ -240,6 +243,11 @@ mod tests {
         assert!(reach > Duration::from_millis(360) && reach < Duration::from_millis(370));
         let slow = Life::new(born + SECOND * 100, true, SECOND * 60);
         assert_eq!(slow.calm_until(born, &windows), born + SECOND * 50);
+        let expired = Life {
+            expired: true,
+            ..quick
+        };
+        assert_eq!(expired.calm_until(born, &windows), born);
         let off = Windows {
             ahead: 0.0,
             ..windows

@@ -12,7 +12,6 @@
 //! Only a flight that is still in the table when it lands may store into L1; the check and the
 //! store are one critical section. A lock is never held across an await.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,6 +20,7 @@ use std::time::Duration;
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -195,18 +195,25 @@ impl<V, E> Flight<V, E> {
         self.news.notify_waiters();
     }
 
-    /// What a caller may have at this moment, though the flight has not landed, or has failed; and
-    /// what is said of it in L1, if it comes from there.
+    /// What a caller may have at this moment, though the flight has not landed, or has failed. What
+    /// comes from L1 only if `usable` says so.
     pub(crate) fn instead(
         &self,
         now: Instant,
         windows: &Windows,
         failed: bool,
-    ) -> Option<(Answer<V>, Option<(Instant, Stamp)>)> {
+        usable: impl FnOnce(Instant, Stamp) -> bool,
+    ) -> Option<Answer<V>> {
         let found = self.offer.lock();
         let found = found.as_ref()?;
+        if !found
+            .of_l1
+            .is_none_or(|(begun, stamp)| usable(begun, stamp))
+        {
+            return None;
+        }
         let answer = || found.answer_at(now);
-        let answer = match found.life.standing(now, windows) {
+        match found.life.standing(now, windows) {
             Standing::Fresh | Standing::Revalidate => Some(answer()),
             Standing::Fallback if failed => Some(Answer {
                 freshness: Freshness::StaleOnError,
@@ -214,15 +221,17 @@ impl<V, E> Flight<V, E> {
             }),
             Standing::Fallback if self.late.load(Ordering::SeqCst) => Some(answer()),
             Standing::Fallback | Standing::Gone => None,
-        };
-        answer.map(|answer| (answer, found.of_l1))
+        }
     }
 
     /// Whether nobody waits for it, as far as is known: whoever comes has something to answer.
     pub(crate) fn is_behind(&self, windows: &Windows) -> bool {
         match self.aim {
             Aim::Replace(_) => true,
-            Aim::Any => self.instead(Instant::now(), windows, false).is_some(),
+            Aim::Any => {
+                let now = Instant::now();
+                self.instead(now, windows, false, |_, _| true).is_some()
+            }
             Aim::Fresh | Aim::Load => false,
         }
     }
@@ -246,30 +255,14 @@ impl<V, E> Flight<V, E> {
         self.revoked.load(Ordering::SeqCst)
     }
 
-    /// Waits until the flight has landed, or until there is something else: `instead` is asked with
-    /// whether the flight has failed. Cancel safe.
-    pub(crate) async fn outcome(
-        &self,
-        instead: impl Fn(bool) -> Option<Answer<V>>,
-    ) -> Result<&Outcome<V, E>, Answer<V>> {
-        loop {
-            // Listen first, then look: a landing between the two is not missed.
-            let mut news = pin!(self.news.notified());
-            news.as_mut().enable();
-            let outcome = self.outcome.get();
-            let answer = match outcome {
-                None => instead(false),
-                Some(Outcome::Landed(Err(_))) => instead(true),
-                Some(_) => None,
-            };
-            if let Some(answer) = answer {
-                return Err(answer);
-            }
-            if let Some(outcome) = outcome {
-                return Ok(outcome);
-            }
-            news.await;
-        }
+    /// How it ended, once it has.
+    pub(crate) fn outcome(&self) -> Option<&Outcome<V, E>> {
+        self.outcome.get()
+    }
+
+    /// Waits for the landing, or for something else that callers may have.
+    pub(crate) fn news(&self) -> Notified<'_> {
+        self.news.notified()
     }
 
     /// The first outcome counts.

@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::hash::Hash;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -190,13 +191,8 @@ where
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         loop {
-            let (flight, joined) = match self.enter(key, &want) {
-                Entered::Leads(flight) => (flight, false),
-                Entered::Joins(flight) => (flight, true),
-                Entered::Follows(flight) => {
-                    let _ = flight.outcome(|_| None).await;
-                    continue;
-                }
+            let (flight, role) = match self.enter(key, &want) {
+                Entered::Flight(flight, role) => (flight, role),
                 Entered::Answered(answer) => {
                     return Ok(Flown {
                         answer,
@@ -205,28 +201,62 @@ where
                 }
                 Entered::Refused(error) => return Err(error),
             };
-            let instead = |failed| self.instead(&flight, &want, failed);
-            let answer = match flight.outcome(instead).await {
-                Ok(Outcome::Landed(Ok(answer))) => answer.clone(),
-                Ok(Outcome::Landed(Err(error))) => {
-                    if joined {
-                        self.stats.coalesced.add();
-                    }
-                    return Err(error.clone());
+            let news = loop {
+                // Listen first, then look: a landing between the two is not missed.
+                let mut news = pin!(flight.news());
+                news.as_mut().enable();
+                if let Some(news) = self.news(&flight, role, &want) {
+                    break news;
                 }
-                // Its runtime ended under it, or it was another's and came to nothing that this one
-                // could have. This one lives, so try again here.
-                Ok(Outcome::Abandoned) => continue,
-                Err(meanwhile) => meanwhile,
+                news.await;
             };
-            let stale = want.read.fresh && answer.freshness != Freshness::Fresh;
-            // What was joined began before this call, and so perhaps before one of its tags was
-            // invalidated.
-            if stale || (joined && !answer.tags_hold()) {
-                continue;
+            if let Some(answer) = news {
+                return answer.map(|answer| Flown {
+                    answer,
+                    joined: role == Role::Joins,
+                });
             }
-            return Ok(Flown { answer, joined });
         }
+    }
+
+    /// What a flight means for a caller at this moment: nothing yet, or an answer or error, or that it
+    /// has to look again.
+    fn news(
+        &self,
+        flight: &Flight<V, E>,
+        role: Role,
+        want: &Want,
+    ) -> Option<Option<Result<Answer<V>, Error<E>>>> {
+        let outcome = flight.outcome();
+        if role == Role::Follows {
+            return outcome.map(|_| None);
+        }
+        let failed = match outcome {
+            None => Some(false),
+            Some(Outcome::Landed(Err(_))) => Some(true),
+            Some(_) => None,
+        };
+        if let Some(answer) = failed.and_then(|failed| self.instead(flight, want, failed)) {
+            return Some(Some(Ok(answer)));
+        }
+        Some(match outcome? {
+            Outcome::Landed(Ok(answer)) => {
+                let stale = want.read.fresh && answer.freshness != Freshness::Fresh;
+                // What was joined began before this call, and so perhaps before one of its tags was
+                // invalidated.
+                let dead = role == Role::Joins && !answer.tags_hold();
+                (!stale && !dead).then(|| Ok(answer.clone()))
+            }
+            Outcome::Landed(Err(error)) => {
+                if role == Role::Joins {
+                    self.stats.coalesced.add();
+                }
+                Some(Err(error.clone()))
+            }
+            // Its runtime ended under it, or it was another's and came to nothing that this one could
+            // have. This one lives, so try again here.
+            Outcome::Abandoned => None,
+        })
     }
 
     /// What a caller may have at this moment of a flight that has not landed, or has failed.
@@ -235,12 +265,14 @@ where
             return None;
         }
         let now = Instant::now();
-        let (answer, of_l1) = flight.instead(now, &self.config.windows, failed)?;
-        // From L1, and so perhaps from before the flight: whoever joins it comes later still.
-        let usable = of_l1.is_none_or(|(begun, stamp)| {
+        let windows = &self.config.windows;
+        // The flight may have begun after what it has from L1: whoever joins it comes later still.
+        let usable = |begun, stamp| {
             !want.read.skip_l1 && self.fence.holds(stamp) && self.reads_l1(begun, now)
-        });
-        (usable && answer.tags_hold()).then_some(answer)
+        };
+        flight
+            .instead(now, windows, failed, usable)
+            .filter(Answer::tags_hold)
     }
 
     /// What L1 has, if it may be used at all now.
@@ -336,11 +368,12 @@ where
             }
             if self.joinable(flight.begun, Instant::now()) {
                 let flight = Arc::clone(flight);
-                return if want.joins(&flight) {
-                    Entered::Joins(flight)
+                let role = if want.joins(&flight) {
+                    Role::Joins
                 } else {
-                    Entered::Follows(flight)
+                    Role::Follows
                 };
+                return Entered::Flight(flight, role);
             }
             shard.detach(id.hash, &id.encoded);
         }
@@ -389,7 +422,7 @@ where
         shard.insert(Arc::clone(&flight));
         drop(shard);
         self.take_off(&runtime, &flight, owned, nesting, running);
-        Entered::Leads(flight)
+        Entered::Flight(flight, Role::Leads)
     }
 
     fn take_off(
@@ -524,12 +557,18 @@ impl<V> Local<V> {
 }
 
 enum Entered<V, E> {
-    Leads(Arc<Flight<V, E>>),
-    Joins(Arc<Flight<V, E>>),
-    /// Not to be joined, but its end is to be waited for.
-    Follows(Arc<Flight<V, E>>),
+    Flight(Arc<Flight<V, E>>, Role),
     Answered(Answer<V>),
     Refused(Error<E>),
+}
+
+/// What a caller has to do with a flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Leads,
+    Joins,
+    /// Waits for its end, and does not take what comes of it.
+    Follows,
 }
 
 /// What came of a flight for one of its callers.

@@ -92,6 +92,7 @@ impl<V, E> Landing<V, E> {
 }
 
 /// What a record of L2 says.
+#[expect(clippy::large_enum_variant, reason = "taken apart where it is made")]
 enum Reading<V> {
     /// An entry, fresh or not.
     Entry(Found<V>, Header),

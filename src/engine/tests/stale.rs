@@ -548,8 +548,8 @@ async fn a_look_up_past_l1_joins_nothing_that_began_before_it() {
     }
     assert_eq!(
         tier.commands(),
-        before + 1,
-        "they coalesce among themselves"
+        before + 2,
+        "they coalesce: the marks, and the record"
     );
     validate(&[&a, &b], &tier).await;
 }
