@@ -22,8 +22,8 @@ use tidegate::BoxError;
 
 mod hot_key;
 mod paper;
-#[path = "../support/mod.rs"]
-mod support;
+#[path = "../support/server.rs"]
+mod server;
 
 /// The seed of the arrivals, unless another one is asked for.
 const SEED: u64 = 2015;

@@ -140,8 +140,8 @@ pub(crate) fn run(seed: u64, quick: bool, full: bool) -> Result<(), BoxError> {
     };
     add(1.0, 2_000);
     add(10.0, 2_000);
-    add(100.0, 1_000);
-    add(1_000.0, 200);
+    add(100.0, 500);
+    add(1_000.0, 80);
     if full {
         add(10_000.0, 100);
     }
@@ -183,7 +183,7 @@ pub(crate) fn run(seed: u64, quick: bool, full: bool) -> Result<(), BoxError> {
             beta: 1.0,
             rate: 100.0,
             processes,
-            expiries: (1_000 / share).max(4),
+            expiries: (500 / share).max(4),
         };
         let (sampled, measured) = (sample(&setting, seed), measure(&setting, seed)?);
         println!(
