@@ -107,11 +107,16 @@ pub(crate) fn run(seed: u64, quick: bool) -> Result<(), BoxError> {
          | p50 | p99 | p99.9 | max |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
+    let mut off = Vec::new();
     for (index, setting) in SETTINGS.iter().enumerate() {
-        measure(setting, index, seed, ttls, &server.url())?;
+        off.extend(measure(setting, index, seed, ttls, &server.url())?);
     }
     println!();
-    Ok(())
+    if off.is_empty() {
+        println!("As expected.\n");
+        return Ok(());
+    }
+    Err(off.join("; ").into())
 }
 
 fn measure(
@@ -120,7 +125,7 @@ fn measure(
     seed: u64,
     ttls: u32,
     url: &str,
-) -> Result<(), BoxError> {
+) -> Result<Option<String>, BoxError> {
     let mut workers = (0..PROCESSES)
         .map(|process| Worker::start(index, process, seed, ttls, url))
         .collect::<Result<Vec<_>, _>>()?;
@@ -175,7 +180,13 @@ fn measure(
         at(0.999),
         at(1.0),
     );
-    Ok(())
+    let off = at_once > 1 || (waited > 0 && expected_waits == 0.0);
+    Ok(off.then(|| {
+        format!(
+            "{}: {at_once} loads at once, {waited} requests waited",
+            setting.name
+        )
+    }))
 }
 
 /// A process, killed when this is dropped.
