@@ -138,12 +138,12 @@ where
         if !read.skip_l1 {
             let now = Instant::now();
             if let Some(local) = self.look(key, now) {
-                if let Some(answer) = self.taken(&local, read) {
-                    if local.late {
-                        self.refresh_behind(key, &local);
-                    }
-                    self.count(&answer);
-                    return Ok(answer);
+                if local.late && local.is_for(read) {
+                    self.refresh_behind(key, &local);
+                }
+                if local.is_for(read) {
+                    self.count(&local.answer);
+                    return Ok(local.answer);
                 }
             }
         }
@@ -305,22 +305,14 @@ where
         })
     }
 
-    /// What a caller may have of it.
-    fn taken(&self, local: &Local<V>, read: Read) -> Option<Answer<V>> {
-        match local.standing {
-            Standing::Fresh => Some(local.answer.clone()),
-            Standing::Revalidate if !read.fresh => Some(local.answer.clone()),
-            _ => None,
-        }
-    }
-
     /// What L1 may answer now.
     pub(crate) fn peek<Q>(&self, key: &Q, now: Instant) -> Option<Answer<V>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.taken(&self.look(key, now)?, Read::new())
+        let local = self.look(key, now)?;
+        local.is_for(Read::new()).then_some(local.answer)
     }
 
     fn usable(&self, meta: &Meta, now: Instant) -> bool {
@@ -383,9 +375,9 @@ where
         //   3. this call finds no flight, and would load what is already there.
         let now = Instant::now();
         let local = self.look(key, now);
-        if let Some(local) = local.as_ref().filter(|_| !want.read.skip_l1) {
-            if let Some(answer) = self.taken(local, want.read) {
-                return Entered::Answered(answer);
+        if let Some(local) = local.as_ref().filter(|local| local.is_for(want.read)) {
+            if !want.read.skip_l1 {
+                return Entered::Answered(local.answer.clone());
             }
         }
         let aim = match want {
@@ -546,6 +538,15 @@ pub(crate) struct Local<V> {
 }
 
 impl<V> Local<V> {
+    /// Whether a caller may have it.
+    fn is_for(&self, read: Read) -> bool {
+        match self.standing {
+            Standing::Fresh => true,
+            Standing::Revalidate => !read.fresh,
+            Standing::Fallback | Standing::Gone => false,
+        }
+    }
+
     fn found(&self) -> Found<V> {
         Found {
             answer: self.answer.clone(),

@@ -45,23 +45,19 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// The claim is on the same node of a cluster as its record. No record is named like it: encoded keys
-    /// hold no braces.
+    /// `prefix:users::{prefix:users:42}` for `prefix:users:42`: on the same node of a cluster, within the
+    /// same prefix for access rules, and the name of no record, for encoded keys hold no `:`.
     pub(crate) fn of(record: &Bytes) -> Self {
-        let tagged = record
+        let key_at = record
             .iter()
-            .position(|byte| *byte == b'{')
-            .is_some_and(|open| {
-                let tag = &record[open + 1..];
-                tag.iter()
-                    .position(|byte| *byte == b'}')
-                    .is_some_and(|length| length > 0)
-            });
-        // A tag in the prefix decides for both; else the whole record's key does.
-        let claim = if tagged {
-            [record, &b"{claim}"[..]].concat()
+            .rposition(|byte| *byte == b':')
+            .map_or(0, |at| at + 1);
+        let (namespace, key) = record.split_at(key_at);
+        // A tag in the prefix decides for both; without one the whole record's key does.
+        let claim = if namespace.contains(&b'{') {
+            [namespace, b":claim:", key].concat()
         } else {
-            [b"{", &record[..], b"}"].concat()
+            [namespace, b":{", record, b"}"].concat()
         };
         Self {
             record: record.clone(),
@@ -364,5 +360,22 @@ impl SharedTier for redis::Redis {}
 impl sealed::Sealed for redis::Redis {
     fn into_tier(self) -> sealed::AnyTier {
         sealed::AnyTier(Tier::Redis(self))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_has_the_prefix_and_the_slot_of_its_record() {
+        let claim = |record: &'static str| {
+            let keys = Keys::of(&Bytes::from_static(record.as_bytes()));
+            String::from_utf8(keys.claim.to_vec()).expect("a text")
+        };
+        assert_eq!(claim("app:users:42"), "app:users::{app:users:42}");
+        assert_eq!(claim("a:b:users:%2f"), "a:b:users::{a:b:users:%2f}");
+        assert_eq!(claim("{app}:users:42"), "{app}:users::claim:42");
+        assert_eq!(claim("x{app}y:users:42"), "x{app}y:users::claim:42");
     }
 }

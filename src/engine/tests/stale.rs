@@ -26,7 +26,7 @@ async fn entry(cache: &Users) -> (String, Source, Freshness) {
 }
 
 fn claim() -> Vec<u8> {
-    [b"{", KEY, b"}"].concat()
+    [b"tidegate:users::{", KEY, b"}"].concat()
 }
 
 #[tokio::test(start_paused = true)]
@@ -730,4 +730,41 @@ async fn a_failed_refresh_is_held_for_the_fleet_and_grows() {
     let failures: u64 = nodes.iter().map(|node| node.stats().load_failures).sum();
     assert_eq!(failures + 1, source.calls() as u64);
     validate(&nodes.iter().collect::<Vec<_>>(), &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn refreshes_that_nobody_waits_for_are_bounded() {
+    const KEYS: u64 = 1_500;
+    let source = Database::new(true, steps(&["old", "new"]));
+    let cache = settings(&source)
+        .ttl(TTL)
+        .stale_while_revalidate(TTL)
+        .build()
+        .unwrap();
+    for key in 0..KEYS {
+        cache.insert(key, "old".to_owned()).await.unwrap();
+    }
+    tokio::time::advance(TTL).await;
+    for key in 0..KEYS {
+        assert_eq!(text(&cache.get(&key).await), Some("old"));
+    }
+    for _ in 0..40 {
+        settle().await;
+    }
+    let most = super::super::refresh::MOST;
+    assert_eq!(source.calls(), most);
+    // The others are refreshed by a later hit.
+    source.go.add_permits(KEYS as usize);
+    tokio::time::advance(super::super::refresh::QUIET).await;
+    for _ in 0..40 {
+        settle().await;
+    }
+    for key in 0..KEYS {
+        cache.get(&key).await.unwrap();
+    }
+    for _ in 0..40 {
+        settle().await;
+    }
+    assert_eq!(source.calls(), KEYS as usize);
+    validate(&[&cache], &InProcess::new()).await;
 }
