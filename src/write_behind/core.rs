@@ -89,7 +89,7 @@ pub(super) struct Partition {
     pub(super) keys: QueueKeys,
     /// There may be something to read.
     pub(super) written: Notify,
-    /// Somebody gave it up.
+    /// Somebody gave it up, or may have.
     pub(super) freed: AtomicBool,
 }
 
@@ -170,6 +170,7 @@ impl<K, V> Core<K, V> {
     fn wake_all(&self) {
         for partition in &self.partitions {
             partition.written.notify_one();
+            partition.freed.store(true, Ordering::SeqCst);
         }
         self.free.notify_one();
     }

@@ -113,7 +113,7 @@ pub struct Write<K, V> {
 }
 
 impl<K, V> Write<K, V> {
-    /// Names this write, and grows with every write of its key. A write that comes again has the
+    /// Names this write of its key, and grows with every write of it. A write that comes again has the
     /// same one.
     pub fn id(&self) -> WriteId {
         self.id
@@ -136,8 +136,9 @@ impl<K, V> Write<K, V> {
     }
 }
 
-/// Names a write: the id that Redis gave it, milliseconds of the server's clock and a number within
-/// them. Of two writes of one key, the one that was accepted later has the greater id.
+/// Names a write within its partition: the id that Redis gave it, milliseconds of the server's clock
+/// and a number within them. Of two writes of one key, the one that was accepted later has the
+/// greater id. Writes of different partitions may have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WriteId {
     ms: u64,

@@ -155,7 +155,6 @@ fn check(rows: &[Row], accepted: &Accepted) -> usize {
     // Within a partition the next is the one after, or a repetition of the batch that was not
     // acknowledged by a worker that is no more. That nothing is left out, and nothing comes back
     // that was acknowledged, follows for each key.
-    let mut repeated = 0;
     for partition in 0..PARTITIONS {
         let of_partition: Vec<&Row> = rows
             .iter()
@@ -173,13 +172,13 @@ fn check(rows: &[Row], accepted: &Accepted) -> usize {
                 let back = next.checked_sub(at);
                 let back = back.unwrap_or_else(|| panic!("{} are left out", at - next));
                 assert!(back <= BATCH, "{back} are repeated");
-                repeated += back;
             }
             (next, epoch) = (at + 1, row.epoch);
         }
     }
-    assert_eq!(rows.len() - applied.len(), repeated);
-    repeated
+    // An id is unique within its partition.
+    let ids: BTreeSet<(u16, Id)> = rows.iter().map(|row| (row.partition, row.id)).collect();
+    rows.len() - ids.len()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -220,22 +219,19 @@ async fn workers_and_writers_that_are_killed_lose_no_accepted_write_and_no_order
         let dies = usize::try_from(dice.draw(2)).expect("one or two");
         let moment = Duration::from_millis(dice.draw(120));
         let kill_writer = writers_killed < 6;
-        let writer_dies = Duration::from_millis(dice.draw(200));
+        // So soon that all of these are killed before everything is written.
+        let mut writer_lives = dice.draw(1_500);
         let writes = async {
             let Some(mut process) = writer else {
                 return true;
             };
-            let deadline = tokio::time::Instant::now() + writer_dies;
-            loop {
-                let said = tokio::select! {
-                    said = process.next() => said,
-                    () = tokio::time::sleep_until(deadline), if kill_writer => break,
-                };
-                let said = said.expect("the writer lives");
+            while !kill_writer || writer_lives > 0 {
+                let said = process.next().await.expect("the writer lives");
                 accepted.hear(&said);
                 if said == "done" {
                     return false;
                 }
+                writer_lives = writer_lives.saturating_sub(1);
             }
             process.kill().await;
             // What it had said before is said.
@@ -276,10 +272,13 @@ async fn workers_and_writers_that_are_killed_lose_no_accepted_write_and_no_order
         rows.len() - repeated,
         begun.elapsed()
     );
-    assert!(accepted.count() >= 10_000 && workers_killed >= 6 && writers_killed >= 3);
+    assert!(accepted.count() >= 10_000 && workers_killed >= 7 && writers_killed == 6);
     assert_eq!(raw.keys("*:dead"), [""; 0]);
-    assert_eq!(raw.keys("*:lease"), [""; 0]);
-    assert_eq!(raw.keys("*:workers"), [""; 0]);
+    // The last one that was killed may not be forgotten yet.
+    eventually("nothing is left", async || {
+        raw.keys("*:lease").is_empty() && raw.keys("*:workers").is_empty()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

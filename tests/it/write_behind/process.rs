@@ -10,7 +10,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -294,32 +293,27 @@ async fn write_all(port: u16) {
     let stock = builder.partitions(PARTITIONS).open().await.expect("opens");
     say("ready");
     let mut orders = orders();
-    let mut tasks = tokio::task::JoinSet::new();
-    let go = Arc::new(tokio::sync::Notify::new());
+    let mut keys = Vec::new();
     while let Some(order) = orders.next_line().await.expect("a text") {
-        if order == "go" {
-            go.notify_waiters();
-            while let Some(ended) = tasks.join_next().await {
-                ended.expect("a writer of a key");
-            }
-            say("done");
+        if order != "go" {
+            let numbers = order.split(' ');
+            let numbers = numbers.map(|number| number.parse().expect("a number"));
+            keys.push(numbers.collect::<Vec<u64>>());
             continue;
         }
-        let numbers: Vec<u64> = order
-            .split(' ')
-            .map(|number| number.parse().expect("a number"))
-            .collect();
-        let [key, first, last] = numbers[..] else {
-            panic!("what is {order}?")
-        };
-        let (stock, go) = (stock.clone(), Arc::clone(&go));
-        tasks.spawn(async move {
-            go.notified().await;
-            for version in first..=last {
-                write(&stock, key, version).await;
-            }
-        });
-        tokio::task::yield_now().await;
+        let mut tasks = tokio::task::JoinSet::new();
+        for key in keys.drain(..) {
+            let stock = stock.clone();
+            tasks.spawn(async move {
+                for version in key[1]..=key[2] {
+                    write(&stock, key[0], version).await;
+                }
+            });
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended.expect("a writer of a key");
+        }
+        say("done");
     }
 }
 
