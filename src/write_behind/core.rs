@@ -1,6 +1,7 @@
 //! What the handle and the workers of one process share.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -162,7 +163,8 @@ impl<K, V> Core<K, V> {
 
     pub(super) fn tell(&self, event: &Event) {
         if let Some(on_event) = &self.config.on_event {
-            on_event(event);
+            // A panic there, which went to the panic hook, is no reason to apply nothing any more.
+            let _ = catch_unwind(AssertUnwindSafe(|| on_event(event)));
         }
     }
 

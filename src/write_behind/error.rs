@@ -40,8 +40,9 @@ pub enum WriteError {
     },
 
     /// Redis did not say whether the write was accepted: it did not answer in time, or the
-    /// connection was lost. **The write may have been accepted, and may then be applied.** Writing
-    /// it again is safe where a write by somebody else in between may be overwritten.
+    /// connection was lost. **The write may have been accepted, or may yet be**: where the connection
+    /// was lost, even after a write of the same key that was made later over the next one. Writing
+    /// it again makes it the last one, unless somebody else has written the key in between.
     #[error("it is unknown whether the write was accepted")]
     Unknown(#[source] RemoteError),
 

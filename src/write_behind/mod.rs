@@ -52,7 +52,7 @@
 //!   Whoever dies in between, the writer or a worker, costs no write: another worker, or the same
 //!   one when it is started again, begins with what was not acknowledged.
 //! - **An error that says "not accepted" is certain.** The one that does not is
-//!   [`WriteError::Unknown`].
+//!   [`WriteError::Unknown`]: such a write takes its place in the order when, and if, it is accepted.
 //! - **At least once.** A batch whose acknowledgement was lost, with its worker or with Redis, is
 //!   applied again as a whole. [Sinks](Sink) must be idempotent, and are given an [id](Write::id)
 //!   for it.

@@ -127,9 +127,9 @@ where
     }
 
     async fn take_share(&mut self, stopped: &watch::Receiver<bool>) {
-        let beyond = self.held.len().saturating_sub(self.share);
-        for held in self.held.values().take(beyond) {
-            // Stays among those held until its batch is done.
+        // Those that were told to stop stay among those held until their batch is done.
+        let staying = || self.held.values().filter(|held| !*held.stop.borrow());
+        for held in staying().take(staying().count().saturating_sub(self.share)) {
             held.stop.send_replace(true);
         }
         let core = Arc::clone(&self.core);
@@ -181,7 +181,7 @@ where
         }
     }
 
-    /// A task has ended: it gave its partition up, or lost it, or panicked in a function of the user.
+    /// A task has ended: it gave its partition up, or lost it.
     fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
         let id = match &ended {
             Ok((id, ())) => *id,

@@ -29,7 +29,7 @@ const PROCESS: &str = "TIDEGATE_WRITE_BEHIND";
 const MARK: &str = "@@";
 
 pub(super) const PARTITIONS: u16 = 4;
-pub(super) const BATCH: usize = 20;
+const BATCH: usize = 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
@@ -213,7 +213,7 @@ pub(super) fn open_log(path: &Path) -> Connection {
     log.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;
          CREATE TABLE IF NOT EXISTS log (at INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER,
-             partition INTEGER, epoch INTEGER, ms INTEGER, seq INTEGER, key INTEGER, value TEXT);
+             first INTEGER, partition INTEGER, epoch INTEGER, ms INTEGER, seq INTEGER, key INTEGER, value TEXT);
          CREATE TABLE IF NOT EXISTS fence (partition INTEGER PRIMARY KEY, epoch INTEGER);",
     )
     .expect("tables");
@@ -247,10 +247,11 @@ fn commit(log: &mut Connection, batch: &Batch<u64, String>) -> rusqlite::Result<
     if log.execute(fence, (partition, epoch))? == 0 {
         return Err(rusqlite::Error::StatementChangedRows(0));
     }
-    for write in batch.writes() {
+    for (at, write) in batch.writes().iter().enumerate() {
         let id = (number(write.id().ms()), number(write.id().seq()));
         let row = (
             std::process::id(),
+            at == 0,
             partition,
             epoch,
             id.0,
@@ -259,7 +260,8 @@ fn commit(log: &mut Connection, batch: &Batch<u64, String>) -> rusqlite::Result<
             write.value(),
         );
         log.execute(
-            "INSERT INTO log (pid, partition, epoch, ms, seq, key, value) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO log (pid, first, partition, epoch, ms, seq, key, value)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             row,
         )?;
     }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use tidegate::Redis;
 use tidegate::write_behind::{WriteBehind, WriteError};
 
 use super::{
     STREAM, Said, Stock, applied, connect, gated, quick, unapplied, worker, write, writer,
 };
+use crate::cluster::Cluster;
 use crate::support::server::Server;
 use crate::support::{eventually, within};
 
@@ -213,4 +215,42 @@ async fn close_finishes_the_batch_under_way_and_gives_the_partition_up_at_once()
     write(&third, 5, "z").await;
     assert_eq!(calls.drain(1).await, [(5, "z".to_owned())]);
     third.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_cluster_the_partitions_are_spread_and_everything_holds() {
+    let cluster = Cluster::start().await;
+    let connect = async || {
+        let url = format!("redis-cluster://127.0.0.1:{}", cluster.nodes[0].port());
+        let redis = Redis::builder(&url).timeout(Duration::from_secs(2));
+        redis.connect().await.expect("connect")
+    };
+    let minute = Duration::from_secs(60);
+    let (sink, mut calls) = gated();
+    let builder = WriteBehind::builder("stock", connect().await, sink);
+    let worker = builder.lease_ttl(minute).open().await.expect("opens");
+    let stock: Stock = WriteBehind::writer("stock", connect().await)
+        .open()
+        .await
+        .expect("opens");
+    // Also when it sleeps: a lease is renewed every 20 seconds only.
+    for round in ["first", "second"] {
+        for key in 0..40 {
+            write(&stock, key, round).await;
+        }
+        let came = calls.drain(40).await;
+        assert!(came.iter().all(|(_, value)| value == round));
+        eventually("it is applied", async || {
+            stock.lag().await.expect("an answer").unapplied == 0
+        })
+        .await;
+    }
+    for node in &cluster.nodes {
+        let streams = node.raw().keys("tidegate:wb:{stock:?}");
+        assert!(!streams.is_empty(), "every node has some");
+    }
+    worker.close().await;
+    for node in &cluster.nodes {
+        assert_eq!(node.raw().keys("*:lease"), [""; 0]);
+    }
 }
