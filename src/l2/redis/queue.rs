@@ -14,6 +14,8 @@ use super::{Redis, remote};
 use crate::error::{RemoteError, RemoteKind};
 use crate::l2::Notice;
 
+mod reply;
+
 macro_rules! scripts {
     ($($name:ident $file:literal)*) => {$(
         static $name: LazyLock<Script> = LazyLock::new(|| {
@@ -161,7 +163,7 @@ impl Redis {
         ];
         let keys = [keys.stream.clone(), keys.state.clone()];
         let reply = self.run_on(&client, "write", &ACCEPT, &keys, args).await?;
-        accepted(reply).ok_or_else(|| unexpected("write"))
+        reply::accepted(reply).ok_or_else(|| unexpected("write"))
     }
 
     pub(crate) async fn queue_redrive(
@@ -185,7 +187,7 @@ impl Redis {
         ];
         let keys = [keys.stream.clone(), keys.dead.clone()];
         let reply = self.run_on(&client, DOING, &REDRIVE, &keys, args).await?;
-        accepted(reply).ok_or_else(|| unexpected(DOING))
+        reply::accepted(reply).ok_or_else(|| unexpected(DOING))
     }
 
     pub(crate) async fn queue_claim(
@@ -203,7 +205,7 @@ impl Redis {
         ];
         let keys = [keys.lease.clone(), keys.state.clone()];
         let reply = self.queue(DOING, &CLAIM, &keys, args).await?;
-        claimed(reply).ok_or_else(|| unexpected(DOING))
+        reply::claimed(reply).ok_or_else(|| unexpected(DOING))
     }
 
     /// Acknowledges, renews the lease, and reads up to `count` unacknowledged entries, the oldest
@@ -228,7 +230,7 @@ impl Redis {
         match reply.next().and_then(|code| code.as_u64()) {
             Some(0) => Ok(None),
             Some(1) => {
-                let entries = reply.next().and_then(entries_of);
+                let entries = reply.next().and_then(reply::entries);
                 entries.map(Some).ok_or_else(|| unexpected(DOING))
             }
             _ => Err(unexpected(DOING)),
@@ -355,7 +357,7 @@ impl Redis {
         ];
         let reply = self.shared.client().custom::<Value, _>(command, args).await;
         let reply = reply.map_err(|error| remote(doing, error))?;
-        entries_of(reply).ok_or_else(|| unexpected(doing))
+        reply::entries(reply).ok_or_else(|| unexpected(doing))
     }
 
     /// Deletes an entry. `false`: there was none.
@@ -395,60 +397,4 @@ fn id((ms, seq): StreamId) -> Value {
 
 fn unexpected(doing: &'static str) -> RemoteError {
     RemoteError::because(RemoteKind::Refused, doing, "unexpected reply")
-}
-
-fn accepted(reply: Value) -> Option<Accepted> {
-    let mut reply = reply.into_array().into_iter();
-    let code = reply.next()?.as_u64()?;
-    Some(match code {
-        0 => Accepted::Id(parse_id(&reply.next()?.into_string()?)?),
-        1 => Accepted::Full(reply.next()?.as_u64()?),
-        2 => reply
-            .next()
-            .and_then(Value::into_string)
-            .map_or(Accepted::Gone, Accepted::Partitions),
-        _ => return None,
-    })
-}
-
-fn claimed(reply: Value) -> Option<Claimed> {
-    let mut reply = reply.into_array().into_iter();
-    let code = reply.next()?.as_u64()?;
-    let mut text = || reply.next()?.into_string();
-    Some(match code {
-        0 => Claimed::Granted(Granted {
-            epoch: text()?.parse().ok()?,
-            // Whatever somebody else has written there is nothing that is known.
-            noted: Noted {
-                failed: parse_id(&text()?),
-                failures: text()?.parse().unwrap_or_default(),
-                isolate: parse_id(&text()?),
-            },
-        }),
-        1 => Claimed::Held(text()?.parse().ok()?),
-        2 => Claimed::Partitions(text()?),
-        _ => return None,
-    })
-}
-
-fn entries_of(reply: Value) -> Option<Vec<RawEntry>> {
-    if reply.is_null() {
-        return Some(Vec::new());
-    }
-    let entries = reply.into_array().into_iter().map(|entry| {
-        let mut parts = entry.into_array().into_iter();
-        let id = parse_id(&parts.next()?.into_string()?)?;
-        // Nothing where the entry was deleted behind the group's back.
-        let fields = match parts.next() {
-            Some(fields) if !fields.is_null() => fields.into_array(),
-            _ => Vec::new(),
-        };
-        let mut fields = fields.into_iter().map(|part| part.into_bytes());
-        let mut pairs = Vec::new();
-        while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
-            pairs.push((name?, value?));
-        }
-        Some(RawEntry { id, fields: pairs })
-    });
-    entries.collect()
 }

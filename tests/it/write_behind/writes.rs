@@ -225,15 +225,15 @@ async fn in_a_cluster_the_partitions_are_spread_and_everything_holds() {
         let redis = Redis::builder(&url).timeout(Duration::from_secs(2));
         redis.connect().await.expect("connect")
     };
-    let minute = Duration::from_secs(60);
+    let minutes = Duration::from_secs(600);
     let (sink, mut calls) = gated();
     let builder = WriteBehind::builder("stock", connect().await, sink);
-    let worker = builder.lease_ttl(minute).open().await.expect("opens");
+    let worker = builder.lease_ttl(minutes).open().await.expect("opens");
     let stock: Stock = WriteBehind::writer("stock", connect().await)
         .open()
         .await
         .expect("opens");
-    // Also when it sleeps: a lease is renewed every 20 seconds only.
+    // Also when it sleeps: a lease is renewed every 200 seconds only.
     for round in ["first", "second"] {
         for key in 0..40 {
             write(&stock, key, round).await;
