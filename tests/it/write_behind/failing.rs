@@ -139,6 +139,24 @@ async fn a_sink_that_panics_or_hangs_has_failed_and_is_called_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_failed_is_before_what_came_later_whoever_has_the_partition() {
+    let server = Server::start();
+    let hour = Duration::from_secs(3_600);
+    let (stock, mut calls) = worker(&server, |builder| builder.backoff(hour, hour)).await;
+    write(&stock, 1, "a").await;
+    calls.next().await.fail("no");
+    eventually("it has failed", async || stock.stats().failed == 1).await;
+    write(&writer(&server).await, 1, "b").await;
+    stock.close().await;
+    let (other, mut calls) = worker(&server, |builder| builder).await;
+    let call = calls.next().await;
+    assert_eq!(call.writes(), [(1, "a"), (1, "b")]);
+    call.ok();
+    other.close().await;
+    assert_eq!(unapplied(&mut server.raw()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failures_are_remembered_when_the_partition_goes_over() {
     let server = Server::start();
     let mut raw = server.raw();

@@ -42,10 +42,20 @@ async fn without_its_lease_a_worker_neither_acknowledges_nor_reads_nor_dead_lett
         assert_eq!(raw.get(LEASE).as_deref(), Some(&b"somebody"[..]));
         assert!(calls.none());
         assert_eq!((stock.stats().applied, stock.stats().lost), (0, 1));
-        // It does not give up what is not its own.
         stock.close().await;
-        assert_eq!(raw.get(LEASE).as_deref(), Some(&b"somebody"[..]));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_is_given_up_only_by_its_holder() {
+    let server = Server::start();
+    let mut raw = server.raw();
+    let minute = Duration::from_secs(60);
+    let (stock, _calls) = worker(&server, |builder| builder.lease_ttl(minute)).await;
+    eventually("it has it", async || raw.get(LEASE).is_some()).await;
+    raw.set(LEASE, b"somebody");
+    stock.close().await;
+    assert_eq!(raw.get(LEASE).as_deref(), Some(&b"somebody"[..]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
