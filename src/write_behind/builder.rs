@@ -142,7 +142,8 @@ impl<K, V> WriteBehindBuilder<K, V> {
     }
 
     /// How often a write is tried before it is dead-lettered and the partition goes on without it.
-    /// After a batch failed its writes are tried one by one, so that only the one at fault is.
+    /// After a batch failed its writes are tried one by one, each at least once, so that only the
+    /// one at fault is.
     ///
     /// A sink that fails for long, because its database is away, loses a write to the dead letters
     /// in each partition whenever the attempts are used up: after about 6 minutes with the

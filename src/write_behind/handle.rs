@@ -194,3 +194,54 @@ impl<K, V> fmt::Debug for WriteBehind<K, V> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::write_behind::{Batch, DeadLetter, Event, OpenError, Sink, Write};
+
+    fn handle<T: Send + Sync + Clone + fmt::Debug + Unpin + 'static>() {}
+    fn error<T: std::error::Error + Send + Sync + 'static>() {}
+    fn shared<T: Send + Sync + fmt::Debug>() {}
+    fn future<T: Send>(_: &T) {}
+
+    // A value that is neither `Clone` nor `Debug`.
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Opaque;
+
+    struct Nowhere;
+
+    impl Sink for Nowhere {
+        type Key = u64;
+        type Value = Opaque;
+        type Error = crate::BoxError;
+
+        async fn apply(&self, _: &Batch<u64, Opaque>) -> Result<(), crate::BoxError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn public_types_can_be_shared_and_public_futures_sent() {
+        handle::<WriteBehind<u64, Opaque>>();
+        handle::<Event>();
+        handle::<WriteId>();
+        error::<OpenError>();
+        error::<WriteError>();
+        shared::<Batch<u64, u8>>();
+        shared::<Write<u64, u8>>();
+        shared::<DeadLetter<u64, u8>>();
+        let redis = crate::Redis::open("redis://127.0.0.1:1").expect("a sound URL");
+        future(&WriteBehind::builder("opaque", redis, Nowhere).open());
+        let used = |writes: WriteBehind<u64, Opaque>, letter: DeadLetter<u64, Opaque>| {
+            future(&writes.write(&1, &Opaque));
+            future(&writes.delete(&1));
+            future(&writes.redrive(&letter));
+            future(&writes.dead_letters(1));
+            future(&writes.discard(&letter));
+            future(&writes.lag());
+            future(&writes.close());
+        };
+        let _ = used;
+    }
+}

@@ -109,8 +109,8 @@
 //! worker with less than its share, because the partitions cannot be shared out evenly, adds one for
 //! each partition of the others.
 //!
-//! A server needs `noeviction` or `volatile-*`; users with an ACL need the keys `prefix:wb:*`, the
-//! channel of the same name, and the commands of scripts and streams.
+//! A server needs `noeviction` or `volatile-*`; users with an ACL need the keys and the
+//! channels `prefix:wb:*`, and the commands of scripts and streams.
 
 pub use self::builder::WriteBehindBuilder;
 pub use self::dead::DeadLetter;
