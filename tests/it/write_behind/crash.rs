@@ -294,7 +294,7 @@ async fn two_workers_share_the_partitions_and_one_takes_over_when_the_other_dies
         let builder = tidegate::write_behind::WriteBehind::writer("stock", redis);
         builder.partitions(PARTITIONS).open().await.expect("opens")
     };
-    let lease = Duration::from_millis(900);
+    let lease = Duration::from_secs(3);
     let mut a = Process::start(&server, Role::Logging, lease).await;
     for _ in 0..PARTITIONS {
         a.hear("claimed").await;

@@ -56,11 +56,11 @@ async fn a_write_that_fails_is_tried_alone_then_dead_lettered_and_can_be_driven_
         dropped: 0,
     };
     assert_eq!(event, expected);
-    let stats = other.stats();
-    assert_eq!(
-        (stats.applied, stats.failed, stats.dead_lettered),
-        (2, 3, 1)
-    );
+    eventually("it is counted", async || {
+        let stats = other.stats();
+        (stats.applied, stats.failed, stats.dead_lettered) == (2, 3, 1)
+    })
+    .await;
 
     // From any process.
     let letters = stock.dead_letters(10).await.expect("an answer");
@@ -114,7 +114,7 @@ async fn a_sink_that_panics_or_hangs_has_failed_and_is_called_again() {
     let server = Server::start();
     let said = Said::default();
     let (stock, mut calls) = worker(&server, |builder| {
-        said.listens(builder.sink_timeout(Duration::from_millis(300)))
+        said.listens(builder.sink_timeout(Duration::from_millis(1_500)))
     })
     .await;
     write(&stock, 1, "a").await;
@@ -127,7 +127,7 @@ async fn a_sink_that_panics_or_hangs_has_failed_and_is_called_again() {
     assert!(call.answer.is_closed(), "it was cut off");
     next.ok();
     applied(&mut server.raw()).await;
-    for says in ["the sink panicked", "the sink did not end within 300ms"] {
+    for says in ["the sink panicked", "the sink did not end within 1.5s"] {
         let event = said.hear(says, |event| matches!(event, Event::Failed { .. }));
         let event = event.await;
         assert!(
@@ -219,8 +219,11 @@ async fn entries_that_nobody_can_read_are_dead_lettered_and_stop_nothing() {
     assert_eq!(says, expected);
     assert!(letters.iter().all(|letter| letter.write().is_none()));
     assert_eq!(letters[2].id().map(|id| id.ms()), Some(7));
-    let stats = other.stats();
-    assert_eq!((stats.unreadable, stats.dead_lettered), (8, 8));
+    eventually("it is counted", async || {
+        let stats = other.stats();
+        (stats.unreadable, stats.dead_lettered) == (8, 8)
+    })
+    .await;
     // Who can read it has it.
     assert_eq!(
         newer.dead_letters(100).await.expect("an answer")[5].write(),
@@ -259,10 +262,10 @@ async fn dead_letters_are_bounded_and_the_oldest_is_dropped_aloud() {
         [2, 3, 4]
     );
     assert_eq!(stock.dead_letters(2).await.expect("an answer").len(), 2);
-    assert_eq!(other.stats().dead_letters_dropped, 2);
     said.hear("one was dropped", |event| {
         matches!(event, Event::DeadLettered { dropped: 1, .. })
     })
     .await;
     other.close().await;
+    assert_eq!(other.stats().dead_letters_dropped, 2);
 }

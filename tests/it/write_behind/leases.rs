@@ -62,7 +62,7 @@ async fn a_lease_is_given_up_only_by_its_holder() {
 async fn a_worker_that_is_stopped_is_replaced_and_acknowledges_nothing_when_it_goes_on() {
     let server = Server::start();
     let mut raw = server.raw();
-    let lease = Duration::from_millis(1_000);
+    let lease = Duration::from_secs(2);
     let stock = writer(&server).await;
     let mut stopped = Process::start(&server, Role::Gated, lease).await;
     stopped.hear("claimed 0").await;
@@ -72,7 +72,7 @@ async fn a_worker_that_is_stopped_is_replaced_and_acknowledges_nothing_when_it_g
     assert_eq!(ids, first.to_string());
     stopped.stop();
     write(&stock, 1, "b").await;
-    let (other, mut calls) = worker(&server, |builder| builder.lease_ttl(lease * 4)).await;
+    let (other, mut calls) = worker(&server, |builder| builder.lease_ttl(lease * 2)).await;
     // Begins with what was not acknowledged.
     let call = calls.next().await;
     assert_eq!(call.writes(), [(1, "a"), (1, "b")]);

@@ -33,9 +33,9 @@ async fn writes_and_deletions_reach_the_sink_in_order_with_growing_ids() {
     let mut raw = server.raw();
     applied(&mut raw).await;
     assert_eq!(stock.lag().await.expect("an answer"), Default::default());
+    stock.close().await;
     let stats = stock.stats();
     assert_eq!((stats.accepted, stats.applied, stats.batches), (4, 4, 2));
-    stock.close().await;
     assert!(matches!(
         stock.write(&1, &String::new()).await,
         Err(WriteError::Closed)
@@ -82,7 +82,7 @@ async fn full_is_an_error_of_its_own_without_a_race_and_passes_when_writes_are_a
 async fn a_write_that_redis_does_not_answer_is_unknown_and_may_be_applied() {
     let server = Server::start();
     let (stock, mut calls) = worker(&server, |builder| builder).await;
-    let impatient = server.patient().timeout(Duration::from_millis(100));
+    let impatient = server.patient().timeout(Duration::from_millis(500));
     let redis = impatient.connect().await.expect("connect");
     let hasty: Stock = quick(WriteBehind::writer("stock", redis))
         .open()
@@ -143,9 +143,9 @@ async fn coalescing_gives_the_last_write_of_each_key_and_acknowledges_all() {
     assert_eq!(call.writes(), [(1, "d"), (3, "e"), (2, "f")]);
     call.ok();
     applied(&mut server.raw()).await;
+    other.close().await;
     assert_eq!((other.stats().applied, other.stats().coalesced), (6, 3));
     assert!(calls.none());
-    other.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -155,7 +155,7 @@ async fn a_batch_has_its_size_and_linger_waits_for_more() {
     for key in 0..5 {
         write(&stock, key, "x").await;
     }
-    let linger = Duration::from_millis(300);
+    let linger = Duration::from_secs(2);
     let (other, mut calls) = worker(&server, |builder| builder.batch_size(4).linger(linger)).await;
     // Full: no reason to wait.
     let call = calls.next().await;
