@@ -120,6 +120,7 @@
 //! | `bincode` | yes | [`Bincode`], the default codec; the crate bincode is no longer maintained (RUSTSEC-2025-0141) |
 //! | `json` | | [`Json`], through serde_json |
 //! | `uuid` | | [`CacheKey`] for `uuid::Uuid` |
+//! | `write-behind` | | `write_behind`: writes that Redis accepts now and the source of truth gets later, and what of them can be lost; nothing in the tree beyond `redis` |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -167,6 +168,9 @@ mod loader;
 mod random;
 mod stats;
 mod ttl;
+#[cfg(feature = "write-behind")]
+#[cfg_attr(docsrs, doc(cfg(feature = "write-behind")))]
+pub mod write_behind;
 
 /// The README, compiled: its code must work.
 #[cfg(all(doctest, feature = "redis", feature = "bincode"))]

@@ -25,3 +25,6 @@ mod sentinel;
 mod support;
 #[cfg(test)]
 mod trouble;
+#[cfg(test)]
+#[cfg(feature = "write-behind")]
+mod write_behind;

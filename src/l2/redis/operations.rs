@@ -312,7 +312,7 @@ impl Redis {
             .await
     }
 
-    async fn run_on(
+    pub(super) async fn run_on(
         &self,
         client: &WithOptions<Client>,
         doing: &'static str,
