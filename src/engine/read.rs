@@ -293,6 +293,8 @@ where
                             record,
                         });
                     }
+                    // The mark may be our own: the error of that load is at hand.
+                    Ok(Reading::Failed(_)) if flight.spared.is_some() => {}
                     Ok(Reading::Failed(left)) => {
                         return self.failed_elsewhere(flight, left);
                     }
