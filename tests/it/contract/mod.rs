@@ -1,12 +1,14 @@
 //! What holds on every shared tier: the same functions run on `InProcess` and on Redis. Several
 //! caches of one name on one tier stand for several processes.
 
+mod backoff;
 mod coalescing;
 mod coherence;
 mod expire;
 mod fence;
 mod leases;
 mod marks;
+mod stale;
 mod storm;
 mod values;
 mod versions;
