@@ -116,11 +116,13 @@ impl Life {
 
     /// Whether this hit begins a refresh before the TTL ends. Probabilistic early expiration (XFetch:
     /// Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", PVLDB
-    /// 8(8), 2015): a draw of −δ·β·ln(u) that reaches the end, δ being what a load costs.
-    pub(crate) fn is_early(&self, now: Instant, windows: &Windows) -> bool {
+    /// 8(8), 2015): a draw of −δ·β·ln(u) that reaches the end, δ being what a load costs. Never in the
+    /// first half of a life: while the entry is younger than what is left of it.
+    pub(crate) fn is_early(&self, now: Instant, age: Duration, windows: &Windows) -> bool {
         let left = self.fresh_until.saturating_duration_since(now);
         windows.ahead > 0.0
             && !self.cost.is_zero()
+            && age >= left
             && ttl::early_by(self.cost, windows.ahead, 1.0 - random::share()) >= left
     }
 }
@@ -219,7 +221,9 @@ mod tests {
             for left in [0.1, 0.5, 1.0, 2.0, 5.0] {
                 let life = Life::new(now + SECOND.mul_f64(left), true, SECOND);
                 let draws = 40_000;
-                let early = (0..draws).filter(|_| life.is_early(now, &windows)).count();
+                let early = (0..draws)
+                    .filter(|_| life.is_early(now, ttl::LONGEST, &windows))
+                    .count();
                 let (share, expected) = (early as f64 / f64::from(draws), (-left / beta).exp());
                 let sigma = (expected * (1.0 - expected) / f64::from(draws)).sqrt();
                 assert!(
@@ -245,6 +249,17 @@ mod tests {
             ..windows
         };
         assert_eq!(slow.calm_until(born, &off), slow.fresh_until);
-        assert!(!slow.is_early(slow.fresh_until, &off));
+        assert!(!slow.is_early(slow.fresh_until, ttl::LONGEST, &off));
+        let eager = Windows {
+            ahead: 1000.0,
+            ..windows
+        };
+        let hits = |second: u32| {
+            let age = SECOND * second;
+            let hits = (0..100).filter(|_| slow.is_early(born + age, age, &eager));
+            hits.count()
+        };
+        assert_eq!(hits(49), 0);
+        assert!(hits(50) > 90);
     }
 }

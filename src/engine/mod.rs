@@ -239,7 +239,10 @@ where
         if now >= meta.calm_until {
             standing = meta.life.standing(now, &self.config.windows);
             late = match standing {
-                Standing::Fresh => meta.life.is_early(now, &self.config.windows),
+                Standing::Fresh => {
+                    let windows = &self.config.windows;
+                    meta.life.is_early(now, meta.age_at(now), windows)
+                }
                 Standing::Revalidate => true,
                 Standing::Fallback => false,
                 Standing::Gone => return None,

@@ -167,10 +167,13 @@ where
             // The fence: a flight that was detached stores nothing, in one critical section with
             // whatever detaches.
             let current = shard.is_current(flight);
+            let mut calms = flight.calms();
             match landing.keep {
                 Keep::Entry(found, bound) if current => {
                     if found.life.freshness(now) == Freshness::Fresh {
                         shard.forgive(&flight.id);
+                        // A new one is left alone for as long as any other.
+                        calms = false;
                     }
                     engine.store(key.clone(), flight, &found, bound, None);
                 }
@@ -180,7 +183,7 @@ where
                 }
                 _ => {}
             }
-            if flight.calms() {
+            if calms {
                 let until = ttl::deadline(now, quiet);
                 engine
                     .l1

@@ -182,7 +182,9 @@ where
             Aim::Any => {
                 let begins = replaces.early.is_none()
                     && !waited.has_waited()
-                    && found.life.is_early(now, &self.config.windows);
+                    && found
+                        .life
+                        .is_early(now, found.answer.age, &self.config.windows);
                 if begins {
                     self.stats.refreshes.add();
                     replaces.early = Some(found.print);
