@@ -8,6 +8,8 @@ mod expire;
 mod fence;
 mod leases;
 mod marks;
+mod races;
+mod refresh;
 mod stale;
 mod storm;
 mod values;

@@ -47,11 +47,18 @@ async fn everyone_is_answered_at_once_while_one_process_loads(ground: Ground) {
             assert_eq!(value(answer(caller).await), "old");
         }
         let since = node.stats().since(&before);
-        assert_eq!((since.l1_hits, since.stale_hits, since.refreshes), (50, 50, 1));
+        assert_eq!(
+            (since.l1_hits, since.stale_hits, since.refreshes),
+            (50, 50, 1)
+        );
     }
     gate.reached().await;
     eventually("the others leave it to the one", async || {
-        nodes.iter().map(|node| node.stats().lease_waits).sum::<u64>() == 2
+        nodes
+            .iter()
+            .map(|node| node.stats().lease_waits)
+            .sum::<u64>()
+            == 2
     })
     .await;
     for node in nodes {
@@ -79,7 +86,11 @@ async fn a_process_without_the_entry_answers_what_the_shared_tier_has(ground: Gr
         assert_eq!(value(answer(caller).await), "old");
     }
     gate.reached().await;
-    let entry = cold.get_entry(1).await.expect("a look-up").expect("an entry");
+    let entry = cold
+        .get_entry(1)
+        .await
+        .expect("a look-up")
+        .expect("an entry");
     assert_eq!(
         (entry.source(), entry.freshness()),
         (Source::L1, Freshness::Stale)
@@ -94,7 +105,9 @@ async fn a_process_without_the_entry_answers_what_the_shared_tier_has(ground: Gr
 async fn an_entry_is_not_answered_after_its_window_while_it_is_loaded(ground: Ground) {
     let db = Db::default();
     let a = ground
-        .node_with(&db, |builder| revalidates(builder).stale_while_revalidate(SOON))
+        .node_with(&db, |builder| {
+            revalidates(builder).stale_while_revalidate(SOON)
+        })
         .await;
     aged(&db, &[&a], 1).await;
     sleep(SOON).await;
@@ -298,7 +311,10 @@ async fn both_windows_begin_where_the_ttl_ends(ground: Ground) {
         match key {
             1 => assert_eq!(seen(node.get_entry(1).await), old(Freshness::StaleOnError)),
             2 => assert_eq!(seen(node.get_entry(2).await), old(Freshness::Stale)),
-            _ => assert!(node.get(key).await.is_err(), "one does not follow the other"),
+            _ => assert!(
+                node.get(key).await.is_err(),
+                "one does not follow the other"
+            ),
         }
     }
     ground.check(&[&first, &second, &both]).await;
