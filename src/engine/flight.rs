@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::entry::Freshness;
+use crate::entry::{Freshness, Source};
 use crate::error::Error;
 use crate::l1::Answer;
 use crate::life::{Life, Standing, Windows};
@@ -195,9 +195,13 @@ impl<V, E> Flight<V, E> {
         now: Instant,
         windows: &Windows,
         failed: bool,
+        from_l1: bool,
     ) -> Option<Answer<V>> {
         let found = self.offer.lock();
         let found = found.as_ref()?;
+        if found.answer.source == Source::L1 && !from_l1 {
+            return None;
+        }
         let answer = || found.answer_at(now);
         match found.life.standing(now, windows) {
             Standing::Fresh | Standing::Revalidate => Some(answer()),
@@ -214,7 +218,7 @@ impl<V, E> Flight<V, E> {
     pub(crate) fn is_behind(&self, windows: &Windows) -> bool {
         match self.aim {
             Aim::Replace(_) => true,
-            Aim::Any => self.instead(Instant::now(), windows, false).is_some(),
+            Aim::Any => self.instead(Instant::now(), windows, false, true).is_some(),
             Aim::Fresh | Aim::Load => false,
         }
     }
@@ -239,10 +243,11 @@ impl<V, E> Flight<V, E> {
     }
 
     /// Waits until the flight has landed, or, with windows, until there is something else that may be
-    /// answered. Cancel safe.
+    /// answered; `from_l1`: also if L1 had it. Cancel safe.
     pub(crate) async fn outcome(
         &self,
         windows: Option<&Windows>,
+        from_l1: bool,
     ) -> Result<&Outcome<V, E>, Answer<V>> {
         loop {
             // Listen first, then look: a landing between the two is not missed.
@@ -256,7 +261,8 @@ impl<V, E> Flight<V, E> {
                     Some(_) => None,
                 };
                 let now = Instant::now();
-                if let Some(answer) = failed.and_then(|failed| self.instead(now, windows, failed)) {
+                let instead = |failed| self.instead(now, windows, failed, from_l1);
+                if let Some(answer) = failed.and_then(instead) {
                     return Err(answer);
                 }
             }

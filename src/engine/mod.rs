@@ -190,7 +190,7 @@ where
                 Entered::Leads(flight) => (flight, false),
                 Entered::Joins(flight) => (flight, true),
                 Entered::Follows(flight) => {
-                    let _ = flight.outcome(None).await;
+                    let _ = flight.outcome(None, false).await;
                     continue;
                 }
                 Entered::Answered(answer) => {
@@ -202,7 +202,7 @@ where
                 Entered::Refused(error) => return Err(error),
             };
             let windows = (!want.read.fresh).then_some(&self.config.windows);
-            let answer = match flight.outcome(windows).await {
+            let answer = match flight.outcome(windows, !want.read.skip_l1).await {
                 Ok(Outcome::Landed(Ok(answer))) => answer.clone(),
                 Ok(Outcome::Landed(Err(error))) => {
                     if joined {
@@ -366,7 +366,9 @@ where
             // L2 may have something, or something new.
             flight.spared = Some(error);
         }
-        if let Some(local) = local {
+        // Nobody who waits for a fresh one, or a load, is offered anything; others may join them.
+        let past_l1 = want.read.skip_l1 && !want.read.fresh;
+        if let Some(local) = local.filter(|_| !past_l1) {
             flight.offer(local.found());
         }
         let flight = Arc::new(flight);
