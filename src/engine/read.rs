@@ -567,6 +567,12 @@ where
         nesting: &Nesting,
         place: Option<Place>,
     ) -> Landing<V, E> {
+        if flight.offered().is_none() {
+            // Now that it is known, L1 may answer for a while what it could not when the call came.
+            if let Some(local) = self.look(key, Instant::now()) {
+                flight.offer(local.found());
+            }
+        }
         let fresh = |found: Found<V>| found.life.freshness(Instant::now()) == Freshness::Fresh;
         if matches!(flight.aim, Aim::Replace(_)) && flight.offered().is_some_and(fresh) {
             // There is time, and without L2 everybody would load for himself.
