@@ -145,7 +145,7 @@ async fn a_waiter_sends_nothing_while_it_waits_and_one_read_when_it_is_woken() {
     })
     .await;
     assert_eq!(scene.monitor.seen(), ["GET", "EVALSHA"]);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    sleep(Duration::from_millis(300)).await;
     assert!(scene.monitor.seen().is_empty(), "it polls");
     gate.open();
     for waiter in waiters {

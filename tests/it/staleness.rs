@@ -269,6 +269,31 @@ async fn a_write_that_the_server_is_not_told_of_is_an_error_and_repaired() {
     ground.check(&[&b]).await;
 }
 
+/// By somebody who is no cache.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refresh_whose_entry_was_deleted_is_refused_and_one_whose_claim_was_is_not() {
+    let (ground, db) = (Ground::redis(), Db::default());
+    let mut raw = ground.server().expect("a server").raw();
+    let a = ground.node_with(&db, revalidates).await;
+    for (deleted, filled) in [(users(1), 0), (format!("{{{}}}", users(1)), 1)] {
+        db.write(1, "older");
+        a.get(1).await.expect("a look-up");
+        let (gate, before) = (db.gate(), a.stats());
+        let refresher = a.refresher(1).await;
+        gate.reached().await;
+        db.write(1, "new");
+        raw.send(&[b"DEL", deleted.as_bytes()]);
+        gate.open();
+        assert_eq!(value(answer(refresher).await), "older");
+        let since = a.stats().since(&before);
+        assert_eq!((since.fills, since.fills_refused), (filled, 1 - filled));
+        assert_eq!(raw.entries("*tidegate*").len() as u64, filled);
+        a.invalidate(&1).await.expect("an invalidation");
+        assert_eq!(value(a.get(1).await), "new");
+    }
+    ground.check(&[&a]).await;
+}
+
 /// Milliseconds that the server keeps a key, which are at most these.
 fn kept(raw: &mut Raw, key: &str, most: Duration) {
     let (pttl, most) = (raw.pttl(key), i64::try_from(most.as_millis()).expect("few"));

@@ -18,9 +18,11 @@ on_both_tiers! {
     an_insert_during_a_refresh_elsewhere_stays
     the_same_value_inserted_during_a_refresh_discards_it
     an_invalidation_of_a_tag_during_a_refresh_outlives_it
+    an_invalidation_of_everything_during_a_refresh_outlives_it
     a_refresh_that_was_refused_takes_no_claim_from_its_successor
     a_refresh_that_was_overtaken_is_refused
     a_load_after_an_invalidation_is_not_disturbed_by_an_older_refresh
+    a_refresh_after_an_insert_does_not_wait_for_an_older_one
     refreshes_by_hand_in_two_processes_are_one_load
 }
 
@@ -152,7 +154,8 @@ async fn the_same_value_inserted_during_a_refresh_discards_it(ground: Ground) {
     scene.ground.check(&[&scene.a, &scene.b]).await;
 }
 
-async fn an_invalidation_of_a_tag_during_a_refresh_outlives_it(ground: Ground) {
+/// The record stays where it is, and is dead; so is what replaces it.
+async fn invalidated_as_a_whole(ground: Ground, tag: Option<&str>) {
     let db = Db::default();
     db.tag(1, &["t"]);
     let a = ground.node_with(&db, revalidates).await;
@@ -163,9 +166,15 @@ async fn an_invalidation_of_a_tag_during_a_refresh_outlives_it(ground: Ground) {
     assert_eq!(value(a.get(1).await), "old");
     gate.reached().await;
     db.write(1, "new");
-    b.invalidate_tag("t").await.expect("an invalidation");
+    match tag {
+        Some(tag) => b.invalidate_tag(tag).await,
+        None => b.invalidate_all().await,
+    }
+    .expect("an invalidation");
+    let caller = b.caller(1).await;
     gate.open();
     a.check().await;
+    assert_eq!(value(answer(caller).await), "new");
     for node in [&a, &b] {
         eventually("it has heard", async || {
             seen(node.get_entry(1).await) == fresh("new")
@@ -176,6 +185,14 @@ async fn an_invalidation_of_a_tag_during_a_refresh_outlives_it(ground: Ground) {
     assert_eq!(value(cold.get(1).await), "new");
     assert_eq!(db.loads(), 2);
     ground.check(&[&a, &b, &cold]).await;
+}
+
+async fn an_invalidation_of_a_tag_during_a_refresh_outlives_it(ground: Ground) {
+    invalidated_as_a_whole(ground, Some("t")).await;
+}
+
+async fn an_invalidation_of_everything_during_a_refresh_outlives_it(ground: Ground) {
+    invalidated_as_a_whole(ground, None).await;
 }
 
 async fn a_refresh_that_was_refused_takes_no_claim_from_its_successor(ground: Ground) {
@@ -227,6 +244,16 @@ async fn a_load_after_an_invalidation_is_not_disturbed_by_an_older_refresh(groun
     assert_eq!(value(answer(caller).await), "new");
     assert_eq!(value(answer(waits).await), "new");
     assert_eq!(scene.a.stats().since(&before).fills, 1);
+    scene.ends_with("new", 2).await;
+}
+
+async fn a_refresh_after_an_insert_does_not_wait_for_an_older_one(ground: Ground) {
+    let scene = Scene::new(ground).await;
+    let insert = scene.b.insert(1, "by hand".to_owned());
+    insert.await.expect("an insert");
+    assert_eq!(value(scene.b.refresh(&1).await), "new");
+    assert_eq!(scene.b.stats().lease_waits, 0);
+    scene.is_refused().await;
     scene.ends_with("new", 2).await;
 }
 

@@ -104,7 +104,7 @@ impl Ground {
 /// No key without an expiry, no lease and no claim.
 pub(crate) fn check_records(server: &Server) {
     let mut raw = server.raw();
-    for key in raw.keys("*") {
+    for key in raw.keys("*tidegate*") {
         let pttl = raw.pttl(&key);
         // -2: it has just expired.
         assert!(pttl > 0 || pttl == -2, "{key} has no expiry");
