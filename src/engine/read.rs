@@ -299,6 +299,8 @@ where
                             record,
                         });
                     }
+                    // The mark may be our own: the error of that load is at hand.
+                    Ok(Reading::Failed(_)) if flight.spared.is_some() => {}
                     Ok(Reading::Failed(left)) => {
                         return self.failed_elsewhere(flight, left);
                     }
@@ -573,6 +575,12 @@ where
         nesting: &Nesting,
         place: Option<Place>,
     ) -> Landing<V, E> {
+        if flight.offered().is_none() {
+            // Now that it is known, L1 may answer for a while what it could not when the call came.
+            if let Some(local) = self.look(key, Instant::now()) {
+                flight.offer(local.found());
+            }
+        }
         let fresh = |found: Found<V>| found.life.freshness(Instant::now()) == Freshness::Fresh;
         if matches!(flight.aim, Aim::Replace(_)) && flight.offered().is_some_and(fresh) {
             // There is time, and without L2 everybody would load for himself.

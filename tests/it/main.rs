@@ -22,6 +22,8 @@ mod repairs;
 #[cfg(test)]
 mod sentinel;
 #[cfg(test)]
+mod staleness;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod trouble;

@@ -67,11 +67,18 @@ impl Ground {
         Node::new(settings(builder).build().expect("settings that make sense"))
     }
 
+    pub(crate) fn server(&self) -> Option<&Server> {
+        match self {
+            Self::InProcess(_) => None,
+            Self::Redis(server) => Some(server),
+        }
+    }
+
     /// How many entries, leases and marks of failed loads there are.
     pub(crate) fn records(&self) -> usize {
         match self {
             Self::InProcess(tier) => tier.len(),
-            Self::Redis(server) => server.raw().entries("tidegate*").len(),
+            Self::Redis(server) => server.raw().entries("*tidegate*").len(),
         }
     }
 
@@ -94,15 +101,15 @@ impl Ground {
     }
 }
 
-/// No key without an expiry, no lease.
+/// No key without an expiry, no lease and no claim.
 pub(crate) fn check_records(server: &Server) {
     let mut raw = server.raw();
-    for key in raw.keys("tidegate*") {
+    for key in raw.keys("*tidegate*") {
         let pttl = raw.pttl(&key);
         // -2: it has just expired.
         assert!(pttl > 0 || pttl == -2, "{key} has no expiry");
     }
-    for key in raw.entries("tidegate*") {
+    for key in raw.entries("*tidegate*") {
         assert!(
             !raw.get(&key).is_some_and(|record| is_lease(&record)),
             "a lease is left on {key}"

@@ -411,6 +411,15 @@ pub(crate) struct Monitor {
 impl Monitor {
     /// The names of the commands since the last call, without beats.
     pub(crate) fn seen(&mut self) -> Vec<String> {
+        let name = |command: String| {
+            let name = command.split('"').next().unwrap_or_default();
+            name.to_ascii_uppercase()
+        };
+        self.commands().into_iter().map(name).collect()
+    }
+
+    /// The same, as they were sent but for the first quotation mark.
+    pub(crate) fn commands(&mut self) -> Vec<String> {
         // Fed in the order of execution, so what came before the mark comes before it.
         self.other.ask("ECHO mark");
         let mut seen = Vec::new();
@@ -419,17 +428,12 @@ impl Monitor {
                 panic!("MONITOR answers lines")
             };
             let (client, command) = line.split_once("] \"").expect("client and command");
-            let name = command
-                .split('"')
-                .next()
-                .unwrap_or_default()
-                .to_ascii_uppercase();
-            if name == "ECHO" {
+            if command.starts_with("ECHO\"") {
                 return seen;
             }
             // Beats come when they come.
             if !client.ends_with("lua") && !command.contains("::beat:") {
-                seen.push(name);
+                seen.push(command.to_owned());
             }
         }
     }
