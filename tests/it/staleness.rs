@@ -319,7 +319,7 @@ async fn the_server_keeps_a_value_for_its_ttl_and_the_longer_window_and_nothing_
             })
             .await;
         let longest = ttl + minute * while_revalidate.max(if_error);
-        let (record, claim) = (users(key), format!("{{{}}}", users(key)));
+        let (record, claim) = (users(key), format!("tidegate:users::{{{}}}", users(key)));
         let gate = db.gate();
         let caller = a.caller(key).await;
         gate.reached().await;

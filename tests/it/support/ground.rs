@@ -78,7 +78,7 @@ impl Ground {
     pub(crate) fn records(&self) -> usize {
         match self {
             Self::InProcess(tier) => tier.len(),
-            Self::Redis(server) => server.raw().entries("*tidegate*").len(),
+            Self::Redis(server) => server.raw().entries("tidegate*").len(),
         }
     }
 
@@ -104,12 +104,12 @@ impl Ground {
 /// No key without an expiry, no lease and no claim.
 pub(crate) fn check_records(server: &Server) {
     let mut raw = server.raw();
-    for key in raw.keys("*tidegate*") {
+    for key in raw.keys("tidegate*") {
         let pttl = raw.pttl(&key);
         // -2: it has just expired.
         assert!(pttl > 0 || pttl == -2, "{key} has no expiry");
     }
-    for key in raw.entries("*tidegate*") {
+    for key in raw.entries("tidegate*") {
         assert!(
             !raw.get(&key).is_some_and(|record| is_lease(&record)),
             "a lease is left on {key}"
