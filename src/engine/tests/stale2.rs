@@ -399,6 +399,55 @@ async fn a_success_ends_a_row_of_failures() {
     validate(&[&cache], &InProcess::new()).await;
 }
 
+/// L1 was not told to be calm: the load that failed was a caller's.
+#[tokio::test(start_paused = true)]
+async fn a_hit_begins_no_refresh_while_an_error_is_held() {
+    let source = Database::new(false, [Step::Found("old"), Step::Fail("down")]);
+    let cache = lasting(settings(&source)).build().unwrap();
+    cache.get(&1).await.unwrap();
+    tokio::time::advance(TTL).await;
+    assert!(cache.refresh(&1).await.is_err());
+    for _ in 0..3 {
+        assert_eq!(entry(&cache).await, ("old".to_owned(), Freshness::Stale));
+        settle().await;
+    }
+    assert_eq!(source.calls(), 2);
+    tokio::time::advance(MS * 200).await;
+    entry(&cache).await;
+    settle().await;
+    assert_eq!(source.calls(), 3);
+    validate(&[&cache], &InProcess::new()).await;
+}
+
+/// With an entry the mark of the failure is in the claim, without one in the place of the record.
+#[tokio::test(start_paused = true)]
+async fn a_row_of_failures_goes_on_in_another_process() {
+    for with_entry in [true, false] {
+        let (tier, source) = (InProcess::new(), Database::new(false, [Step::Fail("down")]));
+        let backoff = MS * 100;
+        let build = || {
+            let settings = settings(&source).error_backoff(backoff);
+            settings.l2(tier.clone()).build().unwrap()
+        };
+        let (a, b) = (build(), build());
+        if with_entry {
+            a.insert(1, "old".to_owned()).await.unwrap();
+        }
+        for hold in [1, 1, 1, 2] {
+            assert!(a.refresh(&1).await.is_err());
+            tokio::time::advance(backoff * hold).await;
+        }
+        assert!(matches!(b.refresh(&1).await, Err(Error::Load(_))));
+        assert_eq!(source.calls(), 5);
+        for (after, calls) in [(3, 5), (1, 6)] {
+            tokio::time::advance(backoff * after).await;
+            assert!(b.refresh(&1).await.is_err());
+            assert_eq!(source.calls(), calls, "with an entry: {with_entry}");
+        }
+        validate(&[&a, &b], &tier).await;
+    }
+}
+
 /// A flight that finds an entry past its TTL in L2, invalidated before it could put it up.
 #[tokio::test(start_paused = true)]
 async fn what_was_invalidated_before_it_was_put_up_does_not_enter_l1() {
