@@ -165,6 +165,29 @@ async fn what_a_refresh_offers_from_l1_is_silent_when_l1_is() {
     validate(&[&cache, &writer], &tier).await;
 }
 
+/// The flight has not begun to read, so the gap leaves it in the table; what it has from L1 is older.
+#[tokio::test(start_paused = true)]
+async fn what_a_flight_offers_from_l1_does_not_survive_a_gap() {
+    let (tier, source) = ground(false, &["old"]);
+    let (cache, writer) = (stale(&source, &tier).build().unwrap(), node(&source, &tier));
+    cache.get(&1).await.unwrap();
+    let gate = tier.gate("marks", When::Before);
+    let past = spawn_get_with(&cache, Read::new().skip_l1());
+    gate.reached().await;
+    tier.mute();
+    writer.insert(1, "inserted".to_owned()).await.unwrap();
+    cache.engine().forget();
+    let got = spawn_get(&cache, 1);
+    settle().await;
+    assert!(!got.is_finished());
+    assert_eq!(cache.engine().flights.len(), 1, "it has joined");
+    gate.open();
+    for got in [past, got] {
+        assert_eq!(text(&got.await.unwrap()), Some("inserted"));
+    }
+    validate(&[&cache, &writer], &tier).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_offer_is_not_taken_after_its_tag_was_invalidated() {
     let source = Database::new(true, steps(&["old", "new"]));
@@ -515,10 +538,14 @@ async fn without_l1_a_held_error_is_answered_with_what_l2_has_and_loads_nothing(
         assert_eq!(entry(&cache).await, expected);
         assert_eq!(source.calls(), 2);
     }
+    assert_eq!(cache.stats().errors_held, 0, "nobody was told");
     assert!(cache.get_with(&1, Read::fresh()).await.is_err());
+    // The mark of the failure, too: this process knows by itself.
     tier.delete_raw(KEY);
+    tier.delete_raw(&claim());
     assert!(cache.get(&1).await.is_err());
     assert_eq!(source.calls(), 2, "it failed a moment ago");
+    assert_eq!(cache.stats().errors_held, 2);
     tokio::time::advance(MS * 1_000).await;
     assert!(cache.get(&1).await.is_err());
     assert_eq!(source.calls(), 3);
@@ -620,7 +647,7 @@ async fn closing_ends_a_refresh_that_waits_for_a_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_is_followed_by_its_value_and_a_failed_one_by_an_invalidation() {
+async fn a_write_is_followed_by_its_value_or_an_invalidation_and_a_failed_one_by_the_latter() {
     for shared in [true, false] {
         let (tier, source) = ground(false, &["old", "loaded", "loaded", "loaded"]);
         let settings = lasting(settings(&source));
@@ -648,6 +675,10 @@ async fn a_write_is_followed_by_its_value_and_a_failed_one_by_an_invalidation() 
         assert!(matches!(failed, Err(WriteError::Panicked)));
         assert!(cache.peek(&1).is_none());
         assert_eq!(entry(&cache).await.0, "loaded");
+        let done = cache.invalidate_after(1, async { Ok::<_, Infallible>(5) });
+        assert!(matches!(done.await, Ok(5)));
+        assert!(cache.peek(&1).is_none());
+        assert!(tier.is_empty());
         assert_eq!(source.calls(), 3);
         validate(&[&cache], &tier).await;
     }
