@@ -180,6 +180,10 @@ where
                     quiet = failure.hold;
                     shard.hold(&flight.id, failure, now);
                 }
+                // What was loaded is not kept, and nobody is answered what is older.
+                Keep::Nothing if current && landing.outcome.as_ref().is_some_and(Result::is_ok) => {
+                    engine.l1.remove(&key);
+                }
                 _ => {}
             }
             if flight.calms() && !stored {
@@ -364,13 +368,12 @@ where
                     }
                     let remaining = Duration::from_millis(remaining_ms);
                     let wait = waited.wait(flight, remaining, self.config.lease_wait);
-                    let behind = flight.is_behind(&self.config.windows);
                     let goes_on = tokio::select! {
                         biased;
                         goes_on = wait => goes_on,
-                        () = self.tasks.closing(), if behind => return Landing::nothing(),
+                        () = self.cut_off(flight) => return Landing::nothing(),
                     };
-                    if !goes_on && behind {
+                    if !goes_on && flight.is_behind(&self.config.windows) {
                         // Whoever comes has something to answer; another hit tries again.
                         return Landing::nothing();
                     }
