@@ -188,7 +188,8 @@ impl<L: Loader> CacheBuilder<L> {
     }
 
     /// An upper bound for the time in L1 alone: what a lost invalidation can cost at most. L1 never
-    /// outlives the entry's TTL in any case.
+    /// outlives the entry's TTL and its stale windows in any case; this bounds them too, so without a
+    /// shared tier nothing stale is left beyond it.
     ///
     /// Default: no bound but the entry's own TTL.
     pub fn l1_ttl(mut self, ttl: Duration) -> Self {

@@ -184,7 +184,8 @@ where
     ///
     /// [`RemoteError`] when the shared tier did not confirm; then the key is evicted here, may hold
     /// the old or the new value in Redis, and is invalidated there as soon as that can be done. A
-    /// value that cannot be encoded is refused, and the key invalidated. An insert of an older
+    /// value that cannot be encoded is refused, and the key invalidated, and so is
+    /// [`Loaded::unchanged`], which is none. An insert of an older
     /// version than what is there [is superseded](RemoteError::is_superseded) and changes nothing.
     pub async fn insert(&self, key: K, value: impl Into<Loaded<V>>) -> Result<(), RemoteError> {
         // Not held across the await: the future is `Send` whatever `value` is.

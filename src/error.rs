@@ -304,10 +304,10 @@ pub enum BuildError {
         why: &'static str,
     },
 
-    /// A shared tier was given, but there is no codec: the default one, `Bincode`, needs the
-    /// feature `bincode`.
+    /// Something is to be kept in a shared tier, but there is no codec: the default one, `Bincode`,
+    /// needs the feature `bincode`.
     #[error(
-        "l2(..) needs a codec: call codec(..), or enable the feature `bincode` for the default"
+        "a shared tier needs a codec: call codec(..), or enable the feature `bincode` for the default"
     )]
     NoCodec,
 

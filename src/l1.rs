@@ -42,6 +42,11 @@ impl Meta {
     pub(crate) fn age_at(&self, now: Instant) -> Duration {
         self.age + now.saturating_duration_since(self.stored)
     }
+
+    /// When its load ended, wherever that was.
+    pub(crate) fn born(&self) -> Instant {
+        before(self.stored, self.age)
+    }
 }
 
 #[derive(Debug)]
@@ -86,10 +91,20 @@ impl<V> Answer<V> {
         })
     }
 
+    /// When its load ended, wherever that was.
+    pub(crate) fn born(&self) -> Instant {
+        before(self.at, self.age)
+    }
+
     /// Whether none of its tags was invalidated since its load began.
     pub(crate) fn tags_hold(&self) -> bool {
         self.tags.as_ref().is_none_or(Tags::hold)
     }
+}
+
+/// So long before, or as early as this clock can tell.
+fn before(at: Instant, age: Duration) -> Instant {
+    at.checked_sub(age).unwrap_or(at)
 }
 
 impl<V> Clone for Answer<V> {

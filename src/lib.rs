@@ -50,13 +50,17 @@
 //! - [`Cache`] and [`CacheBuilder`]: look-ups, changes, settings with their defaults. Changes are
 //!   [`invalidate`](Cache::invalidate), [`expire`](Cache::expire), [`insert`](Cache::insert), and for
 //!   many entries at once [`invalidate_tag`](Cache::invalidate_tag) and
-//!   [`invalidate_all`](Cache::invalidate_all).
+//!   [`invalidate_all`](Cache::invalidate_all). With the write to the source in one:
+//!   [`invalidate_after`](Cache::invalidate_after), [`write`](Cache::write),
+//!   [`refresh_after`](Cache::refresh_after).
+//! - [`Read`] and [`Freshness`]: what one look-up may be answered, and what it was.
 //! - [`CacheKey`]: what names an entry, and how it reads in Redis.
 //! - [`Redis`] and [`InProcess`]: the shared tiers. [`Codec`]: how values get there.
 //! - [`Error`], [`RemoteError`], [`BuildError`]: who has to act on what.
 //! - [`Stats`]: counters, with their counting rule. [`Health`] and [`Event`]: what operators want to
 //!   know.
 //! - [`guide::consistency`]: who can see an old value, for how long, and what moves it.
+//! - [`guide::staleness`]: what is answered past its TTL, who loads the next value, recipes.
 //! - [`guide::architecture`]: how it works, with the read path as a picture.
 //!
 //! # What it promises
@@ -82,12 +86,19 @@
 //!   than its [`timeout`](crate::RedisBuilder::timeout).
 //! - **Callers are independent**: dropping one at any await point neither ends nor repeats a load. A
 //!   panic in a loader is an error for those who wait. A load that hangs is cut off.
+//! - **Nobody waits for a hot key**: hits late in the TTL begin the next load
+//!   ([`refresh_ahead`](CacheBuilder::refresh_ahead)), one in the fleet, and the value that is there is
+//!   answered until it ends. Past the TTL an entry is answered only within
+//!   [`stale_while_revalidate`](CacheBuilder::stale_while_revalidate) and
+//!   [`stale_if_error`](CacheBuilder::stale_if_error), both zero by default; never after an
+//!   invalidation, and never to [`Read::fresh`].
 //! - **The source is protected**: [`max_concurrent_loads`](CacheBuilder::max_concurrent_loads) bounds
-//!   loads; a failed one is not repeated for [`error_backoff`](CacheBuilder::error_backoff).
+//!   loads; a failed one is not repeated for [`error_backoff`](CacheBuilder::error_backoff), in the
+//!   whole fleet, and for longer the more often it fails.
 //! - **Bad bytes are a miss**: corrupt, foreign, too large, of another version: counted and replaced.
 //! - **Absence is a value**: "not found" is kept, with its own TTL and in its own budget.
-//! - **A hit costs a hit**: an L1 hit allocates nothing, takes no lock of ours and does no I/O. An L2
-//!   hit is one command. A miss is three.
+//! - **A hit costs a hit**: an L1 hit allocates nothing, takes no lock of ours and does no I/O, but for
+//!   the one in many that begins a refresh. An L2 hit is one command. A miss is three.
 //!
 //! # What it is not for
 //!
@@ -109,6 +120,7 @@
 //! | `bincode` | yes | [`Bincode`], the default codec; the crate bincode is no longer maintained (RUSTSEC-2025-0141) |
 //! | `json` | | [`Json`], through serde_json |
 //! | `uuid` | | [`CacheKey`] for `uuid::Uuid` |
+//! | `write-behind` | | `write_behind`: writes that Redis accepts now and the source of truth gets later, and what of them can be lost; nothing in the tree beyond `redis` |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -156,6 +168,9 @@ mod loader;
 mod random;
 mod stats;
 mod ttl;
+#[cfg(feature = "write-behind")]
+#[cfg_attr(docsrs, doc(cfg(feature = "write-behind")))]
+pub mod write_behind;
 
 /// The README, compiled: its code must work.
 #[cfg(all(doctest, feature = "redis", feature = "bincode"))]

@@ -117,6 +117,8 @@ pub(crate) struct Flight<V, E> {
     pub(crate) failures: u32,
     /// Its load has begun.
     loads: AtomicBool,
+    /// Somebody waits for it who takes nothing else.
+    awaited: AtomicBool,
     /// The soft timeout is over: who waits may have what is there.
     late: AtomicBool,
     /// L1 was told to let it work.
@@ -152,6 +154,7 @@ impl<V, E> Flight<V, E> {
             spared: None,
             failures: 0,
             loads: AtomicBool::new(false),
+            awaited: AtomicBool::new(false),
             late: AtomicBool::new(false),
             calms: AtomicBool::new(false),
             offer: Mutex::new(None),
@@ -224,8 +227,16 @@ impl<V, E> Flight<V, E> {
         }
     }
 
-    /// Whether nobody waits for it, as far as is known: whoever comes has something to answer.
+    /// Somebody waits for it who takes no offer.
+    pub(crate) fn await_it(&self) {
+        self.awaited.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether nobody waits for it: whoever comes has something to answer.
     pub(crate) fn is_behind(&self, windows: &Windows) -> bool {
+        if self.awaited.load(Ordering::SeqCst) {
+            return false;
+        }
         match self.aim {
             Aim::Replace(_) => true,
             Aim::Any => {

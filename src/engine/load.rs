@@ -48,6 +48,14 @@ where
     V: Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
+    /// Waits until the cache is closed, if nobody waits for this flight then.
+    pub(crate) async fn cut_off(&self, flight: &Flight<V, E>) {
+        self.tasks.closing().await;
+        if !flight.is_behind(&self.config.windows) {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// When a load that begins now is cut off.
     pub(crate) fn load_deadline(&self) -> Instant {
         ttl::deadline(Instant::now(), self.config.load_timeout)
@@ -71,9 +79,7 @@ where
         let place = tokio::select! {
             biased;
             place = place => place,
-            () = self.tasks.closing(), if flight.is_behind(&self.config.windows) => {
-                return Err(Error::Closed);
-            }
+            () = self.cut_off(flight) => return Err(Error::Closed),
         };
         match place {
             Ok(place) => Ok(Place(Some(place))),
@@ -128,7 +134,7 @@ where
                 Err(_) => std::future::pending().await,
             },
             () = tokio::time::sleep_until(deadline) => Err(Error::LoadTimedOut(self.config.load_timeout)),
-            () = self.tasks.closing(), if flight.is_behind(&self.config.windows) => Err(Error::Closed),
+            () = self.cut_off(flight) => Err(Error::Closed),
             never = meanwhile => match never {},
         };
         drop(abort);

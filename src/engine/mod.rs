@@ -363,6 +363,9 @@ where
             if self.joinable(flight.begun, Instant::now()) {
                 let flight = Arc::clone(flight);
                 let role = if want.joins(&flight) {
+                    if want.read.fresh {
+                        flight.await_it();
+                    }
                     Role::Joins
                 } else {
                     Role::Follows

@@ -276,6 +276,8 @@ where
         let (era, epoch, begun) = (self.marks.era(), self.fence.epoch(), Instant::now());
         let (version, tags) = (loaded.version, loaded.tags.clone());
         if loaded.unchanged {
+            // The source may have anything now: the old value must not stay.
+            self.invalidate_one(&key).await?;
             let cause = "`Loaded::unchanged` is for `Loader::reload`: there is no value in it";
             return Err(RemoteError::because(
                 RemoteKind::Unencodable,

@@ -180,6 +180,10 @@ where
                     quiet = failure.hold;
                     shard.hold(&flight.id, failure, now);
                 }
+                // What was loaded is not kept, and nobody is answered what is older.
+                Keep::Nothing if current && landing.outcome.as_ref().is_some_and(Result::is_ok) => {
+                    engine.l1.remove(&key);
+                }
                 _ => {}
             }
             if flight.calms() && !stored {
@@ -299,6 +303,8 @@ where
                             record,
                         });
                     }
+                    // The mark may be our own: the error of that load is at hand.
+                    Ok(Reading::Failed(_)) if flight.spared.is_some() => {}
                     Ok(Reading::Failed(left)) => {
                         return self.failed_elsewhere(flight, left);
                     }
@@ -362,13 +368,12 @@ where
                     }
                     let remaining = Duration::from_millis(remaining_ms);
                     let wait = waited.wait(flight, remaining, self.config.lease_wait);
-                    let behind = flight.is_behind(&self.config.windows);
                     let goes_on = tokio::select! {
                         biased;
                         goes_on = wait => goes_on,
-                        () = self.tasks.closing(), if behind => return Landing::nothing(),
+                        () = self.cut_off(flight) => return Landing::nothing(),
                     };
-                    if !goes_on && behind {
+                    if !goes_on && flight.is_behind(&self.config.windows) {
                         // Whoever comes has something to answer; another hit tries again.
                         return Landing::nothing();
                     }
@@ -573,6 +578,12 @@ where
         nesting: &Nesting,
         place: Option<Place>,
     ) -> Landing<V, E> {
+        if flight.offered().is_none() {
+            // Now that it is known, L1 may answer for a while what it could not when the call came.
+            if let Some(local) = self.look(key, Instant::now()) {
+                flight.offer(local.found());
+            }
+        }
         let fresh = |found: Found<V>| found.life.freshness(Instant::now()) == Freshness::Fresh;
         if matches!(flight.aim, Aim::Replace(_)) && flight.offered().is_some_and(fresh) {
             // There is time, and without L2 everybody would load for himself.

@@ -113,7 +113,7 @@ where
     /// Hits look after the entry themselves again, from then on. Under the shard's lock.
     pub(crate) fn end_calm(&self, key: &K, at: Instant) {
         self.l1.amend(key, |meta| {
-            if meta.calm_until > meta.life.calm_until(meta.stored, &self.config.windows) {
+            if meta.calm_until > meta.life.calm_until(meta.born(), &self.config.windows) {
                 meta.calm_until = meta.calm_until.min(at);
             }
         });
@@ -134,7 +134,8 @@ where
         }
         let bound = ttl::deadline(at, bound);
         let windows = &self.config.windows;
-        let calm_until = calm_until.unwrap_or_else(|| found.life.calm_until(at, windows));
+        let calm_until =
+            calm_until.unwrap_or_else(|| found.life.calm_until(found.answer.born(), windows));
         let meta = Meta {
             begun: flight.begun,
             stored: at,
@@ -185,7 +186,7 @@ where
         replaces: &mut Replaces,
         waited: &Waited,
     ) -> bool {
-        let now = Instant::now();
+        let (now, windows) = (Instant::now(), &self.config.windows);
         if found.life.freshness(now) != Freshness::Fresh {
             return true;
         }
@@ -198,7 +199,8 @@ where
             Aim::Any => {
                 let begins = replaces.early.is_none()
                     && !waited.has_waited()
-                    && found.life.is_early(now, &self.config.windows);
+                    && now >= found.life.calm_until(found.answer.born(), windows)
+                    && found.life.is_early(now, windows);
                 if begins {
                     replaces.early = Some(found.print);
                 }
@@ -248,5 +250,61 @@ where
     /// A place for work that nobody waits for.
     pub(crate) fn place_behind(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.behind).try_acquire_owned().ok()
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "bincode")]
+mod tests {
+    use super::*;
+    use crate::{BoxError, Cache, CacheBuilder, InProcess, Loader, loader_fn};
+
+    fn slow(
+        load: Duration,
+    ) -> CacheBuilder<impl Loader<Key = u64, Value = u64, Error = BoxError> + use<>> {
+        let load = loader_fn(move |id: u64| async move {
+            tokio::time::sleep(load).await;
+            Ok::<_, BoxError>(Some(id))
+        });
+        Cache::builder("numbers", load)
+            .ttl_jitter(0.0)
+            .load_timeout(Duration::from_secs(3_600))
+    }
+
+    /// A life begins with the load, not where this process first reads of it.
+    #[tokio::test(start_paused = true)]
+    async fn an_entry_that_is_read_late_from_l2_is_calm_no_longer_than_where_it_was_loaded() {
+        let tier = InProcess::new();
+        let build = || {
+            let builder = slow(Duration::from_secs(10)).ttl(Duration::from_secs(1_000));
+            builder.l2(tier.clone()).build().unwrap()
+        };
+        let (a, b) = (build(), build());
+        let calm_until = |cache: &Cache<u64, u64, BoxError>| {
+            let (_, meta) = cache.engine().l1.get(&1, Instant::now()).unwrap();
+            meta.calm_until
+        };
+        a.get(&1).await.unwrap();
+        tokio::time::advance(Duration::from_secs(600)).await;
+        b.get(&1).await.unwrap();
+        let later = calm_until(&b).saturating_duration_since(calm_until(&a));
+        assert!(later < Duration::from_millis(10), "{later:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hit_in_l2_is_not_early_in_the_first_half_of_a_life() {
+        let builder = slow(Duration::from_secs(1_000)).ttl(Duration::from_secs(10));
+        let cache = builder.l1_capacity(0).l2(InProcess::new()).build().unwrap();
+        cache.get(&1).await.unwrap();
+        for _ in 0..49 {
+            tokio::time::advance(Duration::from_millis(100)).await;
+            cache.get(&1).await.unwrap();
+        }
+        assert_eq!(cache.stats().refreshes, 0);
+        tokio::time::advance(Duration::from_millis(200)).await;
+        for _ in 0..9 {
+            cache.get(&1).await.unwrap();
+        }
+        assert_eq!(cache.stats().refreshes, 1, "it is, in the second half");
     }
 }

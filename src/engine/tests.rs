@@ -23,6 +23,7 @@ mod life;
 mod loads;
 mod simulation;
 mod stale;
+mod stale2;
 
 type Users = Cache<u64, String, BoxError>;
 type Got = Result<Option<Arc<String>>, Error<BoxError>>;

@@ -5,3 +5,6 @@ pub mod architecture {}
 
 #[doc = include_str!("consistency.md")]
 pub mod consistency {}
+
+#[doc = include_str!("staleness.md")]
+pub mod staleness {}

@@ -360,11 +360,16 @@ impl InProcess {
                 None if refresh => return Acquired::Record(None),
                 None => {}
             }
-            if let Some(left) = store.held_by_another(&keys.claim, known, now) {
+            let mut failures = 0;
+            // Whoever refreshes a record that is dead holds up nobody.
+            let heeds = !matches!(over, Over::Useless(_));
+            if let Some(left) = store
+                .held_by_another(&keys.claim, known, now)
+                .filter(|_| heeds)
+            {
                 return Acquired::Held(left);
             }
-            let mut failures = 0;
-            if let Some(claim) = store.get(&keys.claim, now) {
+            if let Some(claim) = store.get(&keys.claim, now).filter(|_| heeds) {
                 if let Some((hold_ms, failed)) = envelope::failed(&claim.bytes) {
                     let left = ttl::millis(claim.until - now).saturating_sub(hold_ms);
                     if left > 0 {

@@ -17,12 +17,12 @@ const LEASE: Duration = Duration::from_secs(1);
 const NODES: usize = 3;
 const SLOTS: usize = 16_384;
 
-struct Cluster {
-    nodes: Vec<Server>,
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Server>,
 }
 
 impl Cluster {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let nodes: Vec<Server> = (0..NODES).map(|_| Server::start_in_cluster()).collect();
         for (at, node) in nodes.iter().enumerate() {
             let mut raw = node.raw();

@@ -95,9 +95,11 @@ async fn a_renewal_leaves_what_has_replaced_the_lease_as_it_is() {
     let loses = a.caller(1).await;
     gate.reached().await;
     b.insert(1, "new".to_owned()).await.expect("an insert");
+    // Beats are scripts, too: two processes send as many in two periods, each three times as long as
+    // it takes to the first renewal.
     let before = raw.calls("evalsha");
     eventually("a renewal has been tried", async || {
-        raw.calls("evalsha") > before
+        raw.calls("evalsha") > before + 4
     })
     .await;
     assert!(raw.pttl(&users(1)) > 60_000, "its expiry was changed");

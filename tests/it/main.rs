@@ -23,6 +23,11 @@ mod repairs;
 #[cfg(test)]
 mod sentinel;
 #[cfg(test)]
+mod staleness;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod trouble;
+#[cfg(test)]
+#[cfg(feature = "write-behind")]
+mod write_behind;

@@ -209,8 +209,6 @@ async fn a_refresh_from_before_a_change_is_stored_nowhere() {
             let expected = match change {
                 Insert => "inserted",
                 SameValue => "old",
-                // Nobody has said anything: the hit in L1 is still allowed, behind it one loads.
-                Deleted => "old",
                 _ => "newest",
             };
             assert_eq!(

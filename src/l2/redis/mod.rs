@@ -36,6 +36,8 @@ mod builder;
 mod bus;
 mod clock;
 mod operations;
+#[cfg(feature = "write-behind")]
+pub(crate) mod queue;
 mod scripts;
 
 /// Messages that may wait to be processed before one is lost (which is noticed, and costs a look at

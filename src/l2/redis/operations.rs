@@ -326,7 +326,7 @@ impl Redis {
         .await
     }
 
-    async fn run_on(
+    pub(super) async fn run_on(
         &self,
         (client, guarded): (&WithOptions<Client>, Guarded),
         doing: &'static str,

@@ -1,13 +1,21 @@
 //! What holds on every shared tier: the same functions run on `InProcess` and on Redis. Several
 //! caches of one name on one tier stand for several processes.
 
+mod backoff;
 mod coalescing;
 mod coherence;
 mod expire;
+mod fallback;
 mod fence;
 mod leases;
 mod marks;
+mod races;
+mod reads;
+mod refresh;
+mod reload;
+mod stale;
 mod storm;
 mod values;
 mod versions;
 mod waiting;
+mod writes;

@@ -30,8 +30,8 @@ use super::node::Node;
 use super::server::{Server, signal};
 use super::within;
 
-/// Where the worker finds the port of its server, the time to live of its leases, its channel lease
-/// and its grace without a server.
+/// Where the worker finds the port of its server, the time to live of its leases, its channel lease,
+/// its grace without a server, and for how long it answers what is past its TTL while it loads.
 const WORKER: &str = "TIDEGATE_WORKER";
 /// A file whose text every row has. Without it rows are what `row` says.
 const TRUTH: &str = "TIDEGATE_TRUTH";
@@ -52,6 +52,7 @@ pub(crate) struct Settings {
     pub(crate) lease: Duration,
     pub(crate) channel_lease: Duration,
     pub(crate) degraded: Duration,
+    pub(crate) stale: Duration,
     pub(crate) truth: Option<PathBuf>,
     /// Variables of its environment.
     pub(crate) env: Vec<(&'static str, String)>,
@@ -64,6 +65,7 @@ impl Settings {
             lease,
             channel_lease: Duration::from_secs(2),
             degraded: Duration::from_secs(5),
+            stale: Duration::ZERO,
             truth: None,
             env: Vec::new(),
         }
@@ -83,9 +85,13 @@ impl Worker {
             "--nocapture",
             "--test-threads=1",
         ]);
-        let numbers = [settings.lease, settings.channel_lease, settings.degraded]
-            .map(|time| time.as_millis().to_string())
-            .join(" ");
+        let times = [
+            settings.lease,
+            settings.channel_lease,
+            settings.degraded,
+            settings.stale,
+        ];
+        let numbers = times.map(|time| time.as_millis().to_string()).join(" ");
         command.env(WORKER, format!("{} {numbers}", settings.port));
         command.envs(settings.env);
         if let Some(truth) = settings.truth {
@@ -185,6 +191,7 @@ fn fleet_worker() {
         lease: time(),
         channel_lease: time(),
         degraded: time(),
+        stale: time(),
         truth: std::env::var_os(TRUTH).map(PathBuf::from),
         env: Vec::new(),
     };
@@ -224,6 +231,8 @@ async fn work(settings: Settings) {
         .lease_ttl(settings.lease)
         .channel_lease(settings.channel_lease)
         .degraded_l1_ttl(settings.degraded)
+        .stale_while_revalidate(settings.stale)
+        .refresh_ahead(0.0)
         .l2(redis);
     let node = Node::new(
         builder

@@ -67,6 +67,13 @@ impl Ground {
         Node::new(settings(builder).build().expect("settings that make sense"))
     }
 
+    pub(crate) fn server(&self) -> Option<&Server> {
+        match self {
+            Self::InProcess(_) => None,
+            Self::Redis(server) => Some(server),
+        }
+    }
+
     /// How many entries, leases and marks of failed loads there are.
     pub(crate) fn records(&self) -> usize {
         match self {
@@ -94,7 +101,7 @@ impl Ground {
     }
 }
 
-/// No key without an expiry, no lease.
+/// No key without an expiry, no lease and no claim.
 pub(crate) fn check_records(server: &Server) {
     let mut raw = server.raw();
     for key in raw.keys("tidegate*") {

@@ -4,8 +4,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tidegate::{BoxError, Loaded, Loader};
+use tidegate::{BoxError, Entry, Freshness, Loaded, Loader};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::within;
 
@@ -18,7 +19,9 @@ pub(crate) struct Db(Arc<Mutex<State>>);
 struct State {
     /// Rows that were written; any other key reads `row <key>`.
     rows: HashMap<u64, Option<String>>,
-    loads: u64,
+    /// When loads have begun.
+    begun: Vec<Instant>,
+    reloads: Vec<Reload>,
     gates: VecDeque<Gate>,
     behaviour: Behaviour,
     tags: HashMap<u64, Vec<String>>,
@@ -33,7 +36,34 @@ pub(crate) struct Behaviour {
     pub(crate) panics: bool,
     pub(crate) hangs: bool,
     pub(crate) do_not_store: bool,
+    /// Answers that nothing has changed.
+    pub(crate) unchanged: bool,
     pub(crate) ttl: Option<Duration>,
+}
+
+impl Behaviour {
+    pub(crate) fn fails() -> Self {
+        Self {
+            fails: true,
+            ..Self::default()
+        }
+    }
+
+    /// Values that are fresh for so long.
+    pub(crate) fn ttl(ttl: Duration) -> Self {
+        Self {
+            ttl: Some(ttl),
+            ..Self::default()
+        }
+    }
+}
+
+/// What a load was told that there is.
+#[derive(Clone, Debug)]
+pub(crate) struct Reload {
+    pub(crate) previous: String,
+    pub(crate) age: Duration,
+    pub(crate) freshness: Freshness,
 }
 
 impl Db {
@@ -68,9 +98,25 @@ impl Db {
         self.state().behaviour = behaviour;
     }
 
-    /// How many loads have begun.
+    /// How many loads have begun, those among them that were told what there is.
     pub(crate) fn loads(&self) -> u64 {
-        self.state().loads
+        self.begun().len() as u64
+    }
+
+    /// When they have begun.
+    pub(crate) fn begun(&self) -> Vec<Instant> {
+        self.state().begun.clone()
+    }
+
+    pub(crate) fn reloads(&self) -> Vec<Reload> {
+        self.state().reloads.clone()
+    }
+
+    /// Counts from here.
+    pub(crate) fn forget(&self) {
+        let mut state = self.state();
+        state.begun.clear();
+        state.reloads.clear();
     }
 
     /// Stops the next load that begins (after those that have a gate already).
@@ -93,7 +139,7 @@ impl Loader for Db {
     async fn load(&self, key: &u64) -> Result<Loaded<String>, BoxError> {
         let (row, gate, behaviour, tags, version) = {
             let mut state = self.state();
-            state.loads += 1;
+            state.begun.push(Instant::now());
             let row = state
                 .rows
                 .get(key)
@@ -116,6 +162,9 @@ impl Loader for Db {
         if behaviour.fails {
             return Err(BoxError::new("the database is down"));
         }
+        if behaviour.unchanged {
+            return Ok(Loaded::unchanged());
+        }
         let mut loaded = Loaded::from(row).version(version);
         for tag in tags {
             loaded = loaded.tag(tag);
@@ -129,9 +178,22 @@ impl Loader for Db {
             loaded
         })
     }
+
+    async fn reload(
+        &self,
+        key: &u64,
+        previous: &Entry<String>,
+    ) -> Result<Loaded<String>, BoxError> {
+        self.state().reloads.push(Reload {
+            previous: previous.value().as_str().to_owned(),
+            age: previous.age(),
+            freshness: previous.freshness(),
+        });
+        self.load(key).await
+    }
 }
 
-/// Where one load stops until the test lets it go on.
+/// Where one load, or whatever else passes, stops until the test lets it go on.
 #[derive(Clone)]
 pub(crate) struct Gate {
     arrived: Arc<Semaphore>,
@@ -148,7 +210,8 @@ impl Default for Gate {
 }
 
 impl Gate {
-    async fn pass(&self) {
+    /// Stands here until it is opened.
+    pub(crate) async fn pass(&self) {
         self.arrived.add_permits(1);
         self.open
             .acquire()

@@ -9,6 +9,7 @@ pub(crate) mod clock;
 pub(crate) mod events;
 pub(crate) mod fleet;
 pub(crate) mod ground;
+pub(crate) mod life;
 pub(crate) mod loader;
 pub(crate) mod node;
 pub(crate) mod proxy;

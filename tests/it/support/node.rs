@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
-use tidegate::{BoxError, Cache, Entry, Error};
+use tidegate::{BoxError, Cache, Entry, Error, Read};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -53,6 +53,18 @@ impl<V: Send + Sync + 'static> Node<V> {
         self.counted(self.cache.get_entry(&key).await)
     }
 
+    pub(crate) async fn get_with(&self, key: u64, read: Read) -> Got<V> {
+        self.counted(self.cache.get_with(&key, read).await)
+    }
+
+    pub(crate) async fn get_entry_with(
+        &self,
+        key: u64,
+        read: Read,
+    ) -> Result<Option<Entry<V>>, Error<BoxError>> {
+        self.counted(self.cache.get_entry_with(&key, read).await)
+    }
+
     fn counted<T>(&self, got: Result<T, Error<BoxError>>) -> Result<T, Error<BoxError>> {
         if !matches!(got, Err(Error::Closed)) {
             self.answered.fetch_add(1, Ordering::SeqCst);
@@ -73,6 +85,18 @@ impl<V: Send + Sync + 'static> Node<V> {
     pub(crate) async fn caller(&self, key: u64) -> JoinHandle<Got<V>> {
         let node = self.clone();
         begin(async move { node.get(key).await }).await
+    }
+
+    /// The same with other rules.
+    pub(crate) async fn caller_with(&self, key: u64, read: Read) -> JoinHandle<Got<V>> {
+        let node = self.clone();
+        begin(async move { node.get_with(key, read).await }).await
+    }
+
+    /// A caller that wants a load.
+    pub(crate) async fn refresher(&self, key: u64) -> JoinHandle<Got<V>> {
+        let node = self.clone();
+        begin(async move { node.refresh(&key).await }).await
     }
 
     /// Nothing is left behind, and every look-up was counted once.

@@ -24,6 +24,9 @@ pub(crate) struct Server {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Single,
+    /// One that has everything again when it is restarted.
+    #[cfg(feature = "write-behind")]
+    Durable,
     /// A node of a cluster.
     Node,
     /// A replica of the server on this port.
@@ -35,6 +38,12 @@ enum Role {
 impl Server {
     pub(crate) fn start() -> Self {
         Self::start_as(Role::Single)
+    }
+
+    /// With an append-only file: what it has answered survives `kill` and `restart`.
+    #[cfg(feature = "write-behind")]
+    pub(crate) fn start_durable() -> Self {
+        Self::start_as(Role::Durable)
     }
 
     pub(crate) fn start_on(port: u16) -> Self {
@@ -178,7 +187,12 @@ fn spawn(port: u16, dir: &PathBuf, role: Role) -> Child {
     }
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
     if !matches!(role, Role::Sentinel(_)) {
-        command.args(["--save", "", "--appendonly", "no"]);
+        #[cfg(feature = "write-behind")]
+        let durable = role == Role::Durable;
+        #[cfg(not(feature = "write-behind"))]
+        let durable = false;
+        let appendonly = if durable { "yes" } else { "no" };
+        command.args(["--save", "", "--appendonly", appendonly]);
     }
     command.arg("--dir").arg(dir);
     if let Role::Replica(primary) = role {
@@ -397,6 +411,15 @@ pub(crate) struct Monitor {
 impl Monitor {
     /// The names of the commands since the last call, without beats.
     pub(crate) fn seen(&mut self) -> Vec<String> {
+        let name = |command: String| {
+            let name = command.split('"').next().unwrap_or_default();
+            name.to_ascii_uppercase()
+        };
+        self.commands().into_iter().map(name).collect()
+    }
+
+    /// The same, as they were sent but for the first quotation mark.
+    pub(crate) fn commands(&mut self) -> Vec<String> {
         // Fed in the order of execution, so what came before the mark comes before it.
         self.other.ask("ECHO mark");
         let mut seen = Vec::new();
@@ -405,17 +428,12 @@ impl Monitor {
                 panic!("MONITOR answers lines")
             };
             let (client, command) = line.split_once("] \"").expect("client and command");
-            let name = command
-                .split('"')
-                .next()
-                .unwrap_or_default()
-                .to_ascii_uppercase();
-            if name == "ECHO" {
+            if command.starts_with("ECHO\"") {
                 return seen;
             }
             // Beats come when they come.
             if !client.ends_with("lua") && !command.contains("::beat:") {
-                seen.push(name);
+                seen.push(command.to_owned());
             }
         }
     }

@@ -35,7 +35,11 @@ elseif type(held) == 'string' then
 elseif refresh then
   return {2, false}
 end
-local claim, failures = redis.pcall('GET', KEYS[2]), 0
+local claim, failures = nil, 0
+if ARGV[3] ~= '1' then
+  -- Whoever refreshes a record that is dead holds up nobody.
+  claim = redis.pcall('GET', KEYS[2])
+end
 if is_kind(claim, '\3') and is_alive(claim) then
   return held_by_another(KEYS[2])
 elseif is_kind(claim, '\4') then
@@ -49,7 +53,8 @@ end
 if refresh then
   redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
   -- What is refreshed stays until then: the fill is compared with it.
-  if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
+  local left = redis.call('PTTL', KEYS[1])
+  if left >= 0 and left < tonumber(ARGV[2]) then
     redis.call('PEXPIRE', KEYS[1], ARGV[2])
   end
 else

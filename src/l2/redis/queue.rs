@@ -1,0 +1,400 @@
+//! What the write-behind module asks of the server: streams, and leases on them.
+//!
+//! The keys of one partition share a hash tag, so every script runs on one node of a cluster.
+
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use fred::error::Error as FredError;
+use fred::interfaces::ClientLike;
+use fred::types::{ClusterHash, CustomCommand, Value};
+
+use super::scripts::Script;
+use super::{Redis, remote};
+use crate::error::{RemoteError, RemoteKind};
+use crate::l2::Notice;
+
+mod reply;
+
+macro_rules! scripts {
+    ($($name:ident $file:literal)*) => {$(
+        static $name: LazyLock<Script> = LazyLock::new(|| {
+            let body = include_str!(concat!("../../write_behind/lua/", $file));
+            Script { body, sha: fred::util::sha1_hash(body) }
+        });
+    )*};
+}
+scripts! {
+    ATTACH "attach.lua"
+    ACCEPT "accept.lua"
+    CLAIM "claim.lua"
+    ADVANCE "advance.lua"
+    NOTE "note.lua"
+    BURY "bury.lua"
+    REDRIVE "redrive.lua"
+    FREE "free.lua"
+    ENLIST "enlist.lua"
+}
+
+/// The keys of one partition.
+#[derive(Clone, Debug)]
+pub(crate) struct QueueKeys {
+    pub(crate) stream: Bytes,
+    pub(crate) lease: Bytes,
+    pub(crate) state: Bytes,
+    pub(crate) dead: Bytes,
+}
+
+/// The id of a stream entry: milliseconds, and a number within them.
+pub(crate) type StreamId = (u64, u64);
+
+/// A right to work on a partition, as scripts compare it.
+#[derive(Clone, Debug)]
+pub(crate) struct Hold {
+    pub(crate) token: Bytes,
+    pub(crate) ttl_ms: u64,
+}
+
+/// What became of a write.
+#[derive(Debug)]
+pub(crate) enum Accepted {
+    Id(StreamId),
+    Full(u64),
+    /// Others divide the keys into so many partitions.
+    Partitions(String),
+    /// There is no such dead letter.
+    Gone,
+    /// Nothing was sent.
+    NotConnected,
+}
+
+/// What became of an attempt to claim a partition.
+#[derive(Debug)]
+pub(crate) enum Claimed {
+    Granted(Granted),
+    /// Somebody else's, for so many milliseconds more.
+    Held(u64),
+    Partitions(String),
+}
+
+/// What a worker that claimed a partition has to know.
+#[derive(Debug)]
+pub(crate) struct Granted {
+    pub(crate) epoch: u64,
+    pub(crate) noted: Noted,
+}
+
+/// What a failure leaves for those who come after.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Noted {
+    /// The entry that has failed alone, and how often.
+    pub(crate) failed: Option<StreamId>,
+    pub(crate) failures: u32,
+    /// Up to here entries are tried one by one.
+    pub(crate) isolate: Option<StreamId>,
+}
+
+/// A stream entry as it is there: its fields, or nothing if it was deleted by somebody else.
+#[derive(Clone, Debug)]
+pub(crate) struct RawEntry {
+    pub(crate) id: StreamId,
+    pub(crate) fields: Vec<(Bytes, Bytes)>,
+}
+
+impl RawEntry {
+    /// A field, by its name.
+    pub(crate) fn field(&self, name: &str) -> Option<&Bytes> {
+        let mut fields = self.fields.iter();
+        fields.find_map(|(field, value)| (field == name).then_some(value))
+    }
+}
+
+/// Whether the server itself answered this error. Such answers begin with a word in capitals, and
+/// what the client says of itself does not.
+pub(crate) fn is_answer(error: &RemoteError) -> bool {
+    let source = std::error::Error::source(error);
+    let Some(error) = source.and_then(|source| source.downcast_ref::<FredError>()) else {
+        return false;
+    };
+    let word = error.details().split(' ').next().unwrap_or_default();
+    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_uppercase())
+}
+
+/// Reads an id.
+pub(crate) fn parse_id(id: &str) -> Option<StreamId> {
+    let (ms, seq) = id.split_once('-')?;
+    Some((ms.parse().ok()?, seq.parse().ok()?))
+}
+
+impl Redis {
+    /// Stores into how many partitions keys are divided, if nobody has; answers what is stored.
+    pub(crate) async fn queue_attach(
+        &self,
+        state: &Bytes,
+        partitions: u16,
+    ) -> Result<String, RemoteError> {
+        const DOING: &str = "open a write-behind";
+        self.ready().await;
+        let args = vec![number(partitions.into())];
+        let keys = std::slice::from_ref(state);
+        let reply = self.queue(DOING, &ATTACH, keys, args).await?;
+        reply.into_string().ok_or_else(|| unexpected(DOING))
+    }
+
+    pub(crate) async fn queue_accept(
+        &self,
+        keys: &QueueKeys,
+        partitions: u16,
+        max: u64,
+        record: Vec<u8>,
+        wake: Notice,
+    ) -> Result<Accepted, RemoteError> {
+        self.ready().await;
+        let client = self.shared.client();
+        if !client.is_connected() {
+            return Ok(Accepted::NotConnected);
+        }
+        let args = vec![
+            number(partitions.into()),
+            number(max),
+            Value::Bytes(record.into()),
+            wake.channel.into(),
+            wake.message.into(),
+        ];
+        let keys = [keys.stream.clone(), keys.state.clone()];
+        let reply = self.run_on(&client, "write", &ACCEPT, &keys, args).await?;
+        reply::accepted(reply).ok_or_else(|| unexpected("write"))
+    }
+
+    pub(crate) async fn queue_redrive(
+        &self,
+        keys: &QueueKeys,
+        letter: StreamId,
+        max: u64,
+        wake: Notice,
+    ) -> Result<Accepted, RemoteError> {
+        const DOING: &str = "re-drive a dead letter";
+        self.ready().await;
+        let client = self.shared.client();
+        if !client.is_connected() {
+            return Ok(Accepted::NotConnected);
+        }
+        let args = vec![
+            id(letter),
+            number(max),
+            wake.channel.into(),
+            wake.message.into(),
+        ];
+        let keys = [keys.stream.clone(), keys.dead.clone()];
+        let reply = self.run_on(&client, DOING, &REDRIVE, &keys, args).await?;
+        reply::accepted(reply).ok_or_else(|| unexpected(DOING))
+    }
+
+    pub(crate) async fn queue_claim(
+        &self,
+        keys: &QueueKeys,
+        hold: &Hold,
+        partitions: u16,
+    ) -> Result<Claimed, RemoteError> {
+        const DOING: &str = "claim a partition";
+        self.ready().await;
+        let args = vec![
+            hold.token.clone().into(),
+            number(hold.ttl_ms),
+            number(partitions.into()),
+        ];
+        let keys = [keys.lease.clone(), keys.state.clone()];
+        let reply = self.queue(DOING, &CLAIM, &keys, args).await?;
+        reply::claimed(reply).ok_or_else(|| unexpected(DOING))
+    }
+
+    /// Acknowledges, renews the lease, and reads up to `count` unacknowledged entries, the oldest
+    /// first. `None`: the lease is lost, nothing was done.
+    pub(crate) async fn queue_advance(
+        &self,
+        keys: &QueueKeys,
+        hold: &Hold,
+        applied: &[StreamId],
+        count: usize,
+    ) -> Result<Option<Vec<RawEntry>>, RemoteError> {
+        const DOING: &str = "read a partition";
+        let mut args = vec![
+            hold.token.clone().into(),
+            number(hold.ttl_ms),
+            number(count as u64),
+        ];
+        args.extend(applied.iter().copied().map(id));
+        let keys = [keys.stream.clone(), keys.lease.clone()];
+        let reply = self.queue(DOING, &ADVANCE, &keys, args).await?;
+        let mut reply = reply.into_array().into_iter();
+        match reply.next().and_then(|code| code.as_u64()) {
+            Some(0) => Ok(None),
+            Some(1) => {
+                let entries = reply.next().and_then(reply::entries);
+                entries.map(Some).ok_or_else(|| unexpected(DOING))
+            }
+            _ => Err(unexpected(DOING)),
+        }
+    }
+
+    /// Stores what failed. `false`: the lease is lost, nothing was done.
+    pub(crate) async fn queue_note(
+        &self,
+        keys: &QueueKeys,
+        hold: &Hold,
+        noted: Noted,
+    ) -> Result<bool, RemoteError> {
+        let none = || Value::from_static_str("");
+        let args = vec![
+            hold.token.clone().into(),
+            number(hold.ttl_ms),
+            noted.failed.map_or_else(none, id),
+            number(noted.failures.into()),
+            noted.isolate.map_or_else(none, id),
+        ];
+        let keys = [keys.lease.clone(), keys.state.clone()];
+        let reply = self.queue("note a failure", &NOTE, &keys, args).await?;
+        Ok(reply.as_u64() == Some(1))
+    }
+
+    /// Moves an entry to the dead letters; answers how many of these were dropped for it. `None`:
+    /// the lease is lost, nothing was done.
+    pub(crate) async fn queue_bury(
+        &self,
+        keys: &QueueKeys,
+        hold: &Hold,
+        entry: StreamId,
+        error: &str,
+        attempts: u32,
+        max: u64,
+    ) -> Result<Option<u64>, RemoteError> {
+        const DOING: &str = "dead-letter a write";
+        let args = vec![
+            hold.token.clone().into(),
+            number(hold.ttl_ms),
+            id(entry),
+            Value::from(error),
+            number(attempts.into()),
+            number(max),
+        ];
+        let keys = [keys.stream.clone(), keys.lease.clone(), keys.dead.clone()];
+        let reply = self.queue(DOING, &BURY, &keys, args).await?;
+        let mut reply = reply.into_array().into_iter();
+        match reply.next().and_then(|code| code.as_u64()) {
+            Some(0) => Ok(None),
+            Some(1) => Ok(reply.next().and_then(|dropped| dropped.as_u64())),
+            _ => Err(unexpected(DOING)),
+        }
+    }
+
+    /// Gives a partition up, and tells those who wait for one.
+    pub(crate) async fn queue_free(
+        &self,
+        keys: &QueueKeys,
+        hold: &Hold,
+        tell: Notice,
+    ) -> Result<(), RemoteError> {
+        let args = vec![
+            hold.token.clone().into(),
+            tell.channel.into(),
+            tell.message.into(),
+        ];
+        let keys = std::slice::from_ref(&keys.lease);
+        let freed = self.queue("give up a partition", &FREE, keys, args).await;
+        freed.map(drop)
+    }
+
+    /// Says that a worker lives, for so long, or with zero that it leaves. Answers how many live.
+    pub(crate) async fn queue_enlist(
+        &self,
+        workers: &Bytes,
+        worker: &Bytes,
+        ttl_ms: u64,
+    ) -> Result<u64, RemoteError> {
+        const DOING: &str = "count the workers";
+        self.ready().await;
+        let args = vec![worker.clone().into(), number(ttl_ms)];
+        let keys = std::slice::from_ref(workers);
+        let reply = self.queue(DOING, &ENLIST, keys, args).await?;
+        reply.as_u64().ok_or_else(|| unexpected(DOING))
+    }
+
+    /// How many entries there are, and the id of the oldest.
+    pub(crate) async fn queue_backlog(
+        &self,
+        stream: &Bytes,
+    ) -> Result<(u64, Option<StreamId>), RemoteError> {
+        const DOING: &str = "look at a partition";
+        self.ready().await;
+        let client = self.shared.client();
+        let command = |name| CustomCommand::new_static(name, ClusterHash::FirstKey, false);
+        let length = client.custom::<Value, _>(command("XLEN"), vec![stream.clone()]);
+        let length = length.await.map_err(|error| remote(DOING, error))?;
+        let length = length.as_u64().ok_or_else(|| unexpected(DOING))?;
+        if length == 0 {
+            return Ok((0, None));
+        }
+        let oldest = self.queue_range(DOING, stream, 1).await?;
+        Ok((length, oldest.first().map(|entry| entry.id)))
+    }
+
+    /// The oldest entries of a stream.
+    pub(crate) async fn queue_range(
+        &self,
+        doing: &'static str,
+        stream: &Bytes,
+        count: u64,
+    ) -> Result<Vec<RawEntry>, RemoteError> {
+        self.ready().await;
+        let command = CustomCommand::new_static("XRANGE", ClusterHash::FirstKey, false);
+        let word = Value::from_static_str;
+        let args = vec![
+            stream.clone().into(),
+            word("-"),
+            word("+"),
+            word("COUNT"),
+            number(count),
+        ];
+        let reply = self.shared.client().custom::<Value, _>(command, args).await;
+        let reply = reply.map_err(|error| remote(doing, error))?;
+        reply::entries(reply).ok_or_else(|| unexpected(doing))
+    }
+
+    /// Deletes an entry. `false`: there was none.
+    pub(crate) async fn queue_delete(
+        &self,
+        doing: &'static str,
+        stream: &Bytes,
+        entry: StreamId,
+    ) -> Result<bool, RemoteError> {
+        self.ready().await;
+        let command = CustomCommand::new_static("XDEL", ClusterHash::FirstKey, false);
+        let args = vec![stream.clone().into(), id(entry)];
+        let reply = self.shared.client().custom::<Value, _>(command, args).await;
+        let reply = reply.map_err(|error| remote(doing, error))?;
+        Ok(reply.as_u64() == Some(1))
+    }
+
+    async fn queue(
+        &self,
+        doing: &'static str,
+        script: &Script,
+        keys: &[Bytes],
+        args: Vec<Value>,
+    ) -> Result<Value, RemoteError> {
+        self.run_on(&self.shared.client(), doing, script, keys, args)
+            .await
+    }
+}
+
+fn number(number: u64) -> Value {
+    Value::from(number.to_string())
+}
+
+fn id((ms, seq): StreamId) -> Value {
+    Value::from(format!("{ms}-{seq}"))
+}
+
+fn unexpected(doing: &'static str) -> RemoteError {
+    RemoteError::because(RemoteKind::Refused, doing, "unexpected reply")
+}

@@ -1,0 +1,43 @@
+-- KEYS[1] the stream, KEYS[2] the lease. ARGV: token, lease ms, how many entries to read, then the
+-- ids of what is applied.
+-- Answers {0}: the lease is not the caller's, nothing was done; {1, entries}.
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then
+  return {0}
+end
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
+if #ARGV > 3 then
+  local ids = {}
+  for at = 4, #ARGV do
+    ids[#ids + 1] = ARGV[at]
+  end
+  redis.call('XACK', KEYS[1], 'tidegate', unpack(ids))
+  redis.call('XDEL', KEYS[1], unpack(ids))
+end
+local count = tonumber(ARGV[3])
+-- To the group that is no limit.
+if count == 0 then
+  return {1, {}}
+end
+local function read(most, from)
+  local args = {'XREADGROUP', 'GROUP', 'tidegate', 'worker', 'COUNT', most, 'STREAMS', KEYS[1], from}
+  local got = redis.pcall(unpack(args))
+  if got and got.err and string.find(got.err, 'NOGROUP', 1, true) then
+    -- What is applied is deleted, so all that is there is unapplied.
+    redis.call('XGROUP', 'CREATE', KEYS[1], 'tidegate', '0', 'MKSTREAM')
+    got = redis.pcall(unpack(args))
+  end
+  if got and got.err then
+    return nil, got
+  end
+  return got and got[1] and got[1][2] or {}
+end
+-- What was read and not acknowledged comes first: it is older.
+local entries, failed = read(count, '0')
+if entries and #entries < count then
+  local fresh
+  fresh, failed = read(count - #entries, '>')
+  for _, entry in ipairs(fresh or {}) do
+    entries[#entries + 1] = entry
+  end
+end
+return failed or {1, entries}

@@ -1,0 +1,213 @@
+//! Which partitions this process works on.
+//!
+//! Every worker says every third of a lease that it lives, and learns how many do. Each takes its
+//! share of the partitions, rounded up, and gives up what it has beyond it; so all partitions have a
+//! worker, and a worker that comes or goes moves only what it must. Shares only spread the work:
+//! that a partition has one worker at a time is the lease's doing.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::Instant;
+
+use super::core::Core;
+use super::event::Event;
+use super::handle::{Inner, WriteBehind};
+use super::sink::ErasedSink;
+use super::worker::Worker;
+use crate::key::CacheKey;
+use crate::l2::Listener;
+use crate::l2::redis::queue::{Claimed, Hold};
+use crate::random;
+
+/// Makes the handle, and with a sink the tasks that work.
+pub(super) fn start<K, V>(
+    core: Arc<Core<K, V>>,
+    sink: Option<Arc<dyn ErasedSink<K, V>>>,
+) -> WriteBehind<K, V>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let (stop, stopped) = watch::channel(false);
+    let (ending, ended) = watch::channel(());
+    if let Some(sink) = sink {
+        let listener: Arc<dyn Listener> = core.clone();
+        core.redis.listen(&core.channel, Arc::downgrade(&listener));
+        let steward = Steward {
+            core: Arc::clone(&core),
+            sink,
+            name: token(),
+            share: core.partitions.len(),
+            held: HashMap::new(),
+            tasks: JoinSet::new(),
+            not_before: vec![Instant::now(); core.partitions.len()],
+        };
+        tokio::spawn(async move {
+            steward.run(stopped).await;
+            drop(ending);
+        });
+    }
+    let inner = Inner { core, stop, ended };
+    WriteBehind {
+        inner: Arc::new(inner),
+    }
+}
+
+/// What nobody else has.
+fn token() -> Bytes {
+    let token: String = random::bytes().map(|byte| format!("{byte:02x}")).concat();
+    token.into()
+}
+
+struct Steward<K, V> {
+    core: Arc<Core<K, V>>,
+    sink: Arc<dyn ErasedSink<K, V>>,
+    name: Bytes,
+    /// How many partitions are for this worker.
+    share: usize,
+    held: HashMap<u16, Held>,
+    tasks: JoinSet<()>,
+    /// When another worker's lease on a partition may have ended.
+    not_before: Vec<Instant>,
+}
+
+/// A partition that a task of this process works on.
+struct Held {
+    task: Id,
+    stop: watch::Sender<bool>,
+}
+
+impl<K, V> Steward<K, V>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    async fn run(mut self, mut stopped: watch::Receiver<bool>) {
+        let core = Arc::clone(&self.core);
+        let beat = core.config.lease_ttl / 3;
+        let mut next = Instant::now();
+        while !is_set(&stopped) {
+            if next <= Instant::now() {
+                next = Instant::now() + random::duration(beat * 3 / 4, beat);
+                self.count_workers().await;
+            }
+            self.take_share(&stopped).await;
+            tokio::select! {
+                () = set(&mut stopped) => {}
+                () = core.free.notified() => {}
+                () = tokio::time::sleep_until(next) => {}
+                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+            }
+        }
+        for held in self.held.values() {
+            held.stop.send_replace(true);
+        }
+        while let Some(ended) = self.tasks.join_next_with_id().await {
+            self.ended(ended);
+        }
+        // Where this is lost, it counts as alive for one lease.
+        let _ = core.redis.queue_enlist(&core.workers, &self.name, 0).await;
+    }
+
+    async fn count_workers(&mut self) {
+        let core = &self.core;
+        let ttl_ms = crate::ttl::millis(core.config.lease_ttl);
+        let live = core.redis.queue_enlist(&core.workers, &self.name, ttl_ms);
+        // Without an answer the share stays what it was: the leases decide.
+        if let Ok(live) = live.await {
+            let live = usize::try_from(live).unwrap_or(usize::MAX).max(1);
+            self.share = core.partitions.len().div_ceil(live);
+        }
+    }
+
+    async fn take_share(&mut self, stopped: &watch::Receiver<bool>) {
+        // Those that were told to stop stay among those held until their batch is done.
+        let staying = || self.held.values().filter(|held| !*held.stop.borrow());
+        for held in staying().take(staying().count().saturating_sub(self.share)) {
+            held.stop.send_replace(true);
+        }
+        let core = Arc::clone(&self.core);
+        let count = core.config.partitions;
+        // Each begins somewhere else, so that workers that start together do not race for each.
+        let first = u16::try_from(random::number() % u64::from(count)).unwrap_or_default();
+        for partition in (first..count).chain(0..first) {
+            let at = usize::from(partition);
+            if self.held.len() >= self.share || is_set(stopped) {
+                return;
+            }
+            let freed = core.partitions[at].freed.swap(false, Ordering::SeqCst);
+            let due = freed || self.not_before[at] <= Instant::now();
+            if due && !self.held.contains_key(&partition) {
+                self.claim(partition).await;
+            }
+        }
+    }
+
+    async fn claim(&mut self, partition: u16) {
+        let (core, at) = (&self.core, usize::from(partition));
+        let hold = Hold {
+            token: token(),
+            ttl_ms: crate::ttl::millis(core.config.lease_ttl),
+        };
+        let sent = Instant::now();
+        let keys = &core.partitions[at].keys;
+        let claimed = core.redis.queue_claim(keys, &hold, core.config.partitions);
+        match claimed.await {
+            Ok(Claimed::Granted(granted)) => {
+                core.counters.claimed.add(1);
+                let epoch = granted.epoch;
+                core.tell(&Event::Claimed { partition, epoch });
+                let (stop, stopped) = watch::channel(false);
+                let (core, sink) = (Arc::clone(core), Arc::clone(&self.sink));
+                let worker = Worker::new(core, sink, partition, hold, sent, granted);
+                let task = self.tasks.spawn(worker.run(stopped)).id();
+                self.held.insert(partition, Held { task, stop });
+            }
+            Ok(Claimed::Held(ms)) => {
+                let left = Duration::from_millis(ms).min(core.config.lease_ttl);
+                self.not_before[at] = Instant::now() + left;
+            }
+            Ok(Claimed::Partitions(there)) => {
+                self.not_before[at] = Instant::now() + core.config.lease_ttl;
+                core.tell(&Event::Disagreement { partition, there });
+            }
+            Err(_) => self.not_before[at] = Instant::now() + core.config.lease_ttl / 3,
+        }
+    }
+
+    /// A task has ended: it gave its partition up, or lost it.
+    fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
+        let id = match &ended {
+            Ok((id, ())) => *id,
+            Err(error) => error.id(),
+        };
+        let partition = self.held.iter().find(|(_, held)| held.task == id);
+        let Some((&partition, _)) = partition else {
+            return;
+        };
+        self.held.remove(&partition);
+        // Others come first, whether it was given up or lost.
+        let pause = self.core.config.lease_ttl / 3;
+        self.not_before[usize::from(partition)] = Instant::now() + pause;
+        self.core.partitions[usize::from(partition)]
+            .freed
+            .store(false, Ordering::SeqCst);
+    }
+}
+
+/// Whether a signal is given, or nobody is left to give it.
+pub(super) fn is_set(signal: &watch::Receiver<bool>) -> bool {
+    *signal.borrow() || signal.has_changed().is_err()
+}
+
+/// Waits for a signal.
+pub(super) async fn set(signal: &mut watch::Receiver<bool>) {
+    // An error: nobody is left to give it.
+    let _ = signal.wait_for(|set| *set).await;
+}

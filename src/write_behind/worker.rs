@@ -1,0 +1,312 @@
+//! One partition: reads, has the sink apply, acknowledges.
+//!
+//! What keeps the order of a key, whatever happens: its writes are in one stream; the oldest
+//! unacknowledged entries are read first, always; only the holder of the lease is given any; and
+//! nothing is read beyond a batch before all of it is acknowledged or dead-lettered. Every effect on
+//! the stream is a script that compares the lease first, so a worker that was stopped and goes on
+//! changes nothing. Only the call of the sink that was under way cannot be called back.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::Instant;
+
+use super::core::Core;
+use super::event::Event;
+use super::record::Unreadable;
+use super::sink::{Batch, ErasedSink, Failure, Write, WriteId};
+use super::steward::is_set;
+use crate::key::CacheKey;
+use crate::l2::redis::queue::{Granted, Hold, Noted, RawEntry, StreamId, parse_id};
+use crate::random;
+
+/// The lease is lost: nothing of the partition may be touched any more.
+pub(super) struct Lost;
+
+pub(super) struct Worker<K, V> {
+    pub(super) core: Arc<Core<K, V>>,
+    sink: Arc<dyn ErasedSink<K, V>>,
+    pub(super) number: u16,
+    pub(super) hold: Hold,
+    epoch: u64,
+    /// When the lease was last renewed for sure. The server counts from later.
+    pub(super) renewed: Instant,
+    /// When to renew it again.
+    pub(super) renew_at: Instant,
+    /// What failed, as it is in Redis too.
+    pub(super) noted: Noted,
+    /// Failures in a row.
+    failures: u32,
+}
+
+/// The writes of a batch, and the entries that are acknowledged when it is applied.
+struct Readable<K, V> {
+    writes: Vec<Write<K, V>>,
+    /// Of each write.
+    places: Vec<StreamId>,
+    /// Those of the writes and of what was coalesced into them.
+    entries: Vec<StreamId>,
+}
+
+impl<K, V> Worker<K, V>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    pub(super) fn new(
+        core: Arc<Core<K, V>>,
+        sink: Arc<dyn ErasedSink<K, V>>,
+        number: u16,
+        hold: Hold,
+        claimed: Instant,
+        granted: Granted,
+    ) -> Self {
+        Self {
+            core,
+            sink,
+            number,
+            hold,
+            epoch: granted.epoch,
+            renewed: claimed,
+            renew_at: claimed,
+            noted: granted.noted,
+            failures: 0,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let partition = self.number;
+        if self.work(&mut stop).await.is_err() {
+            self.core.counters.lost.add(1);
+            self.core.tell(&Event::Lost { partition });
+            return;
+        }
+        // Where this is lost, the lease ends by itself.
+        let freed = self.core.freed(partition);
+        let _ = self
+            .core
+            .redis
+            .queue_free(self.keys(), &self.hold, freed)
+            .await;
+    }
+
+    async fn work(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), Lost> {
+        let mut applied = Vec::new();
+        loop {
+            let stopping = is_set(stop);
+            if stopping && applied.is_empty() {
+                return Ok(());
+            }
+            let count = match self.noted.isolate {
+                _ if stopping => 0,
+                Some(_) => 1,
+                None => self.core.config.batch_size,
+            };
+            let mut entries = self.advance(&applied, count).await?;
+            applied.clear();
+            if entries.is_empty() {
+                self.wait_for_writes(stop).await;
+                continue;
+            }
+            let linger = self.core.config.linger;
+            if entries.len() < count && !linger.is_zero() {
+                self.wait(linger, stop).await?;
+                entries = self.advance(&[], count).await?;
+            }
+            if self.noted.isolate < entries.first().map(|entry| entry.id) {
+                self.noted.isolate = None;
+            }
+            applied = self.apply(&entries, stop).await?;
+        }
+    }
+
+    /// Has a batch applied, or some of it dead-lettered. Answers what is to be acknowledged; what is
+    /// left of the batch is the first that is read again.
+    async fn apply(
+        &mut self,
+        entries: &[RawEntry],
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<Vec<StreamId>, Lost> {
+        let batch = self.read(entries).await?;
+        if batch.writes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: Vec<_> = batch.writes.iter().map(Write::id).collect();
+        let attempt = batch.writes[0].attempt;
+        let coalesced = batch.entries.len() - ids.len();
+        match self.call(batch.writes).await? {
+            Ok(()) => {
+                self.failures = 0;
+                self.core.counters.coalesced.add(coalesced as u64);
+                Ok(batch.entries)
+            }
+            Err(failure) => {
+                self.failed(&ids, &batch.places, attempt, failure, stop)
+                    .await?;
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// Decodes entries, and buries at once those that cannot be.
+    async fn read(&mut self, entries: &[RawEntry]) -> Result<Readable<K, V>, Lost> {
+        let (mut writes, mut places) = (Vec::new(), Vec::new());
+        for entry in entries {
+            let write = match (entry.fields.is_empty(), entry.field("w")) {
+                (true, _) => Err(Unreadable::Deleted),
+                (false, None) => Err(Unreadable::Damaged),
+                (false, Some(record)) => self.core.records.decode(record),
+            };
+            let was = entry.field("was").map(|was| String::from_utf8_lossy(was));
+            let was = was.and_then(|was| parse_id(&was));
+            let id = WriteId::from(was.unwrap_or(entry.id));
+            match write {
+                Ok((key, value)) => {
+                    let attempt = self.attempt(entry.id);
+                    places.push(entry.id);
+                    writes.push(Write {
+                        id,
+                        key,
+                        value,
+                        attempt,
+                    });
+                }
+                Err(why) => {
+                    self.core.counters.unreadable.add(1);
+                    self.bury(entry.id, id, &why.to_string(), 0).await?;
+                }
+            }
+        }
+        let entries = places.clone();
+        if self.core.config.coalesce {
+            coalesce(&mut writes, &mut places);
+        }
+        Ok(Readable {
+            writes,
+            places,
+            entries,
+        })
+    }
+
+    fn attempt(&self, entry: StreamId) -> u32 {
+        let in_a_batch = u32::from(self.noted.isolate >= Some(entry));
+        let alone = match self.noted.failed {
+            Some(failed) if failed == entry => self.noted.failures,
+            _ => 0,
+        };
+        alone.saturating_add(in_a_batch).saturating_add(1)
+    }
+
+    /// Calls the sink, and keeps the lease meanwhile. It has ended when this answers.
+    async fn call(&mut self, writes: Vec<Write<K, V>>) -> Result<Result<(), Failure>, Lost> {
+        let batch = Batch {
+            partition: self.number,
+            epoch: self.epoch,
+            writes,
+        };
+        self.core.counters.batches.add(1);
+        let sink = Arc::clone(&self.sink);
+        let mut task = Task(tokio::spawn(sink.apply(batch)));
+        let timeout = self.core.config.sink_timeout;
+        let in_time = self.keep(tokio::time::timeout(timeout, &mut task.0)).await;
+        match in_time {
+            Ok(Ok(applied)) => Ok(ended(applied)),
+            Ok(Err(_)) => {
+                task.0.abort();
+                match self.keep(&mut task.0).await? {
+                    // It had ended just before.
+                    Ok(applied) => Ok(applied),
+                    Err(_) => {
+                        let text = format!("the sink did not end within {timeout:?}");
+                        Ok(Err(Failure::new(text)))
+                    }
+                }
+            }
+            Err(Lost) => {
+                // This process may claim the partition again: not before the call has ended.
+                task.0.abort();
+                let _ = (&mut task.0).await;
+                Err(Lost)
+            }
+        }
+    }
+
+    async fn failed(
+        &mut self,
+        ids: &[WriteId],
+        places: &[StreamId],
+        attempt: u32,
+        failure: Failure,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(), Lost> {
+        self.core.counters.failed.add(1);
+        self.core.tell(&Event::Failed {
+            partition: self.number,
+            writes: ids.len(),
+            error: failure.text.clone(),
+        });
+        let rejected = failure.rejected;
+        if let Some(at) = rejected.and_then(|rejected| ids.iter().position(|id| *id == rejected)) {
+            // The others were not at fault: they are tried again at once.
+            let attempt = self.attempt(places[at]);
+            return self.bury(places[at], ids[at], &failure.text, attempt).await;
+        }
+        if let [place] = places {
+            if attempt >= self.core.config.attempts {
+                return self.bury(*place, ids[0], &failure.text, attempt).await;
+            }
+            let failures = match self.noted.failed {
+                Some(failed) if failed == *place => self.noted.failures,
+                _ => 0,
+            };
+            self.noted.failed = Some(*place);
+            self.noted.failures = failures.saturating_add(1);
+        } else {
+            self.noted.isolate = places.last().copied();
+        }
+        self.note().await?;
+        self.failures = self.failures.saturating_add(1);
+        self.wait(self.backoff(), stop).await
+    }
+
+    /// After so many failures in a row.
+    fn backoff(&self) -> Duration {
+        let config = &self.core.config;
+        let doublings = self.failures.saturating_sub(1).min(31);
+        let wait = config.backoff.saturating_mul(1 << doublings);
+        let wait = wait.min(config.max_backoff);
+        random::duration(wait / 2, wait)
+    }
+}
+
+/// Leaves the last write of each key, and its place.
+fn coalesce<K: CacheKey, V>(writes: &mut Vec<Write<K, V>>, places: &mut Vec<StreamId>) {
+    let mut seen = HashSet::new();
+    let last: Vec<bool> = writes
+        .iter()
+        .rev()
+        .map(|write| seen.insert(&write.key))
+        .collect();
+    let kept = || last.iter().rev().copied();
+    let mut keep = kept();
+    places.retain(|_| keep.next().unwrap_or(true));
+    let mut keep = kept();
+    writes.retain(|_| keep.next().unwrap_or(true));
+}
+
+/// A task that ends with its owner.
+struct Task(JoinHandle<Result<(), Failure>>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn ended(task: Result<Result<(), Failure>, JoinError>) -> Result<(), Failure> {
+    // Its message went to the panic hook.
+    task.unwrap_or_else(|_| Err(Failure::new("the sink panicked")))
+}

@@ -1,0 +1,155 @@
+//! Look-ups that want something fresh, or something from the shared tier.
+
+use tidegate::{Error, Freshness, Read, Source};
+
+use crate::support::eventually;
+use crate::support::ground::{Ground, on_both_tiers};
+use crate::support::life::{aged, falls_back, fresh, old, revalidates, seen};
+use crate::support::loader::{Behaviour, Db};
+use crate::support::node::{answer, value};
+
+on_both_tiers! {
+    a_fresh_read_waits_for_the_load_while_others_have_the_old_value
+    a_fresh_read_has_the_error_while_others_have_the_old_value
+    fresh_reads_share_the_load_of_a_refresh_elsewhere
+    a_fresh_read_of_a_fresh_entry_is_a_hit
+    a_read_past_l1_asks_the_shared_tier_and_l1_keeps_that
+    reads_past_l1_that_come_during_a_load_do_not_load_again
+}
+
+async fn a_fresh_read_waits_for_the_load_while_others_have_the_old_value(ground: Ground) {
+    let db = Db::default();
+    let a = ground.node_with(&db, revalidates).await;
+    aged(&db, &[&a], 1).await;
+    db.write(1, "new");
+    let gate = db.gate();
+    // The first of them begins the load, or joins the one of a hit.
+    let mut waiting = vec![a.caller_with(1, Read::fresh()).await];
+    gate.reached().await;
+    for _ in 0..10 {
+        waiting.push(a.caller_with(1, Read::fresh()).await);
+        assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
+    }
+    assert!(waiting.iter().all(|caller| !caller.is_finished()));
+    gate.open();
+    for caller in waiting {
+        assert_eq!(value(answer(caller).await), "new");
+    }
+    assert_eq!(db.loads(), 1);
+    assert_eq!(seen(a.get_entry_with(1, Read::fresh()).await), fresh("new"));
+    ground.check(&[&a]).await;
+}
+
+async fn a_fresh_read_has_the_error_while_others_have_the_old_value(ground: Ground) {
+    let db = Db::default();
+    let a = ground.node_with(&db, revalidates).await;
+    let b = ground.node_with(&db, falls_back).await;
+    aged(&db, &[&a, &b], 1).await;
+    db.behave(Behaviour::fails());
+    for _ in 0..3 {
+        let got = a.get_with(1, Read::fresh()).await;
+        assert!(matches!(got, Err(Error::Load(_))));
+        assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
+        let got = b.get_with(1, Read::fresh()).await;
+        assert!(matches!(got, Err(Error::LoadFailedElsewhere)));
+        assert_eq!(seen(b.get_entry(1).await), old(Freshness::StaleOnError));
+    }
+    assert_eq!(db.loads(), 1);
+    ground.check(&[&a, &b]).await;
+}
+
+async fn fresh_reads_share_the_load_of_a_refresh_elsewhere(ground: Ground) {
+    let db = Db::default();
+    let a = ground.node_with(&db, revalidates).await;
+    let b = ground.node_with(&db, revalidates).await;
+    aged(&db, &[&a, &b], 1).await;
+    db.write(1, "new");
+    let gate = db.gate();
+    assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
+    gate.reached().await;
+    let mut waiting = vec![a.caller_with(1, Read::fresh()).await];
+    // One joins what a hit has begun, whether there is one or not.
+    assert_eq!(seen(b.get_entry(1).await), old(Freshness::Stale));
+    for _ in 0..10 {
+        waiting.push(b.caller_with(1, Read::fresh()).await);
+    }
+    eventually("the other process waits", async || {
+        b.stats().lease_waits == 1
+    })
+    .await;
+    assert!(waiting.iter().all(|caller| !caller.is_finished()));
+    gate.open();
+    for caller in waiting {
+        assert_eq!(value(answer(caller).await), "new");
+    }
+    assert_eq!(db.loads(), 1);
+    ground.check(&[&a, &b]).await;
+}
+
+async fn a_fresh_read_of_a_fresh_entry_is_a_hit(ground: Ground) {
+    let db = Db::default();
+    let a = ground.node_with(&db, revalidates).await;
+    let b = ground.node_with(&db, revalidates).await;
+    a.get(1).await.expect("a load");
+    for (node, source) in [(&a, Source::L1), (&b, Source::L2)] {
+        let entry = node.get_entry_with(1, Read::fresh()).await;
+        let entry = entry.expect("a look-up").expect("an entry");
+        assert_eq!(entry.source(), source);
+    }
+    assert_eq!(db.loads(), 1);
+    ground.check(&[&a, &b]).await;
+}
+
+async fn a_read_past_l1_asks_the_shared_tier_and_l1_keeps_that(ground: Ground) {
+    let db = Db::default();
+    let a = ground.node_with(&db, revalidates).await;
+    a.get(1).await.expect("a load");
+    let mut watch = ground.watch();
+    for read in [Read::new().skip_l1(), Read::fresh().skip_l1()] {
+        let entry = a.get_entry_with(1, read).await;
+        let entry = entry.expect("a look-up").expect("an entry");
+        assert_eq!(entry.source(), Source::L2);
+        assert_eq!(watch.commands(), 2, "the marks, and the record");
+    }
+    assert_eq!(seen(a.get_entry(1).await), fresh("row 1"));
+    assert_eq!((watch.commands(), db.loads()), (0, 1));
+    // What is past its TTL there is answered by the same rules as ever.
+    aged(&db, &[&a], 2).await;
+    db.write(2, "new");
+    let gate = db.gate();
+    let got = a.get_entry_with(2, Read::new().skip_l1()).await;
+    assert_eq!(seen(got), old(Freshness::Stale));
+    gate.open();
+    let got = a.get_entry_with(2, Read::fresh().skip_l1()).await;
+    assert_eq!(seen(got), fresh("new"));
+    assert_eq!(db.loads(), 1);
+    ground.check(&[&a]).await;
+}
+
+async fn reads_past_l1_that_come_during_a_load_do_not_load_again(ground: Ground) {
+    let db = Db::default();
+    let a = ground.node_with(&db, revalidates).await;
+    let mut watch = ground.watch();
+    // What makes the connection is not what is counted.
+    a.get(2).await.expect("a load");
+    watch.commands();
+    let gate = db.gate();
+    let first = a.caller_with(1, Read::fresh().skip_l1()).await;
+    gate.reached().await;
+    let mut later = Vec::new();
+    for _ in 0..20 {
+        later.push(a.caller_with(1, Read::fresh().skip_l1()).await);
+    }
+    assert_eq!(watch.commands(), 3, "the marks, a read and a lease");
+    gate.open();
+    assert_eq!(value(answer(first).await), "row 1");
+    for caller in later {
+        assert_eq!(value(answer(caller).await), "row 1");
+    }
+    assert_eq!(db.loads(), 2);
+    let more = watch.commands();
+    // The fill. Who came after the first began asks again, for the marks as well, together with
+    // whoever else did.
+    assert!((2..=41).contains(&more), "{more} commands");
+    ground.check(&[&a]).await;
+}

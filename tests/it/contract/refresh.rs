@@ -1,0 +1,307 @@
+//! Refreshes: before the TTL ends, by hand, and of what has not changed.
+
+use std::time::Duration;
+
+use tidegate::{CacheBuilder, Error, Freshness, Source};
+use tokio::time::{Instant, sleep};
+
+use crate::support::ground::{Ground, on_both_tiers};
+use crate::support::life::{
+    LONG, TTL, aged, falls_back, fresh, gaps, has_fresh, old, revalidates, seen,
+};
+use crate::support::loader::{Behaviour, Db};
+use crate::support::node::{answer, value};
+use crate::support::{eventually, within};
+
+on_both_tiers! {
+    nobody_waits_for_a_key_that_is_asked_for_often
+    a_refresh_before_the_end_that_fails_is_tried_again_and_the_entry_stays
+    nothing_is_refreshed_in_the_first_half_of_its_life
+    a_refresh_loads_now_and_others_answer_what_there_is
+    refreshes_of_one_key_share_a_load
+    a_refresh_of_what_nobody_has_is_a_load
+    a_refresh_that_fails_is_an_error_and_the_entry_stays
+    a_refresh_that_takes_longer_than_its_entry_lives_is_stored
+    close_ends_refreshes_at_once_and_leaves_no_claim
+}
+
+/// Life and eagerness of entries that are asked for all the time, and for how many lives.
+fn hot(ground: &Ground) -> (Duration, f64, u32) {
+    if ground.server().is_some() {
+        // Early enough for a machine that has other things to do.
+        (Duration::from_secs(2), 20.0, 3)
+    } else {
+        (Duration::from_secs(2), 1.0, 20)
+    }
+}
+
+async fn nobody_waits_for_a_key_that_is_asked_for_often(ground: Ground) {
+    let db = Db::default();
+    let (ttl, eagerness, lives) = hot(&ground);
+    let settings = |builder: CacheBuilder<Db>| builder.ttl(ttl).refresh_ahead(eagerness);
+    let a = ground.node_with(&db, settings).await;
+    let b = ground.node_with(&db, settings).await;
+    let c = ground.node_with(&db, settings).await;
+    db.behave(Behaviour {
+        takes: Duration::from_millis(50),
+        ..Behaviour::default()
+    });
+    for node in [&a, &b, &c] {
+        node.get(1).await.expect("a look-up");
+    }
+    let (began, mut waited) = (Instant::now(), Vec::new());
+    while began.elapsed() < ttl * lives {
+        for node in [&a, &b, &c] {
+            let entry = node.get_entry(1).await.expect("a look-up");
+            let entry = entry.expect("an entry");
+            assert_eq!(entry.freshness(), Freshness::Fresh);
+            if matches!(entry.source(), Source::Loader | Source::Coalesced) {
+                waited.push(began.elapsed());
+            }
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+    assert!(waited.is_empty(), "callers have waited: {waited:?}");
+    let loads = db.begun();
+    // One each time, and none in the first half of a life.
+    for gap in gaps(&loads) {
+        assert!(gap >= ttl / 2, "{gap:?} apart");
+    }
+    assert!(loads.len() > lives as usize, "{} loads", loads.len());
+    assert_eq!(db.reloads().len(), loads.len() - 1);
+    ground.check(&[&a, &b, &c]).await;
+}
+
+async fn a_refresh_before_the_end_that_fails_is_tried_again_and_the_entry_stays(ground: Ground) {
+    let db = Db::default();
+    let (ttl, backoff) = (Duration::from_secs(3), Duration::from_millis(200));
+    let settings = |builder: CacheBuilder<Db>| {
+        builder
+            .ttl(ttl)
+            .refresh_ahead(1000.0)
+            .error_backoff(backoff)
+    };
+    let a = ground.node_with(&db, settings).await;
+    let b = ground.node_with(&db, settings).await;
+    let takes = Duration::from_millis(20);
+    db.behave(Behaviour {
+        takes,
+        ..Behaviour::default()
+    });
+    a.get(1).await.expect("a load");
+    let loaded = Instant::now();
+    db.behave(Behaviour::fails());
+    let mut answered = false;
+    while db.loads() < 4 {
+        for node in [&a, &b] {
+            let asked = Instant::now();
+            let got = node.get_entry(1).await;
+            if asked.elapsed() + (asked - loaded) + takes * 2 < ttl {
+                assert_eq!(seen(got), fresh("row 1"));
+                answered = true;
+            }
+        }
+        assert!(loaded.elapsed() < ttl * 2, "it is not tried again");
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert!(answered);
+    for gap in gaps(&db.begun()) {
+        assert!(gap >= backoff - Duration::from_millis(3), "{gap:?}");
+    }
+    ground.check(&[&a, &b]).await;
+}
+
+/// With loads that cost as much as the life is long, and whoever asks: a process that has the entry,
+/// one that has refreshed it, one that keeps nothing.
+async fn nothing_is_refreshed_in_the_first_half_of_its_life(ground: Ground) {
+    let db = Db::default();
+    let (ttl, takes) = (Duration::from_secs(4), Duration::from_secs(1));
+    let settings = |builder: CacheBuilder<Db>| builder.ttl(ttl).refresh_ahead(1000.0);
+    let a = ground.node_with(&db, settings).await;
+    let without_l1 = ground
+        .node_with(&db, |builder| settings(builder).l1_capacity(0))
+        .await;
+    db.behave(Behaviour {
+        takes,
+        ..Behaviour::default()
+    });
+    for refreshed in [false, true] {
+        if refreshed {
+            a.refresh(&1).await.expect("a load");
+        } else {
+            a.get(1).await.expect("a load");
+        }
+        let loaded = Instant::now();
+        db.forget();
+        for _ in 0..20 {
+            for node in [&a, &without_l1] {
+                node.get(1).await.expect("a hit");
+            }
+            // Past what L1 leaves alone after a refresh, and far from the middle.
+            sleep(Duration::from_millis(5)).await;
+        }
+        if loaded.elapsed() < ttl / 2 {
+            assert_eq!(db.loads(), 0, "after a refresh: {refreshed}");
+        }
+    }
+    ground.check(&[&a, &without_l1]).await;
+}
+
+async fn a_refresh_loads_now_and_others_answer_what_there_is(ground: Ground) {
+    let db = Db::default();
+    db.write(1, "old");
+    let a = ground.node_with(&db, revalidates).await;
+    let b = ground.node_with(&db, revalidates).await;
+    for node in [&a, &b] {
+        node.get(1).await.expect("a look-up");
+    }
+    db.write(1, "new");
+    let gate = db.gate();
+    let refresher = a.refresher(1).await;
+    gate.reached().await;
+    for node in [&a, &b] {
+        assert_eq!(seen(node.get_entry(1).await), fresh("old"));
+    }
+    assert!(!refresher.is_finished());
+    gate.open();
+    assert_eq!(value(answer(refresher).await), "new");
+    assert_eq!(seen(a.get_entry(1).await), fresh("new"));
+    let cold = ground.node_with(&db, revalidates).await;
+    assert_eq!(value(cold.get(1).await), "new");
+    assert_eq!((db.loads(), a.stats().fills), (2, 2));
+    ground.check(&[&a, &b, &cold]).await;
+}
+
+async fn refreshes_of_one_key_share_a_load(ground: Ground) {
+    let db = Db::default();
+    let a = ground.node_with(&db, revalidates).await;
+    let b = ground.node_with(&db, revalidates).await;
+    for node in [&a, &b] {
+        node.get(1).await.expect("a look-up");
+    }
+    db.write(1, "new");
+    let gate = db.gate();
+    let mut refreshers = Vec::new();
+    for _ in 0..20 {
+        refreshers.push(a.refresher(1).await);
+    }
+    gate.reached().await;
+    for _ in 0..20 {
+        refreshers.push(b.refresher(1).await);
+    }
+    eventually("the other process waits", async || {
+        b.stats().lease_waits == 1
+    })
+    .await;
+    gate.open();
+    for refresher in refreshers {
+        assert_eq!(value(answer(refresher).await), "new");
+    }
+    assert_eq!(db.loads(), 2);
+    assert!(has_fresh(&a, 1, "new") && has_fresh(&b, 1, "new"));
+    ground.check(&[&a, &b]).await;
+}
+
+async fn a_refresh_of_what_nobody_has_is_a_load(ground: Ground) {
+    let db = Db::default();
+    let a = ground.node_with(&db, revalidates).await;
+    let b = ground.node_with(&db, revalidates).await;
+    assert_eq!(value(a.refresh(&1).await), "row 1");
+    assert_eq!(seen(b.get_entry(1).await), fresh("row 1"));
+    db.delete(1);
+    assert_eq!(b.refresh(&1).await.expect("a load"), None);
+    assert_eq!((db.loads(), db.reloads().len()), (2, 1));
+    // A caller of `get` and one of `refresh` share it, too.
+    let gate = db.gate();
+    let caller = a.caller(2).await;
+    gate.reached().await;
+    let refresher = a.refresher(2).await;
+    gate.open();
+    assert_eq!(value(answer(refresher).await), "row 2");
+    assert_eq!(value(answer(caller).await), "row 2");
+    assert_eq!(db.loads(), 3);
+    ground.check(&[&a, &b]).await;
+}
+
+async fn a_refresh_that_fails_is_an_error_and_the_entry_stays(ground: Ground) {
+    let db = Db::default();
+    let settings = |builder| falls_back(revalidates(builder));
+    let a = ground.node_with(&db, settings).await;
+    let b = ground.node_with(&db, settings).await;
+    for node in [&a, &b] {
+        node.get(1).await.expect("a look-up");
+    }
+    aged(&db, &[&a, &b], 2).await;
+    db.forget();
+    db.behave(Behaviour::fails());
+    for key in [1, 2] {
+        for _ in 0..3 {
+            assert!(matches!(a.refresh(&key).await, Err(Error::Load(_))));
+            let elsewhere = b.refresh(&key).await;
+            assert!(matches!(elsewhere, Err(Error::LoadFailedElsewhere)));
+        }
+    }
+    for node in [&a, &b] {
+        assert_eq!(seen(node.get_entry(1).await), fresh("row 1"));
+        assert_eq!(seen(node.get_entry(2).await), old(Freshness::Stale));
+    }
+    assert_eq!(db.loads(), 2, "one for each key");
+    ground.check(&[&a, &b]).await;
+}
+
+async fn close_ends_refreshes_at_once_and_leaves_no_claim(ground: Ground) {
+    let db = Db::default();
+    let settings = |builder| revalidates(builder).load_timeout(LONG);
+    let a = ground.node_with(&db, settings).await;
+    let b = ground.node_with(&db, settings).await;
+    aged(&db, &[&a, &b], 1).await;
+    db.write(1, "new");
+    let gate = db.gate();
+    assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
+    gate.reached().await;
+    // One that waits for the claim of another ends as well.
+    assert_eq!(seen(b.get_entry(1).await), old(Freshness::Stale));
+    eventually("the other process waits", async || {
+        b.stats().lease_waits == 1
+    })
+    .await;
+    let closed = Instant::now();
+    within("it closes", b.close()).await;
+    within("it closes", a.close()).await;
+    assert!(closed.elapsed() < Duration::from_secs(5));
+    assert!(matches!(a.get(1).await, Err(Error::Closed)));
+    let c = ground.node_with(&db, settings).await;
+    eventually("it has the new value", async || {
+        seen(c.get_entry(1).await) == fresh("new")
+    })
+    .await;
+    assert_eq!((db.loads(), c.stats().lease_waits), (2, 0));
+    assert_eq!(a.stats().load_failures, 0, "nobody is to blame");
+    ground.check(&[&a, &b, &c]).await;
+}
+
+async fn a_refresh_that_takes_longer_than_its_entry_lives_is_stored(ground: Ground) {
+    let db = Db::default();
+    let short = Duration::from_millis(600);
+    let settings = |builder: CacheBuilder<Db>| builder.refresh_ahead(0.0).lease_ttl(short);
+    let a = ground.node_with(&db, settings).await;
+    let b = ground.node_with(&db, settings).await;
+    db.behave(Behaviour::ttl(TTL));
+    a.get(1).await.expect("a load");
+    db.behave(Behaviour::default());
+    let gate = db.gate();
+    let refresher = a.refresher(1).await;
+    gate.reached().await;
+    // Longer than the claim lives without a renewal, and the record with it.
+    sleep(short * 2 + TTL).await;
+    let waits = b.caller(1).await;
+    eventually("the other process waits", async || {
+        b.stats().lease_waits == 1
+    })
+    .await;
+    gate.open();
+    assert_eq!(value(answer(refresher).await), "row 1");
+    assert_eq!(value(answer(waits).await), "row 1");
+    assert_eq!((db.loads(), a.stats().fills), (2, 2));
+    ground.check(&[&a, &b]).await;
+}

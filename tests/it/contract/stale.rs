@@ -1,0 +1,255 @@
+//! Answers past the TTL: while a new value is loaded, and when it cannot be.
+
+use std::time::Duration;
+
+use tidegate::{Error, Freshness, Source};
+use tokio::time::{Instant, sleep};
+
+use crate::support::eventually;
+use crate::support::ground::{Ground, on_both_tiers};
+use crate::support::life::{LONG, TTL, aged, falls_back, fresh, has_fresh, old, revalidates, seen};
+use crate::support::loader::{Behaviour, Db};
+use crate::support::node::{answer, value};
+
+on_both_tiers! {
+    everyone_is_answered_at_once_while_one_process_loads
+    a_process_without_the_entry_answers_what_the_shared_tier_has
+    an_entry_is_not_answered_after_its_window_while_it_is_loaded
+    what_the_source_has_deleted_is_gone_after_the_refresh
+    an_absence_is_never_answered_past_its_ttl
+    nobody_who_has_the_old_value_loads_by_itself_however_long_the_wait
+    a_hung_refresh_does_not_keep_the_old_value_for_ever
+    both_windows_begin_where_the_ttl_ends
+}
+
+const SOON: Duration = Duration::from_millis(100);
+
+async fn everyone_is_answered_at_once_while_one_process_loads(ground: Ground) {
+    let db = Db::default();
+    let a = ground.node_with(&db, revalidates).await;
+    let b = ground.node_with(&db, revalidates).await;
+    let c = ground.node_with(&db, revalidates).await;
+    let nodes = [&a, &b, &c];
+    aged(&db, &nodes, 1).await;
+    db.write(1, "new");
+    let gate = db.gate();
+    for node in nodes {
+        let before = node.stats();
+        for caller in node.callers(50, 1).await {
+            assert_eq!(value(answer(caller).await), "old");
+        }
+        let since = node.stats().since(&before);
+        assert_eq!(
+            (since.l1_hits, since.stale_hits, since.refreshes),
+            (50, 50, 1)
+        );
+    }
+    gate.reached().await;
+    eventually("the others leave it to the one", async || {
+        nodes
+            .iter()
+            .map(|node| node.stats().lease_waits)
+            .sum::<u64>()
+            == 2
+    })
+    .await;
+    for node in nodes {
+        assert_eq!(seen(node.get_entry(1).await), old(Freshness::Stale));
+    }
+    assert_eq!(db.loads(), 1);
+    gate.open();
+    for node in nodes {
+        eventually("it has the new value", async || has_fresh(node, 1, "new")).await;
+        assert_eq!(seen(node.get_entry(1).await), fresh("new"));
+    }
+    assert_eq!(db.loads(), 1);
+    ground.check(&nodes).await;
+}
+
+async fn a_process_without_the_entry_answers_what_the_shared_tier_has(ground: Ground) {
+    let db = Db::default();
+    let a = ground.node_with(&db, revalidates).await;
+    aged(&db, &[&a], 1).await;
+    db.write(1, "new");
+    let gate = db.gate();
+    let cold = ground.node_with(&db, revalidates).await;
+    let callers = cold.callers(10, 1).await;
+    for caller in callers {
+        assert_eq!(value(answer(caller).await), "old");
+    }
+    gate.reached().await;
+    let entry = cold
+        .get_entry(1)
+        .await
+        .expect("a look-up")
+        .expect("an entry");
+    assert_eq!(
+        (entry.source(), entry.freshness()),
+        (Source::L1, Freshness::Stale)
+    );
+    assert!(entry.age() >= TTL, "{:?}", entry.age());
+    gate.open();
+    eventually("it has the new value", async || has_fresh(&cold, 1, "new")).await;
+    assert_eq!((db.loads(), cold.stats().stale_hits), (1, 11));
+    ground.check(&[&a, &cold]).await;
+}
+
+async fn an_entry_is_not_answered_after_its_window_while_it_is_loaded(ground: Ground) {
+    let db = Db::default();
+    let a = ground
+        .node_with(&db, |builder| {
+            revalidates(builder).stale_while_revalidate(SOON)
+        })
+        .await;
+    aged(&db, &[&a], 1).await;
+    sleep(SOON).await;
+    db.write(1, "new");
+    let gate = db.gate();
+    let caller = a.caller(1).await;
+    gate.reached().await;
+    assert!(!caller.is_finished() && a.peek(&1).is_none());
+    gate.open();
+    assert_eq!(value(answer(caller).await), "new");
+    assert_eq!(a.stats().stale_hits, 0);
+    ground.check(&[&a]).await;
+}
+
+async fn what_the_source_has_deleted_is_gone_after_the_refresh(ground: Ground) {
+    let db = Db::default();
+    let a = ground.node_with(&db, revalidates).await;
+    let b = ground.node_with(&db, revalidates).await;
+    aged(&db, &[&a, &b], 1).await;
+    db.delete(1);
+    for node in [&a, &b] {
+        eventually("it is gone", async || {
+            node.get(1).await.expect("a look-up").is_none()
+        })
+        .await;
+    }
+    assert_eq!(db.loads(), 1);
+    ground.check(&[&a, &b]).await;
+}
+
+async fn an_absence_is_never_answered_past_its_ttl(ground: Ground) {
+    let db = Db::default();
+    let settings = |builder| falls_back(revalidates(builder)).error_backoff(Duration::ZERO);
+    let a = ground
+        .node_with(&db, |builder| settings(builder).negative_ttl(TTL))
+        .await;
+    let b = ground
+        .node_with(&db, |builder| settings(builder).negative_ttl(TTL))
+        .await;
+    db.delete(1);
+    for node in [&a, &b] {
+        assert_eq!(node.get(1).await.expect("a look-up"), None);
+    }
+    sleep(TTL + SOON).await;
+    db.behave(Behaviour::fails());
+    for node in [&a, &b] {
+        assert!(matches!(node.get(1).await, Err(Error::Load(_))));
+    }
+    db.behave(Behaviour::default());
+    db.write(1, "here now");
+    let gate = db.gate();
+    let caller = b.caller(1).await;
+    gate.reached().await;
+    assert!(!caller.is_finished());
+    gate.open();
+    assert_eq!(value(answer(caller).await), "here now");
+    assert!(db.reloads().is_empty(), "there is nothing to compare with");
+    ground.check(&[&a, &b]).await;
+}
+
+async fn a_hung_refresh_does_not_keep_the_old_value_for_ever(ground: Ground) {
+    let db = Db::default();
+    let settings = |builder| {
+        revalidates(builder)
+            .load_timeout(Duration::from_millis(300))
+            .error_backoff(SOON)
+    };
+    let a = ground.node_with(&db, settings).await;
+    let b = ground.node_with(&db, settings).await;
+    aged(&db, &[&a, &b], 1).await;
+    db.write(1, "new");
+    db.behave(Behaviour {
+        hangs: true,
+        ..Behaviour::default()
+    });
+    let began = Instant::now();
+    for node in [&a, &b] {
+        assert_eq!(seen(node.get_entry(1).await), old(Freshness::Stale));
+    }
+    eventually("one loads and hangs", async || db.loads() == 1).await;
+    db.behave(Behaviour::default());
+    for node in [&a, &b] {
+        eventually("it has the new value", async || {
+            seen(node.get_entry(1).await) == fresh("new")
+        })
+        .await;
+    }
+    let begun = db.begun();
+    assert_eq!(begun.len(), 2);
+    assert!(
+        begun[1] - began >= Duration::from_millis(300) + SOON,
+        "after the timeout and the hold"
+    );
+    let failures = a.stats().load_failures + b.stats().load_failures;
+    assert_eq!(failures, 1);
+    ground.check(&[&a, &b]).await;
+}
+
+async fn both_windows_begin_where_the_ttl_ends(ground: Ground) {
+    let db = Db::default();
+    let windows = |while_revalidate, if_error| {
+        ground.node_with(&db, move |builder| {
+            builder
+                .refresh_ahead(0.0)
+                .stale_while_revalidate(while_revalidate)
+                .stale_if_error(if_error)
+                .error_backoff(Duration::ZERO)
+        })
+    };
+    let short = TTL / 2;
+    let (first, second) = (windows(short, LONG).await, windows(LONG, short).await);
+    let both = windows(short, short).await;
+    for (node, key) in [(&first, 1), (&second, 2), (&both, 3)] {
+        aged(&db, &[node], key).await;
+        sleep(short).await;
+        db.behave(Behaviour::fails());
+        match key {
+            1 => assert_eq!(seen(node.get_entry(1).await), old(Freshness::StaleOnError)),
+            2 => assert_eq!(seen(node.get_entry(2).await), old(Freshness::Stale)),
+            _ => assert!(
+                node.get(key).await.is_err(),
+                "one does not follow the other"
+            ),
+        }
+    }
+    ground.check(&[&first, &second, &both]).await;
+}
+
+async fn nobody_who_has_the_old_value_loads_by_itself_however_long_the_wait(ground: Ground) {
+    let db = Db::default();
+    let a = ground.node_with(&db, revalidates).await;
+    let b = ground
+        .node_with(&db, |builder| revalidates(builder).lease_wait(SOON))
+        .await;
+    aged(&db, &[&a, &b], 1).await;
+    db.write(1, "new");
+    let gate = db.gate();
+    assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
+    gate.reached().await;
+    eventually("it has given up waiting, more than once", async || {
+        assert_eq!(seen(b.get_entry(1).await), old(Freshness::Stale));
+        b.stats().lease_waits >= 3
+    })
+    .await;
+    assert_eq!((db.loads(), b.stats().lease_wait_exceeded), (1, 0));
+    gate.open();
+    eventually("it has the new value", async || {
+        seen(b.get_entry(1).await) == fresh("new")
+    })
+    .await;
+    assert_eq!(db.loads(), 1);
+    ground.check(&[&a, &b]).await;
+}

@@ -1,0 +1,404 @@
+//! Staleness where processes die, servers go away, or there is none.
+
+use std::time::Duration;
+
+use tidegate::{Cache, Error, Freshness, Loaded, Read, WriteError};
+use tokio::time::{Instant, sleep};
+
+use crate::support::eventually;
+use crate::support::fleet::{Settings, Worker};
+use crate::support::ground::{Ground, check_records, users};
+use crate::support::life::{
+    LONG, TTL, aged, falls_back, fresh, gaps, has_fresh, old, revalidates, seen,
+};
+use crate::support::loader::{Behaviour, Db};
+use crate::support::node::{Node, answer, value};
+use crate::support::proxy::{Proxy, Wire};
+use crate::support::server::{Raw, Server, patient};
+
+/// What a busy machine may add to any bound.
+const NOISE: Duration = Duration::from_secs(2);
+const LEASE: Duration = Duration::from_millis(600);
+
+/// A process that refreshes "old", and one that waits for it and is told "new" by the source.
+struct Fleet {
+    ground: Ground,
+    refresher: Worker,
+    db: Db,
+    b: Node,
+}
+
+impl Fleet {
+    async fn new() -> Self {
+        let (ground, db) = (Ground::redis(), Db::default());
+        let port = ground.server().expect("a server").port();
+        let mut refresher = Worker::with(Settings {
+            stale: LONG,
+            ..Settings::new(port, LEASE)
+        })
+        .await;
+        let b = ground
+            .node_with(&db, |builder| revalidates(builder).lease_ttl(LEASE))
+            .await;
+        let short = Loaded::found("old".to_owned()).ttl(TTL);
+        b.insert(1, short).await.expect("an insert");
+        sleep(TTL).await;
+        refresher.tell("get 1 10").await;
+        refresher.hear("loading 1").await;
+        // Its callers do not wait.
+        refresher.tell("get 1 10").await;
+        assert_eq!(refresher.hear("got 1").await, "old");
+        db.write(1, "new");
+        Self {
+            ground,
+            refresher,
+            db,
+            b,
+        }
+    }
+
+    async fn waits(&self) {
+        assert_eq!(seen(self.b.get_entry(1).await), old(Freshness::Stale));
+        eventually("the other process leaves it to the first", async || {
+            self.b.stats().lease_waits == 1
+        })
+        .await;
+        assert_eq!(self.db.loads(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refresher_that_is_killed_is_replaced_and_nobody_waits() {
+    let mut fleet = Fleet::new().await;
+    fleet.waits().await;
+    let gate = fleet.db.gate();
+    let died = Instant::now();
+    fleet.refresher.kill().await;
+    eventually("it is replaced", async || {
+        assert_eq!(seen(fleet.b.get_entry(1).await), old(Freshness::Stale));
+        fleet.db.loads() == 1
+    })
+    .await;
+    let replaced = died.elapsed();
+    println!("replaced after {replaced:?}");
+    assert!(replaced < LEASE + NOISE, "{replaced:?}");
+    gate.open();
+    eventually("it has the new value", async || {
+        seen(fleet.b.get_entry(1).await) == fresh("new")
+    })
+    .await;
+    assert_eq!(fleet.db.loads(), 1);
+    fleet.ground.check(&[&fleet.b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refresher_that_is_stopped_is_replaced_and_cannot_fill_when_it_goes_on() {
+    let mut fleet = Fleet::new().await;
+    fleet.waits().await;
+    fleet.refresher.stop();
+    eventually("it is replaced", async || {
+        let seen = seen(fleet.b.get_entry(1).await);
+        assert!([old(Freshness::Stale), fresh("new")].contains(&seen));
+        seen == fresh("new")
+    })
+    .await;
+    fleet.refresher.resume();
+    fleet.refresher.tell("row older").await;
+    eventually("its fill is refused", async || {
+        let stats = fleet.refresher.stats().await;
+        stats[0] == 1 && stats[2..] == [0, 1]
+    })
+    .await;
+    eventually("it has the new value", async || {
+        fleet.refresher.tell("get 1 1").await;
+        let got = fleet.refresher.hear("got 1").await;
+        assert_ne!(got, "older", "what was refused is answered");
+        got == "new"
+    })
+    .await;
+    assert_eq!((fleet.refresher.stats().await[0], fleet.db.loads()), (1, 1));
+    fleet.ground.check(&[&fleet.b]).await;
+}
+
+/// A node that reaches its server through a wire.
+async fn wired(
+    db: &Db,
+    server: &Server,
+    settings: impl FnOnce(tidegate::CacheBuilder<Db>) -> tidegate::CacheBuilder<Db>,
+) -> (Proxy, Node) {
+    let proxy = Proxy::to(server.port()).await;
+    let redis = patient(proxy.port()).timeout(Duration::from_millis(300));
+    let builder = Cache::builder("users", db.clone())
+        .ttl_jitter(0.0)
+        .l2(redis.connect().await.expect("connect"));
+    let cache = settings(builder).build();
+    (proxy, Node::new(cache.expect("a cache")))
+}
+
+async fn outage(wire: Wire) {
+    let (server, db) = (Server::start(), Db::default());
+    let backoff = Duration::from_millis(300);
+    let (channel, degraded) = (Duration::from_millis(900), Duration::from_millis(1500));
+    let (proxy, a) = wired(&db, &server, |builder| {
+        falls_back(builder)
+            .channel_lease(channel)
+            .degraded_l1_ttl(degraded)
+            .error_backoff(backoff)
+    })
+    .await;
+    aged(&db, &[&a], 1).await;
+    db.behave(Behaviour::fails());
+    proxy.set(wire).await;
+    let (began, mut fell_back) = (Instant::now(), 0);
+    loop {
+        match a.get_entry(1).await {
+            Ok(Some(entry)) => {
+                assert_eq!(entry.freshness(), Freshness::StaleOnError);
+                fell_back += 1;
+            }
+            Ok(None) => panic!("nobody said that there is none"),
+            Err(error) => {
+                assert!(matches!(error, Error::Load(_)), "{error:?}");
+                break;
+            }
+        }
+        assert!(began.elapsed() < channel + degraded + NOISE);
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(fell_back > 10, "only {fell_back} times");
+    // From now on it is an error, one for all.
+    while began.elapsed() < channel + degraded + NOISE {
+        for caller in a.callers(20, 1).await {
+            let got = answer(caller).await;
+            assert!(matches!(got, Err(Error::Load(_))), "{got:?}");
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    for gap in gaps(&db.begun()) {
+        assert!(gap >= backoff - Duration::from_millis(3), "{gap:?}");
+    }
+    proxy.set(Wire::Pass).await;
+    db.behave(Behaviour::default());
+    db.write(1, "new");
+    eventually("all is well", async || {
+        a.get_entry(1).await.is_ok_and(|entry| {
+            entry.is_some_and(|entry| {
+                entry.value().as_str() == "new" && entry.freshness() == Freshness::Fresh
+            })
+        })
+    })
+    .await;
+    a.check().await;
+    check_records(&server);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_source_and_server_the_old_value_is_answered_for_the_grace_and_then_one_error() {
+    outage(Wire::Refuse).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_server_that_says_nothing_it_is_the_same() {
+    outage(Wire::Swallow).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_past_l1_sees_what_l1_has_not_heard_of() {
+    let (ground, db) = (Ground::redis(), Db::default());
+    let (proxy, a) = wired(&db, ground.server().expect("a server"), |builder| {
+        revalidates(builder).channel_lease(Duration::from_secs(600))
+    })
+    .await;
+    let b = ground.node_with(&db, revalidates).await;
+    eventually("L1 is used", async || {
+        a.get(1).await.expect("a look-up");
+        a.peek(&1).is_some()
+    })
+    .await;
+    proxy.set(Wire::DeadSubscriptions).await;
+    for read in [Read::new().skip_l1(), Read::fresh().skip_l1()] {
+        let before = value(a.get(1).await);
+        let new = format!("{read:?}");
+        b.insert(1, new.clone()).await.expect("an insert");
+        assert_eq!(value(a.get(1).await), before, "it has not heard");
+        assert_eq!(value(a.get_with(1, Read::fresh()).await), before);
+        assert_eq!(value(a.get_with(1, read).await), new);
+        assert_eq!(value(a.get(1).await), new, "and L1 keeps it");
+    }
+    a.check().await;
+    ground.check(&[&b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_the_server_is_not_told_of_is_an_error_and_repaired() {
+    let (ground, db) = (Ground::redis(), Db::default());
+    let (proxy, a) = wired(&db, ground.server().expect("a server"), falls_back).await;
+    let b = ground.node_with(&db, falls_back).await;
+    for key in 1..=3 {
+        db.write(key, "old");
+        for node in [&a, &b] {
+            node.get(key).await.expect("a look-up");
+        }
+    }
+    proxy.set(Wire::Refuse).await;
+    for key in 1..=3 {
+        let commit = {
+            let db = db.clone();
+            async move {
+                db.write(key, "new");
+                Ok::<_, std::io::Error>("new".to_owned())
+            }
+        };
+        let failed = match key {
+            1 => a.write(key, commit).await,
+            2 => a.invalidate_after(key, commit).await.map(drop),
+            _ => a.refresh_after(key, commit).await.map(drop),
+        };
+        assert!(matches!(failed, Err(WriteError::Remote(_))), "{failed:?}");
+        assert_eq!(value(a.get(key).await), "new", "here it is gone at once");
+    }
+    assert_eq!((a.stats().writes, a.health().pending_repairs), (3, 3));
+    proxy.set(Wire::Pass).await;
+    eventually("all is repaired", async || a.health().pending_repairs == 0).await;
+    for key in 1..=3 {
+        for node in [&a, &b] {
+            eventually("it has heard", async || value(node.get(key).await) == "new").await;
+        }
+    }
+    a.check().await;
+    ground.check(&[&b]).await;
+}
+
+/// By somebody who is no cache.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refresh_whose_entry_was_deleted_is_refused_and_one_whose_claim_was_is_not() {
+    let (ground, db) = (Ground::redis(), Db::default());
+    let mut raw = ground.server().expect("a server").raw();
+    let a = ground.node_with(&db, revalidates).await;
+    for (deleted, filled) in [(users(1), 0), (format!("{{{}}}", users(1)), 1)] {
+        db.write(1, "older");
+        a.get(1).await.expect("a look-up");
+        let (gate, before) = (db.gate(), a.stats());
+        let refresher = a.refresher(1).await;
+        gate.reached().await;
+        db.write(1, "new");
+        raw.send(&[b"DEL", deleted.as_bytes()]);
+        gate.open();
+        assert_eq!(value(answer(refresher).await), "older");
+        let since = a.stats().since(&before);
+        assert_eq!((since.fills, since.fills_refused), (filled, 1 - filled));
+        assert_eq!(raw.entries("*tidegate*").len() as u64, filled);
+        a.invalidate(&1).await.expect("an invalidation");
+        assert_eq!(value(a.get(1).await), "new");
+    }
+    ground.check(&[&a]).await;
+}
+
+/// Milliseconds that the server keeps a key, which are at most these.
+fn kept(raw: &mut Raw, key: &str, most: Duration) {
+    let (pttl, most) = (raw.pttl(key), i64::try_from(most.as_millis()).expect("few"));
+    let least = most - i64::try_from(NOISE.as_millis()).expect("few") * 5;
+    assert!((least..=most).contains(&pttl), "{key}: {pttl} of {most}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_server_keeps_a_value_for_its_ttl_and_the_longer_window_and_nothing_for_ever() {
+    let (ttl, minute) = (Duration::from_secs(100), Duration::from_secs(60));
+    for (key, while_revalidate, if_error) in [(1, 1, 5), (2, 5, 1), (3, 0, 0)] {
+        let (ground, db) = (Ground::redis(), Db::default());
+        let mut raw = ground.server().expect("a server").raw();
+        let a = ground
+            .node_with(&db, |builder| {
+                builder
+                    .ttl(ttl)
+                    .negative_ttl(minute)
+                    .stale_while_revalidate(minute * while_revalidate)
+                    .stale_if_error(minute * if_error)
+                    .error_backoff(minute)
+                    .lease_ttl(minute)
+            })
+            .await;
+        let longest = ttl + minute * while_revalidate.max(if_error);
+        let (record, claim) = (users(key), format!("tidegate:users::{{{}}}", users(key)));
+        let gate = db.gate();
+        let caller = a.caller(key).await;
+        gate.reached().await;
+        kept(&mut raw, &record, minute);
+        gate.open();
+        answer(caller).await.expect("a load");
+        kept(&mut raw, &record, longest);
+        for behaviour in [Behaviour::fails(), Behaviour::default()] {
+            a.insert(key, "by hand".to_owned())
+                .await
+                .expect("an insert");
+            kept(&mut raw, &record, longest);
+            raw.send(&[b"PEXPIRE", record.as_bytes(), b"30000"]);
+            db.behave(behaviour);
+            let gate = db.gate();
+            let refresher = a.refresher(key).await;
+            gate.reached().await;
+            // Until the refresh ends its entry stays.
+            kept(&mut raw, &record, minute);
+            kept(&mut raw, &claim, minute);
+            check_expiries(&mut raw);
+            gate.open();
+            let refreshed = answer(refresher).await;
+            assert_eq!(refreshed.is_err(), behaviour.fails);
+            check_expiries(&mut raw);
+        }
+        kept(&mut raw, &record, longest);
+        a.expire(&key).await.expect("an expiry");
+        kept(&mut raw, &record, longest);
+        db.delete(key);
+        a.refresh(&key).await.expect("a load");
+        kept(&mut raw, &record, minute);
+        ground.check(&[&a]).await;
+    }
+}
+
+fn check_expiries(raw: &mut Raw) {
+    for key in raw.keys("*") {
+        assert!(raw.pttl(&key) > 0, "{key} has no expiry");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_shared_tier_the_old_value_is_answered_by_the_same_rules() {
+    let db = Db::default();
+    let node = |cache: Result<_, tidegate::BuildError>| Node::new(cache.expect("a cache"));
+    let builder = || Cache::builder("users", db.clone()).ttl_jitter(0.0);
+    let a = node(revalidates(builder()).build());
+    let b = node(
+        falls_back(builder())
+            .load_soft_timeout(Duration::from_millis(100))
+            .build(),
+    );
+    aged(&db, &[&a], 1).await;
+    aged(&db, &[&b], 2).await;
+    db.write(1, "new");
+    db.write(2, "new");
+    let (first, second) = (db.gate(), db.gate());
+    assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
+    first.reached().await;
+    assert_eq!(seen(b.get_entry(2).await), old(Freshness::Stale));
+    second.reached().await;
+    first.open();
+    second.open();
+    eventually("both are new", async || {
+        has_fresh(&a, 1, "new") && has_fresh(&b, 2, "new")
+    })
+    .await;
+    aged(&db, &[&b], 3).await;
+    db.behave(Behaviour::fails());
+    assert_eq!(seen(b.get_entry(3).await), old(Freshness::StaleOnError));
+    assert!(b.refresh(&3).await.is_err());
+    assert_eq!(seen(b.get_entry(3).await), old(Freshness::StaleOnError));
+    b.expire(&3).await.expect("an expiry");
+    assert_eq!(seen(b.get_entry(3).await), old(Freshness::StaleOnError));
+    b.invalidate(&3).await.expect("an invalidation");
+    assert!(b.get(3).await.is_err());
+    assert_eq!((db.loads(), db.reloads().len()), (3, 2));
+    for node in [&a, &b] {
+        node.check().await;
+    }
+}

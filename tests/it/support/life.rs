@@ -1,0 +1,90 @@
+//! Entries whose life has gone on, and what may be answered of them.
+
+use std::time::Duration;
+
+use tidegate::{BoxError, CacheBuilder, Entry, Error, Freshness};
+use tokio::time::{Instant, sleep};
+
+use super::loader::{Behaviour, Db};
+use super::node::Node;
+
+/// How long the entries of [`aged`] are fresh.
+pub(crate) const TTL: Duration = Duration::from_millis(400);
+
+/// Longer than any test.
+pub(crate) const LONG: Duration = Duration::from_secs(120);
+
+/// Answers while it loads, for as long as anybody asks; the next attempt after a failure comes when
+/// somebody ends the hold.
+pub(crate) fn revalidates(builder: CacheBuilder<Db>) -> CacheBuilder<Db> {
+    builder
+        .refresh_ahead(0.0)
+        .stale_while_revalidate(LONG)
+        .error_backoff(LONG)
+}
+
+/// Answers when the load fails, for as long as anybody asks.
+pub(crate) fn falls_back(builder: CacheBuilder<Db>) -> CacheBuilder<Db> {
+    builder
+        .refresh_ahead(0.0)
+        .stale_if_error(LONG)
+        .error_backoff(LONG)
+}
+
+/// The entry of a key is "old", in the L1 of every node, and its TTL is over. What is loaded from now
+/// on lives long. The source counts from here.
+pub(crate) async fn aged(db: &Db, nodes: &[&Node], key: u64) {
+    db.write(key, "old");
+    // A machine that stops for longer than a TTL at the wrong moment is given another chance.
+    for attempt in 0..50 {
+        if attempt > 0 {
+            nodes[0].invalidate(&key).await.expect("an invalidation");
+            sleep(TTL / 10).await;
+        }
+        db.behave(Behaviour::ttl(TTL));
+        let before = db.loads();
+        let mut fresh = true;
+        for node in nodes {
+            node.get(key).await.expect("a look-up");
+        }
+        for node in nodes {
+            let entry = node.peek(&key);
+            fresh &= entry.is_some_and(|entry| entry.freshness() == Freshness::Fresh);
+        }
+        let all_in_time = fresh && db.loads() == before + 1;
+        db.behave(Behaviour::default());
+        sleep(TTL + Duration::from_millis(20)).await;
+        if all_in_time {
+            return db.forget();
+        }
+    }
+    panic!("an entry was not fresh in all of L1 within its TTL");
+}
+
+/// What a look-up came to: the value and its freshness.
+pub(crate) fn seen(got: Result<Option<Entry<String>>, Error<BoxError>>) -> (String, Freshness) {
+    let entry = got.unwrap_or_else(|error| panic!("a look-up failed: {error:?}"));
+    let entry = entry.expect("the key exists");
+    (entry.value().as_str().to_owned(), entry.freshness())
+}
+
+pub(crate) fn old(freshness: Freshness) -> (String, Freshness) {
+    ("old".to_owned(), freshness)
+}
+
+pub(crate) fn fresh(value: &str) -> (String, Freshness) {
+    (value.to_owned(), Freshness::Fresh)
+}
+
+/// What L1 has, if it is within its TTL.
+pub(crate) fn has_fresh(node: &Node, key: u64, value: &str) -> bool {
+    node.peek(&key).is_some_and(|entry| {
+        entry.value().as_str() == value && entry.freshness() == Freshness::Fresh
+    })
+}
+
+/// How long there was between one and the next.
+pub(crate) fn gaps(moments: &[Instant]) -> Vec<Duration> {
+    let pairs = moments.windows(2);
+    pairs.map(|pair| pair[1] - pair[0]).collect()
+}

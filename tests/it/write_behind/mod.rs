@@ -1,0 +1,199 @@
+//! Write-behind, on real servers.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tidegate::write_behind::{Batch, Event, Sink, WriteBehind, WriteBehindBuilder, WriteId};
+use tidegate::{BoxError, Redis};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::support::server::{Raw, Reply, Server};
+use crate::support::{eventually, within};
+
+mod crash;
+mod failing;
+mod leases;
+mod process;
+mod settings;
+mod writes;
+
+/// The stream of partition 0 of the write-behind that the tests have.
+const STREAM: &str = "tidegate:wb:{stock:0}";
+
+type Stock = WriteBehind<u64, String>;
+type StockBuilder = WriteBehindBuilder<u64, String>;
+
+/// A write, as a sink was given it: key, value, attempt.
+type Given = (u64, Option<String>, u32);
+
+/// A call of a sink that waits for its answer.
+struct Call {
+    epoch: u64,
+    ids: Vec<WriteId>,
+    given: Vec<Given>,
+    answer: oneshot::Sender<Result<(), BoxError>>,
+}
+
+impl Call {
+    fn ok(self) {
+        let _ = self.answer.send(Ok(()));
+    }
+
+    fn fail(self, error: &str) {
+        let _ = self.answer.send(Err(error.into()));
+    }
+
+    /// Keys and values alone.
+    fn writes(&self) -> Vec<(u64, &str)> {
+        let writes = self.given.iter();
+        writes
+            .map(|(key, value, _)| (*key, value.as_deref().unwrap_or("-")))
+            .collect()
+    }
+}
+
+/// A sink whose calls the test answers.
+struct Gated(mpsc::UnboundedSender<Call>);
+
+impl Sink for Gated {
+    type Key = u64;
+    type Value = String;
+    type Error = BoxError;
+
+    async fn apply(&self, batch: &Batch<u64, String>) -> Result<(), BoxError> {
+        let (answer, answered) = oneshot::channel();
+        let writes = batch.writes().iter();
+        let call = Call {
+            epoch: batch.epoch(),
+            ids: writes.clone().map(|write| write.id()).collect(),
+            given: writes
+                .map(|write| (*write.key(), write.value().cloned(), write.attempt()))
+                .collect(),
+            answer,
+        };
+        self.0.send(call).map_err(|_| "nobody answers")?;
+        match answered.await {
+            Ok(Err(error)) if error.to_string() == "panic" => panic!("as the test wants it"),
+            Ok(answer) => answer,
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// `reject 12-0` rejects a write.
+    fn rejected(&self, error: &BoxError) -> Option<WriteId> {
+        let text = error.to_string();
+        WriteId::parse(text.strip_prefix("reject ")?)
+    }
+}
+
+/// The calls of a gated sink.
+struct Calls(mpsc::UnboundedReceiver<Call>);
+
+impl Calls {
+    async fn next(&mut self) -> Call {
+        within("the sink is called", self.0.recv())
+            .await
+            .expect("it lives")
+    }
+
+    fn none(&mut self) -> bool {
+        self.0.try_recv().is_err()
+    }
+
+    /// Answers everything with success until `writes` writes have come, and says what came.
+    async fn drain(&mut self, writes: usize) -> Vec<(u64, String)> {
+        let mut came = Vec::new();
+        while came.len() < writes {
+            let call = self.next().await;
+            let now = call.writes();
+            came.extend(now.into_iter().map(|(key, value)| (key, value.to_owned())));
+            call.ok();
+        }
+        came
+    }
+}
+
+fn gated() -> (Gated, Calls) {
+    let (calls, called) = mpsc::unbounded_channel();
+    (Gated(calls), Calls(called))
+}
+
+/// What a write-behind says of itself.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<VecDeque<Event>>>);
+
+impl Said {
+    fn listens(&self, builder: StockBuilder) -> StockBuilder {
+        let said = self.clone();
+        builder.on_event(move |event| said.0.lock().push_back(event.clone()))
+    }
+
+    /// Waits for an event.
+    async fn hear(&self, what: &str, is_it: impl Fn(&Event) -> bool) -> Event {
+        let mut heard = None;
+        eventually(what, async || {
+            let mut said = self.0.lock();
+            heard = said.iter().position(&is_it).and_then(|at| said.remove(at));
+            heard.is_some()
+        })
+        .await;
+        heard.expect("it was heard")
+    }
+}
+
+/// Short times, one partition, and a lease that a slow machine does not lose.
+fn quick(builder: StockBuilder) -> StockBuilder {
+    let ms = Duration::from_millis;
+    builder
+        .partitions(1)
+        .backoff(ms(1), ms(20))
+        .lease_ttl(Duration::from_secs(4))
+}
+
+async fn connect(server: &Server) -> Redis {
+    let patient = server.patient().connect().await;
+    patient.expect("connect")
+}
+
+async fn writer(server: &Server) -> Stock {
+    let builder = WriteBehind::writer("stock", connect(server).await);
+    quick(builder).open().await.expect("sound settings")
+}
+
+/// A write-behind with a gated sink, and settings of the test's own.
+async fn worker(
+    server: &Server,
+    settings: impl Fn(StockBuilder) -> StockBuilder,
+) -> (Stock, Calls) {
+    let (sink, calls) = gated();
+    let builder = WriteBehind::builder("stock", connect(server).await, sink);
+    let opened = settings(quick(builder)).open().await;
+    (opened.expect("sound settings"), calls)
+}
+
+async fn write(stock: &Stock, key: u64, value: &str) -> WriteId {
+    let written = stock.write(&key, &value.to_owned()).await;
+    written.unwrap_or_else(|error| panic!("{key} {value}: {error:?}"))
+}
+
+/// How many writes are unapplied, and how many of them were given to a worker.
+fn unapplied(raw: &mut Raw) -> (i64, i64) {
+    let Reply::Number(length) = raw.ask(&format!("XLEN {STREAM}")) else {
+        panic!("XLEN answers a number")
+    };
+    let pending = match raw.try_ask(&format!("XPENDING {STREAM} tidegate")) {
+        Reply::List(pending) => match pending[0] {
+            Reply::Number(pending) => pending,
+            _ => panic!("XPENDING begins with a number"),
+        },
+        // No group yet.
+        _ => 0,
+    };
+    (length, pending)
+}
+
+async fn applied(raw: &mut Raw) {
+    eventually("everything is applied", async || unapplied(raw) == (0, 0)).await;
+}
