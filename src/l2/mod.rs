@@ -36,7 +36,7 @@ pub(crate) trait Listener: Send + Sync {
     fn on_gap(&self);
     /// The tier is not asked any more, or again.
     #[cfg(feature = "redis")]
-    fn on_breaker(&self, open: bool);
+    fn on_breaker(&self, _open: bool) {}
 }
 
 /// A record, and beside it the claim of whoever refreshes it: a lease in a key of its own, because the

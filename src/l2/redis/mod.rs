@@ -329,22 +329,21 @@ impl Shared {
         self.pool.next_connected().with_options(&self.options)
     }
 
-    /// Sends a command, unless the breaker is open, and tells it what came of it.
-    async fn guarded<T>(
-        &self,
-        doing: &'static str,
-        command: impl Future<Output = Result<T, FredError>>,
-    ) -> Result<T, RemoteError> {
+    /// Whether a command may be sent: not while the breaker is open.
+    fn admit(&self, doing: &'static str) -> Result<(), RemoteError> {
         if self.breaker.is_open() {
             let cause = "the breaker is open: the server has not answered of late";
             return Err(RemoteError::because(RemoteKind::Unreachable, doing, cause));
         }
-        let result = command.await.map_err(|error| remote(doing, error));
+        Ok(())
+    }
+
+    /// Tells the breaker what came of a command.
+    fn heard<T>(&self, result: &Result<T, RemoteError>) {
         let answered = result.as_ref().err().is_none_or(|error| !is_silence(error));
         if self.breaker.note(answered, Instant::now()) {
             self.tell_breaker(true);
         }
-        result
     }
 
     /// Makes the connections for commands anew.

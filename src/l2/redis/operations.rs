@@ -18,9 +18,15 @@ impl Redis {
     pub(crate) async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
         self.ready().await;
         let command = CustomCommand::new_static("GET", ClusterHash::FirstKey, false);
-        let client = self.shared.client();
-        let read = client.custom(command, vec![key.clone()]);
-        self.shared.guarded("read", read).await
+        self.shared.admit("read")?;
+        let read = self
+            .shared
+            .client()
+            .custom(command, vec![key.clone()])
+            .await
+            .map_err(|error| remote("read", error));
+        self.shared.heard(&read);
+        read
     }
 
     pub(crate) async fn acquire(
@@ -343,28 +349,29 @@ impl Redis {
             all.extend(args.iter().cloned());
             all
         };
-        let run = async {
-            let evalsha = with(script.sha.as_str().into());
-            match client.custom(command("EVALSHA"), evalsha).await {
-                Err(error) if error.details().starts_with("NOSCRIPT") => {
-                    let eval = with(Value::from_static_str(script.body));
-                    client.custom(command("EVAL"), eval).await
-                }
-                result => result,
-            }
-        };
         if guarded == Guarded::Yes {
-            self.shared.guarded(doing, run).await
-        } else {
-            run.await.map_err(|error| remote(doing, error))
+            self.shared.admit(doing)?;
         }
+        let evalsha = with(script.sha.as_str().into());
+        let result = match client.custom(command("EVALSHA"), evalsha).await {
+            Err(error) if error.details().starts_with("NOSCRIPT") => {
+                let eval = with(Value::from_static_str(script.body));
+                client.custom(command("EVAL"), eval).await
+            }
+            result => result,
+        };
+        let result = result.map_err(|error| remote(doing, error));
+        if guarded == Guarded::Yes {
+            self.shared.heard(&result);
+        }
+        result
     }
 }
 
 /// Whether the breaker has a say. Not in beats: the line to the bus looks after itself, and what it
-/// proves is true whatever becomes of commands.
+/// proves is true whatever becomes of commands. Nor in write-behind, which has nowhere else to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Guarded {
+pub(super) enum Guarded {
     Yes,
     No,
 }

@@ -9,6 +9,7 @@ use fred::error::Error as FredError;
 use fred::interfaces::ClientLike;
 use fred::types::{ClusterHash, CustomCommand, Value};
 
+use super::operations::Guarded;
 use super::scripts::Script;
 use super::{Redis, remote};
 use crate::error::{RemoteError, RemoteKind};
@@ -162,7 +163,9 @@ impl Redis {
             wake.message.into(),
         ];
         let keys = [keys.stream.clone(), keys.state.clone()];
-        let reply = self.run_on(&client, "write", &ACCEPT, &keys, args).await?;
+        let reply = self
+            .run_on((&client, Guarded::No), "write", &ACCEPT, &keys, args)
+            .await?;
         reply::accepted(reply).ok_or_else(|| unexpected("write"))
     }
 
@@ -186,7 +189,9 @@ impl Redis {
             wake.message.into(),
         ];
         let keys = [keys.stream.clone(), keys.dead.clone()];
-        let reply = self.run_on(&client, DOING, &REDRIVE, &keys, args).await?;
+        let reply = self
+            .run_on((&client, Guarded::No), DOING, &REDRIVE, &keys, args)
+            .await?;
         reply::accepted(reply).ok_or_else(|| unexpected(DOING))
     }
 
@@ -382,8 +387,14 @@ impl Redis {
         keys: &[Bytes],
         args: Vec<Value>,
     ) -> Result<Value, RemoteError> {
-        self.run_on(&self.shared.client(), doing, script, keys, args)
-            .await
+        self.run_on(
+            (&self.shared.client(), Guarded::No),
+            doing,
+            script,
+            keys,
+            args,
+        )
+        .await
     }
 }
 
