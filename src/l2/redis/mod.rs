@@ -339,7 +339,7 @@ impl Shared {
     }
 
     /// Tells the breaker what came of a command.
-    fn heard<T>(&self, result: &Result<T, RemoteError>) {
+    fn answered<T>(&self, result: &Result<T, RemoteError>) {
         let answered = result.as_ref().err().is_none_or(|error| !is_silence(error));
         if self.breaker.note(answered, Instant::now()) {
             self.tell_breaker(true);

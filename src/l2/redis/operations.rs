@@ -25,7 +25,7 @@ impl Redis {
             .custom(command, vec![key.clone()])
             .await
             .map_err(|error| remote("read", error));
-        self.shared.heard(&read);
+        self.shared.answered(&read);
         read
     }
 
@@ -362,7 +362,7 @@ impl Redis {
         };
         let result = result.map_err(|error| remote(doing, error));
         if guarded == Guarded::Yes {
-            self.shared.heard(&result);
+            self.shared.answered(&result);
         }
         result
     }
