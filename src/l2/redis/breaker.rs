@@ -41,13 +41,14 @@ impl Default for Breaker {
             window: Duration::from_secs(2),
             failure_rate: 0.5,
             least_failures: 3,
-            longest_pause: Duration::from_secs(1),
+            longest_pause: Duration::from_millis(250),
         }
     }
 }
 
 impl Breaker {
-    /// The default: opens when at least 3 commands and half of all got no answer within 2 seconds.
+    /// The default: opens when at least 3 commands and half of all got no answer within 2 seconds, or 9
+    /// in a row.
     pub fn new() -> Self {
         Self::default()
     }
@@ -72,14 +73,15 @@ impl Breaker {
         self
     }
 
-    /// And how many must have failed at least. Default: 3.
+    /// And how many must have failed at least. Three times as many in a row, without an answer between
+    /// them, open it whatever was answered before: the connection is dead, or the server is. Default: 3.
     pub fn least_failures(mut self, failures: u32) -> Self {
         self.least_failures = failures;
         self
     }
 
     /// The longest pause between two probes, from 10 ms to 60 s; so long it may take until a server that
-    /// is back is used again. The first one comes after 50 milliseconds. Default: 1 second.
+    /// is back is used again. The first one comes after 50 milliseconds. Default: 250 milliseconds.
     pub fn longest_pause(mut self, pause: Duration) -> Self {
         self.longest_pause = pause;
         self
@@ -135,6 +137,8 @@ pub(super) struct State {
 
 #[derive(Debug, Default)]
 struct Counts {
+    /// Failures since the last answer.
+    in_a_row: u32,
     parts: [Part; PARTS as usize],
 }
 
@@ -185,9 +189,11 @@ impl State {
         }
         if answered {
             part.answered = part.answered.saturating_add(1);
+            counts.in_a_row = 0;
             return false;
         }
         part.failed = part.failed.saturating_add(1);
+        counts.in_a_row = counts.in_a_row.saturating_add(1);
         let of_late = counts
             .parts
             .iter()
@@ -199,8 +205,9 @@ impl State {
         }
         #[expect(clippy::cast_precision_loss, reason = "a share of a count")]
         let share = failed as f64 / (answered + failed) as f64;
-        let opens = failed >= u64::from(self.settings.least_failures)
-            && share >= self.settings.failure_rate;
+        let least = self.settings.least_failures;
+        let opens = counts.in_a_row >= least.saturating_mul(3)
+            || (failed >= u64::from(least) && share >= self.settings.failure_rate);
         if opens {
             self.open.store(true, Ordering::Release);
             self.opened.notify_one();
@@ -252,10 +259,25 @@ mod tests {
         }
         let (state, zero) = self::state(Breaker::new());
         for at in 0..100 {
-            assert!(
-                !state.note(false, zero + MS * 1_001 * at),
-                "two in a window"
-            );
+            let now = zero + MS * 1_001 * at;
+            assert!(!state.note(false, now), "two in a window");
+            if at % 8 == 7 {
+                state.note(true, now);
+            }
+        }
+    }
+
+    #[test]
+    fn it_opens_on_failures_in_a_row_whatever_was_answered_before() {
+        let (state, zero) = state(Breaker::new());
+        for _ in 0..1_000 {
+            state.note(true, zero);
+        }
+        for failures in [8, 9] {
+            for failure in 1..=failures {
+                assert_eq!(state.note(false, zero), failure == 9);
+            }
+            state.note(true, zero);
         }
     }
 

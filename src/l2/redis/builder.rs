@@ -70,7 +70,7 @@ impl RedisBuilder {
     /// and the handle probes for itself.
     ///
     /// Default: [`Breaker::new`], which opens when at least 3 commands and half of all got no answer
-    /// within 2 seconds.
+    /// within 2 seconds, or 9 in a row.
     pub fn breaker(mut self, breaker: Breaker) -> Self {
         self.breaker = breaker;
         self
