@@ -262,10 +262,15 @@ impl<L: Loader> CacheBuilder<L> {
         self
     }
 
-    /// How many loads may run at once in this process, for this cache. Others wait their turn.
+    /// How many loads may run at once in this process, for this cache. Others wait their turn:
+    /// refreshes and loads of what was there before go first, then unknown keys, each in the order in
+    /// which they came. One that would not get its turn within `load_timeout`, as long as loads take,
+    /// is answered [`Error::Overloaded`](crate::Error::Overloaded), or a stale value, at once.
     ///
     /// Default: unlimited. It is what protects a database when many different keys are cold at
-    /// once: set it to your share of its connections.
+    /// once, or when Redis is gone: then every process loads for itself, and `p` processes with `k` keys
+    /// in use could run `p · k` loads at once. With this set it is `p` times this at most; set it to your
+    /// share of the database's connections.
     pub fn max_concurrent_loads(mut self, loads: usize) -> Self {
         self.config.max_concurrent_loads = Some(loads);
         self

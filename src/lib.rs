@@ -83,7 +83,8 @@
 //! - **An invalidation is not forgotten**: one that Redis did not confirm is an error, and is repeated
 //!   until it is; meanwhile this process does not read the key from there.
 //! - **Redis trouble is not request trouble**: no `get` fails because of Redis, or waits for it longer
-//!   than its [`timeout`](crate::RedisBuilder::timeout).
+//!   than its [`timeout`](crate::RedisBuilder::timeout). A server that stays silent is not asked any more
+//!   ([`breaker`](crate::RedisBuilder::breaker)), and found again by probes.
 //! - **Callers are independent**: dropping one at any await point neither ends nor repeats a load. A
 //!   panic in a loader is an error for those who wait. A load that hangs is cut off.
 //! - **Nobody waits for a hot key**: hits late in the TTL begin the next load
