@@ -61,6 +61,7 @@
 //!   know.
 //! - [`guide::consistency`]: who can see an old value, for how long, and what moves it.
 //! - [`guide::staleness`]: what is answered past its TTL, who loads the next value, recipes.
+//! - [`guide::operations`]: what happens in which trouble, what shows, rights, memory.
 //! - [`guide::architecture`]: how it works, with the read path as a picture.
 //!
 //! # What it promises

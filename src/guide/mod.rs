@@ -8,3 +8,6 @@ pub mod consistency {}
 
 #[doc = include_str!("staleness.md")]
 pub mod staleness {}
+
+#[doc = include_str!("operations.md")]
+pub mod operations {}
