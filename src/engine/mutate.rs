@@ -404,8 +404,8 @@ where
                 self.repairs.leave();
                 return;
             }
-            self.repairs.done(ticket);
             self.stats.repairs.add();
+            self.repairs.done(ticket);
         }
     }
 
@@ -470,8 +470,8 @@ where
                 return;
             };
             if engine.repair(&repair).await.is_ok() {
-                engine.repairs.done(ticket);
                 engine.stats.repairs.add();
+                engine.repairs.done(ticket);
                 pause = FIRST_PAUSE;
                 continue;
             }
