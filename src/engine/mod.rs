@@ -412,7 +412,8 @@ where
             // L2 may have something, or something new.
             flight.spared = Some(error);
         }
-        if let Some(local) = local {
+        // Past L1 nobody has it, and a flight with something for its callers is one that can wait.
+        if let Some(local) = local.filter(|_| aim != Aim::Any || !want.read.skip_l1) {
             flight.offer(local.found());
         }
         let flight = Arc::new(flight);

@@ -782,3 +782,26 @@ async fn closing_waits_for_a_refresh_that_somebody_has_joined_for_good() {
     closes.await.unwrap();
     validate(&[&cache], &tier).await;
 }
+
+/// What L1 has is nothing to a look-up past it, so its flight is not one that nobody waits for.
+#[tokio::test(start_paused = true)]
+async fn a_look_up_past_l1_is_answered_however_many_refreshes_run() {
+    let (tier, source) = (
+        InProcess::new(),
+        Database::new(false, [Step::Found("value")]),
+    );
+    let settings = settings(&source).ttl(Duration::from_secs(10));
+    let cache = settings.l2(tier.clone()).build().unwrap();
+    cache.get(&1).await.unwrap();
+    let engine = cache.engine();
+    let most = u32::try_from(super::super::refresh::MOST).unwrap();
+    let _busy = engine.behind.try_acquire_many(most).unwrap();
+    let past = {
+        let cache = cache.clone();
+        tokio::spawn(async move { cache.get_with(&1, Read::new().skip_l1()).await })
+    };
+    settle().await;
+    assert!(past.is_finished(), "it goes round and round");
+    assert_eq!(text(&past.await.unwrap()), Some("value"));
+    validate(&[&cache], &tier).await;
+}
