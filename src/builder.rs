@@ -8,14 +8,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Cache;
+use crate::batch::Batching;
 use crate::codec::{Codec, ErasedCodec};
 use crate::config::Config;
-use crate::engine::Engine;
+use crate::engine::{Batches, Engine};
 use crate::error::BuildError;
 use crate::health::OnEvent;
 use crate::l1::Weigher;
 use crate::l2::{SharedTier, Tier};
-use crate::loader::{CacheFor, Loader};
+use crate::loader::{BatchLoader, CacheFor, ErasedBatchLoader, Loader};
 
 /// Settings of a cache: see [`Cache::builder`].
 ///
@@ -43,6 +44,7 @@ use crate::loader::{CacheFor, Loader};
 /// | [`load_soft_timeout`](Self::load_soft_timeout) | none | with a stale value at hand, wait no longer |
 /// | [`max_concurrent_loads`](Self::max_concurrent_loads) | unlimited | bulkhead of this cache in this process |
 /// | [`error_backoff`](Self::error_backoff) | 200 ms | a failed load is not repeated for this long |
+/// | [`batched`](Self::batched) | off | loads many keys with one call of a [`BatchLoader`] |
 /// | [`l2`](Self::l2) | none | the shared tier |
 /// | [`codec`](Self::codec) | `Bincode` | how values become bytes for it |
 /// | [`schema_version`](Self::schema_version) | 0 | the version of the value's type |
@@ -58,7 +60,15 @@ pub struct CacheBuilder<L: Loader> {
     codec: Option<Arc<dyn ErasedCodec<L::Value>>>,
     default_codec: Option<Arc<dyn ErasedCodec<L::Value>>>,
     tier: Option<Tier>,
+    batched: Option<(Batching, Erase<L>)>,
 }
+
+/// Makes a batch loader one without its type.
+type Erase<L> = fn(
+    Arc<L>,
+) -> Arc<
+    dyn ErasedBatchLoader<<L as Loader>::Key, <L as Loader>::Value, <L as Loader>::Error>,
+>;
 
 impl<L: Loader> CacheBuilder<L> {
     pub(crate) fn new(name: &str, loader: L) -> Self {
@@ -70,6 +80,7 @@ impl<L: Loader> CacheBuilder<L> {
             codec: None,
             default_codec: None,
             tier: None,
+            batched: None,
         }
     }
 
@@ -344,10 +355,15 @@ impl<L: Loader> CacheBuilder<L> {
             (Some(_), codec) => codec,
         };
         let shared = self.tier.zip(codec);
+        let loader = Arc::new(self.loader);
+        let batches = self
+            .batched
+            .map(|(settings, erase)| Batches::new(erase(Arc::clone(&loader)), settings));
         Ok(Cache::from_engine(Engine::new(
             &self.name,
             self.config.bounded(),
-            Arc::new(self.loader),
+            loader,
+            batches,
             self.weigher,
             shared,
         )))
@@ -361,6 +377,9 @@ impl<L: Loader> CacheBuilder<L> {
                 value: format!("{:?}", self.name),
                 allowed: "the name of a cache is 1 to 100 bytes long",
             });
+        }
+        if let Some((batching, _)) = &self.batched {
+            batching.check()?;
         }
         for (setter, value) in [
             ("ttl", Some(config.ttl)),
@@ -443,6 +462,18 @@ impl<L: Loader> CacheBuilder<L> {
             return Err(clash("cold_start_spread", true, "ttl", ttl, why));
         }
         Ok(())
+    }
+}
+
+impl<L: BatchLoader> CacheBuilder<L> {
+    /// Loads several keys with one call of [`load_many`](BatchLoader::load_many): those of a
+    /// [`get_many`](crate::Cache::get_many), and single look-ups and refreshes that come together (see
+    /// [`Batching`]).
+    ///
+    /// Default: off, also for a `BatchLoader`; every key is then loaded by itself.
+    pub fn batched(mut self, batching: Batching) -> Self {
+        self.batched = Some((batching, |loader| loader));
+        self
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
 
+use futures_core::Stream;
 use tokio::time::Instant;
 
 use crate::builder::CacheBuilder;
@@ -16,6 +17,7 @@ use crate::health::Health;
 use crate::key::CacheKey;
 use crate::l1::Answer;
 use crate::loader::{Loaded, Loader};
+use crate::many::{GetStream, Warm};
 use crate::stats::Stats;
 
 /// A cache of one kind of thing: a handle that is cheap to clone, and that needs no `Arc` around it.
@@ -136,6 +138,116 @@ where
         got.map(Answer::into_entry)
     }
 
+    /// [`get`](Self::get) for many keys: one outcome for each, in their order, duplicates included.
+    ///
+    /// What L1 has is answered from there, what is being read or loaded already is joined, what L2 has
+    /// is read with one `MGET` (in a cluster, one round trip to every node), and the rest is
+    /// loaded: with one call of [`load_many`](crate::BatchLoader::load_many) for every
+    /// [`max_size`](crate::Batching::max_size) keys where the cache is
+    /// [`batched`](CacheBuilder::batched), else key by key, 64 at once and within
+    /// [`max_concurrent_loads`](CacheBuilder::max_concurrent_loads).
+    ///
+    /// Every key has its own outcome, its own lease and its own fence: one that fails, is invalidated
+    /// meanwhile, or is being loaded by another process does not concern the others, but for the time
+    /// that the slowest takes. Coalesces like `get`, key by key, with single look-ups too. For more
+    /// keys than should be in memory at once, see [`get_stream`](Self::get_stream).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, Loaded, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| id * id)) });
+    /// # let squares: Cache<u64, u64, std::io::Error> = Cache::builder("squares", load).build()?;
+    /// let found = squares.get_many(&[3, 500, 4]).await;
+    /// let found: Vec<_> = found.into_iter().collect::<Result<_, _>>()?; // or look at each
+    /// assert_eq!(found.iter().map(Option::as_deref).collect::<Vec<_>>(), [Some(&9), None, Some(&16)]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get`](Self::get), for each key by itself. A `load_many` that fails is the error of
+    /// every key that it was given.
+    pub async fn get_many(&self, keys: &[K]) -> Vec<Result<Option<Arc<V>>, Error<E>>> {
+        let got = self.engine.get_many(keys).await;
+        got.into_iter()
+            .map(|got| got.map(|answer| answer.value))
+            .collect()
+    }
+
+    /// [`get_many`](Self::get_many), with what is known about each entry.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get_many`](Self::get_many).
+    pub async fn get_many_entries(&self, keys: &[K]) -> Vec<Result<Option<Entry<V>>, Error<E>>> {
+        let got = self.engine.get_many(keys).await;
+        got.into_iter()
+            .map(|got| got.map(Answer::into_entry))
+            .collect()
+    }
+
+    /// [`get_many`](Self::get_many) for more keys than should be in memory at once: takes keys from a
+    /// stream and answers them in its order, with up to 1,000 under way. While the stream of keys has
+    /// no more to offer for the moment, those that it has offered are looked up, however few.
+    ///
+    /// Nothing happens until the stream is polled, and it is polled inside a tokio runtime.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, Loaded, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Loaded::found(id * 2)) });
+    /// # let doubles: Cache<u64, u64, std::io::Error> = Cache::builder("doubles", load).build()?;
+    /// use futures_util::{StreamExt, stream};
+    ///
+    /// let mut doubles = doubles.get_stream(stream::iter(0..100_000));
+    /// let mut sum = 0;
+    /// while let Some((id, double)) = doubles.next().await {
+    ///     sum += double?.map_or(0, |double| *double) - id;
+    /// }
+    /// assert_eq!(sum, 4_999_950_000);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get`](Self::get), for each key by itself.
+    pub fn get_stream<S>(&self, keys: S) -> GetStream<K, V, E, S>
+    where
+        S: Stream<Item = K>,
+    {
+        GetStream::new(self.clone(), keys)
+    }
+
+    /// Loads what neither tier has, before anybody asks for it: after a deploy, or before a sale. See
+    /// [`Warm`] for the rate, the progress, and how a fleet takes turns.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, Loaded, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Loaded::found(id)) });
+    /// # let products: Cache<u64, u64, std::io::Error> = Cache::builder("products", load).build()?;
+    /// let best_sellers = 1..=100; // SELECT id FROM products ORDER BY sold DESC LIMIT 100
+    /// let warmed = products
+    ///     .warm(best_sellers)
+    ///     .loads_per_second(2_000)
+    ///     .on_progress(|so_far| println!("{} of {:?}", so_far.done, so_far.total))
+    ///     .await;
+    /// assert_eq!((warmed.done, warmed.loaded, warmed.failed), (100, 100, 0));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn warm<I>(&self, keys: I) -> Warm<K, V, E, I::IntoIter>
+    where
+        I: IntoIterator<Item = K>,
+    {
+        Warm::new(Arc::clone(&self.engine), keys.into_iter())
+    }
+
     /// Loads the value now, whatever the tiers hold, and puts it into both. Meanwhile others keep
     /// answering what there is, in every process. [`Loader::reload`] is given the entry that is
     /// refreshed.
@@ -191,6 +303,25 @@ where
         // Not held across the await: the future is `Send` whatever `value` is.
         let loaded = value.into();
         self.engine.insert(key, loaded).await
+    }
+
+    /// [`insert`](Self::insert) for many values at once, pipelined: up to 256 are under way.
+    ///
+    /// # Errors
+    ///
+    /// The first one; the other values are inserted all the same.
+    pub async fn insert_many<T>(
+        &self,
+        entries: impl IntoIterator<Item = (K, T)>,
+    ) -> Result<(), RemoteError>
+    where
+        T: Into<Loaded<V>>,
+    {
+        let entries = entries
+            .into_iter()
+            .map(|(key, value)| (key, value.into()))
+            .collect();
+        self.engine.insert_many(entries).await
     }
 
     /// **Write-through**: carries a write out, and puts the value that it answers into both tiers, for
@@ -346,7 +477,7 @@ where
         self.engine.invalidate(key.to_owned()).await
     }
 
-    /// [`invalidate`](Self::invalidate) for many keys at once, pipelined.
+    /// [`invalidate`](Self::invalidate) for many keys at once, pipelined: up to 256 are under way.
     ///
     /// # Errors
     ///

@@ -126,6 +126,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub use batch::Batching;
 pub use builder::CacheBuilder;
 pub use cache::Cache;
 #[cfg(feature = "bincode")]
@@ -147,9 +148,11 @@ pub use key::{CacheKey, KeyBuf};
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use l2::redis::{Breaker, Redis, RedisBuilder};
 pub use l2::{InProcess, SharedTier};
-pub use loader::{CacheFor, Loaded, Loader, loader_fn};
+pub use loader::{BatchLoader, CacheFor, Loaded, Loader, loader_fn};
+pub use many::{GetStream, Warm, WarmProgress};
 pub use stats::Stats;
 
+mod batch;
 mod builder;
 mod cache;
 mod codec;
@@ -167,6 +170,7 @@ mod l1;
 mod l2;
 mod life;
 mod loader;
+mod many;
 mod random;
 mod stats;
 mod ttl;

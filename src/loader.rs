@@ -1,5 +1,6 @@
 //! The user's way to the source of truth.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
@@ -106,6 +107,64 @@ pub trait Loader: Send + Sync + 'static {
         let _ = previous;
         self.load(key)
     }
+}
+
+/// A loader that can read many things with one query.
+///
+/// Given to [`CacheBuilder::batched`](crate::CacheBuilder::batched), it loads what
+/// [`get_many`](Cache::get_many) does not find in either tier, and, unless
+/// [`window`](crate::Batching::window) is zero, single look-ups that come together. Every key keeps its
+/// own lease, fence and outcome: what is invalidated while a batch is loaded is not stored, and the rest
+/// is.
+///
+/// Like [`Loader::load`], it must not ask its own cache for any of the keys, nor read from a replica
+/// that may lag behind.
+///
+/// ```
+/// use std::collections::HashMap;
+/// use tidegate::{BatchLoader, Batching, Cache, Loaded, Loader};
+///
+/// struct Users; // would hold a connection pool
+///
+/// impl Loader for Users {
+///     type Key = u64;
+///     type Value = String;
+///     type Error = std::io::Error;
+///
+///     async fn load(&self, id: &u64) -> Result<Loaded<String>, std::io::Error> {
+///         Ok(self.load_many(&[*id]).await?.remove(id).unwrap_or_else(Loaded::missing))
+///     }
+/// }
+///
+/// impl BatchLoader for Users {
+///     async fn load_many(&self, ids: &[u64]) -> Result<HashMap<u64, Loaded<String>>, std::io::Error> {
+///         // SELECT id, name FROM users WHERE id = ANY($1)
+///         let rows = ids.iter().filter(|id| **id < 100).map(|id| (*id, format!("user {id}")));
+///         Ok(rows.map(|(id, name)| (id, name.into())).collect()) // the others are "not found"
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let users = Cache::builder("users", Users).batched(Batching::new()).build()?;
+/// let found = users.get_many(&[7, 700, 8]).await; // one query
+/// let names = found.iter().map(|user| user.as_ref().ok().and_then(|user| user.as_deref()));
+/// assert!(names.eq([Some(&"user 7".to_owned()), None, Some(&"user 8".to_owned())]));
+/// # Ok(())
+/// # }
+/// ```
+pub trait BatchLoader: Loader {
+    /// Reads the things with these keys, each of them once. A key that is absent from the answer is
+    /// "not found", and becomes a negative entry: answer an error where the source did not say so.
+    ///
+    /// An error is that of every key of the batch, and of no other key. [`Loader::reload`] is not
+    /// called for what is refreshed together with others; for such a key [`Loaded::unchanged`] keeps
+    /// the previous entry here too.
+    #[expect(clippy::type_complexity, reason = "a name for it would say less")]
+    fn load_many(
+        &self,
+        keys: &[Self::Key],
+    ) -> impl Future<Output = Result<HashMap<Self::Key, Loaded<Self::Value>>, Self::Error>> + Send;
 }
 
 /// The cache that a loader makes: `CacheFor<Users>` is `Cache<u64, User, sqlx::Error>`.
@@ -289,6 +348,20 @@ impl<L: Loader> ErasedLoader<L::Key, L::Value, L::Error> for L {
             Some(previous) => Box::pin(async move { self.reload(key, previous).await }),
             None => Box::pin(async move { Loader::load(self, key).await }),
         }
+    }
+}
+
+type LoadingMany<'a, K, V, E> =
+    Pin<Box<dyn Future<Output = Result<HashMap<K, Loaded<V>>, E>> + Send + 'a>>;
+
+/// A batch loader without its type.
+pub(crate) trait ErasedBatchLoader<K, V, E>: Send + Sync {
+    fn load_many<'a>(&'a self, keys: &'a [K]) -> LoadingMany<'a, K, V, E>;
+}
+
+impl<L: BatchLoader> ErasedBatchLoader<L::Key, L::Value, L::Error> for L {
+    fn load_many<'a>(&'a self, keys: &'a [L::Key]) -> LoadingMany<'a, L::Key, L::Value, L::Error> {
+        Box::pin(async move { BatchLoader::load_many(self, keys).await })
     }
 }
 

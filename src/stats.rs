@@ -51,8 +51,10 @@ stats! {
     negative_hits,
     /// Look-ups that joined a read or a load of another one.
     coalesced,
-    /// Loads begun.
+    /// Loads begun: one for each key, also where a batch loader loads several with one call.
     loads,
+    /// Calls of [`BatchLoader::load_many`](crate::BatchLoader::load_many).
+    batch_loads,
     /// Refreshes begun that no caller waited for; some find that another process was quicker.
     refreshes,
     /// Loads that answered `Loaded::unchanged`.

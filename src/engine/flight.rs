@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::fence::Stamp;
+use super::together::Company;
 use crate::entry::Freshness;
 use crate::error::Error;
 use crate::l1::Answer;
@@ -124,6 +125,7 @@ pub(crate) struct Flight<V, E> {
     /// L1 was told to let it work.
     calms: AtomicBool,
     offer: Mutex<Option<Found<V>>>,
+    company: Mutex<Company<V, E>>,
     /// The lease that it waits for is gone, or the flight was detached: look again.
     pub(crate) wake: Notify,
     outcome: OnceLock<Outcome<V, E>>,
@@ -158,10 +160,21 @@ impl<V, E> Flight<V, E> {
             late: AtomicBool::new(false),
             calms: AtomicBool::new(false),
             offer: Mutex::new(None),
+            company: Mutex::new(Company::Alone),
             wake: Notify::new(),
             outcome: OnceLock::new(),
             news: Notify::new(),
         }
+    }
+
+    /// Has it come to its load in another way than alone.
+    pub(crate) fn join(&self, company: Company<V, E>) {
+        *self.company.lock() = company;
+    }
+
+    /// How it comes to its load; from then on it is alone.
+    pub(crate) fn company(&self) -> Company<V, E> {
+        self.company.lock().take()
     }
 
     /// Its load begins.
@@ -280,6 +293,8 @@ impl<V, E> Flight<V, E> {
     pub(crate) fn land(&self, outcome: Outcome<V, E>) {
         let _ = self.outcome.set(outcome);
         self.news.notify_waiters();
+        // Nobody waits for it to load any more.
+        drop(self.company());
     }
 }
 

@@ -167,7 +167,7 @@ where
         key: &K,
         flight: &Arc<Flight<V, E>>,
         nesting: &Nesting,
-        place: Place,
+        place: Place<V, E>,
         deadline: Instant,
         lease: &Lease<'_, V>,
     ) -> Landing<V, E> {
@@ -342,7 +342,7 @@ where
 
     /// Keeps the lease while its load runs. A renewal that is lost, or gets no answer, changes
     /// nothing: the fill will find out.
-    async fn renew(&self, lease: &Lease<'_, V>) -> Infallible {
+    pub(crate) async fn renew(&self, lease: &Lease<'_, V>) -> Infallible {
         let (every, ttl_ms) = (
             self.config.lease_ttl / 3,
             ttl::millis(self.config.lease_ttl),

@@ -4,12 +4,15 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::Engine;
 use super::flight::{Aim, Flight, Found};
 use super::places::{self, Hopeless, Turn};
+use super::together::{ChunkSeat, Company};
+use crate::entry::Entry;
 use crate::error::Error;
 use crate::key::CacheKey;
 use crate::loader::Loaded;
@@ -29,9 +32,21 @@ pub(crate) fn nesting() -> Nesting {
         .unwrap_or_else(|_| Arc::new([]))
 }
 
-/// A place among `max_concurrent_loads`, or none where there is no limit.
+/// Runs a load: what it looks up is compared with the flights that it is for.
+pub(crate) async fn within<T>(nesting: Nesting, loading: impl Future<Output = T>) -> T {
+    NESTING.scope(nesting, loading).await
+}
+
+/// A place among `max_concurrent_loads`, or none where there is no limit: a flight's own, or that of a
+/// batch.
 #[derive(Debug)]
-pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] Option<places::Place>);
+pub(crate) enum Place<V, E> {
+    Own(
+        #[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>,
+        #[expect(dead_code, reason = "held, not read")] Option<places::Place>,
+    ),
+    Shared(ChunkSeat<V, E>),
+}
 
 /// Ends the load when the flight's task is dropped, with its runtime.
 struct AbortOnDrop(AbortHandle);
@@ -63,31 +78,66 @@ where
 
     /// Waits for a place until the load's deadline, unless there will be none.
     pub(crate) async fn place(
-        &self,
+        self: &Arc<Self>,
+        key: &K,
         deadline: Instant,
         flight: &Flight<V, E>,
-    ) -> Result<Place, Error<E>> {
-        let Some(places) = &self.places else {
-            return Ok(Place(None));
-        };
+    ) -> Result<Place<V, E>, Error<E>> {
         let turn = match flight.aim {
             Aim::Replace(_) => Turn::Known,
             _ if flight.offered().is_some() => Turn::Known,
             _ => Turn::Unknown,
         };
-        let place = places.take(turn, deadline);
+        let place = self.place_in(key, turn, deadline, flight.company());
         let place = tokio::select! {
             biased;
             place = place => place,
             () = self.cut_off(flight) => return Err(Error::Closed),
         };
-        match place {
-            Ok(place) => Ok(Place(Some(place))),
-            Err(Hopeless) => {
-                self.stats.overloaded.add();
-                Err(Error::Overloaded)
+        place.map_err(|Hopeless| {
+            self.stats.overloaded.add();
+            Error::Overloaded
+        })
+    }
+
+    async fn place_in(
+        self: &Arc<Self>,
+        key: &K,
+        turn: Turn,
+        deadline: Instant,
+        company: Company<V, E>,
+    ) -> Result<Place<V, E>, Hopeless> {
+        let gather = self
+            .batches
+            .as_ref()
+            .and_then(|batches| batches.gather.as_ref());
+        let (mut permit, mut approach) = (None, None);
+        let seat = match company {
+            Company::Seat(seat) => seat.chunk(turn).await,
+            company => {
+                match company {
+                    Company::InTurn(turns) => {
+                        let turn = tokio::time::timeout_at(deadline, turns.acquire_owned());
+                        permit = Some(turn.await.map_err(|_| Hopeless)?.map_err(|_| Hopeless)?);
+                    }
+                    Company::Approaching(own) => approach = Some(own),
+                    Company::Alone | Company::Seat(_) => {}
+                }
+                match gather {
+                    Some(gather) => gather.join(self, key, turn, approach).await,
+                    None => None,
+                }
             }
+        };
+        if let Some(seat) = seat {
+            seat.place(self.places.as_ref(), deadline).await?;
+            return Ok(Place::Shared(seat));
         }
+        let place = match &self.places {
+            Some(places) => Some(places.take(turn, deadline).await?),
+            None => None,
+        };
+        Ok(Place::Own(permit, place))
     }
 
     /// One load, with what loads of this key cost. `meanwhile` is driven beside it.
@@ -100,7 +150,7 @@ where
         key: &K,
         flight: &Flight<V, E>,
         nesting: &Nesting,
-        place: Place,
+        place: Place<V, E>,
         deadline: Instant,
         previous: Option<&Found<V>>,
         meanwhile: impl Future<Output = Infallible>,
@@ -111,33 +161,22 @@ where
         let estimate = previous.map_or(Duration::ZERO, |previous| previous.life.cost);
         let previous = previous.and_then(|previous| previous.answer_at(begun).into_entry());
         let compares = previous.is_some();
-        let nesting: Nesting = nesting.iter().copied().chain([flight.serial]).collect();
-        let running = self.tasks.enter_late();
-        let (loader, key) = (Arc::clone(&self.loader), key.clone());
-        // A task of its own: a panic ends there, and a loader that blocks its thread can still be
-        // timed out here. The place is given back when the loader has really ended.
-        let load = tokio::spawn(NESTING.scope(nesting, async move {
-            let _held = (running, place);
-            loader.load(&key, previous.as_ref()).await
-        }));
-        let abort = AbortOnDrop(load.abort_handle());
-        let result = tokio::select! {
-            biased;
-            ended = load => match ended {
-                Ok(Ok(loaded)) if loaded.unchanged && !compares => {
-                    Err(Error::UnchangedWithoutPrevious)
-                }
-                Ok(Ok(loaded)) => Ok((loaded, ttl::upper_cost(estimate, begun.elapsed()))),
-                Ok(Err(error)) => Err(Error::Load(Arc::new(error))),
-                Err(ended) if ended.is_panic() => Err(Error::LoadPanicked),
-                // The runtime is shutting down, and this task goes with it.
-                Err(_) => std::future::pending().await,
-            },
-            () = tokio::time::sleep_until(deadline) => Err(Error::LoadTimedOut(self.config.load_timeout)),
-            () = self.cut_off(flight) => Err(Error::Closed),
-            never = meanwhile => match never {},
+        let result = {
+            let run = self.run(key, flight, nesting, place, previous);
+            tokio::select! {
+                biased;
+                loaded = run => match loaded {
+                    Ok(loaded) if loaded.unchanged && !compares => {
+                        Err(Error::UnchangedWithoutPrevious)
+                    }
+                    Ok(loaded) => Ok((loaded, ttl::upper_cost(estimate, begun.elapsed()))),
+                    Err(error) => Err(error),
+                },
+                () = tokio::time::sleep_until(deadline) => Err(Error::LoadTimedOut(self.config.load_timeout)),
+                () = self.cut_off(flight) => Err(Error::Closed),
+                never = meanwhile => match never {},
+            }
         };
-        drop(abort);
         if result.is_ok() {
             self.note_cost(begun.elapsed());
         }
@@ -147,5 +186,38 @@ where
             Err(_) => self.stats.load_failures.add(),
         }
         result
+    }
+    /// The loader's work, alone or with others. Ends when dropped.
+    async fn run(
+        self: &Arc<Self>,
+        key: &K,
+        flight: &Flight<V, E>,
+        nesting: &Nesting,
+        place: Place<V, E>,
+        previous: Option<Entry<V>>,
+    ) -> Result<Loaded<V>, Error<E>> {
+        let place = match place {
+            Place::Shared(seat) => {
+                let nesting = Arc::clone(nesting);
+                return seat.board(flight.serial, nesting, previous).found().await;
+            }
+            own @ Place::Own(..) => own,
+        };
+        let nesting: Nesting = nesting.iter().copied().chain([flight.serial]).collect();
+        let running = self.tasks.enter_late();
+        let (loader, key) = (Arc::clone(&self.loader), key.clone());
+        // A task of its own: a panic ends there, and a loader that blocks its thread can still be
+        // timed out here. The place is given back when the loader has really ended.
+        let load = tokio::spawn(within(nesting, async move {
+            let _held = (running, place);
+            loader.load(&key, previous.as_ref()).await
+        }));
+        let _abort = AbortOnDrop(load.abort_handle());
+        match load.await {
+            Ok(loaded) => loaded.map_err(|error| Error::Load(Arc::new(error))),
+            Err(ended) if ended.is_panic() => Err(Error::LoadPanicked),
+            // The runtime is shutting down, and this task goes with it.
+            Err(_) => std::future::pending().await,
+        }
     }
 }

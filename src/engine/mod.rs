@@ -16,12 +16,16 @@ use tokio::time::Instant;
 use self::budget::Budget;
 use self::fence::Fence;
 use self::flight::{Aim, Flight, Flights, Found, Id, Outcome};
+use self::gather::Gather;
 use self::marks::Marks;
 use self::numbers::Numbers;
 use self::places::Places;
+use self::read::{Claim, Leader};
 use self::repairs::Repairs;
 use self::shared::Shared;
 use self::tasks::Tasks;
+use self::together::Company;
+use crate::batch::Batching;
 use crate::codec::ErasedCodec;
 use crate::config::Config;
 use crate::entry::{Freshness, Read, Source};
@@ -31,7 +35,7 @@ use crate::key::{self, CacheKey};
 use crate::l1::{Answer, L1, Meta, Weigher};
 use crate::l2::Tier;
 use crate::life::Standing;
-use crate::loader::ErasedLoader;
+use crate::loader::{ErasedBatchLoader, ErasedLoader};
 use crate::stats::Counters;
 use crate::ttl;
 
@@ -39,8 +43,10 @@ mod budget;
 mod bus;
 pub(crate) mod fence;
 mod flight;
+mod gather;
 mod lease;
 mod load;
+mod many;
 pub(crate) mod marks;
 mod mutate;
 mod numbers;
@@ -50,6 +56,8 @@ mod refresh;
 mod repairs;
 mod shared;
 mod tasks;
+mod together;
+mod warm;
 pub(crate) mod write;
 
 #[cfg(test)]
@@ -61,6 +69,7 @@ pub(crate) struct Engine<K, V, E> {
     pub(crate) name: String,
     config: Config,
     loader: Arc<dyn ErasedLoader<K, V, E>>,
+    batches: Option<Batches<K, V, E>>,
     l1: L1<K, V>,
     fence: Fence,
     marks: Marks,
@@ -90,6 +99,7 @@ where
         name: &str,
         config: Config,
         loader: Arc<dyn ErasedLoader<K, V, E>>,
+        batches: Option<Batches<K, V, E>>,
         weigher: Option<Weigher<K, V>>,
         shared: Option<(Tier, Arc<dyn ErasedCodec<V>>)>,
     ) -> Arc<Self> {
@@ -103,6 +113,7 @@ where
         Arc::new(Self {
             name: name.to_owned(),
             loader,
+            batches,
             l1: L1::new(config.l1_capacity, config.negative_capacity, weigher),
             fence: Fence::new(entries, config.hold_off),
             marks: if shared.is_some() {
@@ -138,15 +149,8 @@ where
             return Err(Error::Closed);
         }
         if !read.skip_l1 {
-            let now = Instant::now();
-            if let Some(local) = self.look(key, now) {
-                if local.late && local.is_for(read) {
-                    self.refresh_behind(key, &local);
-                }
-                if local.is_for(read) {
-                    self.count(&local.answer);
-                    return Ok(local.answer);
-                }
+            if let Some(answer) = self.hit(key, read, Instant::now()) {
+                return Ok(answer);
             }
         }
         let want = Want {
@@ -155,6 +159,25 @@ where
             since: flight::now_in_serials(),
         };
         let got = self.fly_or_join(key, want).await;
+        self.counted(got)
+    }
+
+    /// A hit in L1, counted.
+    fn hit<Q>(self: &Arc<Self>, key: &Q, read: Read, now: Instant) -> Option<Answer<V>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let local = self.look(key, now).filter(|local| local.is_for(read))?;
+        if local.late {
+            self.refresh_behind(key, &local);
+        }
+        self.count(&local.answer);
+        Some(local.answer)
+    }
+
+    /// Counts a look-up that L1 has not answered.
+    fn counted(&self, got: Result<Flown<V>, Error<E>>) -> Result<Answer<V>, Error<E>> {
         match &got {
             Ok(Flown { answer, .. }) => self.count(answer),
             Err(Error::Closed | Error::NoRuntime) => {}
@@ -193,32 +216,46 @@ where
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         loop {
-            let (flight, role) = match self.enter(key, &want) {
-                Entered::Flight(flight, role) => (flight, role),
-                Entered::Answered(answer) => {
-                    return Ok(Flown {
-                        answer,
-                        joined: false,
-                    });
-                }
-                Entered::Refused(error) => return Err(error),
-            };
-            let news = loop {
-                // Listen first, then look: a landing between the two is not missed.
-                let mut news = pin!(flight.news());
-                news.as_mut().enable();
-                if let Some(news) = self.news(&flight, role, &want) {
-                    break news;
-                }
-                news.await;
-            };
-            if let Some(answer) = news {
-                return answer.map(|answer| Flown {
-                    answer,
-                    joined: role == Role::Joins,
-                });
+            let entered = self.enter(key, &want, |runtime, leader| {
+                self.take_off(runtime, leader);
+            });
+            if let Some(answer) = self.outcome(entered, &want).await {
+                return answer;
             }
         }
+    }
+
+    /// Waits for what a caller has entered. `None`: it has to look again.
+    async fn outcome(
+        &self,
+        entered: Entered<V, E>,
+        want: &Want,
+    ) -> Option<Result<Flown<V>, Error<E>>> {
+        let (flight, role) = match entered {
+            Entered::Flight(flight, role) => (flight, role),
+            Entered::Answered(answer) => {
+                return Some(Ok(Flown {
+                    answer,
+                    joined: false,
+                }));
+            }
+            Entered::Refused(error) => return Some(Err(error)),
+        };
+        let news = loop {
+            // Listen first, then look: a landing between the two is not missed.
+            let mut news = pin!(flight.news());
+            news.as_mut().enable();
+            if let Some(news) = self.news(&flight, role, want) {
+                break news;
+            }
+            news.await;
+        };
+        news.map(|answer| {
+            answer.map(|answer| Flown {
+                answer,
+                joined: role == Role::Joins,
+            })
+        })
     }
 
     /// What a flight means for a caller at this moment: nothing yet, or an answer or error, or that it
@@ -339,8 +376,14 @@ where
             || self.reads_l1(begun, now)
     }
 
-    /// Joins the flight of a key or begins one, in one critical section.
-    fn enter<Q>(self: &Arc<Self>, key: &Q, want: &Want) -> Entered<V, E>
+    /// Joins the flight of a key or begins one, in one critical section. `begin` is given the one that
+    /// is new, and sees to it that it is flown.
+    fn enter<Q>(
+        self: &Arc<Self>,
+        key: &Q,
+        want: &Want,
+        begin: impl FnOnce(&Handle, Leader<K, V, E>),
+    ) -> Entered<V, E>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -419,20 +462,37 @@ where
         let flight = Arc::new(flight);
         shard.insert(Arc::clone(&flight));
         drop(shard);
-        self.take_off(&runtime, &flight, owned, nesting, running);
+        begin(&runtime, self.leader(&flight, owned, nesting, running));
         Entered::Flight(flight, Role::Leads)
     }
 
-    fn take_off(
+    fn take_off(self: &Arc<Self>, runtime: &Handle, leader: Leader<K, V, E>) {
+        let batches = self.batches.as_ref();
+        if let Some(gather) = batches.and_then(|batches| batches.gather.as_ref()) {
+            let approach = gather.approach();
+            leader.claim.flight.join(Company::Approaching(approach));
+        }
+        runtime.spawn(read::fly(leader));
+    }
+
+    /// A flight that was put into the table a moment ago.
+    fn leader(
         self: &Arc<Self>,
-        runtime: &Handle,
         flight: &Arc<Flight<V, E>>,
         key: K,
         nesting: load::Nesting,
         running: tasks::Running,
-    ) {
-        let (engine, flight) = (Arc::clone(self), Arc::clone(flight));
-        runtime.spawn(read::fly(engine, flight, key, nesting, running));
+    ) -> Leader<K, V, E> {
+        Leader {
+            claim: Claim {
+                engine: Arc::clone(self),
+                flight: Arc::clone(flight),
+            },
+            key,
+            nesting,
+            running,
+            read: None,
+        }
     }
 
     /// Counts one answered look-up.
@@ -515,7 +575,32 @@ where
     }
 }
 
+/// How keys are loaded together.
+pub(crate) struct Batches<K, V, E> {
+    loader: Arc<dyn ErasedBatchLoader<K, V, E>>,
+    settings: Batching,
+    /// Where single look-ups meet, if they do.
+    gather: Option<Arc<Gather<K, V, E>>>,
+}
+
+impl<K, V, E> Batches<K, V, E>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    pub(crate) fn new(loader: Arc<dyn ErasedBatchLoader<K, V, E>>, settings: Batching) -> Self {
+        let gathers = !settings.window.is_zero();
+        Self {
+            loader,
+            gather: gathers.then(|| Gather::new(&settings)),
+            settings,
+        }
+    }
+}
+
 /// What a call is after.
+#[derive(Clone, Copy)]
 struct Want {
     read: Read,
     /// A load, whatever there is.

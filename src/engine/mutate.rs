@@ -79,17 +79,43 @@ where
     }
 
     pub(crate) async fn invalidate_many(self: &Arc<Self>, keys: Vec<K>) -> Result<(), RemoteError> {
-        self.owned("invalidate_many", move |engine| async move {
+        self.pipelined("invalidate_many", keys, |engine, key| async move {
+            engine.invalidate_one(&key).await
+        })
+        .await
+    }
+
+    pub(crate) async fn insert_many(
+        self: &Arc<Self>,
+        entries: Vec<(K, Loaded<V>)>,
+    ) -> Result<(), RemoteError> {
+        self.pipelined("insert_many", entries, |engine, (key, loaded)| async move {
+            engine.insert_one(key, loaded).await
+        })
+        .await
+    }
+
+    /// The same work for each, many at a time, whatever becomes of the others. Answers the first error.
+    async fn pipelined<T, Fut>(
+        self: &Arc<Self>,
+        doing: &'static str,
+        all: Vec<T>,
+        work: impl Fn(Arc<Self>, T) -> Fut + Send + 'static,
+    ) -> Result<(), RemoteError>
+    where
+        T: Send + 'static,
+        Fut: Future<Output = Result<(), RemoteError>> + Send + 'static,
+    {
+        self.owned(doing, move |engine| async move {
             let (mut under_way, mut first_error) = (JoinSet::new(), None);
-            for key in keys {
+            for one in all {
                 if under_way.len() >= PIPELINED {
-                    keep_first(&mut first_error, under_way.join_next().await);
+                    keep_first(doing, &mut first_error, under_way.join_next().await);
                 }
-                let engine = Arc::clone(&engine);
-                under_way.spawn(async move { engine.invalidate_one(&key).await });
+                under_way.spawn(work(Arc::clone(&engine), one));
             }
             while let Some(ended) = under_way.join_next().await {
-                keep_first(&mut first_error, Some(ended));
+                keep_first(doing, &mut first_error, Some(ended));
             }
             first_error.map_or(Ok(()), Err)
         })
@@ -484,12 +510,13 @@ where
 }
 
 fn keep_first(
+    doing: &'static str,
     first: &mut Option<RemoteError>,
     ended: Option<Result<Result<(), RemoteError>, tokio::task::JoinError>>,
 ) {
     let error = match ended {
         Some(Ok(Err(error))) => error,
-        Some(Err(ended)) => RemoteError::because(RemoteKind::Unreachable, "invalidate_many", ended),
+        Some(Err(ended)) => RemoteError::because(RemoteKind::Unreachable, doing, ended),
         Some(Ok(Ok(()))) | None => return,
     };
     first.get_or_insert(error);

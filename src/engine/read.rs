@@ -35,7 +35,7 @@ use crate::entry::{Freshness, Source};
 use crate::error::{Error, RemoteError};
 use crate::key::CacheKey;
 use crate::l1::Answer;
-use crate::l2::{Acquired, Look, Raise};
+use crate::l2::{Acquired, Look, Raise, Read as FirstRead};
 use crate::life::Life;
 use crate::loader::Loaded;
 use crate::random;
@@ -125,42 +125,63 @@ enum Alone {
 /// Attempts of a flight at one key, each after something has changed.
 const MOST_ROUNDS: usize = 100;
 
-/// The task of a flight.
-pub(crate) async fn fly<K, V, E>(
-    engine: Arc<Engine<K, V, E>>,
-    flight: Arc<Flight<V, E>>,
-    key: K,
-    nesting: Nesting,
-    running: Running,
-) where
+/// A flight that is to be flown: whoever drops it instead lets its callers go on.
+pub(crate) struct Leader<K, V, E>
+where
     K: CacheKey,
     V: Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
-    let claim = Claim {
-        engine: &engine,
-        flight: &flight,
-    };
-    let landing = engine.resolve_in_time(&key, &flight, &nesting).await;
+    pub(crate) claim: Claim<K, V, E>,
+    pub(crate) key: K,
+    pub(crate) nesting: Nesting,
+    pub(crate) running: Running,
+    /// What L2 has of it, if that was read already.
+    pub(crate) read: Option<FirstRead>,
+}
+
+/// The task of a flight.
+pub(crate) async fn fly<K, V, E>(leader: Leader<K, V, E>)
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    let Leader {
+        claim,
+        key,
+        nesting,
+        running,
+        read,
+    } = leader;
+    let landing = claim
+        .engine
+        .resolve_in_time(&key, &claim.flight, &nesting, read)
+        .await;
     claim.land(key, landing);
     drop(running);
 }
 
 /// A flight that has not landed yet. Dropped with its task, it leaves nothing behind and lets its
 /// waiters go on.
-struct Claim<'a, K, V, E> {
-    engine: &'a Engine<K, V, E>,
-    flight: &'a Arc<Flight<V, E>>,
+pub(crate) struct Claim<K, V, E>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    pub(crate) engine: Arc<Engine<K, V, E>>,
+    pub(crate) flight: Arc<Flight<V, E>>,
 }
 
-impl<K, V, E> Claim<'_, K, V, E>
+impl<K, V, E> Claim<K, V, E>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
     fn land(self, key: K, landing: Landing<V, E>) {
-        let (engine, flight) = (self.engine, self.flight);
+        let (engine, flight) = (&self.engine, &self.flight);
         let now = Instant::now();
         {
             let mut shard = engine.flights.lock(flight.id.hash);
@@ -198,12 +219,17 @@ where
     }
 }
 
-impl<K, V, E> Drop for Claim<'_, K, V, E> {
+impl<K, V, E> Drop for Claim<K, V, E>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
     fn drop(&mut self) {
         self.engine
             .flights
             .lock(self.flight.id.hash)
-            .remove(self.flight);
+            .remove(&self.flight);
         self.flight.land(if std::thread::panicking() {
             Outcome::Landed(Err(Error::LoadPanicked))
         } else {
@@ -224,8 +250,9 @@ where
         key: &K,
         flight: &Arc<Flight<V, E>>,
         nesting: &Nesting,
+        read: Option<FirstRead>,
     ) -> Landing<V, E> {
-        let mut resolving = pin!(self.resolve(key, flight, nesting));
+        let mut resolving = pin!(self.resolve(key, flight, nesting, read));
         let Some(after) = self.config.load_soft_timeout else {
             return resolving.await;
         };
@@ -237,11 +264,33 @@ where
         resolving.await
     }
 
+    async fn first_read(
+        self: &Arc<Self>,
+        shared: &Shared<V>,
+        flight: &Flight<V, E>,
+        remote: &RemoteKey,
+    ) -> FirstRead {
+        self.attach(shared).await;
+        let known = if flight.past_l1 {
+            self.look_at_marks(shared, Vec::new()).await.map(drop)
+        } else {
+            self.know_marks(shared).await
+        };
+        // Before the read is sent, so that whatever is missed from now on ends this flight.
+        flight.register(self.fence.epoch());
+        if known.is_err() || self.repairs.block(&flight.id.encoded) {
+            return Err(());
+        }
+        self.tier(shared.tier.get(&remote.bytes).await)
+            .map_err(drop)
+    }
+
     async fn resolve(
         self: &Arc<Self>,
         key: &K,
         flight: &Arc<Flight<V, E>>,
         nesting: &Nesting,
+        read: Option<FirstRead>,
     ) -> Landing<V, E> {
         let mut place_behind = None;
         if flight.is_behind(&self.config.windows) {
@@ -256,24 +305,17 @@ where
                 .load_alone(key, flight, nesting, None, Alone::NoTier)
                 .await;
         };
-        self.attach(shared).await;
-        let known = if flight.past_l1 {
-            self.look_at_marks(shared, Vec::new()).await.map(drop)
-        } else {
-            self.know_marks(shared).await
-        };
-        // Before the read is sent, so that whatever is missed from now on ends this flight.
-        flight.register(self.fence.epoch());
-        if known.is_err() || self.repairs.block(&flight.id.encoded) {
-            return self.unreachable(key, flight, nesting, None).await;
-        }
         let remote = shared.key(&flight.id);
+        let read = match read {
+            Some(read) => read,
+            None => self.first_read(shared, flight, &remote).await,
+        };
+        let Ok(mut record) = read else {
+            return self.unreachable(key, flight, nesting, None).await;
+        };
 
         let (mut waited, mut failures) = (Waited::default(), flight.failures);
         let mut replaces = Replaces::default();
-        let Ok(mut record) = self.tier(shared.tier.get(&remote.bytes).await) else {
-            return self.unreachable(key, flight, nesting, None).await;
-        };
         for _ in 0..MOST_ROUNDS {
             let (mut seen, mut replacing) = (None, None);
             if let Some(bytes) = record.take() {
@@ -332,7 +374,7 @@ where
             }
             // A place first, the lease then: who waits for a place holds nobody up.
             let deadline = self.load_deadline();
-            let place = match self.place(deadline, flight).await {
+            let place = match self.place(key, deadline, flight).await {
                 Ok(place) => place,
                 Err(error) => return Landing::error(error),
             };
@@ -576,7 +618,7 @@ where
         key: &K,
         flight: &Flight<V, E>,
         nesting: &Nesting,
-        place: Option<Place>,
+        place: Option<Place<V, E>>,
     ) -> Landing<V, E> {
         if flight.offered().is_none() {
             // Now that it is known, L1 may answer for a while what it could not when the call came.
@@ -603,13 +645,13 @@ where
         key: &K,
         flight: &Flight<V, E>,
         nesting: &Nesting,
-        place: Option<Place>,
+        place: Option<Place<V, E>>,
         why: Alone,
     ) -> Landing<V, E> {
         let deadline = self.load_deadline();
         let place = match place {
             Some(place) => Ok(place),
-            None => self.place(deadline, flight).await,
+            None => self.place(key, deadline, flight).await,
         };
         let era = self.marks.era();
         let previous = flight.offered().filter(|found| self.is_of_use(found));

@@ -97,7 +97,8 @@ where
         self.calm(&owned, until);
         drop(shard);
         self.stats.refreshes.add();
-        self.take_off(&runtime, &flight, owned, load::nesting(), running);
+        let leader = self.leader(&flight, owned, load::nesting(), running);
+        self.take_off(&runtime, leader);
     }
 
     /// Until then hits answer what L1 has and do nothing else, as long as it may be answered at all.

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Acquired, Keys, Listener, Look, Notice, Over, Raise, Refill, new_era, with_marks};
+use super::{
+    Acquired, Keys, Listener, Look, Notice, Over, Raise, Read, Refill, new_era, with_marks,
+};
 use crate::codec::envelope::{self, Expiry, HEAD, HEADER, Head, STATED, WAITERS};
 use crate::engine::marks::Marked;
 use crate::error::RemoteError;
@@ -331,6 +333,17 @@ impl InProcess {
             store.get(key, now).map(|stored| stored.bytes.clone())
         })
         .await
+    }
+
+    pub(crate) async fn get_many(&self, keys: &[Bytes]) -> (Vec<Read>, Result<(), RemoteError>) {
+        let read = self.run("get_many", |store, now| {
+            let get = |key: &Bytes| store.get(key, now).map(|stored| stored.bytes.clone());
+            keys.iter().map(get).collect::<Vec<_>>()
+        });
+        match read.await {
+            Ok(records) => (records.into_iter().map(Ok).collect(), Ok(())),
+            Err(error) => (vec![Err(()); keys.len()], Err(error)),
+        }
     }
 
     pub(crate) async fn acquire(

@@ -69,6 +69,9 @@ impl Keys {
     }
 }
 
+/// What a key holds: a record or nothing. `Err`: L2 is not to be asked, or did not answer.
+pub(crate) type Read = Result<Option<Bytes>, ()>;
+
 /// What a lease is to be acquired for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Over<'a> {
@@ -206,6 +209,15 @@ impl Tier {
     /// Reads a record.
     pub(crate) async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
         each!(self, tier => tier.get(key).await)
+    }
+
+    /// Reads many records in one round trip to each node, in the order of their keys. With the first
+    /// error, if there was one.
+    pub(crate) async fn get_many(&self, keys: &[Bytes]) -> (Vec<Read>, Result<(), RemoteError>) {
+        if keys.is_empty() {
+            return (Vec::new(), Ok(()));
+        }
+        each!(self, tier => tier.get_many(keys).await)
     }
 
     /// Stores a lease where there is still what it is acquired over: in the place of the record, or, to

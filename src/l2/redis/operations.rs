@@ -1,9 +1,13 @@
 //! The operations of the protocol, as commands and scripts.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use fred::clients::{Client, WithOptions};
 use fred::interfaces::ClientLike;
+use fred::types::cluster::ClusterRouting;
 use fred::types::{ClusterHash, CustomCommand, Value};
+use futures_util::future::join_all;
 
 use super::scripts::{self, Script};
 use super::{Redis, remote};
@@ -11,8 +15,11 @@ use crate::codec::envelope::{Expiry, Head};
 use crate::engine::marks::Marked;
 use crate::error::{RemoteError, RemoteKind};
 use crate::l2::{
-    Acquired, Keys, Look, MARKS_LIFE, Notice, Over, Raise, Refill, new_era, with_marks,
+    Acquired, Keys, Look, MARKS_LIFE, Notice, Over, Raise, Read, Refill, new_era, with_marks,
 };
+
+/// Keys of one MGET: a longer reply keeps the server from others for too long.
+const MOST_TOGETHER: usize = 1_000;
 
 impl Redis {
     pub(crate) async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
@@ -27,6 +34,69 @@ impl Redis {
             .map_err(|error| remote("read", error));
         self.shared.answered(&read);
         read
+    }
+
+    pub(crate) async fn get_many(&self, keys: &[Bytes]) -> (Vec<Read>, Result<(), RemoteError>) {
+        self.ready().await;
+        let groups = self.together(keys);
+        let replies = groups.iter().map(|group| {
+            let names = group.iter().map(|index| keys[*index].clone()).collect();
+            self.get_together(names)
+        });
+        // All are sent before the first is answered.
+        let replies = join_all(replies).await;
+        let (mut records, mut outcome) = (vec![Err(()); keys.len()], Ok(()));
+        for (group, reply) in groups.into_iter().zip(replies) {
+            match reply {
+                Ok(found) => {
+                    for (index, record) in group.into_iter().zip(found) {
+                        records[index] = Ok(record);
+                    }
+                }
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        (records, outcome)
+    }
+
+    /// Which keys one command can ask for.
+    fn together(&self, keys: &[Bytes]) -> Vec<Vec<usize>> {
+        let all: Vec<usize> = (0..keys.len()).collect();
+        if !self.shared.clustered {
+            return all.chunks(MOST_TOGETHER).map(<[usize]>::to_vec).collect();
+        }
+        // Those of one slot. What is alone there is a GET, and all of them are sent at once.
+        let mut slots: HashMap<u16, Vec<usize>> = HashMap::new();
+        for index in all {
+            let slot = ClusterRouting::hash_key(&keys[index]);
+            slots.entry(slot).or_default().push(index);
+        }
+        slots.into_values().collect()
+    }
+
+    async fn get_together(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, RemoteError> {
+        if let [key] = keys.as_slice() {
+            return self.get(key).await.map(|record| vec![record]);
+        }
+        let command = CustomCommand::new_static("MGET", ClusterHash::FirstKey, false);
+        self.shared.admit("read")?;
+        let asked = keys.len();
+        let read: Result<Vec<Option<Bytes>>, _> = self
+            .shared
+            .client()
+            .custom(command, keys)
+            .await
+            .map_err(|error| remote("read", error));
+        self.shared.answered(&read);
+        let read = read?;
+        if read.len() != asked {
+            return Err(RemoteError::because(
+                RemoteKind::Refused,
+                "read",
+                "unexpected reply",
+            ));
+        }
+        Ok(read)
     }
 
     pub(crate) async fn acquire(

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tidegate::{BoxError, Entry, Freshness, Loaded, Loader};
+use tidegate::{BatchLoader, BoxError, Entry, Freshness, Loaded, Loader};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -22,6 +22,8 @@ struct State {
     /// When loads have begun.
     begun: Vec<Instant>,
     reloads: Vec<Reload>,
+    /// The keys of each `load_many`.
+    batches: Vec<Vec<u64>>,
     gates: VecDeque<Gate>,
     behaviour: Behaviour,
     tags: HashMap<u64, Vec<String>>,
@@ -108,6 +110,11 @@ impl Db {
         self.state().begun.clone()
     }
 
+    /// The keys of each `load_many`; they are loads, too.
+    pub(crate) fn batches(&self) -> Vec<Vec<u64>> {
+        self.state().batches.clone()
+    }
+
     pub(crate) fn reloads(&self) -> Vec<Reload> {
         self.state().reloads.clone()
     }
@@ -117,6 +124,7 @@ impl Db {
         let mut state = self.state();
         state.begun.clear();
         state.reloads.clear();
+        state.batches.clear();
     }
 
     /// Stops the next load that begins (after those that have a gate already).
@@ -131,52 +139,80 @@ impl Db {
     }
 }
 
+/// What there is of a key when its load begins.
+struct Row {
+    row: Option<String>,
+    tags: Vec<String>,
+    version: u64,
+}
+
+impl State {
+    fn read(&mut self, key: u64) -> Row {
+        self.begun.push(Instant::now());
+        Row {
+            row: self
+                .rows
+                .get(&key)
+                .cloned()
+                .unwrap_or_else(|| Some(format!("row {key}"))),
+            tags: self.tags.get(&key).cloned().unwrap_or_default(),
+            version: self.versions.get(&key).copied().unwrap_or(0),
+        }
+    }
+}
+
+impl Row {
+    fn loaded(self, behaviour: Behaviour) -> Loaded<String> {
+        if behaviour.unchanged {
+            return Loaded::unchanged();
+        }
+        let mut loaded = Loaded::from(self.row).version(self.version);
+        for tag in self.tags {
+            loaded = loaded.tag(tag);
+        }
+        if let Some(ttl) = behaviour.ttl {
+            loaded = loaded.ttl(ttl);
+        }
+        if behaviour.do_not_store {
+            loaded.do_not_store()
+        } else {
+            loaded
+        }
+    }
+}
+
+impl Behaviour {
+    /// The time between the beginning of a load and its end.
+    async fn pass(self, gate: Option<Gate>) -> Result<(), BoxError> {
+        if let Some(gate) = gate {
+            gate.pass().await;
+        }
+        if !self.takes.is_zero() {
+            tokio::time::sleep(self.takes).await;
+        }
+        if self.hangs {
+            std::future::pending::<()>().await;
+        }
+        assert!(!self.panics, "the test told this loader to panic");
+        if self.fails {
+            return Err(BoxError::new("the database is down"));
+        }
+        Ok(())
+    }
+}
+
 impl Loader for Db {
     type Key = u64;
     type Value = String;
     type Error = BoxError;
 
     async fn load(&self, key: &u64) -> Result<Loaded<String>, BoxError> {
-        let (row, gate, behaviour, tags, version) = {
+        let (row, gate, behaviour) = {
             let mut state = self.state();
-            state.begun.push(Instant::now());
-            let row = state
-                .rows
-                .get(key)
-                .cloned()
-                .unwrap_or_else(|| Some(format!("row {key}")));
-            let tags = state.tags.get(key).cloned().unwrap_or_default();
-            let version = state.versions.get(key).copied().unwrap_or(0);
-            (row, state.gates.pop_front(), state.behaviour, tags, version)
+            (state.read(*key), state.gates.pop_front(), state.behaviour)
         };
-        if let Some(gate) = gate {
-            gate.pass().await;
-        }
-        if !behaviour.takes.is_zero() {
-            tokio::time::sleep(behaviour.takes).await;
-        }
-        if behaviour.hangs {
-            std::future::pending::<()>().await;
-        }
-        assert!(!behaviour.panics, "the test told this loader to panic");
-        if behaviour.fails {
-            return Err(BoxError::new("the database is down"));
-        }
-        if behaviour.unchanged {
-            return Ok(Loaded::unchanged());
-        }
-        let mut loaded = Loaded::from(row).version(version);
-        for tag in tags {
-            loaded = loaded.tag(tag);
-        }
-        if let Some(ttl) = behaviour.ttl {
-            loaded = loaded.ttl(ttl);
-        }
-        Ok(if behaviour.do_not_store {
-            loaded.do_not_store()
-        } else {
-            loaded
-        })
+        behaviour.pass(gate).await?;
+        Ok(row.loaded(behaviour))
     }
 
     async fn reload(
@@ -190,6 +226,24 @@ impl Loader for Db {
             freshness: previous.freshness(),
         });
         self.load(key).await
+    }
+}
+
+impl BatchLoader for Db {
+    /// Rows that do not exist are absent from the answer.
+    async fn load_many(&self, keys: &[u64]) -> Result<HashMap<u64, Loaded<String>>, BoxError> {
+        let (rows, gate, behaviour) = {
+            let mut state = self.state();
+            state.batches.push(keys.to_vec());
+            let rows: Vec<Row> = keys.iter().map(|key| state.read(*key)).collect();
+            (rows, state.gates.pop_front(), state.behaviour)
+        };
+        behaviour.pass(gate).await?;
+        let rows = keys.iter().copied().zip(rows);
+        Ok(rows
+            .filter(|(_, row)| row.row.is_some())
+            .map(|(key, row)| (key, row.loaded(behaviour)))
+            .collect())
     }
 }
 

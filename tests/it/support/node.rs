@@ -65,6 +65,11 @@ impl<V: Send + Sync + 'static> Node<V> {
         self.counted(self.cache.get_entry_with(&key, read).await)
     }
 
+    pub(crate) async fn get_many(&self, keys: &[u64]) -> Vec<Got<V>> {
+        let got = self.cache.get_many(keys).await;
+        got.into_iter().map(|got| self.counted(got)).collect()
+    }
+
     fn counted<T>(&self, got: Result<T, Error<BoxError>>) -> Result<T, Error<BoxError>> {
         if !matches!(got, Err(Error::Closed)) {
             self.answered.fetch_add(1, Ordering::SeqCst);
@@ -97,6 +102,12 @@ impl<V: Send + Sync + 'static> Node<V> {
     pub(crate) async fn refresher(&self, key: u64) -> JoinHandle<Got<V>> {
         let node = self.clone();
         begin(async move { node.refresh(&key).await }).await
+    }
+
+    /// A call for many keys, which has asked for all of them when this returns.
+    pub(crate) async fn many_caller(&self, keys: &[u64]) -> JoinHandle<Vec<Got<V>>> {
+        let (node, keys) = (self.clone(), keys.to_vec());
+        begin(async move { node.get_many(&keys).await }).await
     }
 
     /// Nothing is left behind, and every look-up was counted once.
@@ -150,4 +161,13 @@ pub(crate) async fn answer<T>(caller: JoinHandle<T>) -> T {
 pub(crate) fn value(got: Got) -> String {
     let found = got.unwrap_or_else(|error| panic!("a look-up failed: {error:?}"));
     found.expect("the key exists").as_str().to_owned()
+}
+
+/// The values that a call for many keys found, or "-".
+pub(crate) fn values(got: Vec<Got>) -> Vec<String> {
+    let found = got.into_iter().map(|got| {
+        let found = got.unwrap_or_else(|error| panic!("a look-up failed: {error:?}"));
+        found.map_or("-".to_owned(), |value| value.as_str().to_owned())
+    });
+    found.collect()
 }

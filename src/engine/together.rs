@@ -1,0 +1,446 @@
+//! Loads of many keys with one call of `load_many`.
+//!
+//! Every key keeps its own flight, lease and fence: what happens to one of them does not concern the
+//! others. What they share is a place among `max_concurrent_loads` and a call of the loader. They meet
+//! twice:
+//!
+//! | where | who waits for whom | then |
+//! |---|---|---|
+//! | before the place | `get_many`: for every key that may still need a load; single look-ups: see [`gather`](super::gather) | *chunks*: one place, and one load each |
+//! | before the load | the flights of a chunk, for all that have not got their lease yet | `load_many` for those that have |
+//!
+//! Who goes another way (a value is there after all, somebody else holds the lease) drops its seat,
+//! and nobody waits for it any more. Nobody waits for anything but single commands of L2, which have a
+//! timeout.
+
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::Engine;
+use super::gather::Approach;
+use super::load::{self, Nesting};
+use super::places::{self, Hopeless, Places, Turn};
+use crate::entry::Entry;
+use crate::error::Error;
+use crate::key::CacheKey;
+use crate::loader::Loaded;
+
+/// How a flight comes to its load.
+#[derive(Debug)]
+pub(crate) enum Company<V, E> {
+    Alone,
+    /// On its way to where single look-ups gather.
+    Approaching(Approach),
+    /// Alone, but so many of one call at once.
+    InTurn(Arc<Semaphore>),
+    /// With the other keys of one call.
+    Seat(Seat<V, E>),
+}
+
+impl<V, E> Company<V, E> {
+    pub(crate) fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::Alone)
+    }
+}
+
+/// The flights of one call whose ways have not parted.
+pub(crate) struct Formation<V, E> {
+    most: usize,
+    /// How many of its chunks are loaded at once.
+    turns: Arc<Semaphore>,
+    form: Form<V, E>,
+    muster: Mutex<Muster<V, E>>,
+}
+
+/// Makes a chunk of the flights with these numbers.
+type Form<V, E> = Box<dyn Fn(Vec<Arrived<V, E>>, Arc<Semaphore>) + Send + Sync>;
+
+#[derive(Debug)]
+struct Muster<V, E> {
+    undecided: usize,
+    arrived: Vec<Arrived<V, E>>,
+}
+
+/// A flight that needs a load.
+#[derive(Debug)]
+struct Arrived<V, E> {
+    index: usize,
+    turn: Turn,
+    pass: oneshot::Sender<ChunkSeat<V, E>>,
+}
+
+/// One flight's part in a formation.
+#[derive(Debug)]
+pub(crate) struct Seat<V, E> {
+    index: usize,
+    /// Until it is decided whether the flight needs a load.
+    formation: Option<Arc<Formation<V, E>>>,
+}
+
+impl<V, E> Seat<V, E>
+where
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    /// Seats for so many keys, in their order.
+    pub(crate) fn of<K: CacheKey>(
+        engine: &Arc<Engine<K, V, E>>,
+        runtime: &Handle,
+        keys: Vec<K>,
+        most: usize,
+        at_once: usize,
+    ) -> Vec<Self> {
+        let (engine, runtime, count) = (Arc::clone(engine), runtime.clone(), keys.len());
+        let form = move |arrived: Vec<Arrived<V, E>>, turns| {
+            let (keys, passes) = arrived
+                .into_iter()
+                .map(|arrived| ((keys[arrived.index].clone(), arrived.turn), arrived.pass))
+                .unzip();
+            Chunk::form(&engine, &runtime, keys, passes, Some(turns), None);
+        };
+        let formation = Arc::new(Formation {
+            most,
+            turns: Arc::new(Semaphore::new(at_once)),
+            form: Box::new(form),
+            muster: Mutex::new(Muster {
+                undecided: count,
+                arrived: Vec::new(),
+            }),
+        });
+        let seat = |index| Self {
+            index,
+            formation: Some(Arc::clone(&formation)),
+        };
+        (0..count).map(seat).collect()
+    }
+
+    /// The flight needs a load: waits for a seat in a chunk.
+    pub(crate) async fn chunk(mut self, turn: Turn) -> Option<ChunkSeat<V, E>> {
+        let (pass, mine) = oneshot::channel();
+        let arrived = Arrived {
+            index: self.index,
+            turn,
+            pass,
+        };
+        if let Some(formation) = self.formation.take() {
+            formation.decide(Some(arrived));
+        }
+        mine.await.ok()
+    }
+}
+
+impl<V, E> Drop for Seat<V, E> {
+    fn drop(&mut self) {
+        if let Some(formation) = self.formation.take() {
+            formation.decide(None);
+        }
+    }
+}
+
+impl<V, E> Formation<V, E> {
+    fn decide(&self, arrived: Option<Arrived<V, E>>) {
+        let mut all = {
+            let mut muster = self.muster.lock();
+            muster.undecided -= 1;
+            muster.arrived.extend(arrived);
+            if muster.undecided > 0 {
+                return;
+            }
+            std::mem::take(&mut muster.arrived)
+        };
+        // As the caller has named them.
+        all.sort_unstable_by_key(|arrived| arrived.index);
+        while !all.is_empty() {
+            let rest = all.split_off(self.most.min(all.len()));
+            (self.form)(std::mem::replace(&mut all, rest), Arc::clone(&self.turns));
+        }
+    }
+}
+
+/// Flights that are loaded with one call.
+pub(crate) struct Chunk<V, E> {
+    turn: Turn,
+    turns: Option<Arc<Semaphore>>,
+    held: OnceCell<Arc<Held>>,
+    boarding: Mutex<Boarding<V, E>>,
+    load: OnceLock<AbortHandle>,
+}
+
+/// What a chunk holds while it loads.
+#[derive(Debug)]
+struct Held(
+    #[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>,
+    #[expect(dead_code, reason = "held, not read")] Option<places::Place>,
+);
+
+struct Boarding<V, E> {
+    undecided: usize,
+    aboard: Vec<Passenger<V, E>>,
+    depart: Option<Depart<V, E>>,
+}
+
+/// Begins the load.
+type Depart<V, E> =
+    Box<dyn FnOnce(Vec<Passenger<V, E>>, Option<Arc<Held>>) -> Option<AbortHandle> + Send>;
+
+/// A flight that has its lease, or needs none.
+struct Passenger<V, E> {
+    index: usize,
+    serial: u64,
+    nesting: Nesting,
+    previous: Option<Entry<V>>,
+    answer: oneshot::Sender<Result<Loaded<V>, Error<E>>>,
+}
+
+/// One flight's part in a chunk.
+#[derive(Debug)]
+pub(crate) struct ChunkSeat<V, E> {
+    index: usize,
+    chunk: Arc<Chunk<V, E>>,
+    decided: bool,
+}
+
+/// What a chunk's load has found for one of its keys.
+#[derive(Debug)]
+pub(crate) struct Share<V, E> {
+    found: oneshot::Receiver<Result<Loaded<V>, Error<E>>>,
+    /// The last one to go ends the load.
+    _chunk: Arc<Chunk<V, E>>,
+}
+
+impl<V, E> Chunk<V, E>
+where
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    /// Hands a seat to each. `until_loaded`: single look-ups that have come together, with what is to
+    /// be dropped when the load has ended.
+    pub(super) fn form<K: CacheKey>(
+        engine: &Arc<Engine<K, V, E>>,
+        runtime: &Handle,
+        keys: Vec<(K, Turn)>,
+        passes: Vec<oneshot::Sender<ChunkSeat<V, E>>>,
+        turns: Option<Arc<Semaphore>>,
+        until_loaded: Option<super::gather::Loading<K, V, E>>,
+    ) {
+        let known = keys.iter().all(|(_, turn)| *turn == Turn::Known);
+        let (engine, runtime) = (Arc::clone(engine), runtime.clone());
+        let depart = move |aboard: Vec<Passenger<V, E>>, held| {
+            if aboard.is_empty() {
+                return None;
+            }
+            let singles = until_loaded.is_some();
+            let keys = aboard
+                .iter()
+                .map(|passenger| keys[passenger.index].0.clone())
+                .collect();
+            let running = engine.tasks.enter_late();
+            let loading = async move {
+                let _held = (running, held, until_loaded);
+                load_all(&engine, keys, aboard, singles).await;
+            };
+            Some(runtime.spawn(loading).abort_handle())
+        };
+        let chunk = Arc::new(Self {
+            turn: if known { Turn::Known } else { Turn::Unknown },
+            turns,
+            held: OnceCell::new(),
+            boarding: Mutex::new(Boarding {
+                undecided: passes.len(),
+                aboard: Vec::new(),
+                depart: Some(Box::new(depart)),
+            }),
+            load: OnceLock::new(),
+        });
+        for (index, pass) in passes.into_iter().enumerate() {
+            // Whoever has gone meanwhile leaves the chunk here.
+            let _ = pass.send(ChunkSeat {
+                index,
+                chunk: Arc::clone(&chunk),
+                decided: false,
+            });
+        }
+    }
+}
+
+impl<V, E> Chunk<V, E> {
+    fn decide(&self, passenger: Option<Passenger<V, E>>) {
+        let (mut aboard, depart) = {
+            let mut boarding = self.boarding.lock();
+            boarding.undecided -= 1;
+            boarding.aboard.extend(passenger);
+            if boarding.undecided > 0 {
+                return;
+            }
+            (std::mem::take(&mut boarding.aboard), boarding.depart.take())
+        };
+        aboard.sort_unstable_by_key(|passenger| passenger.index);
+        let load = depart.and_then(|depart| depart(aboard, self.held.get().cloned()));
+        if let Some(load) = load {
+            let _ = self.load.set(load);
+        }
+    }
+}
+
+impl<V, E> Drop for Chunk<V, E> {
+    fn drop(&mut self) {
+        if let Some(load) = self.load.get() {
+            load.abort();
+        }
+    }
+}
+
+impl<V, E> ChunkSeat<V, E> {
+    /// Waits until the chunk has its place, until the deadline at most.
+    pub(crate) async fn place(
+        &self,
+        places: Option<&Arc<Places>>,
+        deadline: Instant,
+    ) -> Result<(), Hopeless> {
+        let chunk = &self.chunk;
+        let take = || async {
+            let turn = match &chunk.turns {
+                Some(turns) => {
+                    let turn = Arc::clone(turns).acquire_owned();
+                    let turn = tokio::time::timeout_at(deadline, turn).await;
+                    Some(turn.map_err(|_| Hopeless)?.map_err(|_| Hopeless)?)
+                }
+                None => None,
+            };
+            let place = match places {
+                Some(places) => Some(places.take(chunk.turn, deadline).await?),
+                None => None,
+            };
+            Ok(Arc::new(Held(turn, place)))
+        };
+        chunk.held.get_or_try_init(take).await.map(drop)
+    }
+
+    /// The flight may load: waits for the others of the chunk.
+    pub(crate) fn board(
+        mut self,
+        serial: u64,
+        nesting: Nesting,
+        previous: Option<Entry<V>>,
+    ) -> Share<V, E> {
+        let (answer, found) = oneshot::channel();
+        let passenger = Passenger {
+            index: self.index,
+            serial,
+            nesting,
+            previous,
+            answer,
+        };
+        self.decided = true;
+        self.chunk.decide(Some(passenger));
+        Share {
+            found,
+            _chunk: Arc::clone(&self.chunk),
+        }
+    }
+}
+
+impl<V, E> Drop for ChunkSeat<V, E> {
+    fn drop(&mut self) {
+        if !self.decided {
+            self.chunk.decide(None);
+        }
+    }
+}
+
+impl<V, E> Share<V, E> {
+    pub(crate) async fn found(self) -> Result<Loaded<V>, Error<E>> {
+        match self.found.await {
+            Ok(found) => found,
+            // The runtime is shutting down, and this task goes with it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Those who wait for a load. When it panics, they are told.
+struct Answers<V, E>(Vec<oneshot::Sender<Result<Loaded<V>, Error<E>>>>);
+
+impl<V, E> Drop for Answers<V, E> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for answer in self.0.drain(..) {
+                let _ = answer.send(Err(Error::LoadPanicked));
+            }
+        }
+    }
+}
+
+/// `singles`: a key that came alone is loaded as one.
+async fn load_all<K, V, E>(
+    engine: &Engine<K, V, E>,
+    keys: Vec<K>,
+    aboard: Vec<Passenger<V, E>>,
+    singles: bool,
+) where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    // A load of several must wait for none of them, nor for what any of their callers load.
+    let around = aboard.iter().flat_map(|passenger| {
+        let around = passenger.nesting.iter().copied();
+        around.chain([passenger.serial])
+    });
+    let nesting: Nesting = around.collect();
+    let mut first = None;
+    let mut answers = Answers(Vec::with_capacity(aboard.len()));
+    for passenger in aboard {
+        first = first.or(passenger.previous);
+        answers.0.push(passenger.answer);
+    }
+    let alone = singles && keys.len() == 1;
+    let loading = async {
+        match (&engine.batches, keys.first()) {
+            (Some(batches), _) if !alone => {
+                engine.stats.batch_loads.add();
+                let mut found = batches.loader.load_many(&keys).await?;
+                let found = keys
+                    .iter()
+                    .map(|key| found.remove(key).unwrap_or_else(Loaded::missing));
+                Ok(found.collect())
+            }
+            (_, Some(key)) => {
+                let loaded = engine.loader.load(key, first.as_ref()).await?;
+                Ok(vec![loaded])
+            }
+            (_, None) => Ok(Vec::new()),
+        }
+    };
+    let loaded: Result<Vec<Loaded<V>>, E> = load::within(nesting, loading).await;
+    match loaded {
+        Ok(loaded) => {
+            for (answer, loaded) in answers.0.drain(..).zip(loaded) {
+                let _ = answer.send(Ok(loaded));
+            }
+        }
+        Err(error) => {
+            let error = Arc::new(error);
+            for answer in answers.0.drain(..) {
+                let _ = answer.send(Err(Error::Load(Arc::clone(&error))));
+            }
+        }
+    }
+}
+
+impl<V, E> std::fmt::Debug for Formation<V, E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Formation").finish_non_exhaustive()
+    }
+}
+
+impl<V, E> std::fmt::Debug for Chunk<V, E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Chunk").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,187 @@
+//! Warm-up: loading ahead of time, one process of the fleet at a time.
+//!
+//! Whoever warms holds a lease in a key of its own, `prefix:name::warm`, and renews it. The others
+//! look again until they get it. It only saves work: were two to warm at once, the leases of the keys
+//! would still see to it that each is loaded once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use super::Engine;
+use super::flight::Id;
+use super::lease::Lease;
+use super::shared::RemoteKey;
+use crate::entry::Source;
+use crate::key::CacheKey;
+use crate::l2::{Acquired, Over};
+use crate::many::WarmProgress;
+use crate::random;
+use crate::ttl;
+
+/// Keys that are looked up together.
+const TOGETHER: u32 = 1_000;
+
+/// How often a process looks whether it is its turn, at least.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Follows the cache's name in the key that says whose turn it is. No key is named like it: encoded
+/// keys hold no `:`.
+const TURN: &[u8] = b":warm";
+
+type Tell<'a> = &'a mut (dyn FnMut(&WarmProgress) + Send);
+
+impl<K, V, E> Engine<K, V, E>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    pub(crate) async fn warm(
+        self: &Arc<Self>,
+        keys: impl Iterator<Item = K> + Send,
+        loads_per_second: u32,
+        tell: Tell<'_>,
+    ) -> WarmProgress {
+        let total = match keys.size_hint() {
+            (least, Some(most)) if least == most => u64::try_from(most).ok(),
+            _ => None,
+        };
+        let mut progress = WarmProgress {
+            total,
+            ..WarmProgress::default()
+        };
+        let Some(shared) = &self.shared else {
+            self.warm_all(keys, loads_per_second, &mut progress, tell)
+                .await;
+            return progress;
+        };
+        let id = self.flights.id(TURN.to_vec());
+        let remote = shared.key(&id);
+        let turn = self.turn(&id, &remote, &mut progress, tell).await;
+        let warming = self.warm_all(keys, loads_per_second, &mut progress, tell);
+        match &turn {
+            Some(turn) => tokio::select! {
+                biased;
+                () = warming => {}
+                never = self.renew(&turn.lease) => match never {},
+            },
+            None => warming.await,
+        }
+        progress
+    }
+
+    /// Waits for this process's turn. `None`: nobody can say whose it is.
+    async fn turn<'a>(
+        self: &'a Arc<Self>,
+        id: &'a Id,
+        remote: &'a RemoteKey,
+        progress: &mut WarmProgress,
+        tell: Tell<'_>,
+    ) -> Option<Turn<'a, K, V, E>> {
+        let shared = self.shared.as_ref()?;
+        self.attach(shared).await;
+        while !self.is_closed() {
+            self.know_marks(shared).await.ok()?;
+            let lease = Lease::new(shared, remote, self.marks.era(), None, 0);
+            let record = lease.record().ok()?;
+            let known = self.marks.known().unwrap_or_default();
+            let ttl_ms = ttl::millis(self.config.lease_ttl);
+            let keys = lease.keys();
+            let acquired = shared
+                .tier
+                .acquire(keys, record, ttl_ms, Over::Nothing, known);
+            let acquired = self.tier(acquired.await);
+            let mut turn = Turn {
+                engine: self,
+                id,
+                lease,
+                ours: true,
+            };
+            match acquired {
+                Ok(Acquired::Granted(_)) => {
+                    progress.waiting = false;
+                    return Some(turn);
+                }
+                Ok(Acquired::Held(left_ms)) => {
+                    turn.ours = false;
+                    progress.waiting = true;
+                    tell(progress);
+                    let wait = Duration::from_millis(left_ms).min(LOOK_EVERY);
+                    tokio::time::sleep(random::duration(wait / 2, wait + LOOK_EVERY / 10)).await;
+                }
+                Ok(Acquired::Record(_) | Acquired::Failed(_)) => {
+                    turn.ours = false;
+                    break;
+                }
+                // It may have been granted: given up as what is granted is.
+                Err(_) => break,
+            }
+        }
+        progress.waiting = false;
+        None
+    }
+
+    async fn warm_all(
+        self: &Arc<Self>,
+        mut keys: impl Iterator<Item = K>,
+        loads_per_second: u32,
+        progress: &mut WarmProgress,
+        tell: Tell<'_>,
+    ) {
+        let together = match loads_per_second {
+            0 => TOGETHER,
+            loads => (loads / 10).clamp(1, TOGETHER),
+        };
+        let together = usize::try_from(together).unwrap_or(1);
+        while !self.is_closed() {
+            let group: Vec<K> = keys.by_ref().take(together).collect();
+            if group.is_empty() {
+                return;
+            }
+            let (begun, loaded) = (Instant::now(), progress.loaded);
+            for outcome in self.get_many(&group).await {
+                progress.done += 1;
+                match outcome.map(|answer| answer.source) {
+                    Ok(Source::L1 | Source::L2) => progress.cached += 1,
+                    Ok(Source::Loader | Source::Coalesced) => progress.loaded += 1,
+                    Err(_) => progress.failed += 1,
+                }
+            }
+            tell(progress);
+            if loads_per_second > 0 {
+                let loads = u32::try_from(progress.loaded - loaded).unwrap_or(u32::MAX);
+                let least = Duration::from_secs(1).saturating_mul(loads) / loads_per_second;
+                tokio::time::sleep_until(ttl::deadline(begun, least)).await;
+            }
+        }
+    }
+}
+
+/// This process's turn, until dropped.
+struct Turn<'a, K, V, E>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    engine: &'a Arc<Engine<K, V, E>>,
+    id: &'a Id,
+    lease: Lease<'a, V>,
+    ours: bool,
+}
+
+impl<K, V, E> Drop for Turn<'_, K, V, E>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    fn drop(&mut self) {
+        if self.ours && Handle::try_current().is_ok() {
+            self.engine.release_later(&self.lease, self.id);
+        }
+    }
+}
