@@ -48,11 +48,14 @@ where
             outcomes.push(match swept {
                 Swept::Hit(answer) => Ok(answer),
                 Swept::Entered(entered) => {
-                    let flown = match self.outcome(entered, &want).await {
+                    let flown = match entered.at_once() {
+                        Ok(answer) => Some(answer),
+                        Err((flight, role)) => self.outcome(&flight, role, &want).await,
+                    };
+                    self.counted(match flown {
                         Some(flown) => flown,
                         None => self.fly_or_join(key, want).await,
-                    };
-                    self.counted(flown)
+                    })
                 }
             });
         }

@@ -219,33 +219,28 @@ where
             let entered = self.enter(key, &want, |runtime, leader| {
                 self.take_off(runtime, leader);
             });
-            if let Some(answer) = self.outcome(entered, &want).await {
+            let (flight, role) = match entered.at_once() {
+                Ok(answer) => return answer,
+                Err(entered) => entered,
+            };
+            if let Some(answer) = self.outcome(&flight, role, &want).await {
                 return answer;
             }
         }
     }
 
-    /// Waits for what a caller has entered. `None`: it has to look again.
+    /// Waits for what comes of a flight for one of its callers. `None`: it has to look again.
     async fn outcome(
         &self,
-        entered: Entered<V, E>,
+        flight: &Flight<V, E>,
+        role: Role,
         want: &Want,
     ) -> Option<Result<Flown<V>, Error<E>>> {
-        let (flight, role) = match entered {
-            Entered::Flight(flight, role) => (flight, role),
-            Entered::Answered(answer) => {
-                return Some(Ok(Flown {
-                    answer,
-                    joined: false,
-                }));
-            }
-            Entered::Refused(error) => return Some(Err(error)),
-        };
         let news = loop {
             // Listen first, then look: a landing between the two is not missed.
             let mut news = pin!(flight.news());
             news.as_mut().enable();
-            if let Some(news) = self.news(&flight, role, want) {
+            if let Some(news) = self.news(flight, role, want) {
                 break news;
             }
             news.await;
@@ -652,6 +647,22 @@ enum Entered<V, E> {
     Flight(Arc<Flight<V, E>>, Role),
     Answered(Answer<V>),
     Refused(Error<E>),
+}
+
+/// What nobody has to wait for, or a flight.
+type AtOnce<V, E> = Result<Result<Flown<V>, Error<E>>, (Arc<Flight<V, E>>, Role)>;
+
+impl<V, E> Entered<V, E> {
+    fn at_once(self) -> AtOnce<V, E> {
+        match self {
+            Self::Flight(flight, role) => Err((flight, role)),
+            Self::Answered(answer) => Ok(Ok(Flown {
+                answer,
+                joined: false,
+            })),
+            Self::Refused(error) => Ok(Err(error)),
+        }
+    }
 }
 
 /// What a caller has to do with a flight.

@@ -15,6 +15,7 @@ use crate::error::RemoteKind;
 use crate::l2::{Gate, When};
 use crate::{BoxError, Cache, CacheBuilder, Error, InProcess, Loaded, Loader, Source};
 
+mod batches;
 mod cancel;
 mod coherence;
 mod fences;

@@ -13,6 +13,7 @@
 //! and nobody waits for it any more. Nobody waits for anything but single commands of L2, which have a
 //! timeout.
 
+use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -194,7 +195,7 @@ struct Passenger<V, E> {
     serial: u64,
     nesting: Nesting,
     previous: Option<Entry<V>>,
-    answer: oneshot::Sender<Result<Loaded<V>, Error<E>>>,
+    answer: Answer<V, E>,
 }
 
 /// One flight's part in a chunk.
@@ -235,14 +236,14 @@ where
                 return None;
             }
             let singles = until_loaded.is_some();
-            let keys = aboard
-                .iter()
-                .map(|passenger| keys[passenger.index].0.clone())
+            let aboard = aboard
+                .into_iter()
+                .map(|passenger| (keys[passenger.index].0.clone(), passenger))
                 .collect();
             let running = engine.tasks.enter_late();
             let loading = async move {
                 let _held = (running, held, until_loaded);
-                load_all(&engine, keys, aboard, singles).await;
+                load_all(&engine, aboard, singles).await;
             };
             Some(runtime.spawn(loading).abort_handle())
         };
@@ -334,7 +335,7 @@ impl<V, E> ChunkSeat<V, E> {
             serial,
             nesting,
             previous,
-            answer,
+            answer: Answer(Some(answer)),
         };
         self.decided = true;
         self.chunk.decide(Some(passenger));
@@ -363,15 +364,21 @@ impl<V, E> Share<V, E> {
     }
 }
 
-/// Those who wait for a load. When it panics, they are told.
-struct Answers<V, E>(Vec<oneshot::Sender<Result<Loaded<V>, Error<E>>>>);
+/// The way back to one who waits for a load. When that panics, he is told.
+struct Answer<V, E>(Option<oneshot::Sender<Result<Loaded<V>, Error<E>>>>);
 
-impl<V, E> Drop for Answers<V, E> {
+impl<V, E> Answer<V, E> {
+    fn give(mut self, answer: Result<Loaded<V>, Error<E>>) {
+        if let Some(waits) = self.0.take() {
+            let _ = waits.send(answer);
+        }
+    }
+}
+
+impl<V, E> Drop for Answer<V, E> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            for answer in self.0.drain(..) {
-                let _ = answer.send(Err(Error::LoadPanicked));
-            }
+        if let Some(waits) = self.0.take().filter(|_| std::thread::panicking()) {
+            let _ = waits.send(Err(Error::LoadPanicked));
         }
     }
 }
@@ -379,8 +386,27 @@ impl<V, E> Drop for Answers<V, E> {
 /// `singles`: a key that came alone is loaded as one.
 async fn load_all<K, V, E>(
     engine: &Engine<K, V, E>,
-    keys: Vec<K>,
-    aboard: Vec<Passenger<V, E>>,
+    mut aboard: Vec<(K, Passenger<V, E>)>,
+    singles: bool,
+) where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    while !aboard.is_empty() {
+        // One that was detached may sit here beside its successor: each wants a value of its own.
+        let mut keys = HashSet::with_capacity(aboard.len());
+        let (first, twice) = aboard
+            .into_iter()
+            .partition(|(key, _)| keys.insert(key.clone()));
+        load_once(engine, first, singles).await;
+        aboard = twice;
+    }
+}
+
+async fn load_once<K, V, E>(
+    engine: &Engine<K, V, E>,
+    aboard: Vec<(K, Passenger<V, E>)>,
     singles: bool,
 ) where
     K: CacheKey,
@@ -388,49 +414,53 @@ async fn load_all<K, V, E>(
     E: Send + Sync + 'static,
 {
     // A load of several must wait for none of them, nor for what any of their callers load.
-    let around = aboard.iter().flat_map(|passenger| {
+    let around = aboard.iter().flat_map(|(_, passenger)| {
         let around = passenger.nesting.iter().copied();
         around.chain([passenger.serial])
     });
     let nesting: Nesting = around.collect();
-    let mut first = None;
-    let mut answers = Answers(Vec::with_capacity(aboard.len()));
-    for passenger in aboard {
-        first = first.or(passenger.previous);
-        answers.0.push(passenger.answer);
+    let mut previous = None;
+    let mut answers = Vec::with_capacity(aboard.len());
+    let mut keys = Vec::with_capacity(aboard.len());
+    for (key, passenger) in aboard {
+        previous = previous.or(passenger.previous);
+        answers.push(passenger.answer);
+        keys.push(key);
     }
-    let alone = singles && keys.len() == 1;
     let loading = async {
-        match (&engine.batches, keys.first()) {
-            (Some(batches), _) if !alone => {
+        match (&engine.batches, keys.as_slice()) {
+            (None, [key, ..]) => engine.loader.load(key, previous.as_ref()).await.map(one),
+            (Some(_), [key]) if singles => {
+                engine.loader.load(key, previous.as_ref()).await.map(one)
+            }
+            (Some(batches), keys) => {
                 engine.stats.batch_loads.add();
-                let mut found = batches.loader.load_many(&keys).await?;
+                let mut found = batches.loader.load_many(keys).await?;
                 let found = keys
                     .iter()
                     .map(|key| found.remove(key).unwrap_or_else(Loaded::missing));
                 Ok(found.collect())
             }
-            (_, Some(key)) => {
-                let loaded = engine.loader.load(key, first.as_ref()).await?;
-                Ok(vec![loaded])
-            }
-            (_, None) => Ok(Vec::new()),
+            (None, []) => Ok(Vec::new()),
         }
     };
-    let loaded: Result<Vec<Loaded<V>>, E> = load::within(nesting, loading).await;
-    match loaded {
+    match load::within(nesting, loading).await {
         Ok(loaded) => {
-            for (answer, loaded) in answers.0.drain(..).zip(loaded) {
-                let _ = answer.send(Ok(loaded));
+            for (answer, loaded) in answers.into_iter().zip(loaded) {
+                answer.give(Ok(loaded));
             }
         }
         Err(error) => {
             let error = Arc::new(error);
-            for answer in answers.0.drain(..) {
-                let _ = answer.send(Err(Error::Load(Arc::clone(&error))));
+            for answer in answers {
+                answer.give(Err(Error::Load(Arc::clone(&error))));
             }
         }
     }
+}
+
+fn one<V>(loaded: Loaded<V>) -> Vec<Loaded<V>> {
+    vec![loaded]
 }
 
 impl<V, E> std::fmt::Debug for Formation<V, E> {

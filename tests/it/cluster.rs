@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate::{Cache, Channel, Redis, Source};
+use tidegate::{Cache, CacheBuilder, Channel, Redis, Source};
 
 use crate::support::eventually;
 use crate::support::ground::users;
@@ -57,7 +57,7 @@ impl Cluster {
         node * SLOTS / NODES..(node + 1) * SLOTS / NODES
     }
 
-    fn slot(&self, key: u64) -> usize {
+    pub(crate) fn slot(&self, key: u64) -> usize {
         let slot = self.nodes[0]
             .raw()
             .ask(&format!("CLUSTER KEYSLOT {}", users(key)));
@@ -68,23 +68,34 @@ impl Cluster {
     }
 
     /// The node that a key was given to at first.
-    fn home(&self, key: u64) -> usize {
+    pub(crate) fn home(&self, key: u64) -> usize {
         self.slot(key) * NODES / SLOTS
     }
 
     /// A key on each node, in their order.
-    fn keys(&self) -> Vec<u64> {
+    pub(crate) fn keys(&self) -> Vec<u64> {
         (0..NODES)
             .map(|node| (0..).find(|key| self.home(*key) == node).expect("a key"))
             .collect()
     }
 
     async fn process(&self, db: &Db) -> Node {
+        let lease = |builder: CacheBuilder<Db>| builder.channel_lease(LEASE);
+        self.process_with(db, Duration::from_millis(500), lease)
+            .await
+    }
+
+    pub(crate) async fn process_with(
+        &self,
+        db: &Db,
+        timeout: Duration,
+        settings: impl FnOnce(CacheBuilder<Db>) -> CacheBuilder<Db>,
+    ) -> Node {
         let url = format!("redis-cluster://127.0.0.1:{}", self.nodes[0].port());
-        let redis = Redis::builder(&url).timeout(Duration::from_millis(500));
+        let redis = Redis::builder(&url).timeout(timeout);
         let redis = redis.connect().await.expect("connect");
         let builder = Cache::builder("users", db.clone()).ttl_jitter(0.0);
-        let node = builder.channel_lease(LEASE).l2(redis).build();
+        let node = settings(builder).l2(redis).build();
         let node = Node::new(node.expect("settings that make sense"));
         node.get(1_000_000).await.expect("a look-up");
         proven(&node).await;

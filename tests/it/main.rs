@@ -16,6 +16,8 @@ mod fence;
 #[cfg(test)]
 mod handles;
 #[cfg(test)]
+mod many;
+#[cfg(test)]
 mod marks;
 #[cfg(test)]
 mod processes;

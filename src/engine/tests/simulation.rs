@@ -22,7 +22,10 @@ use super::validate_tier;
 use crate::error::RemoteKind;
 use crate::l2::When;
 use crate::l2::message::{Message, Operation};
-use crate::{BoxError, Cache, Entry, Freshness, InProcess, Loaded, Loader, Read};
+use crate::{
+    BatchLoader, Batching, BoxError, Cache, Entry, Error, Freshness, InProcess, Loaded, Loader,
+    Read,
+};
 
 const NODES: usize = 3;
 const KEYS: u64 = 3;
@@ -71,6 +74,9 @@ struct Mood {
     /// Loads that fail, out of a hundred, and reloads that say that nothing has changed.
     errors: u64,
     unchanged: u64,
+    /// Loads of several keys are one, and single look-ups wait so long for each other.
+    batched: bool,
+    window_ms: u64,
 }
 
 impl Mood {
@@ -91,6 +97,8 @@ impl Mood {
             ahead: [0.0, 1.0, 8.0][rng.random_range(0..3)],
             errors: [0, 5, 30][rng.random_range(0..3)],
             unchanged: [0, 50][rng.random_range(0..2)],
+            batched: rng.random_bool(0.6),
+            window_ms: [0, 2, 30][rng.random_range(0..3)],
         }
     }
 }
@@ -122,30 +130,8 @@ impl Loader for Source {
     type Error = BoxError;
 
     async fn load(&self, key: &u64) -> Result<Loaded<u64>, BoxError> {
-        let (version, before, after, fails, stored) = {
-            let mut world = self.world.lock();
-            let version = world.committed[key];
-            let longest = world.mood.load_ms;
-            let before = world.rng.random_range(0..30);
-            let after = world.rng.random_range(0..longest);
-            let errors = world.mood.errors;
-            let fails = world.rng.random_range(0..100) < errors;
-            let stored = !world.rng.random_bool(0.03);
-            (version, before, after, fails, stored)
-        };
-        sleep(Duration::from_millis(before + after)).await;
-        if self.tier.is_dead() {
-            std::future::pending::<()>().await;
-        }
-        if fails {
-            return Err(BoxError::from("the database is down"));
-        }
-        let loaded = Loaded::found(version).tag(tag(*key));
-        Ok(if stored {
-            loaded
-        } else {
-            loaded.do_not_store()
-        })
+        let loaded = self.load_many(&[*key]).await?;
+        Ok(loaded.into_values().next().expect("every key has a row"))
     }
 
     async fn reload(&self, key: &u64, previous: &Entry<u64>) -> Result<Loaded<u64>, BoxError> {
@@ -164,10 +150,106 @@ impl Loader for Source {
     }
 }
 
+impl BatchLoader for Source {
+    async fn load_many(&self, keys: &[u64]) -> Result<HashMap<u64, Loaded<u64>>, BoxError> {
+        let (rows, takes, fails) = {
+            let mut world = self.world.lock();
+            let mut rows = HashMap::new();
+            for key in keys {
+                let loaded = Loaded::found(world.committed[key]).tag(tag(*key));
+                let stored = !world.rng.random_bool(0.03);
+                let loaded = if stored {
+                    loaded
+                } else {
+                    loaded.do_not_store()
+                };
+                rows.insert(*key, loaded);
+            }
+            let longest = 30 + world.mood.load_ms;
+            let takes = world.rng.random_range(0..longest);
+            let errors = world.mood.errors;
+            let fails = world.rng.random_range(0..100) < errors;
+            (rows, takes, fails)
+        };
+        sleep(Duration::from_millis(takes)).await;
+        if self.tier.is_dead() {
+            std::future::pending::<()>().await;
+        }
+        if fails {
+            return Err(BoxError::from("the database is down"));
+        }
+        Ok(rows)
+    }
+}
+
 /// Two keys share a tag.
 fn tag(key: u64) -> String {
     format!("tag:{}", key.min(1))
 }
+
+/// A look-up, and what it may be answered.
+struct Asked {
+    key: u64,
+    life: u64,
+    read: Read,
+    begun: Instant,
+    floor: u64,
+    hard_floor: u64,
+}
+
+impl Asked {
+    fn now(world: &Shared, key: u64, life: u64, read: Read) -> Self {
+        let begun = Instant::now();
+        let [floor, hard_floor] = [false, true].map(|hard| {
+            let past_l1 = read.skip_l1;
+            world.lock().floor(key, life, begun, hard, past_l1)
+        });
+        Self {
+            key,
+            life,
+            read,
+            begun,
+            floor,
+            hard_floor,
+        }
+    }
+
+    fn check(self, world: &Shared, got: Got) -> Result<(), String> {
+        let Self {
+            key,
+            life,
+            read,
+            begun,
+            floor,
+            hard_floor,
+        } = self;
+        let mut world = world.lock();
+        let newest = world.committed[&key];
+        let ms = begun.duration_since(world.started).as_millis();
+        let Ok(entry) = got else { return Ok(()) };
+        let entry = entry.expect("every key has a row");
+        let (version, source, freshness) = (**entry.value(), entry.source(), entry.freshness());
+        world.note(format_args!(
+            "life {life}: get {key} of {ms} ms, {read:?}: {version} from {source:?}, {freshness:?}, at least {floor}"
+        ));
+        // After an expiry the old value is a fallback.
+        let floor = match freshness {
+            Freshness::Fresh => floor,
+            Freshness::Stale if !world.mood.soft_timeout => floor,
+            _ => hard_floor,
+        };
+        let allowed = freshness == Freshness::Fresh || !read.fresh;
+        if (floor..=newest).contains(&version) && allowed {
+            return Ok(());
+        }
+        Err(format!(
+            "life {life} was answered version {version} of key {key} from {source:?}, {freshness:?}, \
+             asked of {ms} ms, of {floor} to {newest}"
+        ))
+    }
+}
+
+type Got = Result<Option<Entry<u64>>, Error<BoxError>>;
 
 struct Node {
     cache: Cache<u64, u64, BoxError>,
@@ -232,6 +314,10 @@ impl Simulation {
         let mood = self.world.lock().mood;
         let ms = Duration::from_millis;
         let mut builder = Cache::builder("users", source);
+        if mood.batched {
+            let batching = Batching::new().window(ms(mood.window_ms)).max_size(2);
+            builder = builder.batched(batching);
+        }
         if mood.soft_timeout {
             builder = builder.load_soft_timeout(ms(40));
         }
@@ -288,6 +374,8 @@ impl Simulation {
         };
         if is(30) {
             self.get(node);
+        } else if is(6) {
+            self.get_many(node);
         } else if is(4) {
             self.refresh(node);
         } else if is(mood.changes) {
@@ -327,39 +415,35 @@ impl Simulation {
             _ => Read::new(),
         };
         self.tasks.spawn(async move {
-            let begun = Instant::now();
-            let [floor, hard_floor] = [false, true].map(|hard| {
-                let past_l1 = read.skip_l1;
-                world.lock().floor(key, life, begun, hard, past_l1)
-            });
+            let asked = Asked::now(&world, key, life, read);
             let got = cache.get_entry_with(&key, read).await;
             if tier.is_dead() {
                 return Ok(());
             }
-            let mut world = world.lock();
-            let newest = world.committed[&key];
-            let ms = begun.duration_since(world.started).as_millis();
-            let Ok(entry) = got else { return Ok(()) };
-            let entry = entry.expect("every key has a row");
-            let (version, source, freshness) =
-                (**entry.value(), entry.source(), entry.freshness());
-            world.note(format_args!(
-                "life {life}: get {key} of {ms} ms, {read:?}: {version} from {source:?}, {freshness:?}, at least {floor}"
-            ));
-            // After an expiry the old value is a fallback.
-            let floor = match freshness {
-                Freshness::Fresh => floor,
-                Freshness::Stale if !world.mood.soft_timeout => floor,
-                _ => hard_floor,
-            };
-            let allowed = freshness == Freshness::Fresh || !read.fresh;
-            if (floor..=newest).contains(&version) && allowed {
+            asked.check(&world, got)
+        });
+    }
+
+    /// All keys at once, one of them twice.
+    fn get_many(&mut self, node: usize) {
+        let twice = self.key();
+        let keys: Vec<u64> = (0..KEYS).chain([twice]).collect();
+        let node = &self.nodes[node];
+        let (cache, tier, life) = (node.cache.clone(), node.tier.clone(), node.life);
+        let world = Arc::clone(&self.world);
+        self.tasks.spawn(async move {
+            let asked: Vec<Asked> = keys
+                .iter()
+                .map(|key| Asked::now(&world, *key, life, Read::new()))
+                .collect();
+            let got = cache.get_many_entries(&keys).await;
+            if tier.is_dead() {
                 return Ok(());
             }
-            Err(format!(
-                "life {life} was answered version {version} of key {key} from {source:?}, {freshness:?}, \
-                 asked of {ms} ms, of {floor} to {newest}"
-            ))
+            asked
+                .into_iter()
+                .zip(got)
+                .try_for_each(|(asked, got)| asked.check(&world, got))
         });
     }
 

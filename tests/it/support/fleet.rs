@@ -4,6 +4,7 @@
 //! | told | says |
 //! |---|---|
 //! | `get key n` | `got key answer`, then `at micros…`: when each of the n callers was answered |
+//! | `many from to n` | `many found` after n calls for all keys of a range, shuffled: how many answers were right |
 //! | `last key` | `got key answer`, and the process ends there and then |
 //! | `row text` | (answers the load that began first, of those that are not answered) |
 //! | `insert key text`, `invalidate key` | `done` |
@@ -15,13 +16,14 @@
 //!
 //! On its own account it says `ready`, and `loading key` when a load begins.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use tidegate::{BoxError, Cache, Loaded, Source, loader_fn};
+use tidegate::{BatchLoader, Batching, BoxError, Cache, Loaded, Loader, Source};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{Mutex, mpsc};
@@ -210,23 +212,12 @@ async fn work(settings: Settings) {
         .expect("connect");
     let (answer, answers) = mpsc::unbounded_channel::<String>();
     let answers = Arc::new(Mutex::new(answers));
-    let loader = loader_fn(move |key: u64| {
-        let (answers, truth) = (Arc::clone(&answers), settings.truth.clone());
-        async move {
-            if let Some(truth) = truth {
-                return Ok(Loaded::found(read(&truth)));
-            }
-            say(&format!("loading {key}"));
-            let row = answers
-                .lock()
-                .await
-                .recv()
-                .await
-                .expect("the worker goes on");
-            Ok::<Loaded<String>, BoxError>(Loaded::found(row))
-        }
-    });
+    let loader = Told {
+        answers,
+        truth: settings.truth.clone(),
+    };
     let builder = Cache::builder("users", loader)
+        .batched(Batching::new().window(Duration::ZERO))
         .ttl_jitter(0.0)
         .lease_ttl(settings.lease)
         .channel_lease(settings.channel_lease)
@@ -254,6 +245,11 @@ async fn work(settings: Settings) {
                 key(),
                 words[2].parse().expect("a number"),
             ))),
+            "many" => {
+                let to = words[2].parse().expect("a key");
+                let calls = words[3].parse().expect("a number");
+                drop(tokio::spawn(many(node.clone(), key()..to, calls)));
+            }
             "last" => drop(tokio::spawn(last(node.clone(), key()))),
             "row" => answer
                 .send(words[1].to_owned())
@@ -303,6 +299,37 @@ async fn work(settings: Settings) {
             }
             other => panic!("what is {other}?"),
         }
+    }
+}
+
+/// Loads what it is told, or what is in a file.
+struct Told {
+    answers: Arc<Mutex<mpsc::UnboundedReceiver<String>>>,
+    truth: Option<PathBuf>,
+}
+
+impl Loader for Told {
+    type Key = u64;
+    type Value = String;
+    type Error = BoxError;
+
+    async fn load(&self, key: &u64) -> Result<Loaded<String>, BoxError> {
+        if let Some(truth) = &self.truth {
+            return Ok(Loaded::found(read(truth)));
+        }
+        say(&format!("loading {key}"));
+        let mut answers = self.answers.lock().await;
+        let row = answers.recv().await.expect("the worker goes on");
+        Ok(Loaded::found(row))
+    }
+}
+
+impl BatchLoader for Told {
+    /// Takes a while, for others to ask for the same keys.
+    async fn load_many(&self, keys: &[u64]) -> Result<HashMap<u64, Loaded<String>>, BoxError> {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let rows = keys.iter().map(|key| (*key, format!("row {key}").into()));
+        Ok(rows.collect())
     }
 }
 
@@ -359,6 +386,23 @@ async fn gets(node: Node, key: u64, how_many: usize) {
     }
     say(&format!("got {key} {got}"));
     say(&format!("at{at}"));
+}
+
+/// Asks for half of the keys at a time, in an order of its own.
+async fn many(node: Node, range: std::ops::Range<u64>, calls: u64) {
+    let (mut found, process) = (0, u64::from(std::process::id()));
+    let count = range.end - range.start;
+    for call in 0..calls {
+        // A stride that has no factor in common with any count of keys that is a power of ten.
+        let (start, stride) = (process.wrapping_mul(31) + call * 7, 3 + 10 * (process % 97));
+        let keys: Vec<u64> = (0..count / 2)
+            .map(|at| range.start + (start + at * stride) % count)
+            .collect();
+        for (key, got) in keys.iter().zip(node.get_many(&keys).await) {
+            found += u64::from(super::node::value(got) == format!("row {key}"));
+        }
+    }
+    say(&format!("many {found}"));
 }
 
 async fn last(node: Node, key: u64) {

@@ -27,6 +27,9 @@ pub(crate) enum Wire {
     Slow(Duration),
     /// A connection that subscribes stops there; the others pass. It goes on when this ends.
     HoldSubscriptions,
+    /// What a client has sent is answered when this is set again with another number, and then until
+    /// it sends something more: the client takes turns with the server.
+    TurnByTurn(u64),
     /// Connections that have subscribed stand, and nothing comes out of them; the others pass, and
     /// those that subscribe from now on.
     DeadSubscriptions,
@@ -121,6 +124,7 @@ async fn accept(
         let (up, down) = (upstream.into_split(), client.into_split());
         let born = *wire.borrow();
         let subscribed = Arc::new(AtomicBool::new(false));
+        let asked = Arc::new(AtomicBool::new(false));
         let (there, back) = (
             pump(
                 down.0,
@@ -128,8 +132,16 @@ async fn accept(
                 wire.subscribe(),
                 born,
                 Arc::clone(&subscribed),
+                Turn::Asks(Arc::clone(&asked)),
             ),
-            pump(up.0, down.1, wire.subscribe(), born, subscribed),
+            pump(
+                up.0,
+                down.1,
+                wire.subscribe(),
+                born,
+                subscribed,
+                Turn::Answers(asked),
+            ),
         );
         tokio::spawn(async move {
             let _stands = stands;
@@ -142,6 +154,12 @@ async fn accept(
     }
 }
 
+/// The directions of a connection, and whether something was asked since the last turn.
+enum Turn {
+    Asks(Arc<AtomicBool>),
+    Answers(Arc<AtomicBool>),
+}
+
 /// One direction of one connection.
 async fn pump(
     mut from: OwnedReadHalf,
@@ -149,6 +167,7 @@ async fn pump(
     mut wire: watch::Receiver<Wire>,
     born: Wire,
     subscribed: Arc<AtomicBool>,
+    turn: Turn,
 ) {
     let mut bytes = vec![0; 1 << 16];
     while let Ok(read @ 1..) = from.read(&mut bytes).await {
@@ -163,6 +182,15 @@ async fn pump(
             Wire::HoldSubscriptions if subscribes(&bytes[..read]) => {
                 let _ = wire.wait_for(|wire| *wire != now).await;
             }
+            Wire::TurnByTurn(_) => match &turn {
+                Turn::Asks(asked) => asked.store(true, Ordering::SeqCst),
+                Turn::Answers(asked) => {
+                    if asked.load(Ordering::SeqCst) {
+                        let _ = wire.wait_for(|wire| *wire != now).await;
+                        asked.store(false, Ordering::SeqCst);
+                    }
+                }
+            },
             Wire::DeadSubscriptions if subscribed.load(Ordering::SeqCst) => continue,
             Wire::HoldSubscriptions | Wire::DeadSubscriptions | Wire::DeadConnections => {}
             Wire::Pass | Wire::Refuse => {}

@@ -1,0 +1,261 @@
+//! Many keys at once, on real servers: round trips, clusters, processes, and a server that is gone.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use tidegate::{Batching, Cache, CacheBuilder, Channel};
+
+use crate::cluster::Cluster;
+use crate::support::eventually;
+use crate::support::fleet::{Settings, Worker};
+use crate::support::ground::{Ground, check_records, users};
+use crate::support::loader::Db;
+use crate::support::node::{Node, answer, values};
+use crate::support::proxy::{Proxy, Wire};
+use crate::support::server::{Monitor, Server, patient};
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// The timeout of commands where nothing is to time out.
+const PATIENT: Duration = Duration::from_secs(10);
+
+fn rows(keys: impl IntoIterator<Item = u64>) -> Vec<String> {
+    keys.into_iter().map(|key| format!("row {key}")).collect()
+}
+
+fn batched(builder: CacheBuilder<Db>) -> CacheBuilder<Db> {
+    // No beat in a test, and nothing is waited for on the way to a load.
+    let alone = Batching::new().window(Duration::ZERO);
+    builder.batched(alone).channel_lease(10 * MINUTE)
+}
+
+/// A process whose client takes turns with the server: everything that it sends in one turn was sent
+/// before it had any answer to it.
+struct TurnByTurn {
+    proxy: Proxy,
+    monitor: Monitor,
+    node: Node,
+    turn: u64,
+}
+
+impl TurnByTurn {
+    async fn new(server: &Server, db: &Db) -> Self {
+        let proxy = Proxy::to(server.port()).await;
+        let redis = patient(proxy.port()).connect().await.expect("connect");
+        let builder = Cache::builder("users", db.clone()).ttl_jitter(0.0);
+        let builder = batched(builder).lease_ttl(MINUTE).l2(redis);
+        let node = Node::new(builder.build().expect("settings that make sense"));
+        // Scripts and the marks are known.
+        node.get(1_000_000).await.expect("a load");
+        eventually("the channel is proven", async || {
+            node.health().channel == Channel::Proven
+        })
+        .await;
+        let mut monitor = server.monitor();
+        monitor.seen();
+        proxy.set(Wire::TurnByTurn(0)).await;
+        Self {
+            proxy,
+            monitor,
+            node,
+            turn: 0,
+        }
+    }
+
+    /// Waits until these commands and no others have come, and lets them be answered.
+    async fn turn(&mut self, command: &str, count: usize) {
+        let mut seen = Vec::new();
+        eventually("all is sent before anything is answered", async || {
+            let of_the_cache = |name: &String| !["PING", "TIME"].contains(&name.as_str());
+            seen.extend(self.monitor.seen().into_iter().filter(of_the_cache));
+            seen.len() >= count
+        })
+        .await;
+        assert!(seen.iter().all(|name| name == command), "{seen:?}");
+        assert_eq!(seen.len(), count);
+        self.turn += 1;
+        self.proxy.set(Wire::TurnByTurn(self.turn)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_keys_are_one_round_trip_from_l2_and_three_if_they_are_cold() {
+    let (server, db) = (Server::start(), Db::default());
+    let (mut a, mut b) = (
+        TurnByTurn::new(&server, &db).await,
+        TurnByTurn::new(&server, &db).await,
+    );
+    db.forget();
+    a.monitor.seen();
+    let keys: Vec<u64> = (0..1_000).collect();
+    let cold = a.node.many_caller(&keys).await;
+    a.turn("MGET", 1).await;
+    a.turn("EVALSHA", 1_000).await;
+    a.turn("EVALSHA", 1_000).await;
+    assert_eq!(values(answer(cold).await), rows(keys.clone()));
+    assert_eq!((db.batches().len(), db.loads()), (1, 1_000));
+    b.monitor.seen();
+    let warm = b.node.many_caller(&keys).await;
+    b.turn("MGET", 1).await;
+    assert_eq!(values(answer(warm).await), rows(keys));
+    assert!(a.monitor.seen().iter().all(|name| name == "MGET"));
+    check_records(&server);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_on_all_nodes_of_a_cluster_are_loaded_once_and_read_where_they_are() {
+    let (cluster, db) = (Cluster::start().await, Db::default());
+    let process = || cluster.process_with(&db, PATIENT, batched);
+    let (a, b) = (process().await, process().await);
+    db.forget();
+    let keys: Vec<u64> = (0..300).collect();
+    let homes: HashSet<usize> = keys.iter().map(|key| cluster.home(*key)).collect();
+    assert_eq!(homes.len(), 3, "every node has some");
+    // Both at once, from either end.
+    let backwards: Vec<u64> = keys.iter().rev().copied().collect();
+    let (first, second) = (a.many_caller(&keys).await, b.many_caller(&backwards).await);
+    assert_eq!(values(answer(first).await), rows(keys.clone()));
+    assert_eq!(values(answer(second).await), rows(backwards.clone()));
+    assert_eq!(db.loads(), 300, "each of them once");
+    let c = process().await;
+    db.forget();
+    let mut monitors: Vec<Monitor> = cluster.nodes.iter().map(Server::monitor).collect();
+    assert_eq!(values(c.get_many(&backwards).await), rows(backwards));
+    for monitor in &mut monitors {
+        let mut seen = monitor.seen();
+        assert!(
+            !seen.iter().any(|name| name.starts_with("EVAL")),
+            "{seen:?}"
+        );
+        seen.retain(|name| name == "GET" || name == "MGET");
+        assert!((50..=150).contains(&seen.len()), "{seen:?}");
+    }
+    assert_eq!(db.loads(), 0);
+    // What one changes on any node the other drops.
+    let changed: Vec<(u64, String)> = keys.iter().map(|key| (*key, "new".to_owned())).collect();
+    a.insert_many(changed).await.expect("inserts");
+    eventually("c has heard of all", async || {
+        keys.iter().all(|key| c.peek(key).is_none())
+    })
+    .await;
+    assert_eq!(values(c.get_many(&keys).await), vec!["new"; 300]);
+    c.invalidate_many(&keys).await.expect("invalidations");
+    assert_eq!(values(c.get_many(&keys).await), rows(keys));
+    for node in [&a, &b, &c] {
+        node.check().await;
+    }
+}
+
+/// A key of a batch that is changed while it is loaded, on each node of a cluster.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_cluster_a_key_that_is_changed_while_its_batch_is_loaded_is_not_stored() {
+    let (cluster, db) = (Cluster::start().await, Db::default());
+    let process = || cluster.process_with(&db, PATIENT, batched);
+    let (a, b) = (process().await, process().await);
+    let changed = cluster.keys();
+    let keys: Vec<u64> = (0..50)
+        .chain(changed.iter().map(|key| key + 1_000))
+        .collect();
+    let gate = db.gate();
+    let asked = a.many_caller(&keys).await;
+    gate.reached().await;
+    for key in &changed {
+        db.write(*key, "new");
+    }
+    b.invalidate_many(&changed).await.expect("invalidations");
+    gate.open();
+    assert_eq!(values(answer(asked).await), rows(keys.clone()));
+    for node in [&a, &b] {
+        let got = values(node.get_many(&keys).await);
+        for (key, got) in keys.iter().zip(got) {
+            let is_new = changed.contains(key);
+            assert_eq!(
+                got,
+                if is_new {
+                    "new".to_owned()
+                } else {
+                    format!("row {key}")
+                }
+            );
+        }
+        node.check().await;
+    }
+    for node in &cluster.nodes {
+        check_records(node);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_processes_with_overlapping_batches_load_each_of_1000_keys_once() {
+    let server = Server::start();
+    let mut workers = Vec::new();
+    for _ in 0..8 {
+        workers.push(Worker::with(Settings::new(server.port(), MINUTE)).await);
+    }
+    for worker in &mut workers {
+        worker.tell("many 0 1000 6").await;
+    }
+    let mut loads = 0;
+    for worker in &mut workers {
+        assert_eq!(worker.hear("many").await, "3000", "answers that were right");
+    }
+    for worker in &mut workers {
+        loads += worker.stats().await[0];
+    }
+    let there = server.raw().entries("tidegate:users:*").len() as u64;
+    assert_eq!(
+        loads, there,
+        "each key that anybody asked for was loaded once"
+    );
+    assert!(there > 900, "{there}");
+    check_records(&server);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_gone_costs_a_batch_no_error_and_one_load() {
+    let (ground, db) = (Ground::redis(), Db::default());
+    let a = ground.node_with(&db, batched).await;
+    let keys: Vec<u64> = (0..200).collect();
+    a.get_many(&keys[..100]).await;
+    let Ground::Redis(mut server) = ground else {
+        unreachable!("it was made a moment ago")
+    };
+    db.forget();
+    server.kill();
+    assert_eq!(values(a.get_many(&keys).await), rows(keys.clone()));
+    let loaded: HashSet<u64> = db.batches().into_iter().flatten().collect();
+    assert_eq!((db.batches().len(), db.loads()), (1, loaded.len() as u64));
+    assert!(
+        loaded.len() == 100 || loaded.len() == 200,
+        "L1 answers for a while: {loaded:?}"
+    );
+    server.restart();
+    let fresh: Vec<u64> = (1_000..1_100).collect();
+    eventually("L2 is used again", async || {
+        a.invalidate_many(&fresh).await.is_ok() && {
+            a.get_many(&fresh).await;
+            server.raw().get(&users(1_050)).is_some()
+        }
+    })
+    .await;
+    a.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_a_cluster_that_is_silent_costs_the_keys_of_the_others_nothing_but_time() {
+    let (cluster, db) = (Cluster::start().await, Db::default());
+    let process = || cluster.process_with(&db, Duration::from_millis(500), batched);
+    let (a, b) = (process().await, process().await);
+    let keys: Vec<u64> = (0..60).collect();
+    a.get_many(&keys).await;
+    db.forget();
+    cluster.nodes[2].stop();
+    let got = b.get_many(&keys).await;
+    cluster.nodes[2].resume();
+    assert_eq!(values(got), rows(keys.clone()));
+    let loaded: HashSet<u64> = db.batches().into_iter().flatten().collect();
+    assert!(
+        loaded.iter().all(|key| cluster.home(*key) == 2),
+        "{loaded:?}"
+    );
+    b.check().await;
+}
