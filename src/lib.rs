@@ -53,6 +53,8 @@
 //!   [`invalidate_all`](Cache::invalidate_all). With the write to the source in one:
 //!   [`invalidate_after`](Cache::invalidate_after), [`write`](Cache::write),
 //!   [`refresh_after`](Cache::refresh_after).
+//! - [`get_many`](Cache::get_many), [`BatchLoader`], [`Batching`], [`get_stream`](Cache::get_stream) and
+//!   [`warm`](Cache::warm): many keys at once; [`guide::batches`].
 //! - [`Read`] and [`Freshness`]: what one look-up may be answered, and what it was.
 //! - [`CacheKey`]: what names an entry, and how it reads in Redis.
 //! - [`Redis`] and [`InProcess`]: the shared tiers. [`Codec`]: how values get there.
@@ -196,6 +198,16 @@ mod assertions {
     fn public_types_can_be_shared_and_public_futures_sent() {
         // A value that is neither `Clone` nor `Debug`.
         struct Opaque;
+        struct Keys;
+        impl futures_core::Stream for Keys {
+            type Item = String;
+            fn poll_next(
+                self: std::pin::Pin<&mut Self>,
+                _: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<Option<String>> {
+                std::task::Poll::Ready(None)
+            }
+        }
         handle::<Cache<String, u8, BoxError>>();
         handle::<InProcess>();
         handle::<Stats>();
@@ -219,6 +231,10 @@ mod assertions {
         future(&cache.invalidate_many(&[]));
         let write = async { Ok::<_, BoxError>(Loaded::found(Opaque)) };
         future(&cache.write("key".to_owned(), write));
+        future(&cache.get_many(&[]));
+        future(&cache.insert_many([("key".to_owned(), Opaque)]));
+        future(&cache.warm([]).into_future());
+        future(&cache.get_stream(Keys));
         future(&cache.refresh("key"));
         future(&cache.close());
         #[cfg(feature = "redis")]

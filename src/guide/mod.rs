@@ -11,3 +11,6 @@ pub mod staleness {}
 
 #[doc = include_str!("operations.md")]
 pub mod operations {}
+
+#[doc = include_str!("batches.md")]
+pub mod batches {}
