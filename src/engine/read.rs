@@ -30,6 +30,7 @@ use super::marks::{News, Verdict};
 use super::refresh::{self, Replaces};
 use super::shared::{RemoteKey, Shared};
 use super::tasks::Running;
+use crate::codec::RecordContext;
 use crate::codec::envelope::{Era, Header, Kind, MOST_TAGS, Malformed, STATED};
 use crate::entry::{Freshness, Source};
 use crate::error::{Error, RemoteError};
@@ -545,7 +546,9 @@ where
             if !ours {
                 return unreadable();
             }
-            match shared.decode(body.payload) {
+            let fields = header.fields();
+            let context = RecordContext::new(&remote.bytes, &fields, body.raw_tags);
+            match shared.decode(body.payload, &context) {
                 Ok(value) => Some(Arc::new(value)),
                 Err(_) => return unreadable(),
             }

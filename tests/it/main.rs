@@ -21,6 +21,9 @@ mod marks;
 mod processes;
 mod repairs;
 #[cfg(test)]
+#[cfg(feature = "sealed")]
+mod sealed;
+#[cfg(test)]
 mod sentinel;
 #[cfg(test)]
 mod staleness;
