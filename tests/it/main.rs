@@ -16,6 +16,8 @@ mod fence;
 #[cfg(test)]
 mod handles;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod marks;
 #[cfg(test)]
 mod processes;

@@ -37,9 +37,15 @@ pub(crate) fn plain(record: &[u8], kind: u8) -> Vec<u8> {
 }
 
 pub(crate) const NEGATIVE: u8 = 2;
+pub(crate) const LEASE: u8 = 3;
+pub(crate) const FAILED: u8 = 4;
+pub(crate) const HOLD_OFF: u8 = 5;
 
 /// Where records say these things.
+pub(crate) const FORMAT_AT: usize = 2;
 pub(crate) const CODEC_AT: usize = 36;
+pub(crate) const SCHEMA_AT: usize = 38;
 pub(crate) const CREATED_AT: usize = 52;
 pub(crate) const FRESH_AT: usize = 60;
+pub(crate) const COST_AT: usize = 68;
 pub(crate) const ERA_AT: usize = 72;
