@@ -62,6 +62,7 @@
 //! - [`guide::consistency`]: who can see an old value, for how long, and what moves it.
 //! - [`guide::staleness`]: what is answered past its TTL, who loads the next value, recipes.
 //! - [`guide::operations`]: what happens in which trouble, what shows, rights, memory.
+//! - [`guide::threat_model`]: who can do what to a service through its cache, and what helps.
 //! - [`guide::architecture`]: how it works, with the read path as a picture.
 //!
 //! # What it promises

@@ -78,6 +78,8 @@ const DOMAIN: &[u8] = b"tidegate sealed 1";
 /// - Processes hold their values in L1 as they are, and the keys in memory. Keys are overwritten with
 ///   zeros when the codec is dropped; what moving and encoding leave behind is not.
 ///
+/// [`guide::threat_model`](crate::guide::threat_model) has the whole of it.
+///
 /// # Rotation
 ///
 /// 1. Every process gets the new key as an [`opening_key`](SealedBuilder::opening_key).

@@ -11,3 +11,6 @@ pub mod staleness {}
 
 #[doc = include_str!("operations.md")]
 pub mod operations {}
+
+#[doc = include_str!("threat_model.md")]
+pub mod threat_model {}
