@@ -293,7 +293,8 @@ impl<L: Loader> CacheBuilder<L> {
     /// others a stale value or [`Error::LoadFailedElsewhere`](crate::Error::LoadFailedElsewhere).
     ///
     /// Three failures in a row are followed by this time each, further ones by twice the time before,
-    /// up to 16 times this. `invalidate` and `insert` end it early. Zero tries again at once.
+    /// up to 16 times this. `invalidate` and `insert` end it early. Zero tries again at once. A mark that
+    /// says more than 16 times this and than a minute is no mark of ours and is replaced.
     ///
     /// Default: 200 milliseconds, so 3.2 seconds at most.
     pub fn error_backoff(mut self, backoff: Duration) -> Self {
@@ -312,10 +313,14 @@ impl<L: Loader> CacheBuilder<L> {
         self
     }
 
-    /// Values whose record would be larger are answered and not stored; records that are larger are
-    /// misses. From 1 KiB to 256 MiB.
+    /// The largest record, header and tags included, in both directions. A value whose record would be
+    /// larger is answered, not stored, and counts in
+    /// [`encode_failures`](crate::Stats::encode_failures), and an `insert` of it is an error; a record
+    /// that is larger is a miss, not decoded, counts in
+    /// [`decode_failures`](crate::Stats::decode_failures), and is replaced. From 1 KiB to 256 MiB.
     ///
-    /// Default: 8 MiB.
+    /// Default: 8 MiB. Redis takes up to 512 MB, but replies come one after the other: a large one keeps
+    /// what is behind it on the connection waiting, and one that takes longer than the `timeout` is none.
     pub fn max_record_bytes(mut self, bytes: usize) -> Self {
         self.config.max_record_bytes = bytes;
         self

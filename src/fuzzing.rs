@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::envelope::{self, HEADER, Header, Kind};
-use crate::codec::{Bincode, Codec, Json};
+use crate::codec::{Bincode, Codec, Json, RecordContext, Sealed};
 use crate::l2::message::Message;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,6 +24,7 @@ pub fn any_bytes(bytes: &[u8]) {
     let _ = envelope::is_lease(bytes);
     let _ = Bincode.decode::<Sample>(bytes);
     let _ = Json.decode::<Sample>(bytes);
+    sealed(bytes);
     // A sound envelope around anything is taken apart again, and one changed byte is noticed.
     let header = Header::plain(Kind::Value, [1; 16], 7, 0);
     let mut record = Header::reserve();
@@ -36,4 +37,25 @@ pub fn any_bytes(bytes: &[u8]) {
         record[at] ^= 0x10;
         assert!(Header::parse(&record, 7).is_err());
     }
+}
+
+/// Bytes that nobody sealed do not open, nor do those that were, once one of them is changed.
+fn sealed(bytes: &[u8]) {
+    let ring = Sealed::builder(Bincode)
+        .sealing_key(1, [1; 32])
+        .opening_key(2, [2; 32]);
+    let codec = ring.build().expect("a sound ring");
+    for id in [1, 2] {
+        let prefixed = [&[1, 1, id, 0, 0, 0], bytes].concat();
+        assert!(codec.decode::<Sample>(&prefixed).is_err());
+    }
+    let fields = Header::plain(Kind::Value, [1; 16], 7, 0).fields();
+    let context = RecordContext::new(bytes, &fields, &[]);
+    let (value, mut out) = (bytes.to_vec(), Vec::new());
+    codec.encode_in(&value, &context, &mut out).expect("seals");
+    let opened: Vec<u8> = codec.decode_in(&out, &context).expect("opens");
+    assert!(opened == value);
+    let at = bytes.first().map_or(0, |at| usize::from(*at) % out.len());
+    out[at] ^= 0x10;
+    assert!(codec.decode_in::<Vec<u8>>(&out, &context).is_err());
 }

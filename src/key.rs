@@ -10,6 +10,9 @@ use sha2::{Digest, Sha256};
 /// keys nor bus messages grow with what a user sends.
 const LONGEST: usize = 200;
 
+/// What is written beyond this goes into the hash at once: a long key needs no memory of its length.
+const SPILL: usize = 4096;
+
 /// A type whose values name entries of a cache.
 ///
 /// A key writes its parts into a [`KeyBuf`], which keeps them apart: two different sequences of
@@ -34,7 +37,11 @@ const LONGEST: usize = 200;
 ///
 /// In Redis the entry of `("berlin", 7)` in the cache `prices` is found as
 /// `tidegate:prices:berlin,7`. Bytes other than printable ASCII, and the few that separate parts,
-/// are written `%2C`-like; encoded keys of more than 200 bytes become `#` and their SHA-256.
+/// are written `%2C`-like; encoded keys of more than 200 bytes become `#` and their SHA-256. So a key
+/// may be of any length, and neither Redis nor the bus sees it grow; but L1 holds each key as it is,
+/// beside its value, and counts entries, not bytes (unless a
+/// [weigher](crate::CacheBuilder::l1_weigher) does, which is given both): bound the length of
+/// what users send before it becomes a key.
 pub trait CacheKey: Clone + Eq + std::hash::Hash + Send + Sync + 'static {
     /// Writes the parts of this key, always the same number of them in the same order (or such
     /// that the first parts tell how many follow).
@@ -46,6 +53,8 @@ pub trait CacheKey: Clone + Eq + std::hash::Hash + Send + Sync + 'static {
 pub struct KeyBuf {
     bytes: Vec<u8>,
     parts: usize,
+    /// Of a long key, what stood before `bytes`.
+    hashed: Option<Sha256>,
 }
 
 impl KeyBuf {
@@ -57,14 +66,22 @@ impl KeyBuf {
             self.bytes.extend_from_slice(b"%_");
             return;
         }
-        self.bytes.reserve(part.len());
-        for &byte in part {
-            if plain(byte) {
-                self.bytes.push(byte);
-            } else {
-                const HEX: &[u8; 16] = b"0123456789ABCDEF";
-                let (high, low) = (usize::from(byte >> 4), usize::from(byte & 15));
-                self.bytes.extend_from_slice(&[b'%', HEX[high], HEX[low]]);
+        for chunk in part.chunks(SPILL) {
+            self.bytes.reserve(chunk.len());
+            for &byte in chunk {
+                if plain(byte) {
+                    self.bytes.push(byte);
+                } else {
+                    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+                    let (high, low) = (usize::from(byte >> 4), usize::from(byte & 15));
+                    self.bytes.extend_from_slice(&[b'%', HEX[high], HEX[low]]);
+                }
+            }
+            if self.bytes.len() >= SPILL {
+                self.hashed
+                    .get_or_insert_default()
+                    .update(self.bytes.as_slice());
+                self.bytes.clear();
             }
         }
     }
@@ -89,13 +106,15 @@ impl KeyBuf {
     }
 
     fn finish(self) -> Vec<u8> {
-        if self.bytes.len() <= LONGEST {
+        if self.hashed.is_none() && self.bytes.len() <= LONGEST {
             return self.bytes;
         }
+        let mut whole = self.hashed.unwrap_or_default();
+        whole.update(&self.bytes);
         let mut hashed = Vec::with_capacity(65);
         // `#` is escaped everywhere else.
         hashed.push(b'#');
-        for byte in Sha256::digest(&self.bytes) {
+        for byte in whole.finalize() {
             let _ = write!(hashed, "{byte:02x}");
         }
         hashed
@@ -286,6 +305,27 @@ mod tests {
         let edge = "y".repeat(LONGEST);
         assert_eq!(text(&edge), edge);
         assert_ne!(text(&"#abc"), "#abc");
+    }
+
+    /// However it is cut into parts and pieces, the hash is that of the whole encoding.
+    #[test]
+    fn a_long_key_is_hashed_as_a_whole() {
+        let hash = |encoded: &[u8]| {
+            let mut text = String::from("#");
+            for byte in Sha256::digest(encoded) {
+                text.push_str(&format!("{byte:02x}"));
+            }
+            text
+        };
+        for len in [LONGEST + 1, SPILL - 1, SPILL, SPILL + 1, 3 * SPILL + 7] {
+            let plain = "x".repeat(len);
+            assert_eq!(text(&plain), hash(plain.as_bytes()), "{len}");
+            let escaped = vec![b':'; len];
+            assert_eq!(text(&escaped), hash("%3A".repeat(len).as_bytes()), "{len}");
+            let parts = (plain.clone(), 7_u8, String::new(), plain.clone());
+            let whole = format!("{plain},7,%_,{plain}");
+            assert_eq!(text(&parts), hash(whole.as_bytes()), "{len}");
+        }
     }
 
     #[test]

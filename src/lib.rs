@@ -64,6 +64,7 @@
 //! - [`guide::consistency`]: who can see an old value, for how long, and what moves it.
 //! - [`guide::staleness`]: what is answered past its TTL, who loads the next value, recipes.
 //! - [`guide::operations`]: what happens in which trouble, what shows, rights, memory.
+//! - [`guide::threat_model`]: who can do what to a service through its cache, and what helps.
 //! - [`guide::architecture`]: how it works, with the read path as a picture.
 //!
 //! # What it promises
@@ -123,6 +124,7 @@
 //! | `redis` | yes | [`Redis`], through the crate fred; without it the tree is half as large |
 //! | `bincode` | yes | [`Bincode`], the default codec; the crate bincode is no longer maintained (RUSTSEC-2025-0141) |
 //! | `json` | | [`Json`], through serde_json |
+//! | `sealed` | | `Sealed`: what lies in Redis is encrypted, authenticated and bound to its key; pure Rust, through chacha20poly1305 |
 //! | `uuid` | | [`CacheKey`] for `uuid::Uuid` |
 //! | `write-behind` | | `write_behind`: writes that Redis accepts now and the source of truth gets later, and what of them can be lost; nothing in the tree beyond `redis` |
 
@@ -137,7 +139,10 @@ pub use codec::Bincode;
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use codec::Json;
-pub use codec::{Codec, CodecError};
+pub use codec::{Codec, CodecError, RecordContext};
+#[cfg(feature = "sealed")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sealed")))]
+pub use codec::{Sealed, SealedBuilder};
 pub use entry::{Entry, Freshness, Read, Source};
 pub use error::{BoxError, BuildError, Error, RemoteError, WriteError};
 #[cfg(feature = "redis")]

@@ -75,7 +75,8 @@ stats! {
     lease_waits,
     /// Loads without a lease because waiting took longer than `lease_wait`.
     lease_wait_exceeded,
-    /// Records that could not be read: corrupt, foreign, of an older version.
+    /// Records that could not be read: corrupt, foreign, too large, of an older version, sealed under
+    /// an unknown key.
     decode_failures,
     /// Records of a newer `schema_version`, left alone.
     newer_records,

@@ -1,16 +1,16 @@
-//! P10: what an L1 hit costs, counted. A binary of its own, for its allocator counts.
+//! P10: what an L1 hit costs, counted, and what a long key costs. A binary of its own, for its allocator counts.
 
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use tidegate::{BoxError, Cache, InProcess, loader_fn};
+use tidegate::{BoxError, Cache, InProcess, Source, loader_fn};
 
 type Users = Cache<String, String, BoxError>;
 
 fn cache(tier: &InProcess) -> Users {
     let load = loader_fn(|key: String| async move {
-        Ok::<_, BoxError>((key != "nobody").then(|| format!("user {key}")))
+        Ok::<_, BoxError>((key != "nobody").then(|| format!("user of {} bytes", key.len())))
     });
     Cache::builder("users", load)
         .l2(tier.clone())
@@ -56,4 +56,37 @@ fn an_l1_hit_allocates_nothing_and_asks_nobody() {
     }
     assert_eq!(tier.commands(), commands);
     assert_eq!(cache.stats().l1_hits, 2_000);
+}
+
+#[test]
+fn a_key_of_ten_megabytes_costs_its_copies_and_no_more() {
+    const MB: u64 = 1_000_000;
+    let tier = InProcess::new();
+    let (cache, other) = (cache(&tier), cache(&tier));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    // Each byte of it is escaped to three.
+    let (key, twin) = (":".repeat(10_000_000), ":".repeat(9_999_999) + ";");
+    let load = allocation_counter::measure(|| {
+        runtime.block_on(async {
+            cache.get(&key).await.expect("loads").expect("a value");
+        });
+    });
+    let (most, stays) = (load.bytes_max, load.bytes_current);
+    assert!(most < 32 * MB, "{most} bytes at once");
+    assert!(stays < 11 * MB as i64, "{stays} bytes stay");
+    let hit = allocation_counter::measure(|| assert!(hit(&cache, &key)));
+    assert!(hit.bytes_max < MB, "{} bytes at once", hit.bytes_max);
+    // Whoever else asks for the key finds the same record, and its neighbour another.
+    runtime.block_on(async {
+        let entry = other.get_entry(&key).await.expect("a look-up");
+        assert_eq!(entry.expect("an entry").source(), Source::L2);
+        let entry = other.get_entry(&twin).await.expect("a look-up");
+        assert_eq!(entry.expect("an entry").source(), Source::Loader);
+        other.invalidate(&key).await.expect("an invalidation");
+        assert!(other.peek(&key).is_none() && cache.peek(&key).is_none());
+    });
+    assert_eq!(tier.len(), 1, "one key is gone, its neighbour is there");
 }

@@ -54,6 +54,8 @@ pub(crate) const MOST_TAGS: usize = 64;
 const MAGIC: [u8; 2] = *b"TG";
 const FORMAT: u8 = 1;
 const CHECKSUM: usize = 96;
+/// Bytes of the header that say something of the record: all but the checksum.
+pub(crate) const FIELDS: usize = CHECKSUM;
 
 /// The first 20 bytes of a record: magic, format, kind, token.
 pub(crate) type Head = [u8; HEAD];
@@ -146,7 +148,15 @@ impl Header {
         let Some((header, payload)) = record.split_at_mut_checked(HEADER) else {
             return;
         };
-        header.fill(0);
+        header[..FIELDS].copy_from_slice(&self.fields());
+        let sum = checksum(header, payload);
+        header[CHECKSUM..].copy_from_slice(&sum.to_le_bytes());
+    }
+
+    /// The header but for its checksum, with the state that it is written with: what stays as it is
+    /// as long as the payload does.
+    pub(crate) fn fields(&self) -> [u8; FIELDS] {
+        let mut header = [0; FIELDS];
         header[..HEAD].copy_from_slice(&self.head());
         header[36] = self.codec;
         header[38..40].copy_from_slice(&self.schema.to_le_bytes());
@@ -158,8 +168,7 @@ impl Header {
         header[72..80].copy_from_slice(&self.era.id.to_le_bytes());
         header[80..88].copy_from_slice(&self.era.mark.to_le_bytes());
         header[88..96].copy_from_slice(&self.version.to_be_bytes());
-        let sum = checksum(header, payload);
-        header[CHECKSUM..].copy_from_slice(&sum.to_le_bytes());
+        header
     }
 
     /// The header for the body of another record: the same value with other times.
@@ -238,7 +247,13 @@ impl Header {
             && (kind == Kind::Value
                 || (payload.is_empty() && parsed.codec == 0 && parsed.schema == 0));
         if sound {
-            Ok((parsed, Body { tags, payload }))
+            Ok((
+                parsed,
+                Body {
+                    raw_tags: tags,
+                    payload,
+                },
+            ))
         } else {
             Err(Malformed::Damaged)
         }
@@ -248,15 +263,22 @@ impl Header {
 /// What stands behind a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Body<'a> {
-    tags: &'a [u8],
+    /// The hashes of the tags, as they stand there.
+    pub(crate) raw_tags: &'a [u8],
     pub(crate) payload: &'a [u8],
 }
 
 impl Body<'_> {
     /// The hashes of the tags.
     pub(crate) fn tags(&self) -> impl ExactSizeIterator<Item = u64> {
-        self.tags.chunks_exact(8).map(|tag| read_u64(tag, 0))
+        self.raw_tags.chunks_exact(8).map(|tag| read_u64(tag, 0))
     }
+}
+
+/// The hashes of the tags of a record with this header.
+pub(crate) fn tags(record: &[u8], header: &Header) -> impl Iterator<Item = u64> {
+    let tags = record.get(HEADER..).unwrap_or_default().chunks_exact(8);
+    tags.take(header.tags.into()).map(|tag| read_u64(tag, 0))
 }
 
 /// A state for an entry that is expired by hand; no two are alike.

@@ -90,6 +90,9 @@ fn files() -> Vec<(&'static str, (Header, Vec<u8>))> {
     ]
 }
 
+/// What was sealed: written and read by the test below, if it can be.
+const SEALED: &str = "v1_value_sealed.bin";
+
 fn payloads() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/payloads")
 }
@@ -125,9 +128,35 @@ fn no_file_of_an_old_record_is_left_out() {
     let named: Vec<_> = files()
         .into_iter()
         .map(|(name, _)| name.to_owned())
+        .chain([SEALED.to_owned()])
         .collect();
     for file in std::fs::read_dir(payloads()).unwrap() {
         let name = file.unwrap().file_name().into_string().unwrap();
         assert!(named.contains(&name), "{name} is read by no test");
     }
+}
+
+#[cfg(feature = "sealed")]
+#[test]
+fn sealed_records_of_every_released_format_are_opened_and_sealed_as_they_were() {
+    use super::{RecordContext, Sealed};
+    let key: [u8; 32] = std::array::from_fn(|at| at as u8);
+    let nonce: [u8; 24] = std::array::from_fn(|at| 0x40 + at as u8);
+    let codec = Sealed::builder(Bincode).sealing_key(0x0102_0304, key);
+    let codec = codec.build().unwrap();
+    let (mut header, _) = value(&Bincode);
+    header.codec = codec.id();
+    let (fields, tags) = (header.fields(), TAG.to_le_bytes());
+    let context = RecordContext::new(KEY, &fields, &tags);
+    let mut written = Header::reserve();
+    written.extend_from_slice(&tags);
+    codec.seal(nonce, &user(), &context, &mut written).unwrap();
+    header.seal(&mut written);
+
+    let stored = std::fs::read(payloads().join(SEALED)).unwrap();
+    let (parsed, body) = Header::parse(&stored, super::envelope::key_hash(KEY)).unwrap();
+    assert_eq!(parsed, header);
+    let opened: User = codec.decode_in(body.payload, &context).unwrap();
+    assert_eq!(opened, user());
+    assert_eq!(stored, written, "not what would be written today");
 }

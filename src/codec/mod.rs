@@ -7,19 +7,26 @@ use serde::de::DeserializeOwned;
 
 #[cfg(feature = "bincode")]
 mod bincode;
+mod context;
 pub(crate) mod envelope;
 #[cfg(test)]
 #[cfg(all(feature = "bincode", feature = "json"))]
 mod golden;
 #[cfg(feature = "json")]
 mod json;
+#[cfg(feature = "sealed")]
+pub(crate) mod sealed;
 
 #[cfg(feature = "bincode")]
 #[cfg_attr(docsrs, doc(cfg(feature = "bincode")))]
 pub use self::bincode::Bincode;
+pub use context::RecordContext;
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use json::Json;
+#[cfg(feature = "sealed")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sealed")))]
+pub use sealed::{Sealed, SealedBuilder};
 
 /// Encodes values for the shared tier.
 ///
@@ -47,7 +54,7 @@ pub use json::Json;
 /// ```
 pub trait Codec: Send + Sync + 'static {
     /// Names the codec in every record: a record of another codec is a miss. Below 128 are those of
-    /// this crate (`Bincode` 1, `Json` 2); yours is 128 or above.
+    /// this crate (`Bincode` 1, `Json` 2, `Sealed` 16); yours is 128 or above.
     fn id(&self) -> u8;
 
     /// Appends the encoded value to `out`.
@@ -56,6 +63,42 @@ pub trait Codec: Send + Sync + 'static {
     /// Decodes what [`encode`](Self::encode) wrote, and nothing less or more: bytes left over are
     /// an error.
     fn decode<V: DeserializeOwned>(&self, bytes: &[u8]) -> Result<V, CodecError>;
+
+    /// [`encode`](Self::encode), knowing which record the bytes are for. It is what the crate calls.
+    ///
+    /// Default: `encode`. A codec that authenticates its bytes overrides it, together with
+    /// [`decode_in`](Self::decode_in) and [`is_bound`](Self::is_bound), so that they are good in one
+    /// record alone.
+    fn encode_in<V: Serialize>(
+        &self,
+        value: &V,
+        context: &RecordContext<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        let _ = context;
+        self.encode(value, out)
+    }
+
+    /// Decodes what [`encode_in`](Self::encode_in) wrote in the same context.
+    ///
+    /// Default: [`decode`](Self::decode).
+    fn decode_in<V: DeserializeOwned>(
+        &self,
+        bytes: &[u8],
+        context: &RecordContext<'_>,
+    ) -> Result<V, CodecError> {
+        let _ = context;
+        self.decode(bytes)
+    }
+
+    /// Whether [`decode_in`](Self::decode_in) refuses the bytes in any other context. Then a record
+    /// whose times alone are renewed ([`Loaded::unchanged`](crate::Loaded::unchanged)) is encoded and
+    /// sent again as a whole; otherwise only its header is.
+    ///
+    /// Default: `false`.
+    fn is_bound(&self) -> bool {
+        false
+    }
 }
 
 /// Why a codec could not encode or decode.
@@ -89,8 +132,14 @@ impl std::error::Error for CodecError {
 /// A codec for one type of value, without the codec's type.
 pub(crate) trait ErasedCodec<V>: Send + Sync {
     fn id(&self) -> u8;
-    fn encode(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError>;
-    fn decode(&self, bytes: &[u8]) -> Result<V, CodecError>;
+    fn is_bound(&self) -> bool;
+    fn encode(
+        &self,
+        value: &V,
+        context: &RecordContext<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError>;
+    fn decode(&self, bytes: &[u8], context: &RecordContext<'_>) -> Result<V, CodecError>;
 }
 
 impl<V: Serialize + DeserializeOwned, C: Codec> ErasedCodec<V> for C {
@@ -98,11 +147,20 @@ impl<V: Serialize + DeserializeOwned, C: Codec> ErasedCodec<V> for C {
         Codec::id(self)
     }
 
-    fn encode(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError> {
-        Codec::encode(self, value, out)
+    fn is_bound(&self) -> bool {
+        Codec::is_bound(self)
     }
 
-    fn decode(&self, bytes: &[u8]) -> Result<V, CodecError> {
-        Codec::decode(self, bytes)
+    fn encode(
+        &self,
+        value: &V,
+        context: &RecordContext<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        self.encode_in(value, context, out)
+    }
+
+    fn decode(&self, bytes: &[u8], context: &RecordContext<'_>) -> Result<V, CodecError> {
+        self.decode_in(bytes, context)
     }
 }

@@ -131,6 +131,12 @@ where
     /// The marks, in the order of execution: from others, and from ourselves, whose reply may not
     /// be here yet or never come.
     fn on_marks(&self, operation: Operation, tag: u64, marked: Marked) {
+        if self.marks.doubts(marked) {
+            return match operation {
+                Operation::InvalidateAll => self.drop_everything(),
+                _ => self.forget(),
+            };
+        }
         match operation {
             Operation::InvalidateTag => {
                 self.marks.heard(marked);

@@ -16,6 +16,7 @@ use super::flight::{Failure, Flight, Found, Id};
 use super::load::{Nesting, Place};
 use super::read::{Keep, Landing};
 use super::shared::{RemoteKey, Shared};
+use crate::codec::RecordContext;
 use crate::codec::envelope::{self, Era, Head, Header, Kind, STATED, Token};
 use crate::error::{Error, RemoteError};
 use crate::key::CacheKey;
@@ -285,14 +286,23 @@ where
         let Ok(now_ms) = shared.now_ms() else {
             return Fill::Not;
         };
+        let value = found.answer.value.as_deref();
         if let Some(seen) = unchanged {
+            if value.is_some() && shared.binds_headers() {
+                // The payload is good under the old header alone.
+                let tags: Vec<u64> = envelope::tags(&seen.record, &seen.header).collect();
+                let tags = &tags;
+                return match self.seal(shared, lease.remote, value, now_ms, Seal { tags, ..seal }) {
+                    Ok(record) => Fill::With(Refill::Record(record)),
+                    Err(_) => Fill::Not,
+                };
+            }
             let header = Header {
                 expired: false,
                 ..seal.header(seen.header, now_ms)
             };
             return Fill::With(Refill::Header(header.reseal(&seen.record)));
         }
-        let value = found.answer.value.as_deref();
         if value.is_none() && !self.negatives.take(found.answer.at) {
             self.stats.negatives_not_stored.add();
             return Fill::L1Only;
@@ -321,7 +331,8 @@ where
         let mut header = seal.header(plain, created_ms);
         header.tags = u16::try_from(seal.tags.len()).unwrap_or(u16::MAX);
         let mut record = Header::reserve();
-        record.extend(seal.tags.iter().flat_map(|tag| tag.to_le_bytes()));
+        let tags: Vec<u8> = seal.tags.iter().flat_map(|tag| tag.to_le_bytes()).collect();
+        record.extend_from_slice(&tags);
         if let Some(value) = value {
             header.codec = shared.codec_id();
             header.schema = self.config.schema_version;
@@ -329,7 +340,10 @@ where
                 self.stats.encode_failures.add();
                 RemoteError::because(crate::error::RemoteKind::Unencodable, "encode", cause)
             };
-            shared.encode(value, &mut record).map_err(unencodable)?;
+            let fields = header.fields();
+            let context = RecordContext::new(&remote.bytes, &fields, &tags);
+            let encoded = shared.encode(value, &context, &mut record);
+            encoded.map_err(unencodable)?;
             if record.len() > self.config.max_record_bytes {
                 let bytes = record.len();
                 let cause = format!("a record of {bytes} bytes is larger than max_record_bytes");

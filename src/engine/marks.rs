@@ -8,7 +8,8 @@
 //!
 //! The counter belongs to an *era*, a random number. A flush or an eviction takes the marks away as a
 //! whole; whoever notices begins a new era, and records of another era are dead. So marks never
-//! disappear before the entries that they concern.
+//! disappear before the entries that they concern. An era is taken from L2's own answers alone: of one
+//! that a message speaks of, L2 is asked, for anybody may publish.
 //!
 //! A process knows the marks from its beats and from messages, at most a channel lease late, and for
 //! tags only those of late: for an older record it asks L2.
@@ -116,6 +117,19 @@ struct State {
     since: Option<u64>,
     /// The latest mark that a message told of.
     heard: u64,
+    /// How often a message spoke of another era.
+    doubts: u64,
+    /// As many of them as were asked about.
+    settled: u64,
+    /// How often an era was taken for the current one.
+    taken: u64,
+}
+
+/// When L2 was asked: after so many doubts, and when so many eras had been taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    doubts: u64,
+    taken: u64,
 }
 
 /// What news about the marks mean for L1.
@@ -183,6 +197,7 @@ impl Marks {
                     state.retired.pop_front();
                 }
                 state.known = Some(said);
+                state.taken += 1;
                 state.tags.retain(|_, tag| Arc::strong_count(tag) > 1);
                 for tag in state.tags.values() {
                     tag.mark.store(0, Ordering::Release);
@@ -201,6 +216,44 @@ impl Marks {
             }
         }
         news
+    }
+
+    /// Whether what is known came from L2 itself, and no message has spoken of another era since.
+    pub(crate) fn is_certain(&self) -> bool {
+        let state = self.state.lock();
+        state.known.is_some() && state.settled == state.doubts
+    }
+
+    /// Whether a message speaks of another era than the one that is known. Anybody who may publish
+    /// can say so, and whoever believed it would take no later invalidation of everything for one: it
+    /// is asked about.
+    pub(crate) fn doubts(&self, said: Marked) -> bool {
+        let mut state = self.state.lock();
+        let another = state.known.is_some_and(|known| known.era != said.era);
+        if another {
+            state.doubts += 1;
+            state.since = None;
+        }
+        another
+    }
+
+    /// L2 is about to be asked.
+    pub(crate) fn asks(&self) -> Asked {
+        let state = self.state.lock();
+        Asked {
+            doubts: state.doubts,
+            taken: state.taken,
+        }
+    }
+
+    /// L2 has answered, and what it said is to be [learnt](Self::learn) next.
+    pub(crate) fn answered(&self, said: Marked, asked: Asked) {
+        let mut state = self.state.lock();
+        state.settled = state.settled.max(asked.doubts);
+        if asked.taken == state.taken {
+            // No answer from before that era was left: L2 has gone back to it, restored for instance.
+            state.retired.retain(|era| *era != said.era);
+        }
     }
 
     /// A message told of a mark.
@@ -410,6 +463,36 @@ mod tests {
         ));
         assert_eq!(marks.learn(marked(7, 3, 0), false), News::Nothing);
         assert_eq!(marks.known(), Some(marked(8, 0, 0)));
+    }
+
+    #[test]
+    fn a_message_of_another_era_is_asked_about_and_not_believed() {
+        let marks = Marks::default();
+        assert!(!marks.is_certain() && !marks.doubts(marked(8, 1, 1)));
+        marks.learn(marked(7, 3, 0), false);
+        assert!(marks.is_certain() && !marks.doubts(marked(7, 9, 9)));
+        let asked_before = marks.asks();
+        assert!(marks.doubts(marked(8, 1, 1)));
+        assert!(!marks.is_certain());
+        assert_eq!(marks.known(), Some(marked(7, 3, 0)));
+        marks.answered(marked(7, 3, 0), asked_before);
+        assert!(!marks.is_certain(), "that was asked before it came");
+        marks.answered(marked(7, 3, 0), marks.asks());
+        assert!(marks.is_certain());
+    }
+
+    #[test]
+    fn an_era_is_gone_back_to_when_l2_has_gone_back_to_it() {
+        let marks = Marks::default();
+        marks.learn(marked(7, 3, 0), false);
+        let asked_before = marks.asks();
+        marks.learn(marked(8, 1, 1), false);
+        marks.answered(marked(7, 3, 0), asked_before);
+        assert_eq!(marks.learn(marked(7, 3, 0), false), News::Nothing);
+        assert!(marks.doubts(marked(7, 3, 0)));
+        marks.answered(marked(7, 3, 0), marks.asks());
+        assert_eq!(marks.learn(marked(7, 3, 0), false), News::Everything);
+        assert_eq!(marks.known(), Some(marked(7, 3, 0)));
     }
 
     #[test]

@@ -269,7 +269,9 @@ where
             tags: Vec::new(),
             notice: Some(notice),
         };
+        let asked = self.marks.asks();
         let (marked, _) = self.tier(shared.tier.marks(&shared.marks, look).await)?;
+        self.marks.answered(marked, asked);
         self.raised(tag, marked);
         Ok(())
     }
@@ -284,7 +286,7 @@ where
         }
     }
 
-    fn drop_everything(&self) {
+    pub(crate) fn drop_everything(&self) {
         self.fence.hold_off_all(Instant::now());
         self.forget();
     }

@@ -110,12 +110,15 @@ impl Numbers {
 impl Heard {
     fn close_up(&mut self) {
         while self.ahead.remove(&self.next) {
-            self.next += 1;
+            self.next = self.next.saturating_add(1);
         }
     }
 
     fn give_up(&mut self) {
-        self.next = self.ahead.last().map_or(self.next, |last| last + 1);
+        self.next = self
+            .ahead
+            .last()
+            .map_or(self.next, |last| last.saturating_add(1));
         // What is missing may still come.
         self.first = self.next;
         self.ahead.clear();
@@ -129,6 +132,19 @@ mod tests {
 
     const A: Origin = [1; 16];
     const GRACE: Duration = Duration::from_millis(100);
+
+    #[test]
+    fn the_last_number_is_one_like_any_other() {
+        let (mut numbers, now) = (Numbers::default(), Instant::now());
+        for origin in [[1; 16], [2; 16]] {
+            if origin == [2; 16] {
+                numbers.hear(origin, 1, now);
+            }
+            assert_eq!(numbers.hear(origin, u64::MAX, now), Said::New);
+            numbers.lost(Duration::ZERO, now + Duration::from_secs(1));
+            assert_ne!(numbers.hear(origin, 0, now), Said::Again);
+        }
+    }
 
     #[test]
     fn a_hole_that_stays_open_is_a_loss_and_is_told_once() {

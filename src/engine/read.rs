@@ -30,6 +30,7 @@ use super::marks::{News, Verdict};
 use super::refresh::{self, Replaces};
 use super::shared::{RemoteKey, Shared};
 use super::tasks::Running;
+use crate::codec::RecordContext;
 use crate::codec::envelope::{Era, Header, Kind, MOST_TAGS, Malformed, STATED};
 use crate::entry::{Freshness, Source};
 use crate::error::{Error, RemoteError};
@@ -121,6 +122,9 @@ enum Alone {
     /// The holder of the lease took longer than `lease_wait`.
     WaitedEnough,
 }
+
+/// See [`Engine::longest_believed`].
+const BELIEVED: Duration = Duration::from_secs(60);
 
 /// Attempts of a flight at one key, each after something has changed.
 const MOST_ROUNDS: usize = 100;
@@ -401,7 +405,15 @@ where
                 }
                 Ok(Acquired::Record(found)) => record = found,
                 Ok(Acquired::Failed(left_ms)) => {
-                    return self.failed_elsewhere(flight, Duration::from_millis(left_ms));
+                    let left = Duration::from_millis(left_ms);
+                    if left <= self.longest_believed() {
+                        return self.failed_elsewhere(flight, left);
+                    }
+                    // Nobody of us has said so.
+                    self.stats.decode_failures.add();
+                    return self
+                        .load_alone(key, flight, nesting, Some(place), Alone::WaitedEnough)
+                        .await;
                 }
                 Ok(Acquired::Held(remaining_ms)) => {
                     drop(place);
@@ -447,6 +459,12 @@ where
         self.unreachable(key, flight, nesting, None).await
     }
 
+    /// For how long a mark in L2 is believed that says that a load failed: as long as any process of
+    /// the fleet would hold off, whose settings may differ a little. What says more is forged.
+    fn longest_believed(&self) -> Duration {
+        ttl::backoff(self.config.error_backoff, u32::MAX).max(BELIEVED)
+    }
+
     /// Counts an operation's failure and notes whether L2 can be reached.
     pub(crate) fn tier<T>(&self, result: Result<T, RemoteError>) -> Result<T, RemoteError> {
         if let Some(shared) = &self.shared {
@@ -460,7 +478,7 @@ where
 
     /// Sees to it that the marks are known: from the channel while it is proven, else from L2.
     pub(crate) async fn know_marks(&self, shared: &Shared<V>) -> Result<(), RemoteError> {
-        if self.marks.known().is_some() && shared.link.is_proven(Instant::now()) {
+        if self.marks.is_certain() && shared.link.is_proven(Instant::now()) {
             return Ok(());
         }
         self.look_at_marks(shared, Vec::new()).await.map(drop)
@@ -474,7 +492,9 @@ where
             tags,
             notice: None,
         };
+        let asked = self.marks.asks();
         let (marked, latest) = self.tier(shared.tier.marks(&shared.marks, look).await)?;
+        self.marks.answered(marked, asked);
         if self.marks.learn(marked, false) == News::Everything {
             self.forget();
         }
@@ -556,7 +576,15 @@ where
         else {
             return Ok(Reading::Replace(0));
         };
-        let age_ms = shared.now_ms()?.saturating_sub(header.created_ms);
+        let now_ms = shared.now_ms()?;
+        if header.kind == Kind::Failed {
+            let longest = ttl::millis(self.longest_believed());
+            let from_later = header.created_ms > now_ms.saturating_add(longest);
+            if from_later || header.fresh_ms > longest {
+                return unreadable();
+            }
+        }
+        let age_ms = now_ms.saturating_sub(header.created_ms);
         let left = Duration::from_millis(header.fresh_ms.saturating_sub(age_ms));
         if header.kind == Kind::Failed {
             return Ok(if left.is_zero() {
@@ -587,7 +615,9 @@ where
             if !ours {
                 return unreadable();
             }
-            match shared.decode(body.payload) {
+            let fields = header.fields();
+            let context = RecordContext::new(&remote.bytes, &fields, body.raw_tags);
+            match shared.decode(body.payload, &context) {
                 Ok(value) => Some(Arc::new(value)),
                 Err(_) => return unreadable(),
             }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::flight::Id;
 use super::marks::Marked;
-use crate::codec::{CodecError, ErasedCodec, envelope};
+use crate::codec::{CodecError, ErasedCodec, RecordContext, envelope};
 use crate::error::{RemoteError, RemoteKind};
 use crate::key;
 use crate::l2::message::{About, Message, Operation, Origin};
@@ -126,13 +126,27 @@ impl<V> Shared<V> {
         self.codec.id()
     }
 
-    /// A codec that panics is a codec that fails.
-    pub(crate) fn encode(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError> {
-        unpanicked(|| self.codec.encode(value, out))
+    /// Whether a payload is good under one header alone.
+    pub(crate) fn binds_headers(&self) -> bool {
+        self.codec.is_bound()
     }
 
-    pub(crate) fn decode(&self, payload: &[u8]) -> Result<V, CodecError> {
-        unpanicked(|| self.codec.decode(payload))
+    /// A codec that panics is a codec that fails.
+    pub(crate) fn encode(
+        &self,
+        value: &V,
+        context: &RecordContext<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        unpanicked(|| self.codec.encode(value, context, out))
+    }
+
+    pub(crate) fn decode(
+        &self,
+        payload: &[u8],
+        context: &RecordContext<'_>,
+    ) -> Result<V, CodecError> {
+        unpanicked(|| self.codec.decode(payload, context))
     }
 
     /// Listens to the bus, from the first call on. Waits until the subscription stands or has

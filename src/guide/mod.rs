@@ -14,3 +14,6 @@ pub mod operations {}
 
 #[doc = include_str!("batches.md")]
 pub mod batches {}
+
+#[doc = include_str!("threat_model.md")]
+pub mod threat_model {}

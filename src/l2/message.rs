@@ -16,6 +16,8 @@
 use crate::engine::marks::Marked;
 
 const FORMAT: u8 = 1;
+/// Beyond this a script does not reckon exactly, so none has said it.
+const LARGEST: u64 = 1 << 53;
 const FIXED: usize = 1 + 1 + 16 + 8;
 
 /// Who published a message.
@@ -127,7 +129,8 @@ fn marks(rest: &[u8]) -> Option<About<'_>> {
         mark: next(),
         all: next(),
     };
-    Some(About::Marks { tag, marked })
+    let largest = marked.era.max(marked.mark).max(marked.all);
+    (largest <= LARGEST).then_some(About::Marks { tag, marked })
 }
 
 #[cfg(test)]
@@ -153,7 +156,7 @@ mod tests {
         }
 
         #[test]
-        fn marks_survive(number in any::<u64>(), tag in any::<u64>(), numbers in any::<[u64; 3]>()) {
+        fn marks_survive(number in any::<u64>(), tag in any::<u64>(), numbers in prop::array::uniform3(0..=LARGEST)) {
             let [era, mark, all] = numbers;
             let about = About::Marks { tag, marked: Marked { era, mark, all } };
             let message = Message { operation: Operation::InvalidateTag, origin: [3; 16], number, about };
@@ -183,6 +186,24 @@ mod tests {
             let mut other = bytes.clone();
             other[at] = value;
             assert_eq!(Message::parse(&other), None);
+        }
+        for (era, mark, all) in [(LARGEST, 1, 1), (1, LARGEST, 1), (1, 1, LARGEST)] {
+            let marks = |by: u64| {
+                let begun = [&bytes[..FIXED], &[0; 8]].concat();
+                let at = |number: u64| {
+                    if number == LARGEST {
+                        number + by
+                    } else {
+                        number
+                    }
+                };
+                let numbers = [era, mark, all].map(|number| at(number).to_le_bytes());
+                let mut message = [begun, numbers.concat()].concat();
+                message[1] = Operation::InvalidateAll as u8;
+                message
+            };
+            assert!(Message::parse(&marks(0)).is_some());
+            assert_eq!(Message::parse(&marks(1)), None, "{era} {mark} {all}");
         }
         assert_eq!(Message::parse(&bytes[..FIXED]), None, "no keys");
         assert_eq!(

@@ -305,7 +305,10 @@ where
 {
     /// How keys and values become bytes.
     ///
-    /// Default: [`Bincode`](crate::Bincode). Entries of another codec are dead-lettered.
+    /// Default: [`Bincode`](crate::Bincode). Entries of another codec are dead-lettered. A codec that is
+    /// [bound](crate::Codec::is_bound) to its record, like `Sealed`, is bound to the key here, to
+    /// whether it is written or deleted, and to the schema version; not to the stream or the place in
+    /// it: who writes to Redis can still repeat, leave out and reorder whole writes.
     pub fn codec(mut self, codec: impl Codec) -> Self {
         let codec = Arc::new(codec);
         self.codecs = Some((codec.clone(), codec));

@@ -17,9 +17,10 @@
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::codec::{CodecError, ErasedCodec};
+use crate::codec::{CodecError, ErasedCodec, RecordContext};
 
 const HEADER: usize = 20;
+const KEY_LEN: usize = 8;
 const CHECKSUM: usize = 12;
 const MAGIC: [u8; 2] = *b"TW";
 const FORMAT: u8 = 1;
@@ -58,16 +59,21 @@ pub(super) struct Records<K, V> {
 impl<K, V> Records<K, V> {
     pub(super) fn encode(&self, key: &K, value: Option<&V>) -> Result<Vec<u8>, CodecError> {
         let mut record = vec![0; HEADER];
-        self.keys.encode(key, &mut record)?;
-        let key_len = u32::try_from(record.len() - HEADER).map_err(CodecError::new)?;
-        if let Some(value) = value {
-            self.values.encode(value, &mut record)?;
-        }
         let kind = if value.is_some() { VALUE } else { DELETION };
         record[..2].copy_from_slice(&MAGIC);
         record[2..6].copy_from_slice(&[FORMAT, kind, self.values.id(), 0]);
-        record[6..8].copy_from_slice(&self.schema.to_le_bytes());
-        record[8..CHECKSUM].copy_from_slice(&key_len.to_le_bytes());
+        record[6..KEY_LEN].copy_from_slice(&self.schema.to_le_bytes());
+        let mut fields = [0; KEY_LEN];
+        fields.copy_from_slice(&record[..KEY_LEN]);
+        let context = RecordContext::elsewhere(b"", &fields);
+        self.keys.encode(key, &context, &mut record)?;
+        let key_len = u32::try_from(record.len() - HEADER).map_err(CodecError::new)?;
+        if let Some(value) = value {
+            let encoded_key = record[HEADER..].to_vec();
+            let context = RecordContext::elsewhere(&encoded_key, &fields);
+            self.values.encode(value, &context, &mut record)?;
+        }
+        record[KEY_LEN..CHECKSUM].copy_from_slice(&key_len.to_le_bytes());
         let checksum = checksum(&record);
         record[CHECKSUM..HEADER].copy_from_slice(&checksum.to_le_bytes());
         Ok(record)
@@ -90,10 +96,15 @@ impl<K, V> Records<K, V> {
         let parts = usize::try_from(key_len).ok();
         let parts = parts.and_then(|len| payload.split_at_checked(len));
         let (key, value) = parts.ok_or(Unreadable::Damaged)?;
-        let key = self.keys.decode(key);
+        let fields = &header[..KEY_LEN];
+        let encoded_key = key;
+        let key = self
+            .keys
+            .decode(key, &RecordContext::elsewhere(b"", fields));
         let key = key.map_err(|_| Unreadable::Undecodable)?;
+        let context = RecordContext::elsewhere(encoded_key, fields);
         let value = match header[3] {
-            VALUE => Some(self.values.decode(value)),
+            VALUE => Some(self.values.decode(value, &context)),
             DELETION if value.is_empty() => None,
             _ => return Err(Unreadable::Damaged),
         };
@@ -138,6 +149,39 @@ mod tests {
         let record = record.expect("encodes");
         let hex: String = record.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, "545701010100070003000000b3931558e5c537a5fb2c01026869");
+    }
+
+    /// A value does not go with another key, nor does a key that was written go as one that was deleted.
+    #[cfg(feature = "sealed")]
+    #[test]
+    fn what_was_sealed_together_is_good_together_and_no_other_way() {
+        let codec = crate::Sealed::builder(Bincode).sealing_key(1, [1; 32]);
+        let codec = Arc::new(codec.build().expect("a sound ring"));
+        let records: Records<u64, String> = Records {
+            keys: codec.clone(),
+            values: codec,
+            schema: 7,
+        };
+        let one = records.encode(&1, Some(&"one".to_owned())).expect("seals");
+        let two = records.encode(&2, Some(&"two".to_owned())).expect("seals");
+        assert_eq!(records.decode(&one), Ok((1, Some("one".to_owned()))));
+        let key_ends = HEADER + 46 + 1;
+        let forged = |mut record: Vec<u8>| {
+            let sum = checksum(&record);
+            record[CHECKSUM..HEADER].copy_from_slice(&sum.to_le_bytes());
+            records.decode(&record)
+        };
+        assert_eq!(forged(one.clone()), Ok((1, Some("one".to_owned()))));
+        let mixed = [&one[..key_ends], &two[key_ends..]].concat();
+        assert_eq!(forged(mixed), Err(Unreadable::Undecodable));
+        let mut deleted = one[..key_ends].to_vec();
+        deleted[3] = DELETION;
+        assert_eq!(forged(deleted), Err(Unreadable::Undecodable));
+        let plain = self::records(7).encode(&1, Some(&"one".to_owned()));
+        assert_eq!(
+            records.decode(&plain.expect("encodes")),
+            Err(Unreadable::Other)
+        );
     }
 
     #[test]

@@ -16,12 +16,17 @@ mod fence;
 #[cfg(test)]
 mod handles;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod many;
 #[cfg(test)]
 mod marks;
 #[cfg(test)]
 mod processes;
 mod repairs;
+#[cfg(test)]
+#[cfg(feature = "sealed")]
+mod sealed;
 #[cfg(test)]
 mod sentinel;
 #[cfg(test)]

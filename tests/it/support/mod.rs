@@ -8,6 +8,7 @@ use tokio::time::Instant;
 pub(crate) mod clock;
 pub(crate) mod events;
 pub(crate) mod fleet;
+pub(crate) mod forge;
 pub(crate) mod ground;
 pub(crate) mod life;
 pub(crate) mod loader;

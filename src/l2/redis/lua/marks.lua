@@ -4,6 +4,8 @@
 -- the caller knows, ms, channel or '', message, then tags to look up.
 -- Answers {era, mark, all, latest mark that concerns the tags}, and tells the channel the first three.
 local marks, tags = KEYS[1], KEYS[2]
+-- Half of what a Lua number holds exactly: nobody counts so far, so somebody else has written it.
+local top = 4503599627370496
 local function text(number)
   return string.format('%.0f', number)
 end
@@ -18,7 +20,12 @@ end
 if era then
   era, mark, all = tonumber(era), tonumber(mark), tonumber(all)
   tagged, floor = tonumber(tagged), tonumber(floor)
-else
+  mark = math.max(mark, all, tagged, floor)
+  if math.max(era, mark) >= top or (era == tonumber(ARGV[3]) and tonumber(ARGV[4]) >= top) then
+    era = nil
+  end
+end
+if not era then
   -- Never there, flushed, evicted, or not ours.
   era, mark, all, tagged, floor = tonumber(ARGV[2]), 0, 0, 0, 0
   redis.call('DEL', tags)

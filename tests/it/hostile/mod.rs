@@ -1,0 +1,85 @@
+//! Somebody else writes to the same Redis: what they can make of us, and what they cannot.
+
+use std::time::Duration;
+
+use tidegate::{Cache, CacheBuilder, Source};
+
+use crate::support::eventually;
+use crate::support::ground::users;
+use crate::support::loader::Db;
+use crate::support::node::{Node, value};
+use crate::support::server::{Raw, Server};
+
+mod channel;
+mod records;
+
+struct Scene {
+    server: Server,
+    raw: Raw,
+    db: Db,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let server = Server::start();
+        let raw = server.raw();
+        Self {
+            server,
+            raw,
+            db: Db::default(),
+        }
+    }
+
+    async fn node(&self) -> Node {
+        self.node_with(|builder| builder).await
+    }
+
+    /// Waits for nobody: what a lease holds up is loaded after a tenth of a second.
+    async fn node_with(&self, settings: impl FnOnce(CacheBuilder<Db>) -> CacheBuilder<Db>) -> Node {
+        let redis = self.server.patient().connect().await.expect("connect");
+        let builder = Cache::builder("users", self.db.clone())
+            .ttl_jitter(0.0)
+            .refresh_ahead(0.0)
+            .channel_lease(Duration::from_millis(600))
+            .lease_wait(Duration::from_millis(100))
+            .l2(redis);
+        Node::new(settings(builder).build().expect("a cache"))
+    }
+
+    /// The record that a node writes.
+    async fn record(&mut self, node: &Node) -> Vec<u8> {
+        node.get(1).await.expect("a look-up");
+        self.raw.get(&users(1)).expect("a record")
+    }
+
+    /// Without an expiry.
+    fn leave(&mut self, key: &str, bytes: &[u8]) {
+        self.raw.send(&[b"SET", key.as_bytes(), bytes]);
+    }
+}
+
+async fn source(node: &Node, key: u64) -> Source {
+    let entry = node.get_entry(key).await.expect("a look-up");
+    entry.expect("an entry").source()
+}
+
+/// Every change reaches both nodes, each kind of it: at once where it was made.
+async fn all_is_well(db: &Db, a: &Node, b: &Node, what: &str) {
+    for round in ["key", "tag", "all"] {
+        let text = format!("{round} after {what}");
+        // Both have it in L1, if they may.
+        for node in [a, b] {
+            node.get(1).await.expect("a look-up");
+        }
+        db.write(1, &text);
+        match round {
+            "key" => a.invalidate(&1).await,
+            "tag" => a.invalidate_tag("team").await,
+            _ => a.invalidate_all().await,
+        }
+        .expect("an invalidation");
+        assert_eq!(value(a.get(1).await), text);
+        eventually(&text, async || value(b.get(1).await) == text).await;
+    }
+    eventually("L1 is used", async || source(b, 1).await == Source::L1).await;
+}
