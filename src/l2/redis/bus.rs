@@ -34,6 +34,9 @@ use crate::l2::Listener;
 const RETRY: Duration = Duration::from_millis(500);
 const RENEWED_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
+/// How often to look whether commands are answered, before the bus is used.
+const COMMANDS_EVERY: Duration = Duration::from_millis(20);
+
 /// A listener, and whether it has been told that its channel stands.
 #[derive(Debug)]
 pub(super) struct Subscriber {
@@ -202,7 +205,8 @@ pub(super) async fn run(
     } = ears;
     let connection = connects.then(|| client.connect());
     let mut up = false;
-    let mut retry = false;
+    // When to try again, whatever is heard until then.
+    let mut retry: Option<Instant> = None;
     let mut renewed = Instant::now();
     loop {
         // Nothing below keeps the handle alive while it waits.
@@ -218,7 +222,7 @@ pub(super) async fn run(
                 Some(order) => Event::Order(order),
                 None => break,
             },
-            () = tokio::time::sleep(RETRY), if retry => Event::Connected,
+            () = at(retry) => Event::Connected,
         };
         let Some(shared) = shared.upgrade() else {
             break;
@@ -228,7 +232,7 @@ pub(super) async fn run(
             Event::Gap => shared.gap(),
             Event::Failed => {
                 // Try again even if no news of a connection follows: it may have come before.
-                (up, retry) = (false, true);
+                (up, retry) = (false, Some(soon(retry)));
                 shared.lower(number);
             }
             Event::Connected => {
@@ -236,8 +240,10 @@ pub(super) async fn run(
                     shared.lower(number);
                 }
                 let channels: Vec<Bytes> = shared.channels();
-                up = shared.subscribe(number, &client, &channels).await;
-                retry = !up;
+                let ready = shared.takes_commands().await;
+                up = ready && shared.subscribe(number, &client, &channels).await;
+                let pause = if ready { RETRY } else { COMMANDS_EVERY };
+                retry = (!up).then(|| Instant::now() + pause);
                 if up {
                     shared.confirm(number, channels);
                 }
@@ -250,7 +256,7 @@ pub(super) async fn run(
                 {
                     shared.confirm(number, channels);
                 } else {
-                    (up, retry) = (false, true);
+                    (up, retry) = (false, Some(soon(retry)));
                     shared.lower(number);
                 }
             }
@@ -259,7 +265,7 @@ pub(super) async fn run(
             Event::Order(Order::Renew) if renewed.elapsed() < RENEWED_AT_MOST_EVERY => {}
             Event::Order(Order::Renew) => {
                 renewed = Instant::now();
-                (up, retry) = (false, true);
+                (up, retry) = (false, Some(soon(retry)));
                 shared.lower(number);
                 // It waits for the old connection's writer, which may be what is stuck.
                 let _ = tokio::time::timeout(RETRY, client.force_reconnection()).await;
@@ -276,6 +282,17 @@ pub(super) async fn run(
     }
     if let Some(connection) = connection {
         connection.abort();
+    }
+}
+
+fn soon(planned: Option<Instant>) -> Instant {
+    planned.unwrap_or_else(|| Instant::now() + RETRY)
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -415,6 +432,18 @@ impl Shared {
 
     fn is_listened_to(&self, channel: &Bytes) -> bool {
         self.listeners.lock().contains_key(channel)
+    }
+
+    /// Whether commands are answered, too. While they are not, L1 has to do; once the bus stands L2 is
+    /// asked about all that was read before, and a whole fleet would load it.
+    async fn takes_commands(&self) -> bool {
+        if self.breaker.is_open() || !self.pool.next_connected().is_connected() {
+            return false;
+        }
+        let answered = self.learn_time().await;
+        answered
+            .err()
+            .is_none_or(|error| !super::is_silence(&error))
     }
 
     /// Subscribes and waits for the server's confirmation.
