@@ -15,9 +15,7 @@ use bytes::Bytes;
 use fred::clients::{Client, Pool, WithOptions};
 use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface};
-use fred::types::config::{
-    Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, TcpConfig,
-};
+use fred::types::config::{Config, ConnectionConfig, Options, PerformanceConfig, TcpConfig};
 use fred::types::{Builder, ClusterHash, CustomCommand, RespVersion, Value};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -27,6 +25,7 @@ use tokio::time::Instant;
 pub use self::breaker::Breaker;
 pub use self::builder::RedisBuilder;
 use self::clock::Clock;
+use self::pauses::reconnect;
 use super::Listener;
 use crate::error::{BuildError, RemoteError, RemoteKind};
 use crate::random;
@@ -36,6 +35,7 @@ mod builder;
 mod bus;
 mod clock;
 mod operations;
+mod pauses;
 #[cfg(feature = "write-behind")]
 pub(crate) mod queue;
 mod scripts;
@@ -43,9 +43,6 @@ mod scripts;
 /// Messages that may wait to be processed before one is lost (which is noticed, and costs a look at
 /// L2 for every entry). fred's default of 32 is a burst of one `invalidate_many`.
 const BUS_CAPACITY: usize = 8192;
-
-/// How often a command may be sent on to another node of a cluster.
-const REDIRECTIONS: u32 = 3;
 
 /// How often the server's clock is asked for.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
@@ -126,6 +123,9 @@ impl Redis {
     /// Uses connections that the service has already; connecting and closing them stays its
     /// business. The invalidation bus gets a connection of its own with the same configuration.
     /// Prefix and timeout are the defaults of [`RedisBuilder`].
+    ///
+    /// For a cluster its [`ConnectionConfig`] must say `max_redirections: 0`: while a slot is on its
+    /// way to another node, fred 10.1 mixes up replies when it follows a redirection.
     pub fn from_pool(pool: Pool) -> Self {
         let client = pool.next();
         let mut bus = Builder::from_config(client.client_config());
@@ -186,11 +186,8 @@ impl Redis {
             shared: Arc::new(Shared {
                 prefix: settings.prefix.clone(),
                 options: Options {
-                    // One, and in a cluster one more for each redirection, which is an answer: the
-                    // command was not carried out. What was lost with its connection is not sent
-                    // again (`fail_fast`).
-                    max_attempts: Some(if clustered { 1 + REDIRECTIONS } else { 1 }),
-                    max_redirections: Some(REDIRECTIONS),
+                    // What was lost with its connection is not sent again.
+                    max_attempts: Some(1),
                     timeout: Some(settings.timeout),
                     fail_fast: true,
                     ..Options::default()
@@ -498,18 +495,13 @@ async fn probe(shared: Weak<Shared>, opened: Arc<Notify>) {
     }
 }
 
-fn reconnect() -> ReconnectPolicy {
-    // For ever, soon at first, with jitter so that a fleet does not come back as one.
-    let mut policy = ReconnectPolicy::new_exponential(0, 5, 1_000, 2);
-    policy.set_jitter(20);
-    policy
-}
-
 fn connection(settings: &RedisBuilder) -> ConnectionConfig {
     ConnectionConfig {
         connection_timeout: settings.connect_timeout,
         internal_command_timeout: settings.connect_timeout,
         max_command_attempts: 1,
+        // Nothing is sent on to another node: see `Redis::send`.
+        max_redirections: 0,
         reconnect_on_auth_error: true,
         tcp: TcpConfig {
             nodelay: Some(true),
