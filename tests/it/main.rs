@@ -12,6 +12,10 @@ mod commands;
 #[cfg(test)]
 mod contract;
 #[cfg(test)]
+mod endurance;
+#[cfg(test)]
+mod failover;
+#[cfg(test)]
 mod fence;
 #[cfg(test)]
 mod handles;
@@ -21,6 +25,8 @@ mod hostile;
 mod marks;
 #[cfg(test)]
 mod processes;
+#[cfg(test)]
+mod reconnect;
 mod repairs;
 #[cfg(test)]
 #[cfg(feature = "sealed")]

@@ -21,8 +21,11 @@ struct State {
     rows: HashMap<u64, Option<String>>,
     /// When loads have begun.
     begun: Vec<Instant>,
+    /// How many of each key.
+    of: HashMap<u64, u64>,
     reloads: Vec<Reload>,
     gates: VecDeque<Gate>,
+    gates_of: HashMap<u64, Gate>,
     behaviour: Behaviour,
     tags: HashMap<u64, Vec<String>>,
     versions: HashMap<u64, u64>,
@@ -79,6 +82,12 @@ impl Db {
         version
     }
 
+    /// What a load of a key reads now, if there is such a row.
+    pub(crate) fn row(&self, key: u64) -> String {
+        let row = self.state().rows.get(&key).cloned().flatten();
+        row.expect("it was written")
+    }
+
     pub(crate) fn delete(&self, key: u64) {
         self.state().rows.insert(key, None);
     }
@@ -103,6 +112,11 @@ impl Db {
         self.begun().len() as u64
     }
 
+    /// Those of one key.
+    pub(crate) fn loads_of(&self, key: u64) -> u64 {
+        self.state().of.get(&key).copied().unwrap_or(0)
+    }
+
     /// When they have begun.
     pub(crate) fn begun(&self) -> Vec<Instant> {
         self.state().begun.clone()
@@ -116,6 +130,7 @@ impl Db {
     pub(crate) fn forget(&self) {
         let mut state = self.state();
         state.begun.clear();
+        state.of.clear();
         state.reloads.clear();
     }
 
@@ -123,6 +138,13 @@ impl Db {
     pub(crate) fn gate(&self) -> Gate {
         let gate = Gate::default();
         self.state().gates.push_back(gate.clone());
+        gate
+    }
+
+    /// Stops the next load of a key.
+    pub(crate) fn gate_of(&self, key: u64) -> Gate {
+        let gate = Gate::default();
+        self.state().gates_of.insert(key, gate.clone());
         gate
     }
 
@@ -140,6 +162,9 @@ impl Loader for Db {
         let (row, gate, behaviour, tags, version) = {
             let mut state = self.state();
             state.begun.push(Instant::now());
+            *state.of.entry(*key).or_default() += 1;
+            let gate = state.gates_of.remove(key);
+            let gate = gate.or_else(|| state.gates.pop_front());
             let row = state
                 .rows
                 .get(key)
@@ -147,7 +172,7 @@ impl Loader for Db {
                 .unwrap_or_else(|| Some(format!("row {key}")));
             let tags = state.tags.get(key).cloned().unwrap_or_default();
             let version = state.versions.get(key).copied().unwrap_or(0);
-            (row, state.gates.pop_front(), state.behaviour, tags, version)
+            (row, gate, state.behaviour, tags, version)
         };
         if let Some(gate) = gate {
             gate.pass().await;

@@ -27,8 +27,8 @@ enum Role {
     /// One that has everything again when it is restarted.
     #[cfg(feature = "write-behind")]
     Durable,
-    /// A node of a cluster.
-    Node,
+    /// A node of a cluster, which takes another one for dead after so many milliseconds.
+    Node(u32),
     /// A replica of the server on this port.
     Replica(u16),
     /// A sentinel of one, which watches the server on this port under the name `main`.
@@ -59,9 +59,11 @@ impl Server {
         Self::start_as(Role::Sentinel(port))
     }
 
-    /// A node of a cluster that has no slots and knows nobody yet.
-    pub(crate) fn start_in_cluster() -> Self {
-        Self::start_as(Role::Node)
+    /// A node of a cluster that has no slots and knows nobody yet, and takes another one for dead
+    /// when it has been silent for so long.
+    pub(crate) fn start_in_cluster(dead_after: Duration) -> Self {
+        let ms = u32::try_from(dead_after.as_millis()).expect("a short time");
+        Self::start_as(Role::Node(ms))
     }
 
     /// On a port that nobody has: between a look at it and the start of the server, a server of
@@ -78,7 +80,7 @@ impl Server {
         let dir = std::env::temp_dir().join(format!("tidegate-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory for the server");
         let mut server = Self {
-            child: spawn(port, &dir, role),
+            child: spawn(port, &dir, role, &[]),
             port,
             dir,
             role,
@@ -123,7 +125,12 @@ impl Server {
 
     /// Starts again on the same port, empty.
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(self.port, &self.dir, self.role);
+        self.restart_with(&[]);
+    }
+
+    /// The same with settings.
+    pub(crate) fn restart_with(&mut self, settings: &[&str]) {
+        self.child = spawn(self.port, &self.dir, self.role, settings);
         assert!(self.answers(), "redis-server does not start again");
     }
 
@@ -170,7 +177,7 @@ pub(crate) fn patient(port: u16) -> RedisBuilder {
     Redis::builder(&url(port)).timeout(Duration::from_secs(2))
 }
 
-fn spawn(port: u16, dir: &PathBuf, role: Role) -> Child {
+fn spawn(port: u16, dir: &PathBuf, role: Role, settings: &[&str]) -> Child {
     let binary =
         std::env::var("TIDEGATE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
     let mut command = Command::new(&binary);
@@ -197,24 +204,23 @@ fn spawn(port: u16, dir: &PathBuf, role: Role) -> Child {
     command.arg("--dir").arg(dir);
     if let Role::Replica(primary) = role {
         command.args(["--replicaof", "127.0.0.1", &primary.to_string()]);
-        // A test does not wait for company.
-        command.args([
-            "--repl-diskless-sync",
-            "yes",
-            "--repl-diskless-sync-delay",
-            "0",
-        ]);
     }
-    if role == Role::Node {
-        command.args([
-            "--cluster-enabled",
-            "yes",
-            "--cluster-node-timeout",
-            "60000",
-        ]);
+    if !matches!(role, Role::Sentinel(_)) {
+        // A test does not wait for company.
+        command.args(["--repl-diskless-sync", "yes"]);
+        command.args(["--repl-diskless-sync-delay", "0"]);
+    }
+    if let Role::Node(dead_after) = role {
+        command.args(["--cluster-enabled", "yes"]);
+        command.args(["--cluster-node-timeout", &dead_after.to_string()]);
+        // One that is alone does not know its own.
+        command.args(["--cluster-announce-ip", "127.0.0.1"]);
+        // Whatever the age of its data, a replica takes over.
+        command.args(["--cluster-replica-validity-factor", "0"]);
         // A part of the cluster works without the rest.
         command.args(["--cluster-require-full-coverage", "no"]);
     }
+    command.args(settings);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -278,6 +284,17 @@ impl Raw {
         self.try_send(&args).expect("an answer")
     }
 
+    /// The same, where no answer is one, too.
+    pub(crate) fn ask_if_there(&mut self, words: &str) -> Option<Reply> {
+        let args: Vec<&[u8]> = words.split_whitespace().map(str::as_bytes).collect();
+        self.try_send(&args).ok()
+    }
+
+    /// One command, without waiting for what it answers.
+    pub(crate) fn tell(&mut self, args: &[&[u8]]) {
+        self.write(args).expect("the server takes it");
+    }
+
     pub(crate) fn send(&mut self, args: &[&[u8]]) -> Reply {
         let reply = self.try_send(args).expect("an answer");
         if let Reply::Error(error) = reply {
@@ -287,14 +304,18 @@ impl Raw {
     }
 
     fn try_send(&mut self, args: &[&[u8]]) -> std::io::Result<Reply> {
+        self.write(args)?;
+        self.reply()
+    }
+
+    fn write(&mut self, args: &[&[u8]]) -> std::io::Result<()> {
         let mut command = format!("*{}\r\n", args.len()).into_bytes();
         for arg in args {
             command.extend_from_slice(format!("${}\r\n", arg.len()).as_bytes());
             command.extend_from_slice(arg);
             command.extend_from_slice(b"\r\n");
         }
-        self.0.get_mut().write_all(&command)?;
-        self.reply()
+        self.0.get_mut().write_all(&command)
     }
 
     fn line(&mut self) -> std::io::Result<String> {
@@ -381,6 +402,17 @@ impl Raw {
         calls
             .and_then(|stats| stats.split(',').next())
             .map_or(0, |calls| calls.parse().expect("a number"))
+    }
+
+    /// A line of what the server says of itself.
+    pub(crate) fn info(&mut self, name: &str) -> Option<String> {
+        let Reply::Bytes(info) = self.ask("INFO all") else {
+            panic!("INFO answers a text")
+        };
+        let info = String::from_utf8_lossy(&info).into_owned();
+        let line = info.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|line| line.strip_prefix(':'))
+            .map(str::to_owned)
     }
 
     /// How many clients are connected, this one among them.
