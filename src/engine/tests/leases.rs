@@ -507,6 +507,7 @@ async fn while_the_tier_cannot_be_reached_l1_answers_for_its_degraded_ttl() {
 /// Everybody would load every key that is asked for at that moment.
 #[tokio::test(start_paused = true)]
 async fn whoever_finds_the_tier_lost_takes_what_l1_may_answer_and_loads_nothing() {
+    use crate::entry::Read;
     use crate::l2::Listener;
     let (tier, source) = (InProcess::new(), Database::new(false, [Step::Found("v")]));
     let cache = node(&source, &tier);
