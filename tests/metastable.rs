@@ -1,12 +1,23 @@
 //! A cache that is lost under full load comes back, where the textbook's does not. Simulated time.
 
-#[allow(dead_code, unreachable_pub, reason = "the bench prints more of it")]
 #[path = "../benches/metastable/simulation.rs"]
 mod simulation;
 
 use self::simulation::{Outcome, Scene, Way, run};
 
 const SEEDS: [u64; 2] = [1, 2021];
+
+#[test]
+fn at_full_size_it_is_ten_times_what_the_source_serves() {
+    for scene in [Scene::FULL, Scene::SMALL] {
+        let serves = scene.servers as f64 / scene.service.as_secs_f64();
+        assert!(
+            (f64::from(scene.rate) / serves - 10.0).abs() < 0.1,
+            "{scene:?}"
+        );
+    }
+    assert_eq!(Way::ALL.len(), 6);
+}
 
 fn outcomes(way: Way) -> impl Iterator<Item = Outcome> {
     let outcome = move |seed| run(Scene::SMALL, way, seed).expect("it runs");
