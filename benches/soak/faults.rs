@@ -86,6 +86,8 @@ pub(crate) async fn strike(server: &mut Server, wires: &[Proxy], dice: &mut Dice
             sleep(lasts).await;
             for hit in &wires {
                 hit.set(Wire::Pass).await;
+                // What was said meanwhile is lost: no stream goes on without it.
+                hit.cut();
             }
         }
         Fault::Bus => {

@@ -84,7 +84,7 @@ pub(crate) async fn run(seed: u64, lasts: Duration, talks: bool) -> Vec<String> 
     // What is used is compared with what is used when all is well, and warm.
     sleep(Duration::from_secs(2).min(lasts / 4)).await;
     let warm = Use::now();
-    let (mut dice, mut faults) = (Dice::new(seed), 0);
+    let (mut dice, mut faults, mut unreadable) = (Dice::new(seed), 0, 0);
     while world.begun.elapsed() < lasts {
         world.calm.store(false, Ordering::SeqCst);
         let fault = strike(&mut server, &wires, &mut dice).await;
@@ -96,6 +96,15 @@ pub(crate) async fn run(seed: u64, lasts: Duration, talks: bool) -> Vec<String> 
         sleep(Duration::from_millis(1_000)).await;
         world.calm.store(true, Ordering::SeqCst);
         sleep(Duration::from_millis(200 + dice.roll(800))).await;
+        let nodes = world.nodes.iter();
+        let now: u64 = nodes.map(|node| node.stats().decode_failures).sum();
+        if talks && now > unreadable {
+            println!(
+                "           after which {} records were unreadable",
+                now - unreadable
+            );
+        }
+        unreadable = now;
     }
     world.over.store(true, Ordering::SeqCst);
     while let Some(ended) = workers.join_next().await {
