@@ -97,8 +97,8 @@ pub enum Error<E = BoxError> {
 
     /// The load found no free place among
     /// [`max_concurrent_loads`](crate::CacheBuilder::max_concurrent_loads) within
-    /// [`load_timeout`](crate::CacheBuilder::load_timeout), or would have found none: the source was not
-    /// asked. Shed load, or
+    /// [`load_timeout`](crate::CacheBuilder::load_timeout), or would have found none early enough to end: the
+    /// source was not asked. Shed load, or
     /// raise the limit if the source can bear it.
     #[error("no load could start in time: as many are running as max_concurrent_loads allows")]
     Overloaded,

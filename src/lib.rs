@@ -125,6 +125,7 @@
 //! | `sealed` | | `Sealed`: what lies in Redis is encrypted, authenticated and bound to its key; pure Rust, through chacha20poly1305 |
 //! | `uuid` | | [`CacheKey`] for `uuid::Uuid` |
 //! | `write-behind` | | `write_behind`: writes that Redis accepts now and the source of truth gets later, and what of them can be lost; nothing in the tree beyond `redis` |
+//! | `testing` | | `testing`: an embedded tier that fails as a Redis does, and a loader that fails on command, for the tests of your service; nothing in the tree |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -174,6 +175,9 @@ mod life;
 mod loader;
 mod random;
 mod stats;
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+pub mod testing;
 mod ttl;
 #[cfg(feature = "write-behind")]
 #[cfg_attr(docsrs, doc(cfg(feature = "write-behind")))]

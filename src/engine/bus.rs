@@ -76,7 +76,7 @@ where
         self.tell(&Event::ChannelUp);
     }
 
-    #[cfg(any(feature = "redis", all(test, feature = "bincode")))]
+    #[cfg(any(feature = "redis", feature = "testing", all(test, feature = "bincode")))]
     fn on_down(&self) {
         if let Some(shared) = &self.shared {
             let was_up = shared.link.is_up();

@@ -13,6 +13,8 @@ use crate::engine::marks::Marked;
 use crate::error::RemoteError;
 
 mod in_process;
+#[cfg(feature = "testing")]
+pub(crate) use in_process::faults;
 pub(crate) mod message;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
@@ -30,7 +32,7 @@ pub(crate) trait Listener: Send + Sync {
     /// been.
     fn on_up(&self);
     /// The subscription is lost, or could not be made.
-    #[cfg(any(feature = "redis", all(test, feature = "bincode")))]
+    #[cfg(any(feature = "redis", feature = "testing", all(test, feature = "bincode")))]
     fn on_down(&self);
     /// The subscription stands, but something was missed.
     fn on_gap(&self);
