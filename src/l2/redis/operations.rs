@@ -26,6 +26,7 @@ impl Redis {
             .await
             .map_err(|error| remote("read", error));
         self.shared.answered(&read);
+        self.shared.saw(&read);
         read
     }
 
@@ -364,6 +365,7 @@ impl Redis {
         if guarded == Guarded::Yes {
             self.shared.answered(&result);
         }
+        self.shared.saw(&result);
         result
     }
 }

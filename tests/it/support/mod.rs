@@ -15,6 +15,8 @@ pub(crate) mod loader;
 pub(crate) mod node;
 pub(crate) mod proxy;
 pub(crate) mod server;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 
 /// Longer than anything takes that works, on a machine with other things to do.
 const PATIENCE: Duration = Duration::from_secs(20);
