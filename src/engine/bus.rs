@@ -101,6 +101,16 @@ where
             self.tell(&Event::BreakerClosed);
         }
     }
+
+    #[cfg(feature = "redis")]
+    fn on_denied(&self, denied: bool) {
+        if denied {
+            self.tell(&Event::Denied);
+        } else {
+            self.repairs.nudge.notify_one();
+            self.tell(&Event::Granted);
+        }
+    }
 }
 
 impl<K, V, E> Engine<K, V, E>

@@ -39,6 +39,9 @@ pub(crate) trait Listener: Send + Sync {
     /// The tier is not asked any more, or again.
     #[cfg(feature = "redis")]
     fn on_breaker(&self, _open: bool) {}
+    /// The server denies something to the user, or nothing any more.
+    #[cfg(feature = "redis")]
+    fn on_denied(&self, _denied: bool) {}
 }
 
 /// A record, and beside it the claim of whoever refreshes it: a lease in a key of its own, because the
@@ -187,6 +190,15 @@ impl Tier {
     /// How long an operation may take at most.
     pub(crate) fn timeout(&self) -> std::time::Duration {
         each!(self, tier => tier.timeout())
+    }
+
+    /// What the server denies to the user, as far as is known.
+    pub(crate) fn denied(&self) -> Option<std::sync::Arc<str>> {
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Redis(redis) => redis.denied(),
+            Self::InProcess(_) => None,
+        }
     }
 
     /// The server's clock in milliseconds since the epoch, once it is known.

@@ -1,6 +1,8 @@
 //! The promises of the crate, on the embedded tier and on real servers.
 
 #[cfg(test)]
+mod access;
+#[cfg(test)]
 mod breaker;
 mod bytes;
 #[cfg(test)]
@@ -29,14 +31,21 @@ mod processes;
 mod reconnect;
 mod repairs;
 #[cfg(test)]
+mod rights;
+#[cfg(test)]
 #[cfg(feature = "sealed")]
 mod sealed;
+#[cfg(test)]
+mod secrets;
 #[cfg(test)]
 mod sentinel;
 #[cfg(test)]
 mod staleness;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+#[cfg(feature = "tls")]
+mod tls;
 #[cfg(test)]
 mod trouble;
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fred::clients::{Client, Pool, WithOptions};
-use fred::error::{Error as FredError, ErrorKind};
+use fred::error::Error as FredError;
 use fred::interfaces::{ClientLike, EventInterface};
 use fred::types::config::{Config, ConnectionConfig, Options, PerformanceConfig, TcpConfig};
 use fred::types::{Builder, ClusterHash, CustomCommand, RespVersion, Value};
@@ -25,7 +25,10 @@ use tokio::time::Instant;
 pub use self::breaker::Breaker;
 pub use self::builder::RedisBuilder;
 use self::clock::Clock;
+use self::errors::{is_silence, remote};
 use self::pauses::reconnect;
+#[cfg(feature = "tls")]
+pub use self::tls::Tls;
 use super::Listener;
 use crate::error::{BuildError, RemoteError, RemoteKind};
 use crate::random;
@@ -34,11 +37,17 @@ mod breaker;
 mod builder;
 mod bus;
 mod clock;
+mod errors;
+mod hello;
 mod operations;
 mod pauses;
 #[cfg(feature = "write-behind")]
 pub(crate) mod queue;
+mod rights;
 mod scripts;
+#[cfg(feature = "tls")]
+mod tls;
+mod url;
 
 /// Messages that may wait to be processed before one is lost (which is noticed, and costs a look at
 /// L2 for every entry). fred's default of 32 is a burst of one `invalidate_many`.
@@ -54,8 +63,17 @@ const CLOCK_RETRY: Duration = Duration::from_millis(200);
 /// One handle per process, cloned into all its caches: it owns the connection for commands and the
 /// one for the invalidation bus. Redis 6.0 or later, Valkey 8 or later.
 ///
-/// URLs are those of [`fred`]: `redis://user:password@host:6379/0`, `redis-cluster://`,
-/// `redis-sentinel://host:26379?sentinelServiceName=name`, `redis+unix:///path/to/socket`.
+/// | URL | |
+/// |---|---|
+/// | `redis://user:password@host:6379/3` | a server; the path is the number of a database |
+/// | `redis-cluster://user:password@host:6379?node=other:6379` | a cluster; there is no database but 0 |
+/// | `redis-sentinel://user:password@host:26379/3?sentinelServiceName=name` | what the sentinels call its primary; they are given the same credentials |
+/// | `redis+unix:///path/to/socket` | a server on this machine |
+/// | `rediss://`, `rediss-cluster://`, `rediss-sentinel://` | the same with TLS: the feature `tls` |
+///
+/// `valkey` may stand for `redis`. User and password are percent-encoded where they hold anything but
+/// letters, digits, `-`, `.`, `_` and `~`; [`user`](RedisBuilder::user) takes them as they are. They
+/// appear in no error, no event and no `Debug`.
 ///
 /// ```no_run
 /// # use tidegate::{Cache, Loaded, Redis, loader_fn};
@@ -84,6 +102,7 @@ struct Shared {
     lines: Mutex<bus::Lines>,
     clock: Clock,
     breaker: breaker::State,
+    rights: rights::Rights,
     started: OnceLock<Instant>,
     /// The first attempt to connect has come to an end, one way or the other.
     settled: AtomicBool,
@@ -99,8 +118,8 @@ impl Redis {
     ///
     /// # Errors
     ///
-    /// [`RemoteError`] when the server cannot be reached. A service that should start while Redis
-    /// is down takes [`open`](Self::open).
+    /// As [`RedisBuilder::connect`]. A service that should start while Redis is down takes
+    /// [`open`](Self::open).
     pub async fn connect(url: &str) -> Result<Self, RemoteError> {
         Self::builder(url).connect().await
     }
@@ -135,20 +154,22 @@ impl Redis {
     }
 
     async fn connect_with(settings: RedisBuilder) -> Result<Self, RemoteError> {
-        let config = settings
-            .check()
-            .map_err(|error| RemoteError::because(RemoteKind::Unreachable, "connect", error))?;
-        let redis = Self::from_config(&settings, config, true)
-            .map_err(|error| RemoteError::because(RemoteKind::Unreachable, "connect", error))?;
+        let unusable =
+            |error: BuildError| RemoteError::because(RemoteKind::Unreachable, "connect", error);
+        let (settings, config) = settings.check_aside().await?;
+        let redis = Self::from_config(&settings, config.map_err(unusable)?, true);
+        let redis = redis.map_err(unusable)?;
         // Cleaned up by `Drop` when this fails.
-        let connected = |error| remote("connect", error);
-        let pool = redis.shared.pool.init().await.map_err(connected)?;
-        redis.shared.tasks.lock().push(pool.abort_handle());
-        if !redis.shared.clustered {
-            let bus = redis.shared.bus.init().await.map_err(connected)?;
-            redis.shared.tasks.lock().push(bus.abort_handle());
+        let shared = &redis.shared;
+        let connected = |error| shared.explain_failure(error);
+        let pool = shared.pool.init().await.map_err(connected)?;
+        shared.tasks.lock().push(pool.abort_handle());
+        if !shared.clustered {
+            let bus = shared.bus.init().await.map_err(connected)?;
+            shared.tasks.lock().push(bus.abort_handle());
         }
-        redis.shared.learn_time().await?;
+        shared.check_rights().await?;
+        shared.learn_time().await?;
         redis.start();
         Ok(redis)
     }
@@ -197,6 +218,7 @@ impl Redis {
                 owns_pool,
                 clock: Clock::new(),
                 breaker: breaker::State::new(settings.breaker.clone()),
+                rights: rights::Rights::default(),
                 started: OnceLock::new(),
                 settled: AtomicBool::new(false),
                 changed: Notify::new(),
@@ -243,6 +265,15 @@ impl Redis {
         );
         let probe = probe(Arc::downgrade(shared), Arc::clone(&shared.breaker.opened));
         tasks.push(runtime.spawn(probe).abort_handle());
+        let rights = rights::watch(
+            Arc::downgrade(shared),
+            shared.pool.next().reconnect_rx(),
+            shared.pool.next().error_rx(),
+            Arc::clone(&shared.rights.look),
+            // `connect` has looked.
+            connects,
+        );
+        tasks.push(runtime.spawn(rights).abort_handle());
         if let Some((number, ears)) = shared.ears.lock().take() {
             let (weak, client) = (Arc::downgrade(shared), shared.bus.clone());
             let line = bus::run(weak, number, client, ears, connects);
@@ -292,6 +323,10 @@ impl Redis {
         self.shared.clock.now_ms()
     }
 
+    pub(crate) fn denied(&self) -> Option<Arc<str>> {
+        self.shared.rights.denied()
+    }
+
     pub(crate) fn listen(&self, channel: &Bytes, listener: Weak<dyn Listener>) {
         self.start();
         let subscriber = bus::Subscriber {
@@ -322,6 +357,11 @@ impl Redis {
 }
 
 impl Shared {
+    /// As it was given.
+    fn config(&self) -> Config {
+        self.pool.next().client_config()
+    }
+
     fn client(&self) -> WithOptions<Client> {
         self.pool.next_connected().with_options(&self.options)
     }
@@ -353,14 +393,14 @@ impl Shared {
     }
 
     fn tell_breaker(&self, open: bool) {
-        let listeners: Vec<_> = {
-            let listeners = self.listeners.lock();
-            let all = listeners.values().flatten();
-            all.filter_map(|subscriber| subscriber.listener.upgrade())
-                .collect()
-        };
-        for listener in listeners {
+        for listener in self.all() {
             listener.on_breaker(open);
+        }
+    }
+
+    fn tell_denied(&self, denied: bool) {
+        for listener in self.all() {
+            listener.on_denied(denied);
         }
     }
 
@@ -371,7 +411,7 @@ impl Shared {
             .client()
             .custom(command, Vec::<Value>::new())
             .await
-            .map_err(|error| remote("read the clock", error))?;
+            .map_err(|error| self.explain("read the clock", "TIME", error))?;
         let [seconds, micros] = reply[..] else {
             return Err(RemoteError::because(
                 RemoteKind::Refused,
@@ -450,11 +490,6 @@ async fn keep_time(
     }
 }
 
-/// No answer, as opposed to an error that the server answered.
-fn is_silence(error: &RemoteError) -> bool {
-    error.is_timeout() || error.is_unreachable()
-}
-
 /// How long after it has opened the breaker probes for the first time.
 const FIRST_PROBE: Duration = Duration::from_millis(50);
 /// Probes that must be answered in a row.
@@ -518,6 +553,7 @@ fn bus_client(mut builder: Builder, fail_fast: bool) -> Client {
     builder.with_config(|config| {
         config.fail_fast = fail_fast;
         config.version = RespVersion::RESP3;
+        hello::quote(config);
     });
     builder.set_performance_config(PerformanceConfig {
         broadcast_channel_capacity: BUS_CAPACITY,
@@ -525,21 +561,6 @@ fn bus_client(mut builder: Builder, fail_fast: bool) -> Client {
     });
     // Fails only without a configuration.
     builder.build().unwrap_or_default()
-}
-
-fn remote(doing: &'static str, error: FredError) -> RemoteError {
-    let kind = match error.kind() {
-        ErrorKind::Timeout => RemoteKind::Timeout,
-        ErrorKind::IO
-        | ErrorKind::Canceled
-        | ErrorKind::Routing
-        | ErrorKind::Sentinel
-        | ErrorKind::Backpressure
-        | ErrorKind::Config
-        | ErrorKind::Url => RemoteKind::Unreachable,
-        _ => RemoteKind::Refused,
-    };
-    RemoteError::because(kind, doing, error)
 }
 
 impl fmt::Debug for Redis {

@@ -26,6 +26,7 @@ impl Redis {
         let read = read.and_then(Value::convert);
         let read = read.map_err(|error| remote("read", error));
         self.shared.answered(&read);
+        self.shared.saw(&read);
         read
     }
 
@@ -367,6 +368,7 @@ impl Redis {
         if guarded == Guarded::Yes {
             self.shared.answered(&result);
         }
+        self.shared.saw(&result);
         result
     }
 }

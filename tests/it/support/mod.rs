@@ -16,6 +16,8 @@ pub(crate) mod loader;
 pub(crate) mod node;
 pub(crate) mod proxy;
 pub(crate) mod server;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 pub(crate) mod traffic;
 
 /// Longer than anything takes that works, on a machine with other things to do.

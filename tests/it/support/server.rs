@@ -18,6 +18,7 @@ pub(crate) struct Server {
     port: u16,
     dir: PathBuf,
     role: Role,
+    more: Vec<String>,
 }
 
 /// What a server is started as.
@@ -46,8 +47,23 @@ impl Server {
         Self::start_as(Role::Durable)
     }
 
+    /// With more settings, as on a command line.
+    pub(crate) fn start_with(more: &[&str]) -> Self {
+        Self::start_as_with(Role::Single, more)
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) fn start_in_cluster_with(more: &[&str]) -> Self {
+        Self::start_as_with(Role::Node(2_000), more)
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) fn sentinel_with(port: u16, more: &[&str]) -> Self {
+        Self::start_as_with(Role::Sentinel(port), more)
+    }
+
     pub(crate) fn start_on(port: u16) -> Self {
-        Self::begin(port, Role::Single)
+        Self::begin(port, Role::Single, &[])
             .unwrap_or_else(|| panic!("redis-server does not start on port {port}"))
     }
 
@@ -69,21 +85,27 @@ impl Server {
     /// On a port that nobody has: between a look at it and the start of the server, a server of
     /// another test run on this machine may take it.
     fn start_as(role: Role) -> Self {
+        Self::start_as_with(role, &[])
+    }
+
+    fn start_as_with(role: Role, more: &[&str]) -> Self {
         let mut ports = (0..5).map(|_| free_port());
         ports
-            .find_map(|port| Self::begin(port, role))
-            .expect("redis-server starts on one of five ports")
+            .find_map(|port| Self::begin(port, role, more))
+            .unwrap_or_else(|| panic!("redis-server starts on none of five ports, with {more:?}"))
     }
 
     /// `None`: the port is somebody else's.
-    fn begin(port: u16, role: Role) -> Option<Self> {
+    fn begin(port: u16, role: Role, more: &[&str]) -> Option<Self> {
         let dir = std::env::temp_dir().join(format!("tidegate-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory for the server");
+        let more: Vec<String> = more.iter().map(|&word| word.to_owned()).collect();
         let mut server = Self {
-            child: spawn(port, &dir, role, &[]),
+            child: spawn(port, &dir, role, &more),
             port,
             dir,
             role,
+            more,
         };
         server.answers().then_some(server)
     }
@@ -130,7 +152,9 @@ impl Server {
 
     /// The same with settings.
     pub(crate) fn restart_with(&mut self, settings: &[&str]) {
-        self.child = spawn(self.port, &self.dir, self.role, settings);
+        let settings = settings.iter().map(|&word| word.to_owned());
+        let more: Vec<String> = self.more.iter().cloned().chain(settings).collect();
+        self.child = spawn(self.port, &self.dir, self.role, &more);
         assert!(self.answers(), "redis-server does not start again");
     }
 
@@ -177,7 +201,7 @@ pub(crate) fn patient(port: u16) -> RedisBuilder {
     Redis::builder(&url(port)).timeout(Duration::from_secs(2))
 }
 
-fn spawn(port: u16, dir: &PathBuf, role: Role, settings: &[&str]) -> Child {
+fn spawn(port: u16, dir: &PathBuf, role: Role, more: &[String]) -> Child {
     let binary =
         std::env::var("TIDEGATE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
     let mut command = Command::new(&binary);
@@ -220,7 +244,7 @@ fn spawn(port: u16, dir: &PathBuf, role: Role, settings: &[&str]) -> Child {
         // A part of the cluster works without the rest.
         command.args(["--cluster-require-full-coverage", "no"]);
     }
-    command.args(settings);
+    command.args(more);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
