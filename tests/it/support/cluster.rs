@@ -1,11 +1,11 @@
 //! A cluster of real servers on this machine.
 
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::eventually;
 use super::ground::users;
 use super::server::{Reply, Server};
+use super::{PATIENCE, eventually};
 
 const SLOTS: usize = 16_384;
 
@@ -119,11 +119,26 @@ impl Cluster {
     }
 
     /// Both nodes know that a slot is on its way from one to the other; nothing is moved yet.
+    ///
+    /// A slot that changed hands a moment ago may have gone back in the eyes of a node: it was given a
+    /// new owner without a vote, and gossip that was on its way carried a later epoch. Then they are
+    /// told again whose it is.
     pub(crate) fn opens(&self, slot: usize, from: usize, to: usize) {
         let (source, target) = (self.id(from), self.id(to));
-        let ask = |node: usize, words: String| self.nodes[node].raw().ask(&words);
-        ask(to, format!("CLUSTER SETSLOT {slot} IMPORTING {source}"));
-        ask(from, format!("CLUSTER SETSLOT {slot} MIGRATING {target}"));
+        let ask = |node: usize, words: String| {
+            let reply = self.nodes[node].raw().try_ask(&words);
+            !matches!(reply, Reply::Error(_))
+        };
+        let asked = Instant::now();
+        while !ask(to, format!("CLUSTER SETSLOT {slot} IMPORTING {source}"))
+            || !ask(from, format!("CLUSTER SETSLOT {slot} MIGRATING {target}"))
+        {
+            assert!(
+                asked.elapsed() < PATIENCE,
+                "slot {slot} is not of node {from}"
+            );
+            self.settles(slot, from);
+        }
     }
 
     /// The keys of a slot that is open go to its new node.
