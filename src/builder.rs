@@ -15,7 +15,7 @@ use crate::engine::{Batches, Engine};
 use crate::error::BuildError;
 use crate::health::OnEvent;
 use crate::l1::Weigher;
-use crate::l2::{SharedTier, Tier};
+use crate::l2::{At, SharedTier};
 use crate::loader::{BatchLoader, CacheFor, ErasedBatchLoader, Loader};
 
 /// Settings of a cache: see [`Cache::builder`].
@@ -59,7 +59,7 @@ pub struct CacheBuilder<L: Loader> {
     weigher: Option<Weigher<L::Key, L::Value>>,
     codec: Option<Arc<dyn ErasedCodec<L::Value>>>,
     default_codec: Option<Arc<dyn ErasedCodec<L::Value>>>,
-    tier: Option<Tier>,
+    tier: Option<At>,
     batched: Option<(Batching, Erase<L>)>,
 }
 

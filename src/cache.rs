@@ -578,6 +578,15 @@ where
         self.engine.stats.snapshot()
     }
 
+    /// Brings the [metrics](crate::guide::telemetry) up to date now. They are published once a second
+    /// from the first look-up past L1 on, and by [`close`](Self::close); a service that answers scrapes
+    /// itself calls this before.
+    #[cfg(feature = "metrics")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+    pub fn publish_metrics(&self) {
+        self.engine.publish();
+    }
+
     /// Shuts the cache down: calls from now on are answered [`Error::Closed`], what runs is waited
     /// for (loads no longer than [`load_timeout`](CacheBuilder::load_timeout)), so that no lease
     /// and no half-done write is left behind. For every handle.

@@ -3,6 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
+use crate::cache_status;
+
 /// A value with what is known about it: see [`Cache::get_entry`](crate::Cache::get_entry) and
 /// [`Cache::peek`](crate::Cache::peek).
 #[derive(Debug)]
@@ -11,6 +15,8 @@ pub struct Entry<V> {
     pub(crate) source: Source,
     pub(crate) age: Duration,
     pub(crate) freshness: Freshness,
+    pub(crate) fresh_until: Instant,
+    pub(crate) way: Way,
 }
 
 impl<V> Entry<V> {
@@ -38,6 +44,51 @@ impl<V> Entry<V> {
     pub fn freshness(&self) -> Freshness {
         self.freshness
     }
+
+    /// How the look-up was answered, as a member of the HTTP field `Cache-Status` (RFC 9211), for the
+    /// response that is made of the entry. `cache` is the name that this cache goes by there; what it
+    /// cannot be written with there (control characters, and what is not ASCII) becomes `?`.
+    ///
+    /// | member | |
+    /// |---|---|
+    /// | `users; hit; ttl=240` | a tier had it; fresh for 240 seconds more, at the moment of this call |
+    /// | `users; hit; ttl=-12` | past its TTL for 12 seconds, answered within `stale_while_revalidate` or after the soft timeout |
+    /// | `users; fwd=stale; ttl=-12; detail=stale-if-error` | the same, because the load failed |
+    /// | `users; fwd=miss; ttl=300; stored` | it was loaded, and a tier keeps it |
+    /// | `users; fwd=stale; ttl=300; stored; collapsed` | it was loaded in the place of an older one, and this look-up joined the load of another |
+    ///
+    /// The key is left out: it may be about a person.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// use tidegate::{Cache, loader_fn};
+    ///
+    /// let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(format!("user {id}")) });
+    /// let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load)
+    ///     .ttl(Duration::from_secs(300))
+    ///     .ttl_jitter(0.0)
+    ///     .build()?;
+    /// let member = |entry: Option<tidegate::Entry<String>>| Some(entry?.cache_status("users"));
+    ///
+    /// let first = member(users.get_entry(&17).await?);
+    /// assert_eq!(first.as_deref(), Some("users; fwd=miss; ttl=299; stored"));
+    /// let second = member(users.get_entry(&17).await?);
+    /// assert_eq!(second.as_deref(), Some("users; hit; ttl=299"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn cache_status(&self, cache: &str) -> String {
+        let (now, until) = (Instant::now(), self.fresh_until);
+        let left = cache_status::seconds(until, now);
+        // One that was expired by hand is stale before its time.
+        let left = match self.freshness {
+            Freshness::Fresh => left,
+            Freshness::Stale | Freshness::StaleOnError => left.min(0),
+        };
+        cache_status::member(cache, self, left)
+    }
 }
 
 impl<V> Clone for Entry<V> {
@@ -47,6 +98,55 @@ impl<V> Clone for Entry<V> {
             source: self.source,
             age: self.age,
             freshness: self.freshness,
+            fresh_until: self.fresh_until,
+            way: self.way,
+        }
+    }
+}
+
+/// How an answer came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// A tier had it.
+    Found,
+    /// It was loaded. `stored`: in a tier, too.
+    Forwarded { why: Forward, stored: bool },
+}
+
+/// Why a load was begun, in the words of RFC 9211.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Forward {
+    /// No tier had anything.
+    Miss,
+    /// There was an entry, past its TTL or about to be.
+    Stale,
+    /// The caller asked for a load.
+    Request,
+}
+
+impl Way {
+    /// A tier keeps what was loaded.
+    pub(crate) fn store(&mut self) {
+        if let Self::Forwarded { stored, .. } = self {
+            *stored = true;
+        }
+    }
+}
+
+impl Forward {
+    pub(crate) fn because(asked_for: bool, has_previous: bool) -> Self {
+        match (asked_for, has_previous) {
+            (true, _) => Self::Request,
+            (false, true) => Self::Stale,
+            (false, false) => Self::Miss,
+        }
+    }
+
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Miss => "miss",
+            Self::Stale => "stale",
+            Self::Request => "request",
         }
     }
 }

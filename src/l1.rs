@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::engine::fence::Stamp;
 use crate::engine::marks::Tags;
-use crate::entry::{Entry, Freshness, Source};
+use crate::entry::{Entry, Freshness, Source, Way};
 use crate::life::Life;
 
 pub(crate) type Weigher<K, V> = Arc<dyn Fn(&K, &V) -> u32 + Send + Sync>;
@@ -74,7 +74,9 @@ pub(crate) struct Answer<V> {
     /// How old it was at `at`.
     pub(crate) age: Duration,
     pub(crate) at: Instant,
+    pub(crate) fresh_until: Instant,
     pub(crate) freshness: Freshness,
+    pub(crate) way: Way,
     pub(crate) tags: Option<Tags>,
 }
 
@@ -82,12 +84,15 @@ impl<V> Answer<V> {
     /// As it is told to callers; `None` is an absence.
     pub(crate) fn into_entry(self) -> Option<Entry<V>> {
         let (source, freshness) = (self.source, self.freshness);
+        let (fresh_until, way) = (self.fresh_until, self.way);
         let age = self.age + self.at.elapsed();
         self.value.map(|value| Entry {
             value,
             source,
             age,
             freshness,
+            fresh_until,
+            way,
         })
     }
 
@@ -114,7 +119,9 @@ impl<V> Clone for Answer<V> {
             source: self.source,
             age: self.age,
             at: self.at,
+            fresh_until: self.fresh_until,
             freshness: self.freshness,
+            way: self.way,
             tags: self.tags.clone(),
         }
     }
@@ -163,43 +170,37 @@ where
                 source: Source::L1,
                 age: meta.age_at(now),
                 at: now,
+                fresh_until: meta.life.fresh_until,
                 freshness: meta.life.freshness(now),
+                way: Way::Found,
                 tags,
             },
             meta,
         ))
     }
 
-    /// Stores an answer. The caller holds the lock of the key's shard, so that nothing comes
+    /// Stores an answer, if there is a place for its kind. The caller holds the lock of the key's shard, so that nothing comes
     /// between its check of the fence and this.
-    pub(crate) fn store(&self, key: K, answer: &Answer<V>, meta: Meta) {
+    pub(crate) fn store(&self, key: K, answer: &Answer<V>, meta: Meta) -> bool {
         let tags = answer.tags.clone();
         match &answer.value {
             Some(value) => {
                 if let Some(missing) = &self.missing {
                     missing.invalidate(&key);
                 }
-                if let Some(found) = &self.found {
-                    found.insert(
-                        key,
-                        Slot {
-                            value: Arc::clone(value),
-                            meta,
-                            tags,
-                        },
-                    );
-                }
+                let value = Arc::clone(value);
+                let found = self.found.as_ref();
+                found.map(|found| found.insert(key, Slot { value, meta, tags }))
             }
             None => {
                 if let Some(found) = &self.found {
                     found.invalidate(&key);
                 }
-                if let Some(missing) = &self.missing {
-                    let value = ();
-                    missing.insert(key, Slot { value, meta, tags });
-                }
+                let (value, missing) = ((), self.missing.as_ref());
+                missing.map(|missing| missing.insert(key, Slot { value, meta, tags }))
             }
         }
+        .is_some()
     }
 
     /// Changes what is known of an entry, if it is there. The caller holds the lock of the key's shard.
@@ -216,6 +217,13 @@ where
                 missing.insert(key.clone(), slot);
             }
         }
+    }
+
+    /// How many there are, roughly: what was stored a moment ago may be missing.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn entries(&self) -> u64 {
+        let found = self.found.as_ref().map_or(0, Map::entry_count);
+        found + self.missing.as_ref().map_or(0, Map::entry_count)
     }
 
     pub(crate) fn remove(&self, key: &K) {

@@ -60,7 +60,8 @@
 //! - [`Redis`] and [`InProcess`]: the shared tiers. [`Codec`]: how values get there.
 //! - [`Error`], [`RemoteError`], [`BuildError`]: who has to act on what.
 //! - [`Stats`]: counters, with their counting rule. [`Health`] and [`Event`]: what operators want to
-//!   know.
+//!   know. [`Redis::server_stats`]: how the servers stand. [`Entry::cache_status`]: how a look-up was
+//!   answered, for an HTTP response. Metrics and traces: [`guide::telemetry`].
 //! - [`guide::consistency`]: who can see an old value, for how long, and what moves it.
 //! - [`guide::staleness`]: what is answered past its TTL, who loads the next value, recipes.
 //! - [`guide::operations`]: what happens in which trouble, what shows, rights, memory.
@@ -125,6 +126,8 @@
 //! | `bincode` | yes | [`Bincode`], the default codec; the crate bincode is no longer maintained (RUSTSEC-2025-0141) |
 //! | `json` | | [`Json`], through serde_json |
 //! | `sealed` | | `Sealed`: what lies in Redis is encrypted, authenticated and bound to its key; pure Rust, through chacha20poly1305 |
+//! | `metrics` | | counters, gauges and histograms through the facade crate metrics; nothing on an L1 hit |
+//! | `tracing` | | spans of loads and of operations of the shared tier, events, through the crate tracing; nothing on an L1 hit |
 //! | `uuid` | | [`CacheKey`] for `uuid::Uuid` |
 //! | `tls` | | `rediss://` and `Tls`, through rustls with ring and the system's CAs; 15 crates beyond `redis`, and a C compiler to build ring |
 //! | `write-behind` | | `write_behind`: writes that Redis accepts now and the source of truth gets later, and what of them can be lost; nothing in the tree beyond `redis` |
@@ -158,7 +161,7 @@ pub use key::{CacheKey, KeyBuf};
 pub use l2::redis::Tls;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
-pub use l2::redis::{Breaker, Redis, RedisBuilder};
+pub use l2::redis::{Breaker, NodeStats, Redis, RedisBuilder, Role, ServerStats};
 pub use l2::{InProcess, SharedTier};
 pub use loader::{BatchLoader, CacheFor, Loaded, Loader, loader_fn};
 pub use many::{GetStream, Warm, WarmProgress};
@@ -167,6 +170,7 @@ pub use stats::Stats;
 mod batch;
 mod builder;
 mod cache;
+mod cache_status;
 mod codec;
 mod config;
 mod engine;
@@ -185,6 +189,7 @@ mod loader;
 mod many;
 mod random;
 mod stats;
+mod telemetry;
 #[cfg(feature = "testing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;

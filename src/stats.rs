@@ -23,11 +23,23 @@ macro_rules! stats {
             pub fn since(&self, earlier: &Self) -> Self {
                 Self { $($name: self.$name.saturating_sub(earlier.$name),)* }
             }
+
+            /// Of each counter the later state.
+            #[cfg(feature = "metrics")]
+            pub(crate) fn max(&self, other: &Self) -> Self {
+                Self { $($name: self.$name.max(other.$name),)* }
+            }
         }
 
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $(pub(crate) $name: Counter,)*
+        }
+
+        /// The name of each counter, and a snapshot in which it alone is one.
+        #[cfg(all(test, feature = "metrics"))]
+        pub(crate) fn one_of_each() -> Vec<(&'static str, Stats)> {
+            vec![$((stringify!($name), Stats { $name: 1, ..Stats::default() }),)*]
         }
 
         impl Counters {

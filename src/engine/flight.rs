@@ -31,6 +31,7 @@ use crate::error::Error;
 use crate::l1::Answer;
 use crate::life::{Life, Standing, Windows};
 use crate::random;
+use crate::telemetry::Trace;
 use crate::ttl;
 
 /// Shards of the table; a power of two, and no more than the fewest stripes of a fence.
@@ -131,6 +132,7 @@ pub(crate) struct Flight<V, E> {
     outcome: OnceLock<Outcome<V, E>>,
     /// It has landed, or there is something else for those who wait.
     news: Notify,
+    trace: OnceLock<Trace>,
 }
 
 const NOT_YET: u64 = u64::MAX;
@@ -164,6 +166,7 @@ impl<V, E> Flight<V, E> {
             wake: Notify::new(),
             outcome: OnceLock::new(),
             news: Notify::new(),
+            trace: OnceLock::new(),
         }
     }
 
@@ -175,6 +178,16 @@ impl<V, E> Flight<V, E> {
     /// How it comes to its load; from then on it is alone.
     pub(crate) fn company(&self) -> Company<V, E> {
         self.company.lock().take()
+    }
+
+    /// What it does shows there, from now on.
+    pub(crate) fn traced(&self, trace: Trace) {
+        let _ = self.trace.set(trace);
+    }
+
+    /// Where it shows what it does, or nowhere before it is flown.
+    pub(crate) fn trace(&self) -> Trace {
+        self.trace.get().cloned().unwrap_or_else(Trace::none)
     }
 
     /// Its load begins.
@@ -526,6 +539,13 @@ impl<V, E> Flights<V, E> {
     pub(crate) fn wake(&self, encoded: &[u8]) {
         let hash = self.hash(encoded);
         self.lock(hash).wake(hash, encoded);
+    }
+
+    /// How many flights callers can join.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn under_way(&self) -> usize {
+        let shards = self.shards.iter();
+        shards.map(|shard| shard.lock().flights.len()).sum()
     }
 
     /// How many flights and inserts are in the tables.

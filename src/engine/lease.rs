@@ -12,12 +12,13 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::flight::{Failure, Flight, Found, Id};
+use super::flight::{Aim, Failure, Flight, Found, Id};
 use super::load::{Nesting, Place};
 use super::read::{Keep, Landing};
 use super::shared::{RemoteKey, Shared};
 use crate::codec::RecordContext;
 use crate::codec::envelope::{self, Era, Head, Header, Kind, STATED, Token};
+use crate::entry::Forward;
 use crate::error::{Error, RemoteError};
 use crate::key::CacheKey;
 use crate::l2::message::Operation;
@@ -201,7 +202,8 @@ where
         }
         let (version, tags) = (loaded.version, loaded.tags.clone());
         let print = envelope::print(&lease.token);
-        let (found, kept) = self.found(loaded, lease.era, previous, cost, print);
+        let why = Forward::because(flight.aim == Aim::Load, previous.is_some());
+        let (mut found, kept) = self.found(loaded, lease.era, previous, (cost, why), print);
         let life = found
             .life
             .fresh_until
@@ -260,6 +262,7 @@ where
         let bound = match self.tier(filled) {
             Ok(true) => {
                 self.stats.fills.add();
+                found.answer.way.store();
                 Some(self.config.l1_bound())
             }
             Ok(false) => {

@@ -12,10 +12,11 @@ use super::Engine;
 use super::flight::{Aim, Flight, Found};
 use super::places::{self, Hopeless, Turn};
 use super::together::{ChunkSeat, Company};
-use crate::entry::Entry;
+use crate::entry::{Entry, Forward};
 use crate::error::Error;
 use crate::key::CacheKey;
 use crate::loader::Loaded;
+use crate::telemetry::{self, Trace, Wait};
 use crate::ttl;
 
 tokio::task_local! {
@@ -88,12 +89,16 @@ where
             _ if flight.offered().is_some() => Turn::Known,
             _ => Turn::Unknown,
         };
+        let since = Instant::now();
         let place = self.place_in(key, turn, deadline, flight.company());
         let place = tokio::select! {
             biased;
             place = place => place,
             () = self.cut_off(flight) => return Err(Error::Closed),
         };
+        if self.places.is_some() || self.batches.is_some() {
+            self.telemetry.waited(Wait::Place, since);
+        }
         place.map_err(|Hopeless| {
             self.stats.overloaded.add();
             Error::Overloaded
@@ -161,8 +166,13 @@ where
         let estimate = previous.map_or(Duration::ZERO, |previous| previous.life.cost);
         let previous = previous.and_then(|previous| previous.answer_at(begun).into_entry());
         let compares = previous.is_some();
+        let why = Forward::because(flight.aim == Aim::Load, compares);
+        let trace = match &place {
+            Place::Own(..) => self.telemetry.load_trace(Some(why), 1),
+            Place::Shared(_) => Trace::none(),
+        };
         let result = {
-            let run = self.run(key, flight, nesting, place, previous);
+            let run = self.run(key, flight, nesting, place, (previous, &trace));
             tokio::select! {
                 biased;
                 loaded = run => match loaded {
@@ -180,6 +190,8 @@ where
         if result.is_ok() {
             self.note_cost(begun.elapsed());
         }
+        trace.ended(telemetry::outcome(&result));
+        self.telemetry.loaded(why, &result, begun);
         match &result {
             Ok((loaded, _)) if loaded.unchanged => self.stats.unchanged.add(),
             Ok(_) | Err(Error::Closed) => {}
@@ -194,7 +206,7 @@ where
         flight: &Flight<V, E>,
         nesting: &Nesting,
         place: Place<V, E>,
-        previous: Option<Entry<V>>,
+        (previous, trace): (Option<Entry<V>>, &Trace),
     ) -> Result<Loaded<V>, Error<E>> {
         let place = match place {
             Place::Shared(seat) => {
@@ -208,10 +220,11 @@ where
         let (loader, key) = (Arc::clone(&self.loader), key.clone());
         // A task of its own: a panic ends there, and a loader that blocks its thread can still be
         // timed out here. The place is given back when the loader has really ended.
-        let load = tokio::spawn(within(nesting, async move {
+        let loading = async move {
             let _held = (running, place);
             loader.load(&key, previous.as_ref()).await
-        }));
+        };
+        let load = tokio::spawn(trace.within(within(nesting, loading)));
         let _abort = AbortOnDrop(load.abort_handle());
         match load.await {
             Ok(loaded) => loaded.map_err(|error| Error::Load(Arc::new(error))),

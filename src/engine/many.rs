@@ -3,7 +3,7 @@
 //! One sweep of L1 and of the flight table: what is there is answered, what is under way is joined, and
 //! for the rest flights are put into the table, as single look-ups would. They are flown together:
 //! their first reads are one round trip, and their loads are one call of the loader, if it can do that.
-//! In between each of them is on its own (see [`read`](super::read)), which is one round trip too, for
+//! In between each of them is on its own (see [`read`]), which is one round trip too, for
 //! all send their commands at the same moment.
 
 use std::panic::AssertUnwindSafe;
@@ -22,6 +22,7 @@ use crate::entry::Read;
 use crate::error::Error;
 use crate::key::CacheKey;
 use crate::l1::Answer;
+use crate::telemetry::Trace;
 
 /// Loads of one call at once, where they are not batched.
 const AT_ONCE: usize = 64;
@@ -80,7 +81,7 @@ where
             .collect();
         if let (false, Ok(runtime)) = (leaders.is_empty(), Handle::try_current()) {
             self.join_up(&runtime, &leaders);
-            runtime.spawn(fly_together(Arc::clone(self), leaders));
+            runtime.spawn(Trace::here().within(fly_together(Arc::clone(self), leaders)));
         }
         swept
     }

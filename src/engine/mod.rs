@@ -33,10 +33,13 @@ use crate::error::Error;
 use crate::health::{Channel, Event, Health};
 use crate::key::{self, CacheKey};
 use crate::l1::{Answer, L1, Meta, Weigher};
-use crate::l2::Tier;
+use crate::l2::{At, Tier};
 use crate::life::Standing;
 use crate::loader::{ErasedBatchLoader, ErasedLoader};
 use crate::stats::Counters;
+#[cfg(feature = "metrics")]
+use crate::telemetry::{self, Gauges};
+use crate::telemetry::{Telemetry, Wait};
 use crate::ttl;
 
 mod budget;
@@ -85,6 +88,7 @@ pub(crate) struct Engine<K, V, E> {
     /// An upper estimate of what a load costs, in microseconds: for values that come without one.
     cost: AtomicU64,
     pub(crate) stats: Counters,
+    pub(crate) telemetry: Arc<Telemetry>,
     tasks: Arc<Tasks>,
     born: Instant,
 }
@@ -101,9 +105,9 @@ where
         loader: Arc<dyn ErasedLoader<K, V, E>>,
         batches: Option<Batches<K, V, E>>,
         weigher: Option<Weigher<K, V>>,
-        shared: Option<(Tier, Arc<dyn ErasedCodec<V>>)>,
+        shared: Option<(At, Arc<dyn ErasedCodec<V>>)>,
     ) -> Arc<Self> {
-        let now = Instant::now();
+        let (now, telemetry) = (Instant::now(), Telemetry::new(name));
         // With a weigher the capacity is not a number of entries.
         let entries = if weigher.is_some() {
             10_000
@@ -124,8 +128,10 @@ where
             numbers: Mutex::default(),
             repairs: Repairs::default(),
             flights: Flights::new(),
-            shared: shared
-                .map(|(tier, codec)| Shared::new(name, tier, codec, config.channel_lease)),
+            shared: shared.map(|(at, codec)| {
+                let tier = Tier::new(at, Arc::clone(&telemetry));
+                Shared::new(name, tier, codec, config.channel_lease)
+            }),
             places: config
                 .max_concurrent_loads
                 .map(|loads| Arc::new(Places::new(loads))),
@@ -133,6 +139,7 @@ where
             negatives: Budget::new(config.negative_capacity, config.negative_ttl, now),
             cost: AtomicU64::new(0),
             stats: Counters::default(),
+            telemetry,
             tasks: Arc::default(),
             born: now,
             config,
@@ -236,6 +243,7 @@ where
         role: Role,
         want: &Want,
     ) -> Option<Result<Flown<V>, Error<E>>> {
+        let mut waits_since = None;
         let news = loop {
             // Listen first, then look: a landing between the two is not missed.
             let mut news = pin!(flight.news());
@@ -243,8 +251,15 @@ where
             if let Some(news) = self.news(flight, role, want) {
                 break news;
             }
+            if role != Role::Leads && waits_since.is_none() {
+                waits_since = Some(Instant::now());
+                flight.trace().joined_here(flight.serial);
+            }
             news.await;
         };
+        if let Some(since) = waits_since {
+            self.telemetry.waited(Wait::Flight, since);
+        }
         news.map(|answer| {
             answer.map(|answer| Flown {
                 answer,
@@ -390,6 +405,8 @@ where
         let Some(running) = self.tasks.enter() else {
             return Entered::Refused(Error::Closed);
         };
+        #[cfg(feature = "metrics")]
+        self.publish_from_now_on(&runtime);
         let owned = key.to_owned();
         let id = self.flights.id(key::encode(&owned));
         let nesting = load::nesting();
@@ -478,6 +495,12 @@ where
         nesting: load::Nesting,
         running: tasks::Running,
     ) -> Leader<K, V, E> {
+        // Not under the lock: whoever collects traces may be slow.
+        let behind = matches!(flight.aim, Aim::Replace(_));
+        flight.traced(
+            self.telemetry
+                .flight_trace(flight.serial, behind, &flight.id.encoded),
+        );
         Leader {
             claim: Claim {
                 engine: Arc::clone(self),
@@ -508,6 +531,12 @@ where
 
     /// Tells the user. What that does wrong is not our trouble.
     pub(crate) fn tell(&self, event: &Event) {
+        self.tell_change(event, true);
+    }
+
+    /// The same; `first`: the state was another one before.
+    pub(crate) fn tell_change(&self, event: &Event, first: bool) {
+        self.telemetry.event(event, first);
         if let Some(on_event) = &self.config.on_event {
             let tell = std::panic::AssertUnwindSafe(|| on_event.0(event));
             let _ = std::panic::catch_unwind(tell);
@@ -546,6 +575,38 @@ where
         if let Some(shared) = &self.shared {
             shared.link.set_down(Instant::now());
             shared.link.nudge.notify_one();
+        }
+        #[cfg(feature = "metrics")]
+        self.publish();
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn publish(&self) {
+        let (health, shared) = (self.health(), self.shared.is_some());
+        let gauges = Gauges {
+            l1_entries: self.l1.entries(),
+            flights: self.flights.under_way(),
+            repairs_pending: health.pending_repairs,
+            shared: shared.then_some((health.channel == Channel::Proven, health.l2_reachable)),
+        };
+        self.telemetry.publish(self.stats.snapshot(), Some(&gauges));
+    }
+
+    /// Publishes what has happened, every now and then, from the first look-up past L1 on.
+    #[cfg(feature = "metrics")]
+    fn publish_from_now_on(self: &Arc<Self>, runtime: &Handle) {
+        if let Some(publishing) = self.telemetry.begin_publishing() {
+            let engine = Arc::downgrade(self);
+            runtime.spawn(async move {
+                let _publishing = publishing;
+                loop {
+                    tokio::time::sleep(telemetry::EVERY).await;
+                    match engine.upgrade() {
+                        Some(engine) if !engine.is_closed() => engine.publish(),
+                        _ => return,
+                    }
+                }
+            });
         }
     }
 
@@ -686,6 +747,8 @@ impl<K, V, E> Drop for Engine<K, V, E> {
         if let Some(shared) = &self.shared {
             shared.tier.unlisten(&shared.channel);
         }
+        #[cfg(feature = "metrics")]
+        self.telemetry.publish(self.stats.snapshot(), None);
     }
 }
 

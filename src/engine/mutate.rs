@@ -19,6 +19,7 @@ use super::marks::{Marked, News, TagMark};
 use super::repairs::Repair;
 use super::shared::Shared;
 use crate::codec::envelope::{self, Header, Kind};
+use crate::entry::Forward;
 use crate::error::{RemoteError, RemoteKind};
 use crate::health::Event;
 use crate::key::CacheKey;
@@ -27,6 +28,7 @@ use crate::l2::message::Operation;
 use crate::l2::{Keys, Look, Raise};
 use crate::loader::Loaded;
 use crate::random;
+use crate::telemetry::Trace;
 use crate::ttl;
 
 /// Keys of one call that are under way at once.
@@ -112,7 +114,7 @@ where
                 if under_way.len() >= PIPELINED {
                     keep_first(doing, &mut first_error, under_way.join_next().await);
                 }
-                under_way.spawn(work(Arc::clone(&engine), one));
+                under_way.spawn(Trace::here().within(work(Arc::clone(&engine), one)));
             }
             while let Some(ended) = under_way.join_next().await {
                 keep_first(doing, &mut first_error, Some(ended));
@@ -150,10 +152,10 @@ where
             return Err(RemoteError::because(RemoteKind::Unreachable, doing, cause));
         };
         let work = work(Arc::clone(self));
-        let done = runtime.spawn(async move {
+        let done = runtime.spawn(Trace::here().within(async move {
             let _running = running;
             work.await
-        });
+        }));
         match done.await {
             Ok(result) => result,
             Err(ended) => Err(RemoteError::because(RemoteKind::Unreachable, doing, ended)),
@@ -316,7 +318,7 @@ where
         let token = random::bytes();
         let print = envelope::print(&token);
         let cost = self.usual_cost();
-        let (found, kept) = self.found(loaded, era, None, cost, print);
+        let (found, kept) = self.found(loaded, era, None, (cost, Forward::Request), print);
         if !kept {
             // Nothing to keep, so the old value goes.
             return self.invalidate_one(&key).await;
@@ -403,7 +405,7 @@ where
     /// Puts something on the list of repairs, and sees to it that somebody works at it.
     fn mend(self: &Arc<Self>, repair: Repair, held: Option<Arc<TagMark>>) {
         let added = self.repairs.add(repair, held);
-        self.tell(&Event::RepairPending);
+        self.tell_change(&Event::RepairPending, added.first);
         if added.overflowed {
             self.stats.repairs_overflowed.add();
             self.tell(&Event::RepairsOverflowed);

@@ -32,7 +32,7 @@ use super::tasks::Running;
 use super::{Engine, Local};
 use crate::codec::RecordContext;
 use crate::codec::envelope::{Era, Header, Kind, MOST_TAGS, Malformed, STATED};
-use crate::entry::{Freshness, Read, Source};
+use crate::entry::{Forward, Freshness, Read, Source, Way};
 use crate::error::{Error, RemoteError};
 use crate::key::CacheKey;
 use crate::l1::Answer;
@@ -40,6 +40,7 @@ use crate::l2::{Acquired, Look, Raise, Read as FirstRead};
 use crate::life::Life;
 use crate::loader::Loaded;
 use crate::random;
+use crate::telemetry::Wait;
 use crate::ttl;
 
 /// What a flight comes down with.
@@ -158,10 +159,10 @@ where
         running,
         read,
     } = leader;
-    let landing = claim
+    let flying = claim
         .engine
-        .resolve_in_time(&key, &claim.flight, &nesting, read)
-        .await;
+        .resolve_in_time(&key, &claim.flight, &nesting, read);
+    let landing = claim.flight.trace().within(flying).await;
     claim.land(key, landing);
     drop(running);
 }
@@ -186,10 +187,10 @@ where
 {
     fn land(self, key: K, landing: Landing<V, E>) {
         let (engine, flight) = (&self.engine, &self.flight);
-        let now = Instant::now();
+        let (now, mut stored, mut in_l1) = (Instant::now(), false, false);
         {
             let mut shard = engine.flights.lock(flight.id.hash);
-            let (mut quiet, mut stored) = (refresh::QUIET, false);
+            let mut quiet = refresh::QUIET;
             // The fence: a flight that was detached stores nothing, in one critical section with
             // whatever detaches.
             let current = shard.is_current(flight);
@@ -198,7 +199,7 @@ where
                     if found.life.freshness(now) == Freshness::Fresh {
                         shard.forgive(&flight.id);
                     }
-                    engine.store(key.clone(), flight, &found, bound, None);
+                    in_l1 = engine.store(key.clone(), flight, &found, bound, None);
                     stored = true;
                 }
                 Keep::Failure(failure) if current && !failure.hold.is_zero() => {
@@ -217,7 +218,12 @@ where
             shard.remove(flight);
         }
         flight.land(match landing.outcome {
-            Some(outcome) => Outcome::Landed(outcome),
+            Some(outcome) => Outcome::Landed(outcome.map(|mut answer| {
+                if in_l1 {
+                    answer.way.store();
+                }
+                answer
+            })),
             None => Outcome::Abandoned,
         });
     }
@@ -422,11 +428,13 @@ where
                     }
                     let remaining = Duration::from_millis(remaining_ms);
                     let wait = waited.wait(flight, remaining, self.config.lease_wait);
+                    let since = Instant::now();
                     let goes_on = tokio::select! {
                         biased;
                         goes_on = wait => goes_on,
                         () = self.cut_off(flight) => return Landing::nothing(),
                     };
+                    self.telemetry.waited(Wait::Lease, since);
                     if !goes_on && flight.is_behind(&self.config.windows) {
                         // Whoever comes has something to answer; another hit tries again.
                         return Landing::nothing();
@@ -629,7 +637,9 @@ where
             source: Source::L2,
             age: Duration::from_millis(age_ms),
             at: now,
+            fresh_until: life.fresh_until,
             freshness: life.freshness(now),
+            way: Way::Found,
             tags,
         };
         let print = header.print();
@@ -704,7 +714,14 @@ where
         };
         match loaded {
             Ok((loaded, cost)) => {
-                let found = self.found(loaded, era, previous.as_ref(), cost, random::number());
+                let fwd = Forward::because(flight.aim == Aim::Load, previous.is_some());
+                let found = self.found(
+                    loaded,
+                    era,
+                    previous.as_ref(),
+                    (cost, fwd),
+                    random::number(),
+                );
                 let bound = match why {
                     Alone::NoTier | Alone::Newer => self.config.l1_bound(),
                     Alone::Unreachable | Alone::WaitedEnough => self.unshared_bound(),
@@ -747,7 +764,7 @@ where
         loaded: Loaded<V>,
         era: Era,
         previous: Option<&Found<V>>,
-        cost: Duration,
+        (cost, why): (Duration, Forward),
         print: u64,
     ) -> (Found<V>, bool) {
         let at = Instant::now();
@@ -777,17 +794,20 @@ where
             Some(_) if self.shared.is_none() => life.min(self.config.l1_bound()),
             _ => life,
         };
+        let fresh_until = ttl::deadline(at, fresh_for);
         let answer = Answer {
             source: Source::Loader,
             age: Duration::ZERO,
             at,
+            fresh_until,
             freshness: Freshness::Fresh,
+            way: Way::Forwarded { why, stored: false },
             tags,
             value,
         };
         let lingers = answer.value.is_some();
         let found = Found {
-            life: Life::new(ttl::deadline(at, fresh_for), lingers, cost),
+            life: Life::new(fresh_until, lingers, cost),
             of_l1: None,
             answer,
             print,

@@ -120,7 +120,8 @@ where
         });
     }
 
-    /// Stores an entry that a flight has found. Under the shard's lock, while the flight is current.
+    /// Stores an entry that a flight has found, if there is an L1 for it. Under the shard's lock, while
+    /// the flight is current.
     pub(crate) fn store(
         &self,
         key: K,
@@ -128,10 +129,10 @@ where
         found: &Found<V>,
         bound: Duration,
         calm_until: Option<Instant>,
-    ) {
+    ) -> bool {
         let (hash, at) = (flight.id.hash, found.answer.at);
         if self.fence.is_held_off(hash, Instant::now()) {
-            return;
+            return false;
         }
         let bound = ttl::deadline(at, bound);
         let windows = &self.config.windows;
@@ -149,7 +150,7 @@ where
                 .fence
                 .stamp_in(hash, flight.epoch().unwrap_or_default()),
         };
-        self.l1.store(key, &found.answer, meta);
+        self.l1.store(key, &found.answer, meta)
     }
 
     /// Puts up an entry that is about to be refreshed: for the callers of the flight, and in L1 for

@@ -89,6 +89,8 @@ pub(crate) struct Added {
     pub(crate) needs_worker: bool,
     /// There was no room: everything is to be invalidated.
     pub(crate) overflowed: bool,
+    /// There was none before.
+    pub(crate) first: bool,
 }
 
 impl Repairs {
@@ -103,6 +105,7 @@ impl Repairs {
             tag.begin();
         }
         let mut list = self.list.lock();
+        let first = list.in_order.is_empty();
         let about = repair.about();
         let overflowed = list.in_order.len() >= MOST && !list.tickets.contains_key(&about);
         if overflowed || matches!(repair, Repair::All) {
@@ -122,6 +125,7 @@ impl Repairs {
         Added {
             needs_worker,
             overflowed,
+            first,
         }
     }
 

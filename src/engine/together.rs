@@ -30,6 +30,7 @@ use crate::entry::Entry;
 use crate::error::Error;
 use crate::key::CacheKey;
 use crate::loader::Loaded;
+use crate::telemetry::Trace;
 
 /// How a flight comes to its load.
 #[derive(Debug)]
@@ -195,6 +196,7 @@ struct Passenger<V, E> {
     serial: u64,
     nesting: Nesting,
     previous: Option<Entry<V>>,
+    trace: Trace,
     answer: Answer<V, E>,
 }
 
@@ -335,6 +337,7 @@ impl<V, E> ChunkSeat<V, E> {
             serial,
             nesting,
             previous,
+            trace: Trace::here(),
             answer: Answer(Some(answer)),
         };
         self.decided = true;
@@ -419,10 +422,12 @@ async fn load_once<K, V, E>(
         around.chain([passenger.serial])
     });
     let nesting: Nesting = around.collect();
+    let trace = engine.telemetry.load_trace(None, aboard.len());
     let mut previous = None;
     let mut answers = Vec::with_capacity(aboard.len());
     let mut keys = Vec::with_capacity(aboard.len());
     for (key, passenger) in aboard {
+        trace.follows(&passenger.trace);
         previous = previous.or(passenger.previous);
         answers.push(passenger.answer);
         keys.push(key);
@@ -444,7 +449,9 @@ async fn load_once<K, V, E>(
             (None, []) => Ok(Vec::new()),
         }
     };
-    match load::within(nesting, loading).await {
+    let loaded = trace.within(load::within(nesting, loading)).await;
+    trace.ended(if loaded.is_ok() { "found" } else { "error" });
+    match loaded {
         Ok(loaded) => {
             for (answer, loaded) in answers.into_iter().zip(loaded) {
                 answer.give(Ok(loaded));

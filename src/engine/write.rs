@@ -15,6 +15,7 @@ use super::Engine;
 use crate::error::{RemoteError, RemoteKind, WriteError};
 use crate::key::CacheKey;
 use crate::loader::Loaded;
+use crate::telemetry::Trace;
 
 /// What follows a write that returned.
 pub(crate) enum Then {
@@ -98,10 +99,11 @@ where
             return Err(WriteError::Remote(error));
         };
         let engine = Arc::clone(self);
-        let all = runtime.spawn(async move {
+        let here = Trace::here();
+        let all = runtime.spawn(Trace::here().within(async move {
             let _running = running;
             // A task of its own: what it panics with ends there.
-            let failed = match tokio::spawn(write).await {
+            let failed = match tokio::spawn(here.within(write)).await {
                 Ok(Ok(written)) => {
                     engine.stats.writes.add();
                     return follow(engine, key, written)
@@ -114,7 +116,7 @@ where
             // What it comes to is repaired, if need be; the caller has an error already.
             let _ = engine.invalidate_one(&key).await;
             Err(failed)
-        });
+        }));
         match all.await {
             Ok(result) => result,
             Err(ended) => {

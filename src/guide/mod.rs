@@ -12,6 +12,9 @@ pub mod staleness {}
 #[doc = include_str!("operations.md")]
 pub mod operations {}
 
+#[doc = include_str!("telemetry.md")]
+pub mod telemetry {}
+
 #[doc = include_str!("batches.md")]
 pub mod batches {}
 

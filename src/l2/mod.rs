@@ -4,13 +4,15 @@
 //! round trip, and is atomic. Whatever replaces or removes a record makes a later [`Tier::replace`]
 //! against the head of that record lose; that is the whole fence.
 
-use std::sync::Weak;
+use std::fmt;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
 use crate::codec::envelope::{Expiry, Head};
 use crate::engine::marks::Marked;
 use crate::error::RemoteError;
+use crate::telemetry::Telemetry;
 
 mod in_process;
 #[cfg(feature = "testing")]
@@ -156,26 +158,65 @@ fn new_era() -> u64 {
     (crate::random::number() >> 12).max(1)
 }
 
-/// A tier: see the module.
+/// A tier: see the module. What is asked of it is measured.
+#[derive(Clone)]
+pub(crate) struct Tier {
+    at: At,
+    telemetry: Arc<Telemetry>,
+}
+
 #[derive(Clone, Debug)]
-pub(crate) enum Tier {
+pub(crate) enum At {
     #[cfg(feature = "redis")]
     Redis(redis::Redis),
     InProcess(InProcess),
 }
 
+impl fmt::Debug for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.at.fmt(f)
+    }
+}
+
 /// Sends every operation on to the tier that is there.
 macro_rules! each {
     ($self:expr, $tier:ident => $what:expr) => {
-        match $self {
+        match &$self.at {
             #[cfg(feature = "redis")]
-            Tier::Redis($tier) => $what,
-            Tier::InProcess($tier) => $what,
+            At::Redis($tier) => $what,
+            At::InProcess($tier) => $what,
         }
     };
 }
 
+/// The same for what is one operation of the protocol. Not a function, which would hold the future twice.
+macro_rules! measured {
+    ($self:expr, $operation:literal, $tier:ident => $what:expr) => {{
+        let measure = $self.telemetry.measure($self.system(), $operation);
+        let outcome = match &$self.at {
+            #[cfg(feature = "redis")]
+            At::Redis($tier) => measure.trace.within($what).await,
+            At::InProcess($tier) => measure.trace.within($what).await,
+        };
+        measure.end(&outcome);
+        outcome
+    }};
+}
+
 impl Tier {
+    pub(crate) fn new(at: At, telemetry: Arc<Telemetry>) -> Self {
+        Self { at, telemetry }
+    }
+
+    /// As OpenTelemetry names systems.
+    fn system(&self) -> &'static str {
+        match &self.at {
+            #[cfg(feature = "redis")]
+            At::Redis(_) => "redis",
+            At::InProcess(_) => "in_process",
+        }
+    }
+
     /// What every key of this tier begins with.
     pub(crate) fn prefix(&self) -> &str {
         each!(self, tier => tier.prefix())
@@ -183,10 +224,10 @@ impl Tier {
 
     /// Whether messages come without a connection that could be lost.
     pub(crate) fn is_direct(&self) -> bool {
-        match self {
+        match &self.at {
             #[cfg(feature = "redis")]
-            Self::Redis(_) => false,
-            Self::InProcess(tier) => tier.is_direct(),
+            At::Redis(_) => false,
+            At::InProcess(tier) => tier.is_direct(),
         }
     }
 
@@ -196,11 +237,11 @@ impl Tier {
     }
 
     /// What the server denies to the user, as far as is known.
-    pub(crate) fn denied(&self) -> Option<std::sync::Arc<str>> {
-        match self {
+    pub(crate) fn denied(&self) -> Option<Arc<str>> {
+        match &self.at {
             #[cfg(feature = "redis")]
-            Self::Redis(redis) => redis.denied(),
-            Self::InProcess(_) => None,
+            At::Redis(redis) => redis.denied(),
+            At::InProcess(_) => None,
         }
     }
 
@@ -222,7 +263,7 @@ impl Tier {
 
     /// Reads a record.
     pub(crate) async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
-        each!(self, tier => tier.get(key).await)
+        measured!(self, "get", tier => tier.get(key))
     }
 
     /// Reads many records in one round trip to each node, in the order of their keys. With the first
@@ -231,7 +272,7 @@ impl Tier {
         if keys.is_empty() {
             return (Vec::new(), Ok(()));
         }
-        each!(self, tier => tier.get_many(keys).await)
+        measured!(self, "get_many", tier => tier.get_many(keys))
     }
 
     /// Stores a lease where there is still what it is acquired over: in the place of the record, or, to
@@ -245,7 +286,7 @@ impl Tier {
         over: Over<'_>,
         known: Marked,
     ) -> Result<Acquired, RemoteError> {
-        each!(self, tier => tier.acquire(keys, lease, ttl_ms, over, known).await)
+        measured!(self, "acquire", tier => tier.acquire(keys, lease, ttl_ms, over, known))
     }
 
     /// Gives up the claim with this head and wakes its waiters; where the record still begins with
@@ -259,7 +300,7 @@ impl Tier {
         ttl_ms: u64,
         wake: Notice,
     ) -> Result<bool, RemoteError> {
-        each!(self, tier => tier.refill(keys, seen, head, refill, ttl_ms, wake).await)
+        measured!(self, "refill", tier => tier.refill(keys, seen, head, refill, ttl_ms, wake))
     }
 
     /// Stores a record where the one with this head still is, and wakes the waiters of the lease
@@ -272,7 +313,7 @@ impl Tier {
         ttl_ms: u64,
         wake: Notice,
     ) -> Result<bool, RemoteError> {
-        each!(self, tier => tier.replace(key, head, record, ttl_ms, wake).await)
+        measured!(self, "replace", tier => tier.replace(key, head, record, ttl_ms, wake))
     }
 
     /// Lets the lease with this head live longer, and what it is the claim to refresh. `false`: it is
@@ -284,7 +325,7 @@ impl Tier {
         head: Head,
         ttl_ms: u64,
     ) -> Result<bool, RemoteError> {
-        each!(self, tier => tier.renew(key, refreshed, head, ttl_ms).await)
+        measured!(self, "renew", tier => tier.renew(key, refreshed, head, ttl_ms))
     }
 
     /// Drops the lease with this head and wakes its waiters. `false`: it was not there any more.
@@ -294,7 +335,7 @@ impl Tier {
         head: Head,
         wake: Notice,
     ) -> Result<bool, RemoteError> {
-        each!(self, tier => tier.release(key, head, wake).await)
+        measured!(self, "release", tier => tier.release(key, head, wake))
     }
 
     /// Drops whatever the key holds, a lease and a claim too, and says so; also where there was
@@ -306,7 +347,7 @@ impl Tier {
         hold_off: Option<(Vec<u8>, u64)>,
         notice: Notice,
     ) -> Result<(), RemoteError> {
-        each!(self, tier => tier.invalidate(keys, hold_off, notice).await)
+        measured!(self, "invalidate", tier => tier.invalidate(keys, hold_off, notice))
     }
 
     /// Changes the state of the entry that the key holds, and drops anything else but a hold-off.
@@ -316,7 +357,7 @@ impl Tier {
         state: Expiry,
         notice: Notice,
     ) -> Result<(), RemoteError> {
-        each!(self, tier => tier.expire(keys, state, notice).await)
+        measured!(self, "expire", tier => tier.expire(keys, state, notice))
     }
 
     /// Stores a record whatever was there, and says so. With a version, only where what is there has
@@ -329,7 +370,7 @@ impl Tier {
         ttl_ms: u64,
         notice: Notice,
     ) -> Result<bool, RemoteError> {
-        each!(self, tier => tier.insert(keys, record, versioned, ttl_ms, notice).await)
+        measured!(self, "insert", tier => tier.insert(keys, record, versioned, ttl_ms, notice))
     }
 
     /// Looks at the marks of a cache, and raises one if asked to. Answers the marks and the latest
@@ -339,7 +380,7 @@ impl Tier {
         key: &Bytes,
         look: Look,
     ) -> Result<(Marked, u64), RemoteError> {
-        each!(self, tier => tier.marks(key, look).await)
+        measured!(self, "marks", tier => tier.marks(key, look))
     }
 
     /// Sends a message with the marks through the bus to this process alone, on the connection that
@@ -350,7 +391,7 @@ impl Tier {
         known: Marked,
         message: Vec<u8>,
     ) -> Result<(), RemoteError> {
-        each!(self, tier => tier.beat(key, known, message).await)
+        measured!(self, "beat", tier => tier.beat(key, known, message))
     }
 
     /// The connection of the bus says nothing any more: begin anew.
@@ -371,14 +412,14 @@ pub(crate) mod sealed {
 
     /// A tier that nobody outside can look into.
     #[derive(Debug)]
-    pub struct AnyTier(pub(crate) super::Tier);
+    pub struct AnyTier(pub(crate) super::At);
 }
 
 impl SharedTier for InProcess {}
 
 impl sealed::Sealed for InProcess {
     fn into_tier(self) -> sealed::AnyTier {
-        sealed::AnyTier(Tier::InProcess(self))
+        sealed::AnyTier(At::InProcess(self))
     }
 }
 
@@ -388,7 +429,7 @@ impl SharedTier for redis::Redis {}
 #[cfg(feature = "redis")]
 impl sealed::Sealed for redis::Redis {
     fn into_tier(self) -> sealed::AnyTier {
-        sealed::AnyTier(Tier::Redis(self))
+        sealed::AnyTier(At::Redis(self))
     }
 }
 

@@ -178,6 +178,29 @@ async fn a_lost_connection_silences_l1_at_once_and_a_new_one_forgets() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_channel_that_falls_silent_is_told_once_per_lease() {
+    let (tier, source) = (InProcess::wired(0), old_then_new(false));
+    let events = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let told = Arc::clone(&events);
+    let cache = settings(&source)
+        .on_event(move |event| told.lock().push(*event))
+        .l2(tier.clone())
+        .build()
+        .unwrap();
+    connect(&tier, &[&cache]).await;
+    tokio::time::sleep(H + H / 3 + A_WHILE).await;
+    assert_eq!(*events.lock(), [Event::ChannelUp, Event::ChannelSilent]);
+    tokio::time::sleep(H + H / 3).await;
+    let silent = [Event::ChannelSilent; 2];
+    assert_eq!(events.lock()[1..], silent, "it still is");
+    tier.hand_over_all();
+    beat(&tier).await;
+    tokio::time::sleep(H / 3).await;
+    assert_eq!(events.lock()[1..], silent, "it is not any more");
+    validate(&[&cache], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_tag_takes_its_entries_out_of_both_tiers_of_every_process() {
     let (tier, source) = (InProcess::new(), old_then_new(false));
     let (a, b) = (team_node(&source, &tier), team_node(&source, &tier));

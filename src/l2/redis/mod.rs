@@ -27,6 +27,7 @@ pub use self::builder::RedisBuilder;
 use self::clock::Clock;
 use self::errors::{is_silence, remote};
 use self::pauses::reconnect;
+pub use self::server::{NodeStats, Role, ServerStats};
 #[cfg(feature = "tls")]
 pub use self::tls::Tls;
 use super::Listener;
@@ -45,6 +46,7 @@ mod pauses;
 pub(crate) mod queue;
 mod rights;
 mod scripts;
+mod server;
 #[cfg(feature = "tls")]
 mod tls;
 mod url;

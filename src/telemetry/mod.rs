@@ -1,0 +1,264 @@
+//! What the crate says to metrics and to traces.
+//!
+//! The engine calls [`Telemetry`] and [`Trace`] at few places; without the features `metrics` and
+//! `tracing` they are empty. Nothing here is called for a hit in L1: hits are counted in
+//! [`Stats`](crate::Stats), and what has happened since the last time is published once a second.
+//!
+//! Whoever collects metrics or traces is the user's code: no lock is held while it is called.
+
+use std::sync::Arc;
+#[cfg(feature = "metrics")]
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::entry::Forward;
+use crate::error::{Error, RemoteError};
+use crate::health::Event;
+use crate::loader::Loaded;
+
+#[cfg(feature = "metrics")]
+mod meters;
+#[cfg(feature = "tracing")]
+mod spans;
+#[cfg(not(feature = "tracing"))]
+#[path = "no_spans.rs"]
+mod spans;
+
+#[cfg(feature = "metrics")]
+pub(crate) use self::meters::Gauges;
+#[cfg(all(feature = "metrics", feature = "redis"))]
+pub(crate) use self::meters::server as publish_server;
+pub(crate) use self::spans::Trace;
+
+/// What somebody waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wait {
+    /// A read or a load of another call.
+    Flight,
+    /// The load of another process.
+    Lease,
+    /// A place among `max_concurrent_loads`, or a batch.
+    Place,
+}
+
+/// One cache's voice.
+#[derive(Debug)]
+pub(crate) struct Telemetry {
+    #[cfg(feature = "metrics")]
+    meters: meters::Meters,
+    #[cfg(feature = "tracing")]
+    log: spans::Log,
+}
+
+impl Telemetry {
+    #[cfg_attr(
+        not(any(feature = "metrics", feature = "tracing")),
+        expect(unused_variables, reason = "nobody is told")
+    )]
+    pub(crate) fn new(name: &str) -> Arc<Self> {
+        Arc::new(Self {
+            #[cfg(feature = "metrics")]
+            meters: meters::Meters::new(name),
+            #[cfg(feature = "tracing")]
+            log: spans::Log::new(name),
+        })
+    }
+
+    /// An operation of the shared tier begins.
+    pub(crate) fn measure(&self, system: &'static str, operation: &'static str) -> Measure<'_> {
+        Measure {
+            trace: self.operation_trace(system, operation),
+            telemetry: self,
+            #[cfg(feature = "metrics")]
+            of: (system, operation, Instant::now()),
+        }
+    }
+
+    /// A wait that is over.
+    #[cfg_attr(
+        not(feature = "metrics"),
+        expect(unused_variables, clippy::unused_self, reason = "nobody is told")
+    )]
+    pub(crate) fn waited(&self, what: Wait, since: Instant) {
+        #[cfg(feature = "metrics")]
+        self.meters.waited(what, since.elapsed());
+    }
+
+    /// A load that is over.
+    #[cfg_attr(
+        not(feature = "metrics"),
+        expect(unused_variables, clippy::unused_self, reason = "nobody is told")
+    )]
+    pub(crate) fn loaded<V, E, C>(
+        &self,
+        why: Forward,
+        result: &Result<(Loaded<V>, C), Error<E>>,
+        begun: Instant,
+    ) {
+        #[cfg(feature = "metrics")]
+        self.meters.loaded(why, outcome(result), begun.elapsed());
+    }
+
+    /// What the user's function is told, too. `first`: it is a change of the state.
+    #[cfg_attr(
+        not(any(feature = "metrics", feature = "tracing")),
+        expect(unused_variables, clippy::unused_self, reason = "nobody is told")
+    )]
+    pub(crate) fn event(&self, event: &Event, first: bool) {
+        #[cfg(feature = "metrics")]
+        self.meters.event(event);
+        #[cfg(feature = "tracing")]
+        if first {
+            self.log.event(event);
+        }
+        let _ = first;
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn publish(&self, stats: crate::Stats, gauges: Option<&Gauges>) {
+        self.meters.publish(stats, gauges);
+    }
+
+    /// Whether nobody publishes yet; whoever is told so does from now on, until what it is given is
+    /// dropped.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn begin_publishing(self: &Arc<Self>) -> Option<Publishing> {
+        self.meters
+            .begin_publishing()
+            .then(|| Publishing(Arc::clone(self)))
+    }
+
+    fn operation_trace(&self, system: &'static str, operation: &'static str) -> Trace {
+        #[cfg(feature = "tracing")]
+        return self.log.operation(system, operation);
+        #[cfg(not(feature = "tracing"))]
+        {
+            let _ = (system, operation);
+            Trace::none()
+        }
+    }
+
+    /// The span of a flight, begun in the context of the call that leads it. `behind`: no call waits
+    /// for it.
+    #[cfg_attr(
+        not(feature = "tracing"),
+        expect(unused_variables, clippy::unused_self, reason = "nobody is told")
+    )]
+    pub(crate) fn flight_trace(&self, serial: u64, behind: bool, encoded: &[u8]) -> Trace {
+        #[cfg(feature = "tracing")]
+        return self.log.flight(serial, behind, encoded);
+        #[cfg(not(feature = "tracing"))]
+        Trace::none()
+    }
+
+    /// The span of a call of the loader, for so many keys.
+    #[cfg_attr(
+        not(feature = "tracing"),
+        expect(unused_variables, clippy::unused_self, reason = "nobody is told")
+    )]
+    pub(crate) fn load_trace(&self, why: Option<Forward>, keys: usize) -> Trace {
+        #[cfg(feature = "tracing")]
+        return self.log.load(why, keys);
+        #[cfg(not(feature = "tracing"))]
+        Trace::none()
+    }
+}
+
+/// An operation of the shared tier that is under way.
+pub(crate) struct Measure<'a> {
+    pub(crate) trace: Trace,
+    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "nobody is told"))]
+    telemetry: &'a Telemetry,
+    #[cfg(feature = "metrics")]
+    of: (&'static str, &'static str, Instant),
+}
+
+impl Measure<'_> {
+    pub(crate) fn end(&self, outcome: &impl Outcome) {
+        let error = outcome.error_type();
+        if let Some(error) = error {
+            self.trace.failed(error);
+        }
+        #[cfg(feature = "metrics")]
+        {
+            let (system, operation, begun) = self.of;
+            let meters = &self.telemetry.meters;
+            meters.operation(system, operation, error, begun.elapsed());
+        }
+    }
+}
+
+/// Whoever publishes.
+#[cfg(feature = "metrics")]
+#[derive(Debug)]
+pub(crate) struct Publishing(Arc<Telemetry>);
+
+#[cfg(feature = "metrics")]
+impl Drop for Publishing {
+    fn drop(&mut self) {
+        self.0.meters.end_publishing();
+    }
+}
+
+/// How often counters are published.
+#[cfg(feature = "metrics")]
+pub(crate) const EVERY: Duration = Duration::from_secs(1);
+
+/// How an operation ended, in one word.
+pub(crate) trait Outcome {
+    /// What went wrong.
+    fn error_type(&self) -> Option<&'static str>;
+}
+
+impl<T> Outcome for Result<T, RemoteError> {
+    fn error_type(&self) -> Option<&'static str> {
+        let error = self.as_ref().err()?;
+        let words = [
+            (error.is_timeout(), "timeout"),
+            (error.is_tls(), "tls"),
+            (error.is_unreachable(), "unreachable"),
+            (error.is_denied(), "denied"),
+        ];
+        let mut words = words.into_iter().filter(|(is, _)| *is);
+        Some(words.next().map_or("refused", |(_, word)| word))
+    }
+}
+
+impl<T> Outcome for (T, Result<(), RemoteError>) {
+    fn error_type(&self) -> Option<&'static str> {
+        self.1.error_type()
+    }
+}
+
+/// How a load ended, in one word.
+pub(crate) fn outcome<V, E, C>(result: &Result<(Loaded<V>, C), Error<E>>) -> &'static str {
+    match result {
+        Ok((loaded, _)) if loaded.unchanged => "unchanged",
+        Ok((loaded, _)) if loaded.value.is_none() => "missing",
+        Ok(_) => "found",
+        Err(Error::LoadPanicked) => "panicked",
+        Err(Error::LoadTimedOut(_)) => "timed_out",
+        Err(Error::Closed) => "closed",
+        Err(_) => "error",
+    }
+}
+
+impl Event {
+    /// As a label.
+    #[cfg(any(feature = "metrics", feature = "tracing"))]
+    fn name(&self) -> &'static str {
+        match self {
+            Self::ChannelUp => "channel_up",
+            Self::ChannelDown => "channel_down",
+            Self::ChannelSilent => "channel_silent",
+            Self::Gap => "gap",
+            Self::BreakerOpened => "breaker_opened",
+            Self::BreakerClosed => "breaker_closed",
+            Self::Denied => "denied",
+            Self::Granted => "granted",
+            Self::RepairPending => "repair_pending",
+            Self::RepairsOverflowed => "repairs_overflowed",
+        }
+    }
+}
