@@ -45,6 +45,7 @@ mod sentinel;
 mod staleness;
 #[cfg(test)]
 mod support;
+mod telemetry;
 #[cfg(test)]
 #[cfg(feature = "tls")]
 mod tls;

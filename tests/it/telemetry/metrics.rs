@@ -1,0 +1,517 @@
+//! Every metric, made to happen once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use metrics::LocalRecorderGuard;
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use tidegate::{BoxError, Cache, CacheBuilder, Error, Read};
+use tokio::time::{advance, sleep};
+
+use crate::support::eventually;
+use crate::support::ground::Ground;
+use crate::support::life::{LONG, aged, falls_back, revalidates};
+use crate::support::loader::{Behaviour, Db};
+use crate::support::node::{Node, answer, value};
+use crate::support::server::Server;
+
+/// What this thread's caches report.
+struct Collected {
+    snapshots: Snapshotter,
+    counters: BTreeMap<String, u64>,
+    histograms: BTreeMap<String, Vec<f64>>,
+    gauges: BTreeMap<String, f64>,
+}
+
+impl Collected {
+    /// From now on, while the guard lives.
+    fn begin(recorder: &DebuggingRecorder) -> (Self, LocalRecorderGuard<'_>) {
+        let collected = Self {
+            snapshots: recorder.snapshotter(),
+            counters: BTreeMap::new(),
+            histograms: BTreeMap::new(),
+            gauges: BTreeMap::new(),
+        };
+        (collected, metrics::set_default_local_recorder(recorder))
+    }
+
+    /// What has come since the last time. A series reads `name{label=value,…}`, without `cache=users`
+    /// and without `db_system_name=in_process`.
+    fn collect(&mut self) {
+        for (key, _, _, value) in self.snapshots.snapshot().into_vec() {
+            let key = key.key();
+            let mut labels: Vec<String> = key
+                .labels()
+                .map(|label| format!("{}={}", label.key(), label.value()))
+                .filter(|label| label != "cache=users" && label != "db_system_name=in_process")
+                .collect();
+            labels.sort();
+            let series = format!("{}{{{}}}", key.name(), labels.join(","));
+            match value {
+                DebugValue::Counter(more) => *self.counters.entry(series).or_default() += more,
+                DebugValue::Gauge(value) => drop(self.gauges.insert(series, value.into_inner())),
+                DebugValue::Histogram(more) => {
+                    let more = more.into_iter().map(f64::from);
+                    self.histograms.entry(series).or_default().extend(more);
+                }
+            }
+        }
+    }
+
+    /// Counters above zero whose names begin with this, with their values.
+    fn counted(&mut self, nodes: &[&Node], prefix: &str) -> Vec<(String, u64)> {
+        for node in nodes {
+            node.publish_metrics();
+        }
+        self.collect();
+        let counters = self.counters.iter();
+        let those = counters.filter(|(name, count)| name.starts_with(prefix) && **count > 0);
+        those.map(|(name, count)| (name.clone(), *count)).collect()
+    }
+
+    /// How many observations each histogram of this name has; the labels are the answer's names.
+    fn observed(&mut self, name: &str) -> Vec<(String, usize)> {
+        self.collect();
+        let of = self.histograms.iter().filter_map(|(series, values)| {
+            let labels = series.strip_prefix(name)?.strip_prefix('{')?;
+            let some = !values.is_empty();
+            some.then(|| (labels.trim_end_matches('}').to_owned(), values.len()))
+        });
+        of.collect()
+    }
+
+    fn values(&self, series: &str) -> &[f64] {
+        self.histograms.get(series).map_or(&[], Vec::as_slice)
+    }
+}
+
+fn once(names: &[&str]) -> Vec<(String, u64)> {
+    names.iter().map(|name| ((*name).to_owned(), 1)).collect()
+}
+
+fn observed_once(labels: &[&str]) -> Vec<(String, usize)> {
+    labels.iter().map(|name| ((*name).to_owned(), 1)).collect()
+}
+
+const LOAD: &str = "tidegate_load_duration_seconds";
+const WAIT: &str = "tidegate_wait_duration_seconds";
+const OPERATION: &str = "db_client_operation_duration_seconds";
+
+#[tokio::test(start_paused = true)]
+async fn a_look_up_is_counted_where_it_was_answered() {
+    let recorder = DebuggingRecorder::new();
+    let (mut seen, _guard) = Collected::begin(&recorder);
+    let (ground, db) = (Ground::in_process(), Db::default());
+    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    a.get(1).await.expect("a load");
+    a.get(1).await.expect("a hit in L1");
+    b.get(1).await.expect("a hit in L2");
+    let expected = once(&[
+        "tidegate_lookups_total{outcome=hit,tier=l1}",
+        "tidegate_lookups_total{outcome=hit,tier=l2}",
+        "tidegate_lookups_total{outcome=miss,tier=source}",
+    ]);
+    assert_eq!(seen.counted(&[&a, &b], "tidegate_lookups"), expected);
+    assert_eq!(
+        seen.counted(&[&a, &b], "tidegate_"),
+        [
+            once(&["tidegate_events_total{event=channel_up}"]).remove(0),
+            once(&["tidegate_fills_total{outcome=stored}"]).remove(0),
+            once(&["tidegate_loads_total{}"]).remove(0),
+        ]
+        .into_iter()
+        .chain(expected)
+        .map(|(name, count)| {
+            // Each node has its own channel.
+            let both = name.contains("channel_up");
+            (name, if both { 2 } else { count })
+        })
+        .collect::<Vec<_>>(),
+        "and nothing else, however often it is published"
+    );
+    ground.check(&[&a, &b]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_look_up_was_answered_is_counted() {
+    let recorder = DebuggingRecorder::new();
+    let (mut seen, _guard) = Collected::begin(&recorder);
+    let (ground, db) = (Ground::in_process(), Db::default());
+    let a = ground.node_with(&db, revalidates).await;
+    aged(&db, &[&a], 1).await;
+    let gate = db.gate();
+    assert_eq!(value(a.get(1).await), "old");
+    gate.open();
+    db.delete(2);
+    for _ in 0..2 {
+        assert!(a.get(2).await.expect("an absence").is_none());
+    }
+    db.behave(Behaviour::fails());
+    for _ in 0..2 {
+        a.get(3).await.expect_err("the source fails");
+    }
+    db.behave(Behaviour::default());
+    let gate = db.gate();
+    let callers = a.callers(2, 4).await;
+    gate.reached().await;
+    gate.open();
+    for caller in callers {
+        answer(caller).await.expect("a value");
+    }
+    let expected = once(&[
+        "tidegate_lookups_collapsed_total{}",
+        "tidegate_lookups_held_total{}",
+        "tidegate_lookups_negative_total{}",
+        "tidegate_lookups_stale_total{}",
+    ]);
+    let mut counted = seen.counted(&[&a], "tidegate_lookups");
+    counted.retain(|(name, _)| !name.starts_with("tidegate_lookups_total"));
+    assert_eq!(counted, expected);
+    assert_eq!(
+        seen.counted(&[&a], "tidegate_refreshes"),
+        once(&["tidegate_refreshes_total{}"])
+    );
+    assert_eq!(
+        seen.counted(&[&a], "tidegate_loads_failed"),
+        once(&["tidegate_loads_failed_total{}"])
+    );
+    ground.check(&[&a]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_is_observed_by_why_it_was_begun_and_how_it_ended() {
+    let recorder = DebuggingRecorder::new();
+    let (mut seen, _guard) = Collected::begin(&recorder);
+    let (ground, db) = (Ground::in_process(), Db::default());
+    let settings = |builder: CacheBuilder<Db>| falls_back(builder).load_timeout(LONG);
+    let a = ground.node_with(&db, settings).await;
+    aged(&db, &[&a], 1).await;
+    seen.collect();
+    seen.histograms.clear();
+    db.behave(Behaviour {
+        unchanged: true,
+        ..Behaviour::default()
+    });
+    a.get(1).await.expect("a value that has not changed");
+    db.behave(Behaviour {
+        takes: Duration::from_millis(250),
+        ..Behaviour::default()
+    });
+    a.get(2).await.expect("a value");
+    db.behave(Behaviour::default());
+    a.refresh(&2).await.expect("a value again");
+    db.delete(3);
+    a.get(3).await.expect("an absence");
+    for (key, behaviour) in [
+        (4, Behaviour::fails()),
+        (
+            5,
+            Behaviour {
+                panics: true,
+                ..Behaviour::default()
+            },
+        ),
+        (
+            6,
+            Behaviour {
+                hangs: true,
+                ..Behaviour::default()
+            },
+        ),
+    ] {
+        db.behave(behaviour);
+        let caller = a.caller(key).await;
+        advance(LONG).await;
+        answer(caller).await.expect_err("no value");
+    }
+    assert_eq!(
+        seen.observed(LOAD),
+        observed_once(&[
+            "fwd=miss,outcome=error",
+            "fwd=miss,outcome=found",
+            "fwd=miss,outcome=missing",
+            "fwd=miss,outcome=panicked",
+            "fwd=miss,outcome=timed_out",
+            "fwd=request,outcome=found",
+            "fwd=stale,outcome=unchanged",
+        ])
+    );
+    let took = seen.values("tidegate_load_duration_seconds{fwd=miss,outcome=found}");
+    assert!((0.25..0.26).contains(&took[0]), "in seconds: {took:?}");
+    ground.check(&[&a]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_of_the_shared_tier_is_observed_by_its_name() {
+    let recorder = DebuggingRecorder::new();
+    let (mut seen, _guard) = Collected::begin(&recorder);
+    let (ground, db) = (Ground::in_process(), Db::default());
+    let a = ground.node_with(&db, falls_back).await;
+    let since = |what: &str, seen: &mut Collected| {
+        let names = seen.observed(OPERATION);
+        seen.histograms.clear();
+        let names = names.into_iter().map(|(name, count)| {
+            let name = name.trim_start_matches("db_operation_name=").to_owned();
+            (name, count)
+        });
+        (what.to_owned(), names.collect::<Vec<_>>())
+    };
+    let mut told = Vec::new();
+    a.get(1).await.expect("a value");
+    told.push(since("the first miss", &mut seen));
+    a.get(2).await.expect("a value");
+    told.push(since("a miss", &mut seen));
+    a.get(2).await.expect("a value");
+    told.push(since("a hit in L1", &mut seen));
+    a.refresh(&2).await.expect("a value");
+    told.push(since("a refresh", &mut seen));
+    a.insert(3, "row".to_owned()).await.expect("an insert");
+    told.push(since("an insert", &mut seen));
+    a.expire(&3).await.expect("an expiry");
+    told.push(since("an expiry", &mut seen));
+    a.invalidate(&3).await.expect("an invalidation");
+    told.push(since("an invalidation", &mut seen));
+    a.invalidate_all().await.expect("an invalidation of all");
+    told.push(since("of all", &mut seen));
+    a.get_many(&[4, 5]).await;
+    told.push(since("many", &mut seen));
+    db.behave(Behaviour {
+        do_not_store: true,
+        ..Behaviour::default()
+    });
+    a.get(6).await.expect("a value");
+    told.push(since("not to be stored", &mut seen));
+    db.behave(Behaviour::default());
+    let gate = db.gate();
+    let caller = a.caller(7).await;
+    gate.reached().await;
+    sleep(Duration::from_secs(21)).await;
+    gate.open();
+    answer(caller).await.expect("a value");
+    told.push(since("a long load", &mut seen));
+    let told: Vec<String> = told
+        .into_iter()
+        .map(|(what, names)| {
+            let names: Vec<String> = names
+                .into_iter()
+                .map(|(name, count)| match count {
+                    1 => name,
+                    _ => format!("{name} x{count}"),
+                })
+                .collect();
+            format!("{what}: {}", names.join(" "))
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "the first miss: acquire beat x2 get replace",
+            "a miss: acquire get replace",
+            "a hit in L1: ",
+            "a refresh: acquire get refill",
+            "an insert: insert",
+            "an expiry: expire",
+            "an invalidation: invalidate",
+            "of all: marks",
+            "many: acquire x2 get_many replace x2",
+            "not to be stored: acquire get release",
+            "a long load: acquire get renew replace",
+        ]
+    );
+    ground.check(&[&a]).await;
+}
+
+#[tokio::test]
+async fn an_operation_that_fails_says_how() {
+    let recorder = DebuggingRecorder::new();
+    let (mut seen, _guard) = Collected::begin(&recorder);
+    let (server, db) = (Server::start(), Db::default());
+    let redis = server.patient().connect().await.expect("connect");
+    let build = Cache::builder("users", db.clone()).l2(redis).build();
+    let a = Node::new(build.expect("settings that make sense"));
+    a.get(1).await.expect("a value");
+    drop(server);
+    eventually("Redis is missed", async || {
+        let _: Result<(), _> = a.invalidate(&1).await;
+        let names = seen.observed(OPERATION);
+        names.iter().any(|(labels, _)| {
+            *labels == "db_operation_name=invalidate,db_system_name=redis,error_type=unreachable"
+        })
+    })
+    .await;
+    let names = seen.observed(OPERATION);
+    let good = "db_operation_name=replace,db_system_name=redis".to_owned();
+    assert!(names.contains(&(good, 1)), "{names:?}");
+    assert!(!seen.counted(&[&a], "tidegate_l2_failures").is_empty());
+    a.check().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_others_is_observed_by_what_for() {
+    let recorder = DebuggingRecorder::new();
+    let (mut seen, _guard) = Collected::begin(&recorder);
+    let (ground, db) = (Ground::in_process(), Db::default());
+    let bounded = |builder: CacheBuilder<Db>| builder.max_concurrent_loads(1);
+    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let c = ground.node_with(&db, bounded).await;
+    let gate = db.gate();
+    let mut callers = a.callers(2, 1).await;
+    gate.reached().await;
+    callers.push(b.caller(1).await);
+    eventually("it waits for the lease", async || {
+        b.stats().lease_waits == 1
+    })
+    .await;
+    sleep(Duration::from_millis(250)).await;
+    gate.open();
+    for caller in callers {
+        answer(caller).await.expect("a value");
+    }
+    assert_eq!(
+        seen.observed(WAIT),
+        observed_once(&["reason=flight", "reason=lease"])
+    );
+    for reason in ["flight", "lease"] {
+        let waited = seen.values(&format!("{WAIT}{{reason={reason}}}"));
+        assert!(waited[0] >= 0.25, "{reason}: {waited:?}");
+    }
+    c.get(2).await.expect("a value");
+    let waits = seen.observed(WAIT);
+    assert!(waits.contains(&("reason=place".to_owned(), 1)), "{waits:?}");
+    assert_eq!(
+        seen.counted(&[&a, &b, &c], "tidegate_lease"),
+        once(&["tidegate_lease_waits_total{}"])
+    );
+    ground.check(&[&a, &b, &c]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_and_what_others_hear_of_them_are_counted() {
+    let recorder = DebuggingRecorder::new();
+    let (mut seen, _guard) = Collected::begin(&recorder);
+    let (ground, db) = (Ground::in_process(), Db::default());
+    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    b.get(1).await.expect("a value");
+    a.get(2).await.expect("a value");
+    a.invalidate(&1).await.expect("an invalidation");
+    assert_eq!(
+        seen.counted(&[&b], "tidegate_remote"),
+        once(&["tidegate_remote_invalidations_total{}"])
+    );
+    a.expire(&2).await.expect("an expiry");
+    a.insert(3, "row".to_owned()).await.expect("an insert");
+    let write = async { Ok::<_, BoxError>("row".to_owned()) };
+    a.invalidate_after(4, write).await.expect("a write");
+    let counted = seen.counted(&[&a], "tidegate_changes");
+    assert_eq!(
+        counted,
+        [
+            ("tidegate_changes_total{operation=expire}".to_owned(), 1),
+            ("tidegate_changes_total{operation=insert}".to_owned(), 1),
+            ("tidegate_changes_total{operation=invalidate}".to_owned(), 2),
+            ("tidegate_changes_total{operation=write}".to_owned(), 1),
+        ]
+    );
+    ground.check(&[&a, &b]).await;
+}
+
+/// Without anyone's help, and what is left when the last handle goes.
+#[tokio::test(start_paused = true)]
+async fn counters_are_published_once_a_second_and_at_the_end() {
+    let recorder = DebuggingRecorder::new();
+    let (mut seen, _guard) = Collected::begin(&recorder);
+    let (ground, db) = (Ground::in_process(), Db::default());
+    let a = ground.node(&db).await;
+    a.get(1).await.expect("a value");
+    let hits = "tidegate_lookups_total{outcome=hit,tier=l1}";
+    let hits = |seen: &mut Collected| {
+        seen.collect();
+        seen.counters.get(hits).copied()
+    };
+    a.get(1).await.expect("a hit");
+    assert_eq!(hits(&mut seen), None);
+    sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(hits(&mut seen), Some(1));
+    a.get(1).await.expect("a hit");
+    assert_eq!(hits(&mut seen), Some(1));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(hits(&mut seen), Some(2));
+    a.get(1).await.expect("a hit");
+    ground.check(&[&a]).await;
+    drop(a);
+    assert_eq!(hits(&mut seen), Some(3));
+    // Another one of that name goes on from there.
+    let b = ground.node(&db).await;
+    b.get(1).await.expect("a value");
+    b.get(1).await.expect("a hit");
+    b.close().await;
+    assert_eq!(hits(&mut seen), Some(4));
+    assert!(matches!(b.get(1).await, Err(Error::Closed)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn gauges_say_how_things_stand() {
+    let recorder = DebuggingRecorder::new();
+    let (mut seen, _guard) = Collected::begin(&recorder);
+    let (ground, db) = (Ground::in_process(), Db::default());
+    let a = ground.node(&db).await;
+    a.get(1).await.expect("a value");
+    let gate = db.gate();
+    let caller = a.caller(2).await;
+    gate.reached().await;
+    a.publish_metrics();
+    seen.collect();
+    for (gauge, stands) in [
+        ("tidegate_flights{}", 1.0),
+        ("tidegate_repairs_pending{}", 0.0),
+        ("tidegate_channel_proven{}", 1.0),
+        ("tidegate_l2_reachable{}", 1.0),
+    ] {
+        assert_eq!(seen.gauges.get(gauge), Some(&stands), "{gauge}");
+    }
+    assert!(seen.gauges.contains_key("tidegate_l1_entries{}"));
+    gate.open();
+    answer(caller).await.expect("a value");
+    let read = Read::fresh();
+    a.get_with(2, read).await.expect("a value");
+    ground.check(&[&a]).await;
+    a.publish_metrics();
+    seen.collect();
+    assert_eq!(seen.gauges.get("tidegate_flights{}"), Some(&0.0));
+}
+
+/// What a server says of itself is published on request.
+#[tokio::test]
+async fn what_a_server_says_of_itself_is_published_on_request() {
+    let recorder = DebuggingRecorder::new();
+    let (mut seen, _guard) = Collected::begin(&recorder);
+    let server = Server::start();
+    server.raw().ask("CONFIG SET maxmemory 64mb");
+    let redis = server.patient().connect().await.expect("connect");
+    let stats = redis.server_stats().await;
+    seen.collect();
+    assert!(seen.gauges.is_empty(), "not by itself");
+    stats.publish();
+    seen.collect();
+    let node = &stats.nodes[0];
+    let gauge = |name: &str| {
+        let series = format!("tidegate_redis_{name}{{node={}}}", node.address);
+        seen.gauges.get(&series).copied()
+    };
+    assert_eq!(gauge("memory_max_bytes"), Some(67_108_864.0));
+    assert_eq!(gauge("memory_used_bytes"), Some(node.used_memory as f64));
+    assert_eq!(gauge("primary"), Some(1.0));
+    assert_eq!(
+        seen.gauges.get("tidegate_redis_nodes_unanswered{}"),
+        Some(&0.0)
+    );
+    for counter in [
+        "keys_evicted",
+        "keys_expired",
+        "keyspace_hits",
+        "keyspace_misses",
+    ] {
+        let series = format!("tidegate_redis_{counter}_total{{node={}}}", node.address);
+        assert!(seen.counters.contains_key(&series), "{series}");
+    }
+}

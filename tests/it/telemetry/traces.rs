@@ -1,0 +1,340 @@
+//! Traces: what belongs to what, what is not said, and how little is said aloud.
+
+use std::collections::BTreeMap;
+use std::fmt::{Debug, Write};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tidegate::{Batching, BoxError, Cache, Loaded, loader_fn};
+use tokio::time::sleep;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::DefaultGuard;
+use tracing::{Event, Instrument, Level, Subscriber, info_span};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry;
+
+use crate::support::eventually;
+use crate::support::ground::Ground;
+use crate::support::life::revalidates;
+use crate::support::loader::Db;
+use crate::support::node::{Node, answer};
+use crate::support::server::Server;
+
+/// Everything that this thread traces.
+#[derive(Clone, Default)]
+struct Traces(Arc<Mutex<Told>>);
+
+#[derive(Default)]
+struct Told {
+    spans: BTreeMap<u64, Span>,
+    events: Vec<Line>,
+    /// Who follows from whom.
+    follows: Vec<(u64, u64)>,
+}
+
+#[derive(Clone, Debug)]
+struct Span {
+    name: &'static str,
+    level: Level,
+    parent: Option<u64>,
+    fields: String,
+}
+
+#[derive(Clone, Debug)]
+struct Line {
+    level: Level,
+    target: String,
+    within: Option<u64>,
+    fields: String,
+}
+
+impl Traces {
+    fn begin() -> (Self, DefaultGuard) {
+        let traces = Self::default();
+        let subscriber = registry().with(traces.clone());
+        (traces, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.0.lock().expect("nobody panics here")
+    }
+
+    fn forget(&self) {
+        *self.told() = Told::default();
+    }
+
+    fn follows(&self) -> Vec<(u64, u64)> {
+        self.told().follows.clone()
+    }
+
+    fn events(&self) -> Vec<Line> {
+        self.told().events.clone()
+    }
+
+    fn named(&self, name: &str) -> Vec<(u64, Span)> {
+        let told = self.told();
+        let those = told.spans.iter().filter(|(_, span)| span.name == name);
+        those.map(|(id, span)| (*id, span.clone())).collect()
+    }
+
+    /// The only span of this name.
+    fn one(&self, name: &str) -> (u64, Span) {
+        let mut those = self.named(name);
+        assert_eq!(those.len(), 1, "{name}: {those:?}");
+        those.remove(0)
+    }
+
+    /// Lines above DEBUG, spans among them.
+    fn aloud(&self) -> Vec<String> {
+        let told = self.told();
+        let events = told.events.iter();
+        let lines = events.filter(|line| line.level < Level::DEBUG);
+        let spans = told.spans.values();
+        let spans = spans.filter(|span| span.level < Level::DEBUG);
+        let lines = lines.map(|line| format!("{} {}", line.level, line.fields));
+        lines
+            .chain(spans.map(|span| format!("{} {}", span.level, span.name)))
+            .collect()
+    }
+}
+
+struct Fields<'a>(&'a mut String);
+
+impl Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        write!(self.0, "{}={value:?} ", field.name()).expect("a text");
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Traces
+where
+    S: for<'a> registry::LookupSpan<'a>,
+{
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut fields = String::new();
+        attributes.record(&mut Fields(&mut fields));
+        let metadata = attributes.metadata();
+        let parent = context.span(id).and_then(|span| Some(span.parent()?.id()));
+        let span = Span {
+            name: metadata.name(),
+            level: *metadata.level(),
+            parent: parent.map(|id| id.into_u64()),
+            fields,
+        };
+        self.told().spans.insert(id.into_u64(), span);
+    }
+
+    fn on_record(&self, id: &Id, record: &Record<'_>, _: Context<'_, S>) {
+        if let Some(span) = self.told().spans.get_mut(&id.into_u64()) {
+            record.record(&mut Fields(&mut span.fields));
+        }
+    }
+
+    fn on_follows_from(&self, id: &Id, earlier: &Id, _: Context<'_, S>) {
+        let pair = (id.into_u64(), earlier.into_u64());
+        self.told().follows.push(pair);
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut fields = String::new();
+        event.record(&mut Fields(&mut fields));
+        let line = Line {
+            level: *event.metadata().level(),
+            target: event.metadata().target().to_owned(),
+            within: context.event_span(event).map(|span| span.id().into_u64()),
+            fields,
+        };
+        self.told().events.push(line);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_loader_runs_in_the_span_of_its_load_and_that_in_the_callers() {
+    let ground = Ground::in_process();
+    let load = loader_fn(|id: u64| async move {
+        tracing::info!("SELECT");
+        Ok::<_, BoxError>(Loaded::found(format!("row {id}")))
+    });
+    let a: Node = ground.named("users", load, |builder| builder).await;
+    a.get(1).await.expect("the first one asks for more");
+    let (traces, _guard) = Traces::begin();
+    let request = info_span!("request");
+    let id = request.id().expect("a span").into_u64();
+    a.get(123_456_789)
+        .instrument(request)
+        .await
+        .expect("a value");
+    let (flight, span) = traces.one("flight");
+    assert_eq!(span.parent, Some(id));
+    assert!(span.fields.contains("cache=\"users\""), "{}", span.fields);
+    let (load, span) = traces.one("load");
+    assert_eq!(span.parent, Some(flight));
+    assert!(
+        span.fields.contains("fwd=\"miss\"") && span.fields.contains("outcome=\"found\""),
+        "{}",
+        span.fields
+    );
+    let mut lines = traces.events().into_iter();
+    let select = lines.find(|line| line.fields.contains("SELECT"));
+    assert_eq!(select.expect("it was said").within, Some(load));
+    let operations = traces.named("l2");
+    let names = operations.iter().map(|(_, span)| {
+        assert_eq!(span.parent, Some(flight), "{span:?}");
+        let name = span.fields.split_once("db.operation.name=\"");
+        let (name, _) = name
+            .and_then(|(_, rest)| rest.split_once('"'))
+            .expect("a name");
+        name
+    });
+    let names: Vec<&str> = names.collect();
+    assert_eq!(names, ["get", "acquire", "replace"]);
+    ground.check(&[&a]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_follows_from_the_flight() {
+    let (ground, db) = (Ground::in_process(), Db::default());
+    let a = ground.node(&db).await;
+    let (traces, _guard) = Traces::begin();
+    let gate = db.gate();
+    let leader = a.caller(1).await;
+    gate.reached().await;
+    let request = info_span!("request");
+    let waiter = a.caller(1).instrument(request.clone()).await;
+    drop(waiter);
+    let (node, id) = (a.clone(), request.id().expect("a span").into_u64());
+    let waiter = tokio::spawn(async move { node.get(1).await }.instrument(request));
+    eventually("it waits", async || {
+        let (flight, _) = traces.one("flight");
+        traces.follows().contains(&(id, flight))
+    })
+    .await;
+    gate.open();
+    answer(leader).await.expect("a value");
+    answer(waiter).await.expect("a value");
+    ground.check(&[&a]).await;
+}
+
+/// A trace that lasts as long as the request must not last as long as what it has begun behind it.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_nobody_waits_for_is_a_trace_of_its_own_that_follows_from_its_hit() {
+    let (ground, db) = (Ground::in_process(), Db::default());
+    let a = ground.node_with(&db, revalidates).await;
+    crate::support::life::aged(&db, &[&a], 1).await;
+    let (traces, _guard) = Traces::begin();
+    let request = info_span!("request");
+    let id = request.id().expect("a span").into_u64();
+    a.get(1).instrument(request).await.expect("the old value");
+    ground.check(&[&a]).await;
+    let (flight, span) = traces.one("flight");
+    assert_eq!(span.parent, None);
+    assert_eq!(traces.follows(), [(flight, id)]);
+    let (_, load) = traces.one("load");
+    assert_eq!(load.parent, Some(flight));
+    assert!(load.fields.contains("fwd=\"stale\""), "{}", load.fields);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_of_many_keys_is_one_span_that_follows_from_their_flights() {
+    let (ground, db) = (Ground::in_process(), Db::default());
+    let a = ground
+        .node_with(&db, |builder| builder.batched(Batching::new()))
+        .await;
+    let (traces, _guard) = Traces::begin();
+    a.get_many(&[1, 2, 3]).await;
+    let (load, span) = traces.one("load");
+    assert!(span.fields.contains("keys=3"), "{}", span.fields);
+    let flights = traces.named("flight");
+    assert_eq!(flights.len(), 3);
+    let follows = traces.follows();
+    for (flight, _) in flights {
+        assert!(follows.contains(&(load, flight)), "{follows:?}");
+    }
+    ground.check(&[&a]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_key_is_named_but_at_trace() {
+    let (ground, db) = (Ground::in_process(), Db::default());
+    let a = ground.node(&db).await;
+    let (traces, _guard) = Traces::begin();
+    let key = 123_456_789;
+    db.behave(crate::support::loader::Behaviour::fails());
+    a.get(key).await.expect_err("the source fails");
+    a.invalidate(&key).await.expect("an invalidation");
+    db.behave(crate::support::loader::Behaviour::default());
+    a.get(key).await.expect("a value");
+    a.expire(&key).await.expect("an expiry");
+    let names = |fields: &str| fields.contains("123456789");
+    for name in ["flight", "load", "l2"] {
+        let spans = traces.named(name);
+        assert!(!spans.is_empty());
+        assert!(
+            spans.iter().all(|(_, span)| !names(&span.fields)),
+            "{spans:?}"
+        );
+    }
+    let lines = traces.events();
+    let lines = lines.iter().filter(|line| names(&line.fields));
+    let levels: Vec<Level> = lines.map(|line| line.level).collect();
+    assert_eq!(levels, [Level::TRACE, Level::TRACE], "one for each flight");
+    ground.check(&[&a]).await;
+}
+
+/// Nothing is said of a hit. In good times and in an outage, what is said above DEBUG is about changes
+/// of the state, however many requests there are.
+#[tokio::test]
+async fn ten_thousand_requests_are_not_ten_thousand_lines() {
+    let (mut server, db) = (Server::start(), Db::default());
+    let redis = server.patient().connect().await.expect("connect");
+    let builder = Cache::builder("users", db.clone()).ttl_jitter(0.0);
+    let lease = Duration::from_secs(60);
+    let build = builder.channel_lease(lease).l2(redis).build();
+    let a = Node::new(build.expect("settings that make sense"));
+    a.get(0).await.expect("a value");
+    eventually("L1 answers", async || a.peek(&0).is_some()).await;
+    let (traces, _guard) = Traces::begin();
+    for _ in 0..1_000 {
+        a.get(0).await.expect("a hit");
+    }
+    let lines = traces.events().into_iter();
+    let ours = lines.filter(|line| line.target.starts_with("tidegate"));
+    assert_eq!(ours.count(), 0);
+    for name in ["flight", "load", "l2"] {
+        let spans = traces.named(name).into_iter();
+        // Its beats are not about requests.
+        let spans = spans.filter(|(_, span)| !span.fields.contains("name=\"beat\""));
+        assert_eq!(spans.count(), 0, "{name}");
+    }
+    traces.forget();
+    for key in 0..10_000 {
+        a.get(key % 1_000).await.expect("a value");
+    }
+    assert_eq!(traces.aloud(), [""; 0]);
+    server.kill();
+    for key in 0..10_000 {
+        a.get(key % 2_000).await.expect("a value, without Redis");
+        if key % 10 == 0 {
+            a.invalidate(&key).await.expect_err("Redis is gone");
+        }
+    }
+    let said = traces.aloud();
+    assert!((1..=8).contains(&said.len()), "{}: {said:#?}", said.len());
+    for event in ["channel_down", "breaker_opened", "repair_pending"] {
+        let of = said.iter().filter(|line| line.contains(event));
+        assert_eq!(of.count(), 1, "{event}: {said:#?}");
+    }
+    server.restart();
+    traces.forget();
+    eventually("it is whole again", async || {
+        a.health().pending_repairs == 0 && a.health().channel == tidegate::Channel::Proven
+    })
+    .await;
+    sleep(Duration::from_millis(10)).await;
+    let said = traces.aloud();
+    assert!((1..=8).contains(&said.len()), "{}: {said:#?}", said.len());
+    let back = said.iter().filter(|line| line.contains("breaker_closed"));
+    assert_eq!(back.count(), 1, "{said:#?}");
+    a.check().await;
+}
