@@ -29,6 +29,8 @@ use self::errors::{is_silence, remote};
 use self::pauses::reconnect;
 #[cfg(feature = "tls")]
 pub use self::tls::Tls;
+#[cfg(feature = "inspect")]
+pub(crate) use self::operations::{tag_member, tags_key};
 use super::Listener;
 use crate::error::{BuildError, RemoteError, RemoteKind};
 use crate::random;
@@ -313,6 +315,16 @@ impl Redis {
 
     pub(crate) fn prefix(&self) -> &str {
         &self.shared.prefix
+    }
+
+    /// A client of its own with the same configuration, not connected yet; it gives up when at first it
+    /// cannot be.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn another_client(&self) -> Client {
+        let client = self.shared.pool.next();
+        let mut builder = Builder::from_config(client.client_config());
+        builder.set_connection_config(client.connection_config().clone());
+        bus_client(builder, true)
     }
 
     pub(crate) fn timeout(&self) -> Duration {
