@@ -203,7 +203,7 @@ mod ttl;
 pub mod write_behind;
 
 /// The README, compiled: its code must work.
-#[cfg(all(doctest, feature = "redis", feature = "bincode"))]
+#[cfg(all(doctest, feature = "redis", feature = "bincode", feature = "derive"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 

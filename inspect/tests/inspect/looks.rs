@@ -254,3 +254,34 @@ async fn what_it_would_cost_most_to_lose_is_on_top() {
     assert_eq!(keys(&json)[0], "size%201000000");
     assert!(json["scanned"].as_u64().is_some_and(|seen| seen >= 1_503));
 }
+
+/// The rights in the guide are enough to look, and nothing more is tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_only_look_can() {
+    let guide = include_str!("../../../src/guide/operations.md");
+    let rights = guide.split("ACL SETUSER looker on >password ").nth(1);
+    let rights = rights.and_then(|rest| rest.split("```").next());
+    let rights: Vec<&str> = rights.expect("the rights").split_whitespace().collect();
+    let ground = Ground::start();
+    let cache = ground.cache(|cache| cache).await;
+    cache.get("42").await.expect("loaded");
+    cache.invalidate_tag("team:9").await.expect("told");
+    let user = ["SETUSER", "looker", "on", ">password"];
+    ground.redis("ACL", &[&user[..], &rights].concat()).await;
+
+    let url = ground.server.url();
+    let url = url.replace("redis://", "redis://looker:password@");
+    for args in [
+        &["key", "42"][..],
+        &["leases"],
+        &["top"],
+        &["marks", "--tag", "team:9"],
+        &["watch", "--seconds", "0"],
+    ] {
+        let said = ground.inspect(&[args, &["--url", &url]].concat());
+        assert_eq!(said.code, 0, "{args:?} {}", said.err);
+    }
+    let denied = ground.inspect(&["invalidate", "42", "--url", &url]);
+    assert_eq!(denied.code, 3);
+    assert!(denied.err.contains("may not"), "{}", denied.err);
+}
