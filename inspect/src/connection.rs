@@ -59,10 +59,9 @@ impl Connection {
     async fn ask(&self, name: &'static str, args: &[&str]) -> FredResult<Value> {
         let command = CustomCommand::new_static(name, ClusterHash::FirstKey, false);
         let args: Vec<Value> = args.iter().map(|arg| Value::from(*arg)).collect();
-        self.client
-            .with_options(&self.options)
-            .custom(command, args)
-            .await
+        let client = self.client.with_options(&self.options);
+        // It is large, and many are awaited at once.
+        Box::pin(client.custom(command, args)).await
     }
 
     /// The server's clock, in milliseconds since the epoch.

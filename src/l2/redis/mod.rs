@@ -26,11 +26,11 @@ pub use self::breaker::Breaker;
 pub use self::builder::RedisBuilder;
 use self::clock::Clock;
 use self::errors::{is_silence, remote};
+#[cfg(feature = "inspect")]
+pub(crate) use self::operations::{tag_member, tags_key};
 use self::pauses::reconnect;
 #[cfg(feature = "tls")]
 pub use self::tls::Tls;
-#[cfg(feature = "inspect")]
-pub(crate) use self::operations::{tag_member, tags_key};
 use super::Listener;
 use crate::error::{BuildError, RemoteError, RemoteKind};
 use crate::random;
