@@ -1,14 +1,7 @@
-use tidegate::CacheKey;
+use tidegate_derive::CacheKey;
 
 #[derive(Clone, PartialEq, Eq, Hash, CacheKey)]
-struct UserId(u64);
-
-mod inner {
-    use super::CacheKey;
-
-    #[derive(Clone, PartialEq, Eq, Hash, CacheKey)]
-    #[cache_key(crate = "tidegate")]
-    pub struct TeamId(u64);
-}
+#[cache_key(crate = "tidegate")]
+pub struct TeamId(u64);
 
 fn main() {}

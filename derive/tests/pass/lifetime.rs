@@ -1,4 +1,4 @@
-use tidegate::CacheKey;
+use tidegate_derive::CacheKey;
 
 #[derive(Clone, PartialEq, Eq, Hash, CacheKey)]
 struct Report<Name>(Name);

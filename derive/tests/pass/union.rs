@@ -1,4 +1,4 @@
-use tidegate::CacheKey;
+use tidegate_derive::CacheKey;
 
 #[derive(Clone, Copy, CacheKey)]
 struct Number {
