@@ -2,6 +2,6 @@ use tidegate_derive::CacheKey;
 
 #[derive(Clone, PartialEq, Eq, Hash, CacheKey)]
 #[cache_key(crate = "tidegate")]
-pub struct TeamId(u64);
+struct TeamId(u64);
 
 fn main() {}
