@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 use std::io::Write as _;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 /// Encoded keys longer than this many bytes are replaced by their SHA-256, so that neither Redis
 /// keys nor bus messages grow with what a user sends.
-const LONGEST: usize = 200;
+pub(crate) const LONGEST: usize = 200;
 
 /// What is written beyond this goes into the hash at once: a long key needs no memory of its length.
 const SPILL: usize = 4096;
@@ -17,9 +18,37 @@ const SPILL: usize = 4096;
 ///
 /// A key writes its parts into a [`KeyBuf`], which keeps them apart: two different sequences of
 /// parts never give the same bytes. Implemented for integers, `bool`, `char`, strings, byte arrays
-/// and vectors, [`Uuid`](https://docs.rs/uuid) (feature `uuid`), and tuples of up to six of these.
+/// and vectors, [`Uuid`](https://docs.rs/uuid) (feature `uuid`), `Option`s, and tuples of up to six of
+/// these.
 ///
-/// For a type of your own, write the parts that make two keys different, in a fixed order:
+/// For a type of your own, derive it (feature `derive`): a struct writes its fields in their order, an
+/// enum the name of its variant and then its fields.
+///
+/// ```
+/// # #[cfg(feature = "derive")] {
+/// use tidegate::CacheKey;
+///
+/// #[derive(Clone, PartialEq, Eq, Hash, CacheKey)]
+/// struct Report { team: u64, month: String } // tidegate:reports:7,May
+///
+/// #[derive(Clone, PartialEq, Eq, Hash, CacheKey)]
+/// enum Page {
+///     Start,                        // tidegate:pages:Start
+///     Article(u64),                 // tidegate:pages:Article,42
+///     #[cache_key(rename = "Team")] // tidegate:pages:Team,7,2: what is there under the old name is found
+///     Group { id: u64, page: u32 },
+/// }
+/// # }
+/// ```
+///
+/// Names of fields are not written. So after two fields have changed places, or a variant has lost a
+/// field, an encoding may mean another key than before: raise the
+/// [`schema_version`](crate::CacheBuilder::schema_version) with such a change, and what was stored under
+/// the old meaning is a miss. Type parameters must be keys; where that is not what is needed,
+/// `#[cache_key(bound = "…")]` on the type replaces these bounds. Where tidegate has another name, or is
+/// re-exported, `#[cache_key(crate = "path::to::tidegate")]` says which.
+///
+/// By hand, write the parts that make two keys different, in a fixed order:
 ///
 /// ```
 /// use tidegate::{CacheKey, KeyBuf};
@@ -42,6 +71,11 @@ const SPILL: usize = 4096;
 /// beside its value, and counts entries, not bytes (unless a
 /// [weigher](crate::CacheBuilder::l1_weigher) does, which is given both): bound the length of
 /// what users send before it becomes a key.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no key of a cache",
+    label = "not a `CacheKey`",
+    note = "derive it, with the feature `derive` of tidegate: `#[derive(Clone, PartialEq, Eq, Hash, CacheKey)]`"
+)]
 pub trait CacheKey: Clone + Eq + std::hash::Hash + Send + Sync + 'static {
     /// Writes the parts of this key, always the same number of them in the same order (or such
     /// that the first parts tell how many follow).
@@ -98,6 +132,13 @@ impl KeyBuf {
         let _ = write!(self.bytes, "{number}");
     }
 
+    /// What is encoded already, as the whole key.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn push_encoded(&mut self, encoded: &[u8]) {
+        self.separate();
+        self.bytes.extend_from_slice(encoded);
+    }
+
     fn separate(&mut self) {
         if self.parts > 0 {
             self.bytes.push(b',');
@@ -105,7 +146,7 @@ impl KeyBuf {
         self.parts += 1;
     }
 
-    fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         if self.hashed.is_none() && self.bytes.len() <= LONGEST {
             return self.bytes;
         }
@@ -123,7 +164,7 @@ impl KeyBuf {
 
 /// Printable ASCII, less what separates segments (`:`), parts (`,`), hash tags of a cluster
 /// (`{}`), marks escapes (`%`) and hashed keys (`#`), and what a shell would mangle.
-fn plain(byte: u8) -> bool {
+pub(crate) fn plain(byte: u8) -> bool {
     byte.is_ascii_graphic() && !b":,{}%#\"'\\`".contains(&byte)
 }
 
@@ -145,6 +186,18 @@ pub(crate) fn namespace(prefix: &str, name: &str) -> Vec<u8> {
     bytes.extend_from_slice(&escaped.bytes);
     bytes.push(b':');
     bytes
+}
+
+// No key is named like these: encoded keys hold no `:`.
+
+/// The bus of a cache.
+pub(crate) fn bus(namespace: &[u8]) -> Vec<u8> {
+    [namespace, b":bus"].concat()
+}
+
+/// The key of a cache's marks. The braces put it and what a tier keeps beside it on one node of a cluster.
+pub(crate) fn marks(namespace: &[u8]) -> Vec<u8> {
+    [namespace, b":{marks}"].concat()
 }
 
 macro_rules! numbers {
@@ -203,6 +256,24 @@ impl CacheKey for uuid::Uuid {
     }
 }
 
+/// Says first whether there is something.
+impl<T: CacheKey> CacheKey for Option<T> {
+    fn encode(&self, key: &mut KeyBuf) {
+        match self {
+            None => key.push_str("None"),
+            Some(part) => {
+                key.push_str("Some");
+                part.encode(key);
+            }
+        }
+    }
+}
+
+/// One value, so no part.
+impl<T: ?Sized + Send + Sync + 'static> CacheKey for PhantomData<T> {
+    fn encode(&self, _: &mut KeyBuf) {}
+}
+
 macro_rules! tuples {
     ($(($($part:ident)+))*) => {$(
         impl<$($part: CacheKey),+> CacheKey for ($($part,)+) {
@@ -215,6 +286,25 @@ macro_rules! tuples {
     )*};
 }
 tuples!((A) (A B) (A B C) (A B C D) (A B C D E) (A B C D E F));
+
+#[cfg(all(test, feature = "derive"))]
+mod derived;
+
+/// The types of derived keys must be keys:
+///
+/// ```
+/// #[derive(Clone, PartialEq, Eq, Hash, tidegate::CacheKey)]
+/// struct Report { team: u64, month: String }
+/// ```
+///
+/// A `Duration` is none:
+///
+/// ```compile_fail,E0277
+/// #[derive(Clone, PartialEq, Eq, Hash, tidegate::CacheKey)]
+/// struct Report { team: u64, month: std::time::Duration }
+/// ```
+#[cfg(all(doctest, feature = "derive"))]
+struct PartsAreKeys;
 
 #[cfg(test)]
 mod tests {

@@ -125,6 +125,8 @@
 //! | `redis` | yes | [`Redis`], through the crate fred; without it the tree is half as large |
 //! | `bincode` | yes | [`Bincode`], the default codec; the crate bincode is no longer maintained (RUSTSEC-2025-0141) |
 //! | `json` | | [`Json`], through serde_json |
+//! | `derive` | | `#[derive(CacheKey)]`; a procedural macro, with crates that serde's derive brings anyway |
+//! | `inspect` | | `inspect`: what Redis holds, parsed, for tools; the command `tidegate-inspect` is one; nothing in the tree beyond `redis` |
 //! | `sealed` | | `Sealed`: what lies in Redis is encrypted, authenticated and bound to its key; pure Rust, through chacha20poly1305 |
 //! | `metrics` | | counters, gauges and histograms through the facade crate metrics; nothing on an L1 hit |
 //! | `tracing` | | spans of loads and of operations of the shared tier, events, through the crate tracing; nothing on an L1 hit |
@@ -166,6 +168,10 @@ pub use l2::{InProcess, SharedTier};
 pub use loader::{BatchLoader, CacheFor, Loaded, Loader, loader_fn};
 pub use many::{GetStream, Warm, WarmProgress};
 pub use stats::Stats;
+#[cfg(feature = "derive")]
+#[cfg_attr(docsrs, doc(cfg(feature = "derive")))]
+#[doc(no_inline)]
+pub use tidegate_derive::CacheKey;
 
 mod batch;
 mod builder;
@@ -181,6 +187,9 @@ mod error;
 pub mod fuzzing;
 pub mod guide;
 mod health;
+#[cfg(feature = "inspect")]
+#[cfg_attr(docsrs, doc(cfg(feature = "inspect")))]
+pub mod inspect;
 mod key;
 mod l1;
 mod l2;
@@ -199,7 +208,7 @@ mod ttl;
 pub mod write_behind;
 
 /// The README, compiled: its code must work.
-#[cfg(all(doctest, feature = "redis", feature = "bincode"))]
+#[cfg(all(doctest, feature = "redis", feature = "bincode", feature = "derive"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 

@@ -200,35 +200,10 @@ impl Header {
         if header[2] > FORMAT {
             return Err(Malformed::LaterFormat);
         }
-        let kind = match header[3] {
-            1 => Kind::Value,
-            2 => Kind::Negative,
-            3 => Kind::Lease,
-            4 => Kind::Failed,
-            5 => Kind::HoldOff,
-            _ => return Err(Malformed::Damaged),
-        };
-        let mut token = Token::default();
-        token.copy_from_slice(&header[4..HEAD]);
+        let parsed = Self::read(header).ok_or(Malformed::Damaged)?;
+        let kind = parsed.kind;
         let mut state = [0; 16];
         state.copy_from_slice(&header[HEAD..STATED]);
-        let parsed = Self {
-            kind,
-            token,
-            expired: kind != Kind::Lease && state != [0; 16],
-            codec: header[36],
-            schema: read_u16(header, 38),
-            tags: read_u16(header, 40),
-            key_hash: read_u64(header, 44),
-            created_ms: read_u64(header, 52),
-            fresh_ms: read_u64(header, 60),
-            load_cost_ms: u32::from_le_bytes([header[68], header[69], header[70], header[71]]),
-            era: Era {
-                id: read_u64(header, STAMP),
-                mark: read_u64(header, STAMP + 8),
-            },
-            version: version(header),
-        };
         let state_is_sound = match kind {
             Kind::Lease => state[0] <= 1 && state[1..] == [0; 15],
             Kind::Value | Kind::Negative => state == [0; 16] || is_expiry(&state),
@@ -257,6 +232,49 @@ impl Header {
         } else {
             Err(Malformed::Damaged)
         }
+    }
+
+    /// What the fields of a header say, unchecked but for the kind.
+    fn read(header: &[u8]) -> Option<Self> {
+        let kind = match header[3] {
+            1 => Kind::Value,
+            2 => Kind::Negative,
+            3 => Kind::Lease,
+            4 => Kind::Failed,
+            5 => Kind::HoldOff,
+            _ => return None,
+        };
+        let mut token = Token::default();
+        token.copy_from_slice(&header[4..HEAD]);
+        Some(Self {
+            kind,
+            token,
+            expired: kind != Kind::Lease && header[HEAD..STATED] != [0; 16],
+            codec: header[36],
+            schema: read_u16(header, 38),
+            tags: read_u16(header, 40),
+            key_hash: read_u64(header, 44),
+            created_ms: read_u64(header, 52),
+            fresh_ms: read_u64(header, 60),
+            load_cost_ms: u32::from_le_bytes([header[68], header[69], header[70], header[71]]),
+            era: Era {
+                id: read_u64(header, STAMP),
+                mark: read_u64(header, STAMP + 8),
+            },
+            version: version(header),
+        })
+    }
+
+    /// The header of a record of which only the beginning is here, so that its checksum says nothing.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn peek(start: &[u8], key_hash: u64) -> Result<Self, Malformed> {
+        let header = start.get(..HEADER).ok_or(Malformed::Damaged)?;
+        if header[..2] == MAGIC && header[2] > FORMAT {
+            return Err(Malformed::LaterFormat);
+        }
+        Self::read(header)
+            .filter(|read| header[..3] == [MAGIC[0], MAGIC[1], FORMAT] && read.key_hash == key_hash)
+            .ok_or(Malformed::Damaged)
     }
 }
 

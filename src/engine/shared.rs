@@ -48,10 +48,8 @@ impl<V> Shared<V> {
         channel_lease: Duration,
     ) -> Self {
         let namespace = key::namespace(tier.prefix(), name);
-        // No key is named like these: encoded keys hold no `:`.
-        let channel = [namespace.as_slice(), b":bus"].concat().into();
-        // The braces put it and what a tier keeps beside it on one node of a cluster.
-        let marks = [namespace.as_slice(), b":{marks}"].concat().into();
+        let channel = key::bus(&namespace).into();
+        let marks = key::marks(&namespace).into();
         let link = Link::new(channel_lease, tier.is_direct());
         Self {
             tier,

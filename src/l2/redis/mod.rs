@@ -26,6 +26,8 @@ pub use self::breaker::Breaker;
 pub use self::builder::RedisBuilder;
 use self::clock::Clock;
 use self::errors::{is_silence, remote};
+#[cfg(feature = "inspect")]
+pub(crate) use self::operations::{tag_member, tags_key};
 use self::pauses::reconnect;
 pub use self::server::{NodeStats, Role, ServerStats};
 #[cfg(feature = "tls")]
@@ -315,6 +317,16 @@ impl Redis {
 
     pub(crate) fn prefix(&self) -> &str {
         &self.shared.prefix
+    }
+
+    /// A client of its own with the same configuration, not connected yet; it gives up when at first it
+    /// cannot be.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn another_client(&self) -> Client {
+        let client = self.shared.pool.next();
+        let mut builder = Builder::from_config(client.client_config());
+        builder.set_connection_config(client.connection_config().clone());
+        bus_client(builder, true)
     }
 
     pub(crate) fn timeout(&self) -> Duration {

@@ -350,7 +350,7 @@ impl Redis {
             message.into(),
         ];
         args.extend(look.tags.into_iter().map(|tag| tag_member(tag).into()));
-        let keys = [key.clone(), [key, &b":tags"[..]].concat().into()];
+        let keys = [key.clone(), tags_key(key).into()];
         let reply = self
             .run_on((client, guarded), DOING, &scripts::MARKS, &keys, args)
             .await?;
@@ -494,8 +494,13 @@ fn bytes(bytes: Vec<u8>) -> Value {
     Value::Bytes(bytes.into())
 }
 
+/// Where the marks of tags are, beside the marks.
+pub(crate) fn tags_key(marks: &[u8]) -> Vec<u8> {
+    [marks, b":tags"].concat()
+}
+
 /// A tag among the marks.
-fn tag_member(tag: u64) -> String {
+pub(crate) fn tag_member(tag: u64) -> String {
     format!("t{tag:016x}")
 }
 

@@ -1,0 +1,7 @@
+use tidegate_derive::CacheKey;
+
+#[derive(Clone, PartialEq, Eq, Hash, CacheKey)]
+#[cache_key(crate = "tidegate")]
+struct TeamId(u64);
+
+fn main() {}

@@ -1,0 +1,9 @@
+use tidegate_derive::CacheKey;
+
+#[derive(Clone, PartialEq, Eq, Hash, CacheKey)]
+enum Page {
+    #[cache_key(rename = "a")] Start,
+    Team,
+}
+
+fn main() {}

@@ -1,0 +1,157 @@
+//! A server, caches on it, and the inspector.
+
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tidegate::fred::interfaces::ClientLike as _;
+use tidegate::fred::types::{ClusterHash, CustomCommand};
+use tidegate::{BoxError, Cache, CacheBuilder, CacheFor, Loaded, Loader, Redis, inspect};
+use tokio::sync::Semaphore;
+
+use crate::server::Server;
+
+/// Answers what a test says, and waits at a gate where the key begins with `gated`.
+#[derive(Clone)]
+pub(crate) struct Source {
+    pub(crate) loads: Arc<AtomicUsize>,
+    pub(crate) gate: Arc<Semaphore>,
+}
+
+impl Loader for Source {
+    type Key = String;
+    type Value = String;
+    type Error = BoxError;
+
+    async fn load(&self, key: &String) -> Result<Loaded<String>, BoxError> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
+        if key.starts_with("gated") {
+            self.gate.acquire().await.map_err(BoxError::new)?.forget();
+        }
+        if let Some(size) = key.strip_prefix("size ") {
+            // So that the load costs something.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let size = size.parse().map_err(BoxError::new)?;
+            return Ok(Loaded::found("x".repeat(size)));
+        }
+        match key.as_str() {
+            "absent" => Ok(Loaded::missing()),
+            "failing" => Err("the source is down".into()),
+            _ => Ok(Loaded::found(format!("value of {key}"))
+                .version(9)
+                .tag("team:7")),
+        }
+    }
+}
+
+pub(crate) struct Ground {
+    pub(crate) server: Server,
+    pub(crate) source: Source,
+}
+
+/// What the inspector said.
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Said {
+    pub(crate) fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code().expect("it ended by itself"),
+            out: String::from_utf8(output.stdout).expect("a text"),
+            err: String::from_utf8(output.stderr).expect("a text"),
+        }
+    }
+
+    /// The line of a table that begins with this word, without it.
+    pub(crate) fn field(&self, name: &str) -> &str {
+        let mut lines = self.out.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix("  "));
+        value
+            .unwrap_or_else(|| panic!("no {name:?} in:\n{}", self.out))
+            .trim()
+    }
+}
+
+impl Ground {
+    pub(crate) fn start() -> Self {
+        Self {
+            server: Server::start().expect("a server"),
+            source: Source {
+                loads: Arc::default(),
+                gate: Arc::new(Semaphore::new(0)),
+            },
+        }
+    }
+
+    /// A process of the fleet.
+    pub(crate) async fn cache(
+        &self,
+        settings: impl FnOnce(CacheBuilder<Source>) -> CacheBuilder<Source>,
+    ) -> CacheFor<Source> {
+        let redis = Redis::builder(&self.server.url()).timeout(Duration::from_secs(2));
+        let redis = redis.connect().await.expect("connected");
+        let cache = Cache::builder("users", self.source.clone()).l2(redis);
+        settings(cache).build().expect("sound settings")
+    }
+
+    pub(crate) fn loads(&self) -> usize {
+        self.source.loads.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate-inspect"));
+        command
+            .env("TIDEGATE_URL", self.server.url())
+            .args(["--name", "users"])
+            .args(args);
+        command
+    }
+
+    pub(crate) fn inspect(&self, args: &[&str]) -> Said {
+        Said::of(self.command(args).output().expect("the inspector runs"))
+    }
+
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
+        let said = self.inspect(&[args, &["--json"]].concat());
+        serde_json::from_str(&said.out)
+            .unwrap_or_else(|error| panic!("{error}: {}{}", said.out, said.err))
+    }
+
+    /// The JSON once it is as awaited.
+    pub(crate) async fn json_when(&self, args: &[&str], is: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let json = self.json(args);
+            if is(&json) {
+                return json;
+            }
+            assert!(Instant::now() < deadline, "{json:#}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// One command, in words.
+    pub(crate) async fn redis(&self, name: &'static str, args: &[&str]) {
+        let handle = Redis::open(&self.server.url()).expect("a URL");
+        let client = inspect::client(&handle);
+        client.init().await.expect("connected");
+        let command = CustomCommand::new_static(name, ClusterHash::FirstKey, false);
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let sent = client.custom::<(), String>(command, args).await;
+        sent.expect("an answer");
+    }
+}
+
+/// Waits for what is about to happen.
+pub(crate) async fn until(is: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is() {
+        assert!(Instant::now() < deadline, "it does not happen");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,119 @@
+use super::EncodedKey;
+use crate::l2::message::{self, About};
+
+/// What a message on the bus says.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Keys were dropped.
+    Invalidate,
+    /// Keys were given new values by hand.
+    Insert,
+    /// The lease on a key is gone: who waits for it looks again.
+    Wake,
+    /// Entries are not fresh any more.
+    Expire,
+    /// Nothing but the marks; for the process that sent it.
+    Beat,
+    /// Everything was dropped.
+    InvalidateAll,
+    /// Everything with a tag was dropped.
+    InvalidateTag,
+}
+
+/// A message of a cache's bus.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// What it says.
+    pub operation: Operation,
+    /// Random, one per handle of a cache: who says it.
+    pub origin: [u8; 16],
+    /// Its number among those of its origin that change something; of others zero or, of a beat, its own.
+    pub number: u64,
+    /// The keys, where it is about keys.
+    pub keys: Vec<EncodedKey>,
+    /// The hash of the tag, where it is about one.
+    pub tag: Option<u64>,
+    /// Era, mark, and mark of the last invalidation of everything, where it is about these.
+    pub marks: Option<(u64, u64, u64)>,
+}
+
+impl Message {
+    /// Parses what came over [`Names::bus`](super::Names::bus). `None`: of a later format, or nothing of
+    /// ours; a cache takes it for a gap.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let parsed = message::Message::parse(bytes)?;
+        let operation = match parsed.operation {
+            message::Operation::Invalidate => Operation::Invalidate,
+            message::Operation::Insert => Operation::Insert,
+            message::Operation::Wake => Operation::Wake,
+            message::Operation::Expire => Operation::Expire,
+            message::Operation::Beat => Operation::Beat,
+            message::Operation::InvalidateAll => Operation::InvalidateAll,
+            message::Operation::InvalidateTag => Operation::InvalidateTag,
+        };
+        let (mut keys, mut tag, mut marks) = (Vec::new(), None, None);
+        match parsed.about {
+            About::Keys(encoded) => {
+                let encoded = encoded.into_iter().map(super::text);
+                keys.extend(encoded.map(EncodedKey));
+            }
+            About::Marks {
+                tag: hash, marked, ..
+            } => {
+                tag = (operation == Operation::InvalidateTag).then_some(hash);
+                marks = Some((marked.era, marked.mark, marked.all));
+            }
+        }
+        Some(Self {
+            operation,
+            origin: parsed.origin,
+            number: parsed.number,
+            keys,
+            tag,
+            marks,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::marks::Marked;
+
+    #[test]
+    fn messages_are_parsed() {
+        let said = |operation, about| {
+            message::Message {
+                operation,
+                origin: [3; 16],
+                number: 4,
+                about,
+            }
+            .to_bytes()
+        };
+        let keys = said(
+            message::Operation::Expire,
+            About::Keys(vec![b"42", b"a%2Cb"]),
+        );
+        let parsed = Message::parse(&keys).expect("a message");
+        assert_eq!((parsed.operation, parsed.number), (Operation::Expire, 4));
+        assert_eq!(parsed.origin, [3; 16]);
+        let texts: Vec<_> = parsed.keys.iter().map(EncodedKey::as_str).collect();
+        assert_eq!(texts, ["42", "a%2Cb"]);
+        assert_eq!((parsed.tag, parsed.marks), (None, None));
+
+        let marked = Marked::default();
+        let mut tag = said(
+            message::Operation::InvalidateTag,
+            About::Marks { tag: 9, marked },
+        );
+        for number in [1_u64, 2, 3] {
+            tag.extend_from_slice(&number.to_le_bytes());
+        }
+        let parsed = Message::parse(&tag).expect("a message");
+        assert_eq!((parsed.tag, parsed.marks), (Some(9), Some((1, 2, 3))));
+        assert_eq!(Message::parse(&tag[1..]), None);
+    }
+}

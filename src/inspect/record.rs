@@ -1,0 +1,254 @@
+use super::Marks;
+use crate::codec::envelope::{self, Header, Malformed, WAITERS};
+
+/// What a record is.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A value.
+    Value,
+    /// An absence: the source of truth has nothing under this key.
+    Negative,
+    /// A lease: somebody loads.
+    Lease,
+    /// A load failed, and for some time there is no attempt.
+    Failed,
+    /// After an invalidation, nothing is stored for some time.
+    HoldOff,
+}
+
+/// A record, read.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// What it is. What the other fields mean depends on it.
+    pub kind: Kind,
+    /// Random: names this version of the value, or this one load. It is all that tells who holds a lease.
+    pub token: [u8; 16],
+    /// When it was made, in milliseconds since the epoch by the clock of the server.
+    pub created_ms: u64,
+    /// Value or absence: fresh for so many milliseconds; failed load: no attempt for so many; else 0.
+    pub fresh_ms: u64,
+    /// Value or absence: expired by hand.
+    pub expired: bool,
+    /// Lease: somebody in another process waits for it.
+    pub waited_for: bool,
+    /// Value or absence: what a load costs, in milliseconds; else 0.
+    pub load_cost_ms: u32,
+    /// Lease, failed load: loads that failed in a row; else 0.
+    pub failures: u32,
+    /// Value: the [id](crate::Codec::id) of the codec that wrote it; else 0.
+    pub codec: u8,
+    /// Value: the [`schema_version`](crate::CacheBuilder::schema_version); else 0.
+    pub schema_version: u16,
+    /// Value or absence: the [hashes](super::tag_hash) of its tags.
+    pub tags: Vec<u64>,
+    /// The era that its load began in.
+    pub era: u64,
+    /// The last mark that was known before its load began.
+    pub mark: u64,
+    /// The [version](crate::Loaded::version) that the loader gave it; 0 for none.
+    pub version: u64,
+    /// Bytes of the encoded value.
+    pub payload_bytes: usize,
+}
+
+/// Why bytes cannot be read as a record.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// Not a record of this key, or damaged. A cache takes it for nothing and replaces it.
+    #[error("no record of this key, or a damaged one")]
+    Damaged,
+    /// A record of a later format, which is left alone.
+    #[error("a record of a later format")]
+    LaterFormat,
+}
+
+impl Record {
+    /// Bytes of a record's beginning that are enough for [`peek`](Self::peek), its tags included.
+    pub const START: usize = envelope::HEADER + 8 * envelope::MOST_TAGS;
+
+    /// Reads what lies under a key, a [record](super::Names::record) or a [claim](super::Names::claim),
+    /// as strictly as a cache does.
+    ///
+    /// # Errors
+    ///
+    /// [`Unreadable`] when a cache would not take it.
+    pub fn parse(redis_key: &[u8], bytes: &[u8]) -> Result<Self, Unreadable> {
+        let (header, body) = Header::parse(bytes, envelope::key_hash(redis_key))?;
+        let waited_for = bytes.get(WAITERS) == Some(&1);
+        let tags = body.tags().collect();
+        Ok(Self::of(&header, waited_for, tags, body.payload.len()))
+    }
+
+    /// Reads the [beginning](Self::START) of a record of so many bytes. Cheaper than
+    /// [`parse`](Self::parse), and no damage is noticed, for the checksum covers the whole.
+    ///
+    /// # Errors
+    ///
+    /// [`Unreadable`] when it is no record of this key.
+    pub fn peek(redis_key: &[u8], start: &[u8], bytes: usize) -> Result<Self, Unreadable> {
+        let header = Header::peek(start, envelope::key_hash(redis_key))?;
+        let waited_for = start.get(WAITERS) == Some(&1);
+        let tags: Vec<u64> = envelope::tags(start, &header).collect();
+        let payload = bytes.saturating_sub(envelope::HEADER + 8 * usize::from(header.tags));
+        Ok(Self::of(&header, waited_for, tags, payload))
+    }
+
+    fn of(header: &Header, waited_for: bool, tags: Vec<u64>, payload_bytes: usize) -> Self {
+        let kind = match header.kind {
+            envelope::Kind::Value => Kind::Value,
+            envelope::Kind::Negative => Kind::Negative,
+            envelope::Kind::Lease => Kind::Lease,
+            envelope::Kind::Failed => Kind::Failed,
+            envelope::Kind::HoldOff => Kind::HoldOff,
+        };
+        // One field of the record, with two meanings.
+        let (load_cost_ms, failures) = match kind {
+            Kind::Lease | Kind::Failed => (0, header.load_cost_ms),
+            _ => (header.load_cost_ms, 0),
+        };
+        Self {
+            kind,
+            token: header.token,
+            created_ms: header.created_ms,
+            fresh_ms: header.fresh_ms,
+            expired: header.expired,
+            waited_for: kind == Kind::Lease && waited_for,
+            load_cost_ms,
+            failures,
+            codec: header.codec,
+            schema_version: header.schema,
+            tags,
+            era: header.era.id,
+            mark: header.era.mark,
+            version: header.version,
+            payload_bytes,
+        }
+    }
+
+    /// Whether it was invalidated as a whole since its load began: it lies there and is not answered.
+    /// `latest`: the latest mark of its tags, or 0 where it has none.
+    pub fn is_dead(&self, marks: &Marks, latest: u64) -> bool {
+        let of_tags = if self.tags.is_empty() {
+            0
+        } else {
+            latest.max(marks.floor)
+        };
+        self.era != marks.era || self.mark < marks.all.max(of_tags)
+    }
+}
+
+impl From<Malformed> for Unreadable {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            Malformed::Damaged => Self::Damaged,
+            Malformed::LaterFormat => Self::LaterFormat,
+        }
+    }
+}
+
+/// What a codec is called, by its [id](crate::Codec::id).
+pub fn codec_name(id: u8) -> &'static str {
+    match id {
+        1 => "bincode",
+        2 => "json",
+        16 => "sealed",
+        128.. => "a codec of the user's",
+        _ => "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &[u8] = b"tidegate:users:42";
+
+    /// Header and bytes of a value with two tags.
+    fn value() -> Vec<u8> {
+        let hash = envelope::key_hash(KEY);
+        let mut header = Header::plain(envelope::Kind::Value, [7; 16], hash, 1_000);
+        (header.codec, header.schema, header.tags) = (2, 3, 2);
+        (header.fresh_ms, header.load_cost_ms, header.version) = (500, 20, 9);
+        (header.era.id, header.era.mark) = (5, 6);
+        let mut record = Header::reserve();
+        record.extend_from_slice(&11_u64.to_le_bytes());
+        record.extend_from_slice(&12_u64.to_le_bytes());
+        record.extend_from_slice(b"payload");
+        header.seal(&mut record);
+        record
+    }
+
+    #[test]
+    fn every_field_is_where_it_belongs() {
+        let bytes = value();
+        let record = Record::parse(KEY, &bytes).expect("a record");
+        assert_eq!((record.kind, record.token), (Kind::Value, [7; 16]));
+        assert_eq!((record.created_ms, record.fresh_ms), (1_000, 500));
+        assert_eq!((record.load_cost_ms, record.failures), (20, 0));
+        assert_eq!((record.codec, record.schema_version), (2, 3));
+        assert_eq!((record.era, record.mark, record.version), (5, 6, 9));
+        assert_eq!((&record.tags[..], record.payload_bytes), (&[11, 12][..], 7));
+        assert!(!record.expired && !record.waited_for);
+        let start = &bytes[..bytes.len() - 7];
+        assert_eq!(Record::peek(KEY, start, bytes.len()), Ok(record));
+    }
+
+    #[test]
+    fn leases_say_who_waits_and_how_often_loads_failed() {
+        let hash = envelope::key_hash(KEY);
+        let mut header = Header::plain(envelope::Kind::Lease, [8; 16], hash, 2_000);
+        header.load_cost_ms = 4;
+        let mut bytes = header.to_record();
+        let read = |bytes: &[u8]| Record::parse(KEY, bytes).expect("a record");
+        assert_eq!((read(&bytes).failures, read(&bytes).load_cost_ms), (4, 0));
+        assert!(!read(&bytes).waited_for);
+        bytes[WAITERS] = 1;
+        assert!(read(&bytes).waited_for && !read(&bytes).expired);
+        assert!(Record::peek(KEY, &bytes, bytes.len()).is_ok_and(|lease| lease.waited_for));
+    }
+
+    #[test]
+    fn what_a_cache_would_not_take_is_refused() {
+        let mut bytes = value();
+        let other = b"tidegate:users:43";
+        assert_eq!(Record::parse(other, &bytes), Err(Unreadable::Damaged));
+        assert_eq!(Record::peek(other, &bytes, 127), Err(Unreadable::Damaged));
+        assert_eq!(
+            Record::peek(KEY, &bytes[..99], 99),
+            Err(Unreadable::Damaged)
+        );
+        bytes[2] = 2;
+        assert_eq!(Record::peek(KEY, &bytes, 127), Err(Unreadable::LaterFormat));
+        bytes[2] = 1;
+        *bytes.last_mut().expect("bytes") ^= 1;
+        assert_eq!(Record::parse(KEY, &bytes), Err(Unreadable::Damaged));
+        assert!(Record::peek(KEY, &bytes, 127).is_ok());
+        bytes[0] = b'X';
+        assert_eq!(Record::peek(KEY, &bytes, 127), Err(Unreadable::Damaged));
+    }
+
+    #[test]
+    fn what_was_invalidated_as_a_whole_is_dead() {
+        let record = Record::parse(KEY, &value()).expect("a record");
+        let marks = |era, all, floor| Marks {
+            era,
+            mark: 9,
+            all,
+            tagged: 9,
+            floor,
+        };
+        assert!(!record.is_dead(&marks(5, 6, 0), 6));
+        assert!(record.is_dead(&marks(4, 6, 0), 6), "another era");
+        assert!(record.is_dead(&marks(5, 7, 0), 6), "everything");
+        assert!(record.is_dead(&marks(5, 6, 0), 7), "a tag");
+        assert!(record.is_dead(&marks(5, 6, 7), 0), "perhaps a tag");
+        let untagged = Record {
+            tags: Vec::new(),
+            ..record
+        };
+        assert!(!untagged.is_dead(&marks(5, 6, 7), 7));
+    }
+}
