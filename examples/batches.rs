@@ -84,7 +84,10 @@ impl Loader for Users {
 impl BatchLoader for Users {
     async fn load_many(&self, ids: &[u64]) -> Result<HashMap<u64, Loaded<String>>, BoxError> {
         let found = self.select(ids).await?;
-        Ok(found.into_iter().map(|(id, name)| (id, name.into())).collect())
+        Ok(found
+            .into_iter()
+            .map(|(id, name)| (id, name.into()))
+            .collect())
     }
 }
 
@@ -121,7 +124,11 @@ impl Process {
     ) -> Result<Self, Box<dyn Error>> {
         let (tier, faults): (InProcess, Faults) = InProcess::with_faults();
         let database = Users::new(to_database)?;
-        let process = || settings(Cache::builder("users", database.clone())).l2(tier.clone()).build();
+        let process = || {
+            settings(Cache::builder("users", database.clone()))
+                .l2(tier.clone())
+                .build()
+        };
         if warm {
             // By another process.
             process()?.get_many(&lines()).await;
@@ -175,11 +182,20 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let alone: fn(CacheBuilder<Users>) -> CacheBuilder<Users> = |builder| builder;
     let batched: fn(CacheBuilder<Users>) -> CacheBuilder<Users> =
         |builder| builder.batched(Batching::new());
-    println!("{LINES} lines with {USERS} users; L2 is {TO_L2:?} away, the database {TO_DATABASE:?}\n");
-    println!("| the page | queries | commands to L2 | round trips to L2, one after the other | time |");
+    println!(
+        "{LINES} lines with {USERS} users; L2 is {TO_L2:?} away, the database {TO_DATABASE:?}\n"
+    );
+    println!(
+        "| the page | queries | commands to L2 | round trips to L2, one after the other | time |"
+    );
     println!("|---|---|---|---|---|");
     let rows = [
-        ("N+1: one `get` after the other, cold", alone, Way::OneByOne, false),
+        (
+            "N+1: one `get` after the other, cold",
+            alone,
+            Way::OneByOne,
+            false,
+        ),
         ("as many concurrent `get`s, cold", alone, Way::AtOnce, false),
         ("the same, micro-batched", batched, Way::AtOnce, false),
         ("`get_many`, cold", batched, Way::Many, false),
@@ -188,9 +204,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
     ];
     for (what, settings, way, warm) in rows {
         // With a database that takes no time, only the ways to L2 are left.
-        let near = Process::new(settings, Duration::ZERO, warm).await?.page(way).await?;
+        let near = Process::new(settings, Duration::ZERO, warm)
+            .await?
+            .page(way)
+            .await?;
         let trips = near.took.as_millis() / TO_L2.as_millis();
-        let cost = Process::new(settings, TO_DATABASE, warm).await?.page(way).await?;
+        let cost = Process::new(settings, TO_DATABASE, warm)
+            .await?
+            .page(way)
+            .await?;
         println!(
             "| {what} | {} | {} | {trips} | {} ms |",
             cost.queries,
