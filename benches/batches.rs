@@ -234,7 +234,7 @@ fn found(got: Vec<Got>) -> Result<(), BoxError> {
 
 async fn concurrently(cache: &Cached, ids: &[u64]) -> Result<(), BoxError> {
     let mut running = JoinSet::new();
-    for id in ids.iter().copied() {
+    for &id in ids {
         let cache = cache.clone();
         running.spawn(async move { cache.get(&id).await });
     }

@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep};
 const LINES: u64 = 200;
 const USERS: u64 = 100;
 /// A round trip to L2, and a query.
-const TO_L2: Duration = Duration::from_millis(1);
+const TO_L2: Duration = Duration::from_millis(2);
 const TO_DATABASE: Duration = Duration::from_millis(4);
 
 /// The table of users, at a distance.

@@ -275,8 +275,9 @@ impl<L: Loader> CacheBuilder<L> {
 
     /// How many loads may run at once in this process, for this cache. Others wait their turn:
     /// refreshes and loads of what was there before go first, then unknown keys, each in the order in
-    /// which they came. One that would not get its turn within `load_timeout`, as long as loads take,
-    /// is answered [`Error::Overloaded`](crate::Error::Overloaded), or a stale value, at once.
+    /// which they came. One that could not get its turn and end within `load_timeout`, as long as loads
+    /// take, is answered [`Error::Overloaded`](crate::Error::Overloaded), or a stale value, at once: set
+    /// that to what callers wait, and a source that is overloaded does nothing for nobody.
     ///
     /// Default: unlimited. It is what protects a database when many different keys are cold at
     /// once, or when Redis is gone: then every process loads for itself, and `p` processes with `k` keys

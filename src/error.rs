@@ -97,8 +97,8 @@ pub enum Error<E = BoxError> {
 
     /// The load found no free place among
     /// [`max_concurrent_loads`](crate::CacheBuilder::max_concurrent_loads) within
-    /// [`load_timeout`](crate::CacheBuilder::load_timeout), or would have found none: the source was not
-    /// asked. Shed load, or
+    /// [`load_timeout`](crate::CacheBuilder::load_timeout), or would have found none early enough to end: the
+    /// source was not asked. Shed load, or
     /// raise the limit if the source can bear it.
     #[error("no load could start in time: as many are running as max_concurrent_loads allows")]
     Overloaded,
@@ -155,8 +155,12 @@ struct Remote {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RemoteKind {
     Unreachable,
+    #[cfg(feature = "redis")]
+    Tls,
     Timeout,
     Refused,
+    #[cfg(feature = "redis")]
+    Denied,
     Unencodable,
     Superseded,
     Closed,
@@ -183,13 +187,19 @@ impl RemoteError {
         }))
     }
 
-    pub(crate) fn kind(&self) -> RemoteKind {
-        self.0.kind
-    }
-
     /// No connection: refused, lost, or never made. Nothing was changed in Redis.
     pub fn is_unreachable(&self) -> bool {
-        self.0.kind == RemoteKind::Unreachable
+        self.0.kind == RemoteKind::Unreachable || self.is_tls()
+    }
+
+    /// No connection, because of TLS: a certificate that is not trusted, has expired or bears another
+    /// name, a client certificate that is missing or not wanted, or no TLS at the other end. The source
+    /// says which. [`is_unreachable`](Self::is_unreachable) is true as well.
+    pub fn is_tls(&self) -> bool {
+        #[cfg(feature = "redis")]
+        return self.0.kind == RemoteKind::Tls;
+        #[cfg(not(feature = "redis"))]
+        false
     }
 
     /// No answer in time. The command may have been carried out, or may yet be; repeat the call,
@@ -200,7 +210,17 @@ impl RemoteError {
 
     /// The server answered an error (`-READONLY`, `-OOM`, `-NOPERM`, …): see the source.
     pub fn is_refused(&self) -> bool {
-        self.0.kind == RemoteKind::Refused
+        self.0.kind == RemoteKind::Refused || self.is_denied()
+    }
+
+    /// The server does not let this user in, or do this: a wrong password, or a right that is missing.
+    /// The source names it; from [`connect`](crate::RedisBuilder::connect) it has the ACL rules to add.
+    /// [`is_refused`](Self::is_refused) is true as well.
+    pub fn is_denied(&self) -> bool {
+        #[cfg(feature = "redis")]
+        return self.0.kind == RemoteKind::Denied;
+        #[cfg(not(feature = "redis"))]
+        false
     }
 
     /// The codec could not encode the value, or the record would be larger than
@@ -225,8 +245,12 @@ impl fmt::Display for RemoteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.0.kind {
             RemoteKind::Unreachable => "the shared tier cannot be reached",
+            #[cfg(feature = "redis")]
+            RemoteKind::Tls => "there is no TLS connection to the shared tier",
             RemoteKind::Timeout => "the shared tier did not answer in time",
             RemoteKind::Refused => "the shared tier refused",
+            #[cfg(feature = "redis")]
+            RemoteKind::Denied => "the shared tier denies it to this user",
             RemoteKind::Unencodable => "the value cannot be stored in the shared tier",
             RemoteKind::Superseded => "the entry there has a later version",
             RemoteKind::Closed => "the cache is closed",
@@ -316,6 +340,18 @@ pub enum BuildError {
     /// for it may hold a password.
     #[error("the Redis URL cannot be understood: {reason}")]
     Url {
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// The URL asks for TLS (`rediss://`), which this build cannot do.
+    #[error("the Redis URL asks for TLS: enable the feature `tls` of tidegate")]
+    NoTls,
+
+    /// A setting of `Tls` that cannot be used: a certificate or a key that is none, a key of another
+    /// certificate, a system without certificates of CAs.
+    #[error("TLS cannot be set up: {reason}")]
+    Tls {
         /// What is wrong with it.
         reason: String,
     },

@@ -19,6 +19,9 @@ pub struct Health {
     pub pending_repairs: usize,
     /// Whether the last operation of the shared tier was answered.
     pub l2_reachable: bool,
+    /// What Redis denies to the user of this process, in words and with the ACL rules to add; or that
+    /// it does not let the user in. `None`: nothing that is known of.
+    pub denied: Option<Arc<str>>,
 }
 
 /// The state of the invalidation bus, as one process sees it.
@@ -56,6 +59,11 @@ pub enum Event {
     BreakerOpened,
     /// The server answers again.
     BreakerClosed,
+    /// The server does not let the user in, or denies something to it that the shared tier needs:
+    /// [`Health::denied`] says what. Look-ups go on, with less of the shared tier or without it.
+    Denied,
+    /// Nothing is denied any more.
+    Granted,
     /// The shared tier did not confirm an invalidation; it is repeated until it does.
     RepairPending,
     /// So many invalidations are unconfirmed that everything is invalidated instead.

@@ -126,7 +126,9 @@
 //! | `json` | | [`Json`], through serde_json |
 //! | `sealed` | | `Sealed`: what lies in Redis is encrypted, authenticated and bound to its key; pure Rust, through chacha20poly1305 |
 //! | `uuid` | | [`CacheKey`] for `uuid::Uuid` |
+//! | `tls` | | `rediss://` and `Tls`, through rustls with ring and the system's CAs; 15 crates beyond `redis`, and a C compiler to build ring |
 //! | `write-behind` | | `write_behind`: writes that Redis accepts now and the source of truth gets later, and what of them can be lost; nothing in the tree beyond `redis` |
+//! | `testing` | | `testing`: an embedded tier that fails as a Redis does, and a loader that fails on command, for the tests of your service; nothing in the tree |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -151,6 +153,9 @@ pub use error::{BoxError, BuildError, Error, RemoteError, WriteError};
 pub use fred;
 pub use health::{Channel, Event, Health};
 pub use key::{CacheKey, KeyBuf};
+#[cfg(feature = "tls")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+pub use l2::redis::Tls;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use l2::redis::{Breaker, Redis, RedisBuilder};
@@ -180,6 +185,9 @@ mod loader;
 mod many;
 mod random;
 mod stats;
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+pub mod testing;
 mod ttl;
 #[cfg(feature = "write-behind")]
 #[cfg_attr(docsrs, doc(cfg(feature = "write-behind")))]

@@ -76,7 +76,7 @@ where
         self.tell(&Event::ChannelUp);
     }
 
-    #[cfg(any(feature = "redis", all(test, feature = "bincode")))]
+    #[cfg(any(feature = "redis", feature = "testing", all(test, feature = "bincode")))]
     fn on_down(&self) {
         if let Some(shared) = &self.shared {
             let was_up = shared.link.is_up();
@@ -99,6 +99,16 @@ where
         } else {
             self.repairs.nudge.notify_one();
             self.tell(&Event::BreakerClosed);
+        }
+    }
+
+    #[cfg(feature = "redis")]
+    fn on_denied(&self, denied: bool) {
+        if denied {
+            self.tell(&Event::Denied);
+        } else {
+            self.repairs.nudge.notify_one();
+            self.tell(&Event::Granted);
         }
     }
 }

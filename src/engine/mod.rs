@@ -571,6 +571,7 @@ where
             gaps: self.stats.snapshot().gaps,
             pending_repairs: self.repairs.len(),
             l2_reachable: link.is_some_and(shared::Link::is_reachable),
+            denied: self.shared.as_ref().and_then(|shared| shared.tier.denied()),
         }
     }
 
@@ -584,7 +585,7 @@ where
 
     pub(crate) async fn close(&self) {
         self.tasks.close().await;
-        self.last_repairs().await;
+        Box::pin(self.last_repairs()).await;
         if let Some(shared) = &self.shared {
             shared.link.set_down(Instant::now());
             shared.link.nudge.notify_one();

@@ -22,7 +22,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::Engine;
 use super::flight::{Aim, Failure, Flight, Found, Outcome};
 use super::lease::{Lease, Seen, Waited};
 use super::load::{Nesting, Place};
@@ -30,9 +29,10 @@ use super::marks::{News, Verdict};
 use super::refresh::{self, Replaces};
 use super::shared::{RemoteKey, Shared};
 use super::tasks::Running;
+use super::{Engine, Local};
 use crate::codec::RecordContext;
 use crate::codec::envelope::{Era, Header, Kind, MOST_TAGS, Malformed, STATED};
-use crate::entry::{Freshness, Source};
+use crate::entry::{Freshness, Read, Source};
 use crate::error::{Error, RemoteError};
 use crate::key::CacheKey;
 use crate::l1::Answer;
@@ -650,15 +650,23 @@ where
         nesting: &Nesting,
         place: Option<Place<V, E>>,
     ) -> Landing<V, E> {
-        if flight.offered().is_none() {
-            // Now that it is known, L1 may answer for a while what it could not when the call came.
-            if let Some(local) = self.look(key, Instant::now()) {
-                flight.offer(local.found());
-            }
+        // Now that it is known, L1 may answer for a while what it could not when the call came.
+        let local = self.look(key, Instant::now());
+        let is_fresh = |local: &Local<V>| local.is_for(Read::fresh());
+        let has_l1 = !flight.past_l1 && local.as_ref().is_some_and(is_fresh);
+        if let Some(local) = local.filter(|_| flight.offered().is_none()) {
+            flight.offer(local.found());
         }
         let fresh = |found: Found<V>| found.life.freshness(Instant::now()) == Freshness::Fresh;
-        if matches!(flight.aim, Aim::Replace(_)) && flight.offered().is_some_and(fresh) {
+        let is_done = match flight.aim {
+            Aim::Load => false,
             // There is time, and without L2 everybody would load for himself.
+            Aim::Replace(_) => flight.offered().is_some_and(fresh),
+            // Whoever waits finds it there. Else every process would load every key that is asked for
+            // at the moment when L2 is lost.
+            Aim::Any | Aim::Fresh => has_l1,
+        };
+        if is_done {
             return Landing::nothing();
         }
         if let Some(error) = &flight.spared {

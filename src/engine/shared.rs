@@ -167,7 +167,7 @@ impl<V> Shared<V> {
     pub(crate) fn note<T>(&self, result: &Result<T, RemoteError>) {
         let reachable = match result {
             Ok(_) => true,
-            Err(error) => !matches!(error.kind(), RemoteKind::Unreachable | RemoteKind::Timeout),
+            Err(error) => !(error.is_unreachable() || error.is_timeout()),
         };
         self.link.reachable.store(reachable, Ordering::Relaxed);
     }

@@ -25,6 +25,9 @@ use self::testing::Wire;
 #[cfg(all(test, feature = "bincode"))]
 pub(crate) use self::testing::{Gate, When};
 
+#[cfg(feature = "testing")]
+pub(crate) mod faults;
+
 /// A shared tier within this process: for examples, tests and services of one node.
 ///
 /// `Clone` gives another handle to the same tier. Several caches of one name on one `InProcess`
@@ -77,6 +80,8 @@ struct Shared {
     /// How long an operation may be on its way over wires, and its answer too.
     #[cfg(all(test, feature = "bincode"))]
     latency_ms: AtomicU64,
+    #[cfg(feature = "testing")]
+    trouble: Option<faults::Trouble>,
 }
 
 #[derive(Default)]
@@ -214,6 +219,31 @@ impl Stored {
     }
 }
 
+impl Shared {
+    fn new() -> Self {
+        let wall = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO);
+        Self {
+            store: Mutex::default(),
+            listeners: Mutex::default(),
+            said: Mutex::default(),
+            telling: Mutex::default(),
+            commands: AtomicU64::new(0),
+            started_ms: ttl::millis(wall),
+            started: Instant::now(),
+            #[cfg(all(test, feature = "bincode"))]
+            gates: Mutex::default(),
+            #[cfg(all(test, feature = "bincode"))]
+            wires: Mutex::default(),
+            #[cfg(all(test, feature = "bincode"))]
+            latency_ms: AtomicU64::new(0),
+            #[cfg(feature = "testing")]
+            trouble: None,
+        }
+    }
+}
+
 impl Default for InProcess {
     fn default() -> Self {
         Self::new()
@@ -223,25 +253,8 @@ impl Default for InProcess {
 impl InProcess {
     /// An empty tier.
     pub fn new() -> Self {
-        let wall = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or(Duration::ZERO);
         Self {
-            shared: Arc::new(Shared {
-                store: Mutex::default(),
-                listeners: Mutex::default(),
-                said: Mutex::default(),
-                telling: Mutex::default(),
-                commands: AtomicU64::new(0),
-                started_ms: ttl::millis(wall),
-                started: Instant::now(),
-                #[cfg(all(test, feature = "bincode"))]
-                gates: Mutex::default(),
-                #[cfg(all(test, feature = "bincode"))]
-                wires: Mutex::default(),
-                #[cfg(all(test, feature = "bincode"))]
-                latency_ms: AtomicU64::new(0),
-            }),
+            shared: Arc::new(Shared::new()),
             #[cfg(all(test, feature = "bincode"))]
             dead: Arc::default(),
         }
@@ -272,6 +285,10 @@ impl InProcess {
 
     /// Messages come without a connection, unless a test puts one in between.
     pub(crate) fn is_direct(&self) -> bool {
+        #[cfg(feature = "testing")]
+        if self.shared.trouble.is_some() {
+            return false;
+        }
         #[cfg(all(test, feature = "bincode"))]
         return self.shared.wires.lock().is_none();
         #[cfg(not(all(test, feature = "bincode")))]
@@ -288,11 +305,13 @@ impl InProcess {
 
     pub(crate) fn now_ms(&self) -> Option<u64> {
         let since = self.shared.started.elapsed();
-        Some(
-            self.shared
-                .started_ms
-                .saturating_add(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
-        )
+        let now = self
+            .shared
+            .started_ms
+            .saturating_add(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        #[cfg(feature = "testing")]
+        let now = self.shift(now);
+        Some(now)
     }
 
     pub(crate) fn listen(&self, channel: &Bytes, listener: Weak<dyn Listener>) {
@@ -313,9 +332,12 @@ impl InProcess {
             .entry(channel.clone())
             .or_default()
             .push(listener);
-        if let Some(listener) = strong {
-            listener.on_up();
+        let Some(listener) = strong else { return };
+        #[cfg(feature = "testing")]
+        if !self.is_heard() {
+            return self.turn_away(&*listener);
         }
+        listener.on_up();
     }
 
     pub(crate) fn unlisten(&self, channel: &Bytes) {
@@ -555,7 +577,11 @@ impl InProcess {
         key: &Bytes,
         mut look: Look,
     ) -> Result<(Marked, u64), RemoteError> {
-        self.run("marks", |store, _| {
+        let operation = match look.raise {
+            Raise::Nothing => "marks",
+            Raise::All | Raise::Tag(_) => "raise",
+        };
+        self.run(operation, |store, _| {
             let notice = look.notice.take();
             let (marked, latest) = store.look(key, &look);
             if let Some(notice) = notice {
@@ -630,7 +656,7 @@ impl InProcess {
     }
 
     #[cfg_attr(
-        not(test),
+        not(any(test, feature = "testing")),
         expect(clippy::unused_async, reason = "tests stop it at a gate")
     )]
     async fn uncounted<T>(
@@ -641,10 +667,14 @@ impl InProcess {
         #[cfg(all(test, feature = "bincode"))]
         self.pass(operation, When::Before).await?;
         let _ = operation;
+        #[cfg(feature = "testing")]
+        let fault = self.set_out(operation).await?;
         let result = what(&mut self.shared.store.lock(), Instant::now());
         self.deliver();
         #[cfg(all(test, feature = "bincode"))]
         self.pass(operation, When::After).await?;
+        #[cfg(feature = "testing")]
+        self.come_back(operation, fault).await?;
         Ok(result)
     }
 
@@ -681,6 +711,10 @@ impl InProcess {
 
     /// Who hears a channel; the one without a name is heard by all.
     fn listening(&self, channel: &Bytes) -> Vec<Arc<dyn Listener>> {
+        #[cfg(feature = "testing")]
+        if !self.is_heard() {
+            return Vec::new();
+        }
         let listeners = self.shared.listeners.lock();
         let here = listeners
             .iter()

@@ -13,6 +13,8 @@ use crate::engine::marks::Marked;
 use crate::error::RemoteError;
 
 mod in_process;
+#[cfg(feature = "testing")]
+pub(crate) use in_process::faults;
 pub(crate) mod message;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
@@ -30,13 +32,16 @@ pub(crate) trait Listener: Send + Sync {
     /// been.
     fn on_up(&self);
     /// The subscription is lost, or could not be made.
-    #[cfg(any(feature = "redis", all(test, feature = "bincode")))]
+    #[cfg(any(feature = "redis", feature = "testing", all(test, feature = "bincode")))]
     fn on_down(&self);
     /// The subscription stands, but something was missed.
     fn on_gap(&self);
     /// The tier is not asked any more, or again.
     #[cfg(feature = "redis")]
     fn on_breaker(&self, _open: bool) {}
+    /// The server denies something to the user, or nothing any more.
+    #[cfg(feature = "redis")]
+    fn on_denied(&self, _denied: bool) {}
 }
 
 /// A record, and beside it the claim of whoever refreshes it: a lease in a key of its own, because the
@@ -188,6 +193,15 @@ impl Tier {
     /// How long an operation may take at most.
     pub(crate) fn timeout(&self) -> std::time::Duration {
         each!(self, tier => tier.timeout())
+    }
+
+    /// What the server denies to the user, as far as is known.
+    pub(crate) fn denied(&self) -> Option<std::sync::Arc<str>> {
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Redis(redis) => redis.denied(),
+            Self::InProcess(_) => None,
+        }
     }
 
     /// The server's clock in milliseconds since the epoch, once it is known.

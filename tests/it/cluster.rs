@@ -6,108 +6,35 @@ use std::time::Duration;
 
 use tidegate::{Cache, CacheBuilder, Channel, Redis, Source};
 
+use crate::support::cluster::Cluster;
 use crate::support::eventually;
-use crate::support::ground::users;
 use crate::support::loader::Db;
 use crate::support::node::{Node, value};
-use crate::support::server::{Reply, Server};
 
 /// The channel lease: longer than a busy machine stops a test for.
 const LEASE: Duration = Duration::from_secs(1);
 const NODES: usize = 3;
-const SLOTS: usize = 16_384;
 
-pub(crate) struct Cluster {
-    pub(crate) nodes: Vec<Server>,
+async fn process(cluster: &Cluster, db: &Db) -> Node {
+    let lease = |builder: CacheBuilder<Db>| builder.channel_lease(LEASE);
+    process_with(cluster, db, Duration::from_millis(500), lease).await
 }
 
-impl Cluster {
-    pub(crate) async fn start() -> Self {
-        let nodes: Vec<Server> = (0..NODES).map(|_| Server::start_in_cluster()).collect();
-        for (at, node) in nodes.iter().enumerate() {
-            let mut raw = node.raw();
-            let slots: Vec<String> = Self::slots_of(at).map(|slot| slot.to_string()).collect();
-            for some in slots.chunks(1000) {
-                raw.ask(&format!("CLUSTER ADDSLOTS {}", some.join(" ")));
-            }
-            raw.ask(&format!("CLUSTER SET-CONFIG-EPOCH {}", at + 1));
-        }
-        for node in &nodes[1..] {
-            nodes[0]
-                .raw()
-                .ask(&format!("CLUSTER MEET 127.0.0.1 {}", node.port()));
-        }
-        let cluster = Self { nodes };
-        eventually("every node knows every slot", async || {
-            cluster.nodes.iter().all(|node| {
-                let Reply::Bytes(info) = node.raw().ask("CLUSTER INFO") else {
-                    panic!("CLUSTER INFO answers text")
-                };
-                let info = String::from_utf8_lossy(&info).into_owned();
-                info.contains("cluster_state:ok")
-                    && info.contains("cluster_slots_assigned:16384")
-                    && info.contains("cluster_known_nodes:3")
-            })
-        })
-        .await;
-        cluster
-    }
-
-    fn slots_of(node: usize) -> std::ops::Range<usize> {
-        node * SLOTS / NODES..(node + 1) * SLOTS / NODES
-    }
-
-    pub(crate) fn slot(&self, key: u64) -> usize {
-        let slot = self.nodes[0]
-            .raw()
-            .ask(&format!("CLUSTER KEYSLOT {}", users(key)));
-        let Reply::Number(slot) = slot else {
-            panic!("a slot: {slot:?}")
-        };
-        usize::try_from(slot).expect("a slot")
-    }
-
-    /// The node that a key was given to at first.
-    pub(crate) fn home(&self, key: u64) -> usize {
-        self.slot(key) * NODES / SLOTS
-    }
-
-    /// A key on each node, in their order.
-    pub(crate) fn keys(&self) -> Vec<u64> {
-        (0..NODES)
-            .map(|node| (0..).find(|key| self.home(*key) == node).expect("a key"))
-            .collect()
-    }
-
-    async fn process(&self, db: &Db) -> Node {
-        let lease = |builder: CacheBuilder<Db>| builder.channel_lease(LEASE);
-        self.process_with(db, Duration::from_millis(500), lease)
-            .await
-    }
-
-    pub(crate) async fn process_with(
-        &self,
-        db: &Db,
-        timeout: Duration,
-        settings: impl FnOnce(CacheBuilder<Db>) -> CacheBuilder<Db>,
-    ) -> Node {
-        let url = format!("redis-cluster://127.0.0.1:{}", self.nodes[0].port());
-        let redis = Redis::builder(&url).timeout(timeout);
-        let redis = redis.connect().await.expect("connect");
-        let builder = Cache::builder("users", db.clone()).ttl_jitter(0.0);
-        let node = settings(builder).l2(redis).build();
-        let node = Node::new(node.expect("settings that make sense"));
-        node.get(1_000_000).await.expect("a look-up");
-        proven(&node).await;
-        node
-    }
-
-    fn id(&self, node: usize) -> String {
-        let Reply::Bytes(id) = self.nodes[node].raw().ask("CLUSTER MYID") else {
-            panic!("a node has an id")
-        };
-        String::from_utf8(id).expect("an id is ASCII")
-    }
+/// A process with this timeout for its commands.
+pub(crate) async fn process_with(
+    cluster: &Cluster,
+    db: &Db,
+    timeout: Duration,
+    settings: impl FnOnce(CacheBuilder<Db>) -> CacheBuilder<Db>,
+) -> Node {
+    let redis = Redis::builder(&cluster.url()).timeout(timeout);
+    let redis = redis.connect().await.expect("connect");
+    let builder = Cache::builder("users", db.clone()).ttl_jitter(0.0);
+    let node = settings(builder).l2(redis).build();
+    let node = Node::new(node.expect("settings that make sense"));
+    node.get(1_000_000).await.expect("a look-up");
+    proven(&node).await;
+    node
 }
 
 async fn proven(node: &Node) {
@@ -124,8 +51,8 @@ async fn source(node: &Node, key: u64) -> Source {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_process_changes_on_any_node_the_other_drops() {
-    let (cluster, db) = (Cluster::start().await, Db::default());
-    let (a, b) = (cluster.process(&db).await, cluster.process(&db).await);
+    let (cluster, db) = (Cluster::start(NODES).await, Db::default());
+    let (a, b) = (process(&cluster, &db).await, process(&cluster, &db).await);
     let keys: Vec<u64> = (0..60).collect();
     let homes: HashSet<usize> = keys.iter().map(|key| cluster.home(*key)).collect();
     assert_eq!(homes.len(), NODES, "every node has some");
@@ -153,6 +80,10 @@ async fn what_one_process_changes_on_any_node_the_other_drops() {
     .await;
     a.insert(7, "by hand".to_owned()).await.expect("an insert");
     assert_eq!(value(b.get(7).await), "by hand");
+    // Every command went to the node of its key.
+    for node in &cluster.nodes {
+        assert_eq!(node.raw().info("errorstat_MOVED"), None);
+    }
     b.check().await;
     a.check().await;
 }
@@ -161,8 +92,8 @@ async fn what_one_process_changes_on_any_node_the_other_drops() {
 /// node is silent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l1_is_not_used_while_any_primary_is_silent() {
-    let (cluster, db) = (Cluster::start().await, Db::default());
-    let a = cluster.process(&db).await;
+    let (cluster, db) = (Cluster::start(NODES).await, Db::default());
+    let a = process(&cluster, &db).await;
     let keys = cluster.keys();
     for silent in 0..NODES {
         for key in &keys {
@@ -187,35 +118,20 @@ async fn l1_is_not_used_while_any_primary_is_silent() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_moves_fails_no_look_up_and_its_key_is_still_heard_of() {
-    let (cluster, db) = (Cluster::start().await, Db::default());
-    let (a, b) = (cluster.process(&db).await, cluster.process(&db).await);
+    let (cluster, db) = (Cluster::start(NODES).await, Db::default());
+    let (a, b) = (process(&cluster, &db).await, process(&cluster, &db).await);
     let key = cluster.keys()[0];
-    let (from, to) = (cluster.id(0), cluster.id(1));
     assert_eq!(value(a.get(key).await), format!("row {key}"));
     assert_eq!(value(b.get(key).await), format!("row {key}"));
     let gaps = b.stats().gaps;
     let slot = cluster.slot(key);
-    let ask = |node: usize, words: String| cluster.nodes[node].raw().ask(&words);
-    ask(1, format!("CLUSTER SETSLOT {slot} IMPORTING {from}"));
-    ask(0, format!("CLUSTER SETSLOT {slot} MIGRATING {to}"));
+    cluster.opens(slot, 0, 1);
     assert_eq!(value(a.get(key).await), format!("row {key}"));
-    let Reply::List(moved) = ask(0, format!("CLUSTER GETKEYSINSLOT {slot} 100")) else {
-        panic!("the keys of a slot")
-    };
-    for key in moved {
-        let Reply::Bytes(key) = key else {
-            panic!("a key")
-        };
-        let key = String::from_utf8(key).expect("keys are ASCII");
-        let port = cluster.nodes[1].port();
-        ask(0, format!("MIGRATE 127.0.0.1 {port} {key} 0 5000"));
-    }
+    cluster.carries(slot, 0, 1);
     // Between the two nodes a script may find neither: then it is an error, and repeated.
     db.write(key, "new");
     let told = a.invalidate(&key).await;
-    for node in [1, 0, 2] {
-        ask(node, format!("CLUSTER SETSLOT {slot} NODE {to}"));
-    }
+    cluster.settles(slot, 1);
     eventually("the invalidation is confirmed", async || {
         a.health().pending_repairs == 0
     })
@@ -239,8 +155,8 @@ async fn a_slot_that_moves_fails_no_look_up_and_its_key_is_still_heard_of() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_is_killed_fails_no_look_up() {
-    let (mut cluster, db) = (Cluster::start().await, Db::default());
-    let a = cluster.process(&db).await;
+    let (mut cluster, db) = (Cluster::start(NODES).await, Db::default());
+    let a = process(&cluster, &db).await;
     let keys = cluster.keys();
     for key in &keys {
         a.get(*key).await.expect("a look-up");

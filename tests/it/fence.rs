@@ -1,6 +1,6 @@
 //! The fence in L2, where no message helps: whatever removes the lease makes the fill lose.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::eventually;
 use crate::support::ground::{Ground, users};
@@ -46,6 +46,22 @@ async fn a_plain_del_by_another_client_during_a_load_refuses_its_fill() {
 async fn a_flush_of_the_server_during_a_load_refuses_its_fill() {
     let (ground, db, a) = refused(|raw| {
         raw.ask("FLUSHALL");
+    })
+    .await;
+    assert_eq!((db.loads(), a.stats().fills), (2, 1));
+    ground.check(&[&a]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_the_server_evicts_refuses_its_fill() {
+    let (ground, db, a) = refused(|raw| {
+        raw.ask("CONFIG SET maxmemory-policy allkeys-lru");
+        raw.ask("CONFIG SET maxmemory 1");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while raw.get(&users(1)).is_some() {
+            assert!(Instant::now() < deadline, "it was never evicted");
+        }
+        raw.ask("CONFIG SET maxmemory 0");
     })
     .await;
     assert_eq!((db.loads(), a.stats().fills), (2, 1));

@@ -1,6 +1,8 @@
 //! The promises of the crate, on the embedded tier and on real servers.
 
 #[cfg(test)]
+mod access;
+#[cfg(test)]
 mod breaker;
 mod bytes;
 #[cfg(test)]
@@ -11,6 +13,10 @@ mod coherence;
 mod commands;
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod endurance;
+#[cfg(test)]
+mod failover;
 #[cfg(test)]
 mod fence;
 #[cfg(test)]
@@ -23,16 +29,25 @@ mod many;
 mod marks;
 #[cfg(test)]
 mod processes;
+#[cfg(test)]
+mod reconnect;
 mod repairs;
+#[cfg(test)]
+mod rights;
 #[cfg(test)]
 #[cfg(feature = "sealed")]
 mod sealed;
+#[cfg(test)]
+mod secrets;
 #[cfg(test)]
 mod sentinel;
 #[cfg(test)]
 mod staleness;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+#[cfg(feature = "tls")]
+mod tls;
 #[cfg(test)]
 mod trouble;
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tidegate::{Batching, Cache, CacheBuilder, Channel};
 
-use crate::cluster::Cluster;
+use crate::cluster::process_with;
+use crate::support::cluster::Cluster;
 use crate::support::eventually;
 use crate::support::fleet::{Settings, Worker};
 use crate::support::ground::{Ground, check_records, users};
@@ -103,8 +104,8 @@ async fn a_thousand_keys_are_one_round_trip_from_l2_and_three_if_they_are_cold()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_on_all_nodes_of_a_cluster_are_loaded_once_and_read_where_they_are() {
-    let (cluster, db) = (Cluster::start().await, Db::default());
-    let process = || cluster.process_with(&db, PATIENT, batched);
+    let (cluster, db) = (Cluster::start(3).await, Db::default());
+    let process = || process_with(&cluster, &db, PATIENT, batched);
     let (a, b) = (process().await, process().await);
     db.forget();
     let keys: Vec<u64> = (0..300).collect();
@@ -148,8 +149,8 @@ async fn keys_on_all_nodes_of_a_cluster_are_loaded_once_and_read_where_they_are(
 /// A key of a batch that is changed while it is loaded, on each node of a cluster.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_a_cluster_a_key_that_is_changed_while_its_batch_is_loaded_is_not_stored() {
-    let (cluster, db) = (Cluster::start().await, Db::default());
-    let process = || cluster.process_with(&db, PATIENT, batched);
+    let (cluster, db) = (Cluster::start(3).await, Db::default());
+    let process = || process_with(&cluster, &db, PATIENT, batched);
     let (a, b) = (process().await, process().await);
     let changed = cluster.keys();
     let keys: Vec<u64> = (0..50)
@@ -242,8 +243,8 @@ async fn a_server_that_is_gone_costs_a_batch_no_error_and_one_load() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_of_a_cluster_that_is_silent_costs_the_keys_of_the_others_nothing_but_time() {
-    let (cluster, db) = (Cluster::start().await, Db::default());
-    let process = || cluster.process_with(&db, Duration::from_millis(500), batched);
+    let (cluster, db) = (Cluster::start(3).await, Db::default());
+    let process = || process_with(&cluster, &db, Duration::from_millis(500), batched);
     let (a, b) = (process().await, process().await);
     let keys: Vec<u64> = (0..60).collect();
     a.get_many(&keys).await;

@@ -384,3 +384,51 @@ async fn more_failures_than_are_kept_apart_become_one_invalidation_of_everything
     }
     scene.end().await;
 }
+
+/// Each knows another version, and two of them have something to tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_processes_that_disagreed_agree_when_the_server_is_back() {
+    let (server, db) = (Server::start(), Db::default());
+    let (mut proxies, mut nodes) = (Vec::new(), Vec::new());
+    db.write(1, "0");
+    for _ in 0..3 {
+        let proxy = Proxy::to(server.port()).await;
+        let redis = patient(proxy.port()).timeout(TIMEOUT).connect().await;
+        let builder = Cache::builder("users", db.clone())
+            .ttl_jitter(0.0)
+            .degraded_l1_ttl(Duration::from_secs(60));
+        let node = builder.l2(redis.expect("connect")).build();
+        let node = Node::new(node.expect("a cache"));
+        eventually("L1 is used", async || {
+            assert_eq!(value(node.get(1).await), "0");
+            node.peek(&1).is_some()
+        })
+        .await;
+        proxies.push(proxy);
+        nodes.push(node);
+    }
+    for proxy in &proxies {
+        proxy.set(Wire::Refuse).await;
+    }
+    for (node, version) in nodes.iter().zip(["1", "2"]) {
+        db.write(1, version);
+        assert!(node.invalidate(&1).await.is_err());
+        assert_eq!(value(node.get(1).await), version);
+    }
+    for (node, version) in nodes.iter().zip(["1", "2", "0"]) {
+        assert_eq!(value(node.get(1).await), version, "they disagree");
+    }
+    for proxy in &proxies {
+        proxy.set(Wire::Pass).await;
+    }
+    for node in &nodes {
+        eventually("all is repaired", async || {
+            node.health().pending_repairs == 0
+        })
+        .await;
+    }
+    for node in &nodes {
+        eventually("it has heard", async || value(node.get(1).await) == "2").await;
+        node.check().await;
+    }
+}

@@ -503,3 +503,32 @@ async fn while_the_tier_cannot_be_reached_l1_answers_for_its_degraded_ttl() {
     assert!(cache.peek(&1).is_some());
     validate(&[&cache], &tier).await;
 }
+
+/// Everybody would load every key that is asked for at that moment.
+#[tokio::test(start_paused = true)]
+async fn whoever_finds_the_tier_lost_takes_what_l1_may_answer_and_loads_nothing() {
+    use crate::entry::Read;
+    use crate::l2::Listener;
+    let (tier, source) = (InProcess::new(), Database::new(false, [Step::Found("v")]));
+    let cache = node(&source, &tier);
+    cache.get(&1).await.unwrap();
+    cache.engine().on_down();
+    for (other, read, from) in [
+        (2, Read::new(), Source::L1),
+        (3, Read::fresh(), Source::L1),
+        (4, Read::new().skip_l1(), Source::Loader),
+    ] {
+        let seen = cache.get_entry(&1).await.unwrap().unwrap().source();
+        assert_eq!(seen, Source::L2, "deaf, while L2 may know better");
+        tier.fail("get", When::Before, RemoteKind::Unreachable);
+        let entry = cache.get_entry_with(&1, read).await.unwrap().unwrap();
+        assert_eq!(entry.source(), from, "{read:?}");
+        // It answers again.
+        cache.get(&other).await.unwrap();
+    }
+    assert_eq!(source.calls(), 5, "four keys, and past L1");
+    tier.fail("get", When::Before, RemoteKind::Unreachable);
+    cache.refresh(&1).await.unwrap();
+    assert_eq!(source.calls(), 6, "a refresh is a load");
+    validate(&[&cache], &tier).await;
+}

@@ -155,10 +155,10 @@ async fn loads_are_bounded_and_queueing_counts_towards_the_timeout() {
     source.loading().await;
     settle().await;
     assert_eq!(source.calls(), 2);
-    tokio::time::advance(Duration::from_secs(3)).await;
+    tokio::time::advance(Duration::from_secs(2)).await;
     source.go.add_permits(1);
     source.loading().await;
-    tokio::time::advance(Duration::from_secs(2)).await;
+    tokio::time::advance(Duration::from_secs(3)).await;
     let mut outcomes: Vec<_> = Vec::new();
     for got in all {
         outcomes.push(match got.await.unwrap() {

@@ -138,6 +138,11 @@ impl Gate {
     pub(crate) fn open(&self) {
         self.open.add_permits(1);
     }
+
+    /// Raising a mark is one way to look at the marks.
+    fn is_for(&self, operation: &str) -> bool {
+        self.operation == operation || (self.operation, operation) == ("marks", "raise")
+    }
 }
 
 impl InProcess {
@@ -206,7 +211,7 @@ impl InProcess {
             let mut gates = self.shared.gates.lock();
             let at = gates
                 .iter()
-                .position(|gate| gate.operation == operation && gate.when == when);
+                .position(|gate| gate.is_for(operation) && gate.when == when);
             at.map(|at| gates.remove(at))
         };
         let Some(gate) = gate else { return Ok(()) };

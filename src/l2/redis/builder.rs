@@ -4,13 +4,20 @@ use fred::types::config::Config;
 
 use super::Redis;
 use super::breaker::Breaker;
-use crate::error::{BuildError, RemoteError};
+use super::hello;
+#[cfg(feature = "tls")]
+use super::tls::Tls;
+use super::url::{Address, Place};
+use crate::error::{BuildError, RemoteError, RemoteKind};
 
 /// Settings of a [`Redis`] handle: see [`Redis::builder`].
 #[derive(Clone)]
 #[must_use = "a builder does nothing until `connect` or `open` is called"]
 pub struct RedisBuilder {
     url: String,
+    user: Option<(String, String)>,
+    #[cfg(feature = "tls")]
+    tls: Option<Tls>,
     pub(super) prefix: String,
     pub(super) timeout: Duration,
     pub(super) connect_timeout: Duration,
@@ -22,6 +29,9 @@ impl RedisBuilder {
     pub(super) fn new(url: &str) -> Self {
         Self {
             url: url.to_owned(),
+            user: None,
+            #[cfg(feature = "tls")]
+            tls: None,
             prefix: "tidegate".to_owned(),
             timeout: Duration::from_millis(100),
             connect_timeout: Duration::from_secs(5),
@@ -36,6 +46,26 @@ impl RedisBuilder {
     /// Default: `tidegate`.
     pub fn prefix(mut self, prefix: &str) -> Self {
         self.prefix = prefix.to_owned();
+        self
+    }
+
+    /// Who to be in Redis, and with which password, instead of in the URL, which then names neither.
+    /// Nothing is encoded. The user of a server that has a password and no users is `default`. The rights
+    /// that it needs are in [`guide::operations`](crate::guide::operations).
+    ///
+    /// Default: as the URL says; nobody where it does not.
+    pub fn user(mut self, name: &str, password: &str) -> Self {
+        self.user = Some((name.to_owned(), password.to_owned()));
+        self
+    }
+
+    /// Whom to trust and which certificate to show, for a URL that begins with `rediss`.
+    ///
+    /// Default: [`Tls::new`], which trusts the CAs of the system.
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -76,18 +106,28 @@ impl RedisBuilder {
         self
     }
 
-    /// Connects now.
+    /// Connects now, and tries every right that the shared tier needs, without a change to any key.
     ///
     /// # Errors
     ///
-    /// [`RemoteError`] when the server cannot be reached or refuses the credentials, or when a
-    /// setting is out of range (its source is the [`BuildError`]).
+    /// [`RemoteError`]:
+    /// - [`is_unreachable`](RemoteError::is_unreachable) or [`is_timeout`](RemoteError::is_timeout): the
+    ///   server cannot be reached; or a setting makes no sense, and the source is the [`BuildError`];
+    /// - [`is_tls`](RemoteError::is_tls): there is no TLS connection, or none to this server;
+    /// - [`is_denied`](RemoteError::is_denied): the password is wrong, or the user lacks a right; the
+    ///   source names it, and the ACL rules that grant it. In a cluster users are looked at on one node;
+    /// - [`is_refused`](RemoteError::is_refused): the server refuses, for instance the database.
     pub async fn connect(self) -> Result<Redis, RemoteError> {
-        Redis::connect_with(self).await
+        // It is large, and whoever awaits it need not be.
+        Box::pin(Redis::connect_with(self)).await
     }
 
     /// Makes the handle without I/O; it connects in the background from its first use on, and for
-    /// ever again when the connection is lost.
+    /// ever again when the connection is lost. (With `rediss://` and without `Tls::ca` the system's CA certificates are read, some milliseconds.)
+    ///
+    /// What [`connect`](Self::connect) would have failed with, look-ups go on without:
+    /// [`Health::denied`](crate::Health::denied) says what the server denies, and heals when it is
+    /// granted.
     ///
     /// # Errors
     ///
@@ -128,10 +168,91 @@ impl RedisBuilder {
             return out_of_range("connections", self.connections.to_string(), "1 to 64");
         }
         self.breaker.check()?;
-        Config::from_url(&self.url).map_err(|error| BuildError::Url {
-            reason: error.details().to_owned(),
-        })
+        let mut address = Address::parse(&self.url)?;
+        self.add_user(&mut address.config)?;
+        check_sentinels(&address)?;
+        self.add_tls(&mut address)?;
+        Ok(address.config)
     }
+
+    /// The same where files may be read.
+    pub(super) async fn check_aside(
+        self,
+    ) -> Result<(Self, Result<Config, BuildError>), RemoteError> {
+        let check = move || {
+            let config = self.check();
+            (self, config)
+        };
+        let checked = tokio::task::spawn_blocking(check).await;
+        checked.map_err(|error| RemoteError::because(RemoteKind::Unreachable, "connect", error))
+    }
+
+    fn add_user(&self, config: &mut Config) -> Result<(), BuildError> {
+        let Some((name, password)) = &self.user else {
+            return Ok(());
+        };
+        if config.username.is_some() || config.password.is_some() {
+            return Err(BuildError::Clash {
+                setter: "user",
+                value: format!("{name:?}, …"),
+                other: "builder",
+                other_value: "a URL with credentials".to_owned(),
+                why: "one of the two says who to be",
+            });
+        }
+        if name.is_empty() || password.is_empty() {
+            return Err(BuildError::OutOfRange {
+                setter: "user",
+                value: format!("{name:?}, …"),
+                allowed: "a name (`default` where there are no users) and a password, neither empty",
+            });
+        }
+        config.username = Some(name.clone());
+        config.password = Some(password.clone());
+        Ok(())
+    }
+
+    #[cfg(feature = "tls")]
+    fn add_tls(&self, address: &mut Address) -> Result<(), BuildError> {
+        if address.tls {
+            let tls = self.tls.clone().unwrap_or_default();
+            address.config.tls = Some(tls.connector()?.into());
+        } else if let Some(tls) = &self.tls {
+            return Err(BuildError::Clash {
+                setter: "tls",
+                value: format!("{tls:?}"),
+                other: "builder",
+                other_value: "a URL without TLS".to_owned(),
+                why: match address.place {
+                    Place::Socket => "there is no TLS on a socket of this machine",
+                    _ => "nothing would be encrypted; the URL begins with rediss",
+                },
+            });
+        }
+        Ok(())
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn add_tls(&self, address: &mut Address) -> Result<(), BuildError> {
+        if address.tls {
+            return Err(BuildError::NoTls);
+        }
+        Ok(())
+    }
+}
+
+/// Sentinels are given the credentials in another form than the bus, and fred has one for both.
+fn check_sentinels(address: &Address) -> Result<(), BuildError> {
+    let config = &address.config;
+    let mut credentials = [&config.username, &config.password].into_iter().flatten();
+    if address.place == Place::Sentinel && !credentials.all(|words| hello::is_plain(words)) {
+        return Err(BuildError::Url {
+            reason: "with sentinels, name and password are of printable ASCII, without spaces, \
+                     quotation marks and backslashes"
+                .to_owned(),
+        });
+    }
+    Ok(())
 }
 
 impl std::fmt::Debug for RedisBuilder {
@@ -144,5 +265,25 @@ impl std::fmt::Debug for RedisBuilder {
             .field("connections", &self.connections)
             .field("breaker", &self.breaker)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(feature = "tls")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tls_is_refused_by_a_build_without_it() {
+        for url in [
+            "rediss://host",
+            "REDISS://host",
+            "valkeys://host",
+            "rediss-cluster://host",
+            "rediss-sentinel://host?sentinelServiceName=main",
+        ] {
+            let error = Redis::open(url).err();
+            assert_eq!(error, Some(BuildError::NoTls), "{url}");
+        }
+        assert!(BuildError::NoTls.to_string().contains("feature `tls`"));
     }
 }

@@ -28,11 +28,15 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::Shared;
+use super::rights::{self, Heard};
 use crate::l2::Listener;
 
 /// How long to wait before a subscription that failed is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 const RENEWED_AT_MOST_EVERY: Duration = Duration::from_secs(1);
+
+/// How often to look whether commands are answered, before the bus is used.
+const COMMANDS_EVERY: Duration = Duration::from_millis(20);
 
 /// A listener, and whether it has been told that its channel stands.
 #[derive(Debug)]
@@ -202,7 +206,10 @@ pub(super) async fn run(
     } = ears;
     let connection = connects.then(|| client.connect());
     let mut up = false;
-    let mut retry = false;
+    // When to try again, whatever is heard until then; and on another connection if the server has
+    // answered on this one.
+    let mut retry: Option<Instant> = None;
+    let mut misheard = false;
     let mut renewed = Instant::now();
     loop {
         // Nothing below keeps the handle alive while it waits.
@@ -218,7 +225,10 @@ pub(super) async fn run(
                 Some(order) => Event::Order(order),
                 None => break,
             },
-            () = tokio::time::sleep(RETRY), if retry => Event::Connected,
+            () = at(retry) => match misheard {
+                true => Event::Misheard,
+                false => Event::Connected,
+            },
         };
         let Some(shared) = shared.upgrade() else {
             break;
@@ -228,7 +238,7 @@ pub(super) async fn run(
             Event::Gap => shared.gap(),
             Event::Failed => {
                 // Try again even if no news of a connection follows: it may have come before.
-                (up, retry) = (false, true);
+                (up, retry, misheard) = (false, Some(soon(retry, RETRY)), false);
                 shared.lower(number);
             }
             Event::Connected => {
@@ -236,22 +246,37 @@ pub(super) async fn run(
                     shared.lower(number);
                 }
                 let channels: Vec<Bytes> = shared.channels();
-                up = shared.subscribe(number, &client, &channels).await;
-                retry = !up;
+                let ready = shared.takes_commands().await;
+                let heard = if ready {
+                    shared.subscribe(number, &client, &channels).await
+                } else {
+                    Some(Heard::Nothing)
+                };
+                up = heard.is_none();
+                let wait = |heard| if ready { pause(heard) } else { COMMANDS_EVERY };
+                retry = heard.map(|heard| Instant::now() + wait(heard));
+                misheard = heard.is_some_and(|heard| heard != Heard::Nothing);
                 if up {
                     shared.confirm(number, channels);
                 }
             }
+            Event::Misheard => {
+                (up, retry, misheard) = (false, Some(Instant::now() + RETRY), false);
+                renew(&client).await;
+            }
             // Not connected: it is subscribed to with the others when the connection stands.
             Event::Order(Order::Subscribe(channel)) if up => {
                 let channels = vec![channel];
-                if shared.has_confirmed(number, &channels[0])
-                    || shared.subscribe(number, &client, &channels).await
-                {
-                    shared.confirm(number, channels);
-                } else {
-                    (up, retry) = (false, true);
+                let heard = match shared.has_confirmed(number, &channels[0]) {
+                    true => None,
+                    false => shared.subscribe(number, &client, &channels).await,
+                };
+                if let Some(heard) = heard {
+                    (up, retry) = (false, Some(soon(retry, pause(heard))));
+                    misheard = heard != Heard::Nothing;
                     shared.lower(number);
+                } else {
+                    shared.confirm(number, channels);
                 }
             }
             Event::Order(Order::Subscribe(_)) => {}
@@ -259,10 +284,9 @@ pub(super) async fn run(
             Event::Order(Order::Renew) if renewed.elapsed() < RENEWED_AT_MOST_EVERY => {}
             Event::Order(Order::Renew) => {
                 renewed = Instant::now();
-                (up, retry) = (false, true);
+                (up, retry, misheard) = (false, Some(soon(retry, RETRY)), false);
                 shared.lower(number);
-                // It waits for the old connection's writer, which may be what is stuck.
-                let _ = tokio::time::timeout(RETRY, client.force_reconnection()).await;
+                renew(&client).await;
             }
             // Somebody may have begun to listen to it again.
             Event::Order(Order::Unsubscribe(channel)) if shared.is_listened_to(&channel) => {}
@@ -276,6 +300,31 @@ pub(super) async fn run(
     }
     if let Some(connection) = connection {
         connection.abort();
+    }
+}
+
+fn soon(planned: Option<Instant>, pause: Duration) -> Instant {
+    planned.unwrap_or_else(|| Instant::now() + pause)
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Makes the connection of a line anew.
+async fn renew(client: &Client) {
+    // It waits for the old connection's writer, which may be what is stuck.
+    let _ = tokio::time::timeout(RETRY, client.force_reconnection()).await;
+}
+
+/// How long to wait before a subscription that failed is tried again.
+fn pause(heard: Heard) -> Duration {
+    match heard {
+        Heard::Nothing | Heard::Nonsense => RETRY,
+        Heard::Denied => rights::AGAIN,
     }
 }
 
@@ -315,6 +364,8 @@ enum Event {
     Gap,
     Connected,
     Failed,
+    /// The server has refused to subscribe: the replies on this connection may be out of step.
+    Misheard,
     Order(Order),
 }
 
@@ -328,7 +379,9 @@ impl Shared {
             .lock()
             .line(line)
             .is_some_and(|line| *line.private == *channel);
-        if !is_private {
+        if is_private && bytes.is_empty() {
+            // To prove a subscription.
+        } else if !is_private {
             for listener in self.on(channel) {
                 listener.on_message(bytes);
             }
@@ -398,15 +451,25 @@ impl Shared {
         });
         let mut lines = self.lines.lock();
         for server in primaries {
-            let mut config = self.bus.client_config();
-            config.server = ServerConfig::Centralized { server };
-            let mut builder = Builder::from_config(config);
-            builder.set_connection_config(self.bus.connection_config().clone());
-            let client = super::bus_client(builder, false);
+            let client = self.client_to(server, false);
             let (number, ears) = lines.add(client.clone(), &self.prefix);
             let line = run(Arc::downgrade(self), number, client, ears, true);
             lines.runs(number, tokio::spawn(line).abort_handle());
         }
+    }
+
+    /// A client for the bus of one node.
+    pub(super) fn client_to(&self, server: Server, fail_fast: bool) -> Client {
+        let mut config = self.config();
+        config.server = ServerConfig::Centralized { server };
+        let mut builder = Builder::from_config(config);
+        builder.set_connection_config(self.bus.connection_config().clone());
+        super::bus_client(builder, fail_fast)
+    }
+
+    pub(super) async fn a_primary(&self) -> Option<Server> {
+        let slots = self.slots().await?;
+        slots.into_iter().next().map(|(_, server)| server)
     }
 
     fn channels(&self) -> Vec<Bytes> {
@@ -417,23 +480,34 @@ impl Shared {
         self.listeners.lock().contains_key(channel)
     }
 
-    /// Subscribes and waits for the server's confirmation.
-    async fn subscribe(&self, line: u64, client: &Client, channels: &[Bytes]) -> bool {
+    /// Whether commands are answered, too. While they are not, L1 has to do; once the bus stands L2 is
+    /// asked about all that was read before, and a whole fleet would load it.
+    async fn takes_commands(&self) -> bool {
+        if self.breaker.is_open() || !self.pool.next_connected().is_connected() {
+            return false;
+        }
+        let answered = self.learn_time().await;
+        answered
+            .err()
+            .is_none_or(|error| !super::is_silence(&error))
+    }
+
+    /// Subscribes and waits for the server's confirmation. `None`: it is there.
+    async fn subscribe(&self, line: u64, client: &Client, channels: &[Bytes]) -> Option<Heard> {
         let private = self
             .lines
             .lock()
             .line(line)
             .map(|line| line.private.clone());
+        let private = private.unwrap_or_default();
         let channels: Vec<String> = channels
             .iter()
-            .chain(&private)
+            .chain([&private])
             .filter_map(|channel| String::from_utf8(channel.to_vec()).ok())
             .collect();
         let client = client.with_options(&self.options);
-        if client.subscribe(channels).await.is_err() {
-            return false;
-        }
-        client.ping::<Value>(None).await.is_ok()
+        let subscribed = self.subscribe_surely(&client, channels, &private).await;
+        self.saw_bus(subscribed)
     }
 
     fn has_confirmed(&self, line: u64, channel: &Bytes) -> bool {
@@ -504,7 +578,7 @@ impl Shared {
             .collect()
     }
 
-    fn all(&self) -> Vec<Arc<dyn Listener>> {
+    pub(super) fn all(&self) -> Vec<Arc<dyn Listener>> {
         self.listeners
             .lock()
             .values()

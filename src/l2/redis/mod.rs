@@ -13,11 +13,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fred::clients::{Client, Pool, WithOptions};
-use fred::error::{Error as FredError, ErrorKind};
+use fred::error::Error as FredError;
 use fred::interfaces::{ClientLike, EventInterface};
-use fred::types::config::{
-    Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, TcpConfig,
-};
+use fred::types::config::{Config, ConnectionConfig, Options, PerformanceConfig, TcpConfig};
 use fred::types::{Builder, ClusterHash, CustomCommand, RespVersion, Value};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -27,6 +25,10 @@ use tokio::time::Instant;
 pub use self::breaker::Breaker;
 pub use self::builder::RedisBuilder;
 use self::clock::Clock;
+use self::errors::{is_silence, remote};
+use self::pauses::reconnect;
+#[cfg(feature = "tls")]
+pub use self::tls::Tls;
 use super::Listener;
 use crate::error::{BuildError, RemoteError, RemoteKind};
 use crate::random;
@@ -35,17 +37,21 @@ mod breaker;
 mod builder;
 mod bus;
 mod clock;
+mod errors;
+mod hello;
 mod operations;
+mod pauses;
 #[cfg(feature = "write-behind")]
 pub(crate) mod queue;
+mod rights;
 mod scripts;
+#[cfg(feature = "tls")]
+mod tls;
+mod url;
 
 /// Messages that may wait to be processed before one is lost (which is noticed, and costs a look at
 /// L2 for every entry). fred's default of 32 is a burst of one `invalidate_many`.
 const BUS_CAPACITY: usize = 8192;
-
-/// How often a command may be sent on to another node of a cluster.
-const REDIRECTIONS: u32 = 3;
 
 /// How often the server's clock is asked for.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
@@ -57,8 +63,17 @@ const CLOCK_RETRY: Duration = Duration::from_millis(200);
 /// One handle per process, cloned into all its caches: it owns the connection for commands and the
 /// one for the invalidation bus. Redis 6.0 or later, Valkey 8 or later.
 ///
-/// URLs are those of [`fred`]: `redis://user:password@host:6379/0`, `redis-cluster://`,
-/// `redis-sentinel://host:26379?sentinelServiceName=name`, `redis+unix:///path/to/socket`.
+/// | URL | |
+/// |---|---|
+/// | `redis://user:password@host:6379/3` | a server; the path is the number of a database |
+/// | `redis-cluster://user:password@host:6379?node=other:6379` | a cluster; there is no database but 0 |
+/// | `redis-sentinel://user:password@host:26379/3?sentinelServiceName=name` | what the sentinels call its primary; they are given the same credentials |
+/// | `redis+unix:///path/to/socket` | a server on this machine |
+/// | `rediss://`, `rediss-cluster://`, `rediss-sentinel://` | the same with TLS: the feature `tls` |
+///
+/// `valkey` may stand for `redis`. User and password are percent-encoded where they hold anything but
+/// letters, digits, `-`, `.`, `_` and `~`; [`user`](RedisBuilder::user) takes them as they are. They
+/// appear in no error, no event and no `Debug`.
 ///
 /// ```no_run
 /// # use tidegate::{Cache, Loaded, Redis, loader_fn};
@@ -87,6 +102,7 @@ struct Shared {
     lines: Mutex<bus::Lines>,
     clock: Clock,
     breaker: breaker::State,
+    rights: rights::Rights,
     started: OnceLock<Instant>,
     /// The first attempt to connect has come to an end, one way or the other.
     settled: AtomicBool,
@@ -102,8 +118,8 @@ impl Redis {
     ///
     /// # Errors
     ///
-    /// [`RemoteError`] when the server cannot be reached. A service that should start while Redis
-    /// is down takes [`open`](Self::open).
+    /// As [`RedisBuilder::connect`]. A service that should start while Redis is down takes
+    /// [`open`](Self::open).
     pub async fn connect(url: &str) -> Result<Self, RemoteError> {
         Self::builder(url).connect().await
     }
@@ -126,6 +142,9 @@ impl Redis {
     /// Uses connections that the service has already; connecting and closing them stays its
     /// business. The invalidation bus gets a connection of its own with the same configuration.
     /// Prefix and timeout are the defaults of [`RedisBuilder`].
+    ///
+    /// For a cluster its [`ConnectionConfig`] must say `max_redirections: 0`: while a slot is on its
+    /// way to another node, fred 10.1 mixes up replies when it follows a redirection.
     pub fn from_pool(pool: Pool) -> Self {
         let client = pool.next();
         let mut bus = Builder::from_config(client.client_config());
@@ -135,20 +154,22 @@ impl Redis {
     }
 
     async fn connect_with(settings: RedisBuilder) -> Result<Self, RemoteError> {
-        let config = settings
-            .check()
-            .map_err(|error| RemoteError::because(RemoteKind::Unreachable, "connect", error))?;
-        let redis = Self::from_config(&settings, config, true)
-            .map_err(|error| RemoteError::because(RemoteKind::Unreachable, "connect", error))?;
+        let unusable =
+            |error: BuildError| RemoteError::because(RemoteKind::Unreachable, "connect", error);
+        let (settings, config) = settings.check_aside().await?;
+        let redis = Self::from_config(&settings, config.map_err(unusable)?, true);
+        let redis = redis.map_err(unusable)?;
         // Cleaned up by `Drop` when this fails.
-        let connected = |error| remote("connect", error);
-        let pool = redis.shared.pool.init().await.map_err(connected)?;
-        redis.shared.tasks.lock().push(pool.abort_handle());
-        if !redis.shared.clustered {
-            let bus = redis.shared.bus.init().await.map_err(connected)?;
-            redis.shared.tasks.lock().push(bus.abort_handle());
+        let shared = &redis.shared;
+        let connected = |error| shared.explain_failure(error);
+        let pool = shared.pool.init().await.map_err(connected)?;
+        shared.tasks.lock().push(pool.abort_handle());
+        if !shared.clustered {
+            let bus = shared.bus.init().await.map_err(connected)?;
+            shared.tasks.lock().push(bus.abort_handle());
         }
-        redis.shared.learn_time().await?;
+        shared.check_rights().await?;
+        shared.learn_time().await?;
         redis.start();
         Ok(redis)
     }
@@ -186,11 +207,8 @@ impl Redis {
             shared: Arc::new(Shared {
                 prefix: settings.prefix.clone(),
                 options: Options {
-                    // One, and in a cluster one more for each redirection, which is an answer: the
-                    // command was not carried out. What was lost with its connection is not sent
-                    // again (`fail_fast`).
-                    max_attempts: Some(if clustered { 1 + REDIRECTIONS } else { 1 }),
-                    max_redirections: Some(REDIRECTIONS),
+                    // What was lost with its connection is not sent again.
+                    max_attempts: Some(1),
                     timeout: Some(settings.timeout),
                     fail_fast: true,
                     ..Options::default()
@@ -200,6 +218,7 @@ impl Redis {
                 owns_pool,
                 clock: Clock::new(),
                 breaker: breaker::State::new(settings.breaker.clone()),
+                rights: rights::Rights::default(),
                 started: OnceLock::new(),
                 settled: AtomicBool::new(false),
                 changed: Notify::new(),
@@ -246,6 +265,15 @@ impl Redis {
         );
         let probe = probe(Arc::downgrade(shared), Arc::clone(&shared.breaker.opened));
         tasks.push(runtime.spawn(probe).abort_handle());
+        let rights = rights::watch(
+            Arc::downgrade(shared),
+            shared.pool.next().reconnect_rx(),
+            shared.pool.next().error_rx(),
+            Arc::clone(&shared.rights.look),
+            // `connect` has looked.
+            connects,
+        );
+        tasks.push(runtime.spawn(rights).abort_handle());
         if let Some((number, ears)) = shared.ears.lock().take() {
             let (weak, client) = (Arc::downgrade(shared), shared.bus.clone());
             let line = bus::run(weak, number, client, ears, connects);
@@ -295,6 +323,10 @@ impl Redis {
         self.shared.clock.now_ms()
     }
 
+    pub(crate) fn denied(&self) -> Option<Arc<str>> {
+        self.shared.rights.denied()
+    }
+
     pub(crate) fn listen(&self, channel: &Bytes, listener: Weak<dyn Listener>) {
         self.start();
         let subscriber = bus::Subscriber {
@@ -325,6 +357,11 @@ impl Redis {
 }
 
 impl Shared {
+    /// As it was given.
+    fn config(&self) -> Config {
+        self.pool.next().client_config()
+    }
+
     fn client(&self) -> WithOptions<Client> {
         self.pool.next_connected().with_options(&self.options)
     }
@@ -356,14 +393,14 @@ impl Shared {
     }
 
     fn tell_breaker(&self, open: bool) {
-        let listeners: Vec<_> = {
-            let listeners = self.listeners.lock();
-            let all = listeners.values().flatten();
-            all.filter_map(|subscriber| subscriber.listener.upgrade())
-                .collect()
-        };
-        for listener in listeners {
+        for listener in self.all() {
             listener.on_breaker(open);
+        }
+    }
+
+    fn tell_denied(&self, denied: bool) {
+        for listener in self.all() {
+            listener.on_denied(denied);
         }
     }
 
@@ -374,7 +411,7 @@ impl Shared {
             .client()
             .custom(command, Vec::<Value>::new())
             .await
-            .map_err(|error| remote("read the clock", error))?;
+            .map_err(|error| self.explain("read the clock", "TIME", error))?;
         let [seconds, micros] = reply[..] else {
             return Err(RemoteError::because(
                 RemoteKind::Refused,
@@ -453,11 +490,6 @@ async fn keep_time(
     }
 }
 
-/// No answer, as opposed to an error that the server answered.
-fn is_silence(error: &RemoteError) -> bool {
-    error.is_timeout() || error.is_unreachable()
-}
-
 /// How long after it has opened the breaker probes for the first time.
 const FIRST_PROBE: Duration = Duration::from_millis(50);
 /// Probes that must be answered in a row.
@@ -498,18 +530,13 @@ async fn probe(shared: Weak<Shared>, opened: Arc<Notify>) {
     }
 }
 
-fn reconnect() -> ReconnectPolicy {
-    // For ever, soon at first, with jitter so that a fleet does not come back as one.
-    let mut policy = ReconnectPolicy::new_exponential(0, 5, 1_000, 2);
-    policy.set_jitter(20);
-    policy
-}
-
 fn connection(settings: &RedisBuilder) -> ConnectionConfig {
     ConnectionConfig {
         connection_timeout: settings.connect_timeout,
         internal_command_timeout: settings.connect_timeout,
         max_command_attempts: 1,
+        // Nothing is sent on to another node: see `Redis::send`.
+        max_redirections: 0,
         reconnect_on_auth_error: true,
         tcp: TcpConfig {
             nodelay: Some(true),
@@ -526,6 +553,7 @@ fn bus_client(mut builder: Builder, fail_fast: bool) -> Client {
     builder.with_config(|config| {
         config.fail_fast = fail_fast;
         config.version = RespVersion::RESP3;
+        hello::quote(config);
     });
     builder.set_performance_config(PerformanceConfig {
         broadcast_channel_capacity: BUS_CAPACITY,
@@ -533,21 +561,6 @@ fn bus_client(mut builder: Builder, fail_fast: bool) -> Client {
     });
     // Fails only without a configuration.
     builder.build().unwrap_or_default()
-}
-
-fn remote(doing: &'static str, error: FredError) -> RemoteError {
-    let kind = match error.kind() {
-        ErrorKind::Timeout => RemoteKind::Timeout,
-        ErrorKind::IO
-        | ErrorKind::Canceled
-        | ErrorKind::Routing
-        | ErrorKind::Sentinel
-        | ErrorKind::Backpressure
-        | ErrorKind::Config
-        | ErrorKind::Url => RemoteKind::Unreachable,
-        _ => RemoteKind::Refused,
-    };
-    RemoteError::because(kind, doing, error)
 }
 
 impl fmt::Debug for Redis {

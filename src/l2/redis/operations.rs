@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use fred::clients::{Client, WithOptions};
+use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::ClientLike;
-use fred::types::cluster::ClusterRouting;
 use fred::types::{ClusterHash, CustomCommand, Value};
+use fred::util::redis_keyslot;
 use futures_util::future::join_all;
 
 use super::scripts::{self, Script};
@@ -26,13 +27,12 @@ impl Redis {
         self.ready().await;
         let command = CustomCommand::new_static("GET", ClusterHash::FirstKey, false);
         self.shared.admit("read")?;
-        let read = self
-            .shared
-            .client()
-            .custom(command, vec![key.clone()])
-            .await
-            .map_err(|error| remote("read", error));
+        let client = self.shared.client();
+        let read = self.send(&client, command, vec![key.clone().into()]).await;
+        let read = read.and_then(Value::convert);
+        let read = read.map_err(|error| remote("read", error));
         self.shared.answered(&read);
+        self.shared.saw(&read);
         read
     }
 
@@ -68,7 +68,7 @@ impl Redis {
         // Those of one slot. What is alone there is a GET, and all of them are sent at once.
         let mut slots: HashMap<u16, Vec<usize>> = HashMap::new();
         for index in all {
-            let slot = ClusterRouting::hash_key(&keys[index]);
+            let slot = redis_keyslot(&keys[index]);
             slots.entry(slot).or_default().push(index);
         }
         slots.into_values().collect()
@@ -81,13 +81,13 @@ impl Redis {
         let command = CustomCommand::new_static("MGET", ClusterHash::FirstKey, false);
         self.shared.admit("read")?;
         let asked = keys.len();
-        let read: Result<Vec<Option<Bytes>>, _> = self
-            .shared
-            .client()
-            .custom(command, keys)
-            .await
-            .map_err(|error| remote("read", error));
+        let client = self.shared.client();
+        let keys = keys.into_iter().map(Value::from).collect();
+        let read = self.send(&client, command, keys).await;
+        let read = read.and_then(Value::convert::<Vec<Option<Bytes>>>);
+        let read = read.map_err(|error| remote("read", error));
         self.shared.answered(&read);
+        self.shared.saw(&read);
         let read = read?;
         if read.len() != asked {
             return Err(RemoteError::because(
@@ -411,7 +411,10 @@ impl Redis {
         args: impl AsRef<[Value]>,
     ) -> Result<Value, RemoteError> {
         let args = args.as_ref();
-        let command = |by| CustomCommand::new_static(by, ClusterHash::Offset(2), false);
+        // Of a custom command fred looks at no place but this: else it takes the first argument for the
+        // key, and the server sends it on.
+        let slot = keys.first().map_or(0, |key| redis_keyslot(key));
+        let command = |by| CustomCommand::new_static(by, ClusterHash::Custom(slot), false);
         let with = |script: Value| {
             let mut all = Vec::with_capacity(2 + keys.len() + args.len());
             all.extend([script, Value::from(keys.len().to_string())]);
@@ -423,10 +426,10 @@ impl Redis {
             self.shared.admit(doing)?;
         }
         let evalsha = with(script.sha.as_str().into());
-        let result = match client.custom(command("EVALSHA"), evalsha).await {
+        let result = match self.send(client, command("EVALSHA"), evalsha).await {
             Err(error) if error.details().starts_with("NOSCRIPT") => {
                 let eval = with(Value::from_static_str(script.body));
-                client.custom(command("EVAL"), eval).await
+                self.send(client, command("EVAL"), eval).await
             }
             result => result,
         };
@@ -434,7 +437,44 @@ impl Redis {
         if guarded == Guarded::Yes {
             self.shared.answered(&result);
         }
+        self.shared.saw(&result);
         result
+    }
+}
+
+/// What fred answers for a command that would have to be sent on.
+const SENT_ON: &str = "Too many redirections";
+
+/// How often a command is sent in a cluster whose layout has changed.
+const ATTEMPTS: usize = 3;
+
+impl Redis {
+    /// Sends one command, and again where it belongs to another node and was therefore not carried
+    /// out.
+    ///
+    /// Nothing is sent on by fred itself. It asks for the new layout, which is all that a slot that
+    /// *has* moved needs (`-MOVED`). To a slot that is on its way (`-ASK`) it would send `ASKING` on a
+    /// connection with other commands under way, take the first reply that comes for that of
+    /// `ASKING`, and give all the others to the wrong callers, `OK` to the last: an invalidation that
+    /// was refused would count as carried out.
+    pub(super) async fn send(
+        &self,
+        client: &WithOptions<Client>,
+        command: CustomCommand,
+        args: Vec<Value>,
+    ) -> Result<Value, FredError> {
+        if !self.shared.clustered {
+            return client.custom(command, args).await;
+        }
+        for _ in 0..ATTEMPTS {
+            match client.custom(command.clone(), args.clone()).await {
+                Err(error) if error.details().starts_with(SENT_ON) => {}
+                result => return result,
+            }
+        }
+        // An answer, as opposed to silence.
+        let why = "the slot is on its way to another node";
+        Err(FredError::new(ErrorKind::Cluster, why))
     }
 }
 

@@ -333,7 +333,7 @@ impl Redis {
         self.ready().await;
         let client = self.shared.client();
         let command = |name| CustomCommand::new_static(name, ClusterHash::FirstKey, false);
-        let length = client.custom::<Value, _>(command("XLEN"), vec![stream.clone()]);
+        let length = self.send(&client, command("XLEN"), vec![stream.clone().into()]);
         let length = length.await.map_err(|error| remote(DOING, error))?;
         let length = length.as_u64().ok_or_else(|| unexpected(DOING))?;
         if length == 0 {
@@ -360,7 +360,8 @@ impl Redis {
             word("COUNT"),
             number(count),
         ];
-        let reply = self.shared.client().custom::<Value, _>(command, args).await;
+        let client = self.shared.client();
+        let reply = self.send(&client, command, args).await;
         let reply = reply.map_err(|error| remote(doing, error))?;
         reply::entries(reply).ok_or_else(|| unexpected(doing))
     }
@@ -375,7 +376,8 @@ impl Redis {
         self.ready().await;
         let command = CustomCommand::new_static("XDEL", ClusterHash::FirstKey, false);
         let args = vec![stream.clone().into(), id(entry)];
-        let reply = self.shared.client().custom::<Value, _>(command, args).await;
+        let client = self.shared.client();
+        let reply = self.send(&client, command, args).await;
         let reply = reply.map_err(|error| remote(doing, error))?;
         Ok(reply.as_u64() == Some(1))
     }

@@ -27,4 +27,5 @@ scripts! {
     INSERT "insert.lua"
     EXPIRE "expire.lua"
     MARKS "marks.lua"
+    PROBE "probe.lua"
 }

@@ -12,6 +12,9 @@
 //! | `clock` | `clock micros` |
 //! | `stats` | `stats loads waits fills refused` |
 //! | `watch key`, `watched` | (asks for it all the time), then `saw asked source answer…` of each time |
+//! | `hot n ms`, `cool` | (asks for the keys below n every ms, without an answer), then `cooled gets` |
+//! | `turned` | `turned` when it has begun, after that, to ask for all of them and has done so |
+//! | `channel` | `channel state` |
 //! | `proven` | `proven` when a look-up that was watched was answered by L1, from now on |
 //!
 //! On its own account it says `ready`, and `loading key` when a load begins.
@@ -232,7 +235,7 @@ async fn work(settings: Settings) {
             .expect("a cache"),
     );
     let watching = Arc::new(Watching::default());
-    let mut watched = None;
+    let (mut watched, mut hot) = (None, None);
     say("ready");
     let mut orders = BufReader::new(tokio::io::stdin()).lines();
     // Ends with the process that gives the orders.
@@ -288,6 +291,30 @@ async fn work(settings: Settings) {
                 let saw = watched.take().expect("it watches").await.expect("a list");
                 say(&format!("saw{saw}"));
             }
+            "hot" => {
+                let ms = words[2].parse().expect("a number");
+                let every = Duration::from_millis(ms);
+                hot = Some(tokio::spawn(ask_all(
+                    node.clone(),
+                    key(),
+                    every,
+                    Arc::clone(&watching),
+                )));
+            }
+            "cool" => {
+                watching.ends.store(true, Ordering::SeqCst);
+                let gets = hot.take().expect("it asks").await.expect("a number");
+                say(&format!("cooled {gets}"));
+            }
+            "turned" => {
+                let turns = watching.hits.load(Ordering::SeqCst) + 2;
+                super::eventually("all are asked for", async || {
+                    watching.hits.load(Ordering::SeqCst) >= turns
+                })
+                .await;
+                say("turned");
+            }
+            "channel" => say(&format!("channel {:?}", node.health().channel)),
             "clock" => say(&format!("clock {}", micros())),
             "stats" => {
                 let stats = node.stats();
@@ -353,6 +380,20 @@ async fn watch(node: Node, key: u64, watching: Arc<Watching>) -> String {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     saw
+}
+
+/// Asks for all keys below one, again and again. Answers how often.
+async fn ask_all(node: Node, below: u64, every: Duration, watching: Arc<Watching>) -> u64 {
+    let mut gets = 0;
+    while !watching.ends.load(Ordering::SeqCst) {
+        for key in 0..below {
+            super::node::value(node.get(key).await);
+            gets += 1;
+        }
+        watching.hits.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(every).await;
+    }
+    gets
 }
 
 /// The text of a file.

@@ -21,10 +21,13 @@ struct State {
     rows: HashMap<u64, Option<String>>,
     /// When loads have begun.
     begun: Vec<Instant>,
+    /// How many of each key.
+    of: HashMap<u64, u64>,
     reloads: Vec<Reload>,
     /// The keys of each `load_many`.
     batches: Vec<Vec<u64>>,
     gates: VecDeque<Gate>,
+    gates_of: HashMap<u64, Gate>,
     behaviour: Behaviour,
     tags: HashMap<u64, Vec<String>>,
     versions: HashMap<u64, u64>,
@@ -81,6 +84,12 @@ impl Db {
         version
     }
 
+    /// What a load of a key reads now, if there is such a row.
+    pub(crate) fn row(&self, key: u64) -> String {
+        let row = self.state().rows.get(&key).cloned().flatten();
+        row.expect("it was written")
+    }
+
     pub(crate) fn delete(&self, key: u64) {
         self.state().rows.insert(key, None);
     }
@@ -105,6 +114,11 @@ impl Db {
         self.begun().len() as u64
     }
 
+    /// Those of one key.
+    pub(crate) fn loads_of(&self, key: u64) -> u64 {
+        self.state().of.get(&key).copied().unwrap_or(0)
+    }
+
     /// When they have begun.
     pub(crate) fn begun(&self) -> Vec<Instant> {
         self.state().begun.clone()
@@ -123,6 +137,7 @@ impl Db {
     pub(crate) fn forget(&self) {
         let mut state = self.state();
         state.begun.clear();
+        state.of.clear();
         state.reloads.clear();
         state.batches.clear();
     }
@@ -131,6 +146,13 @@ impl Db {
     pub(crate) fn gate(&self) -> Gate {
         let gate = Gate::default();
         self.state().gates.push_back(gate.clone());
+        gate
+    }
+
+    /// Stops the next load of a key.
+    pub(crate) fn gate_of(&self, key: u64) -> Gate {
+        let gate = Gate::default();
+        self.state().gates_of.insert(key, gate.clone());
         gate
     }
 
@@ -147,8 +169,14 @@ struct Row {
 }
 
 impl State {
+    fn gate_of(&mut self, key: u64) -> Option<Gate> {
+        let gate = self.gates_of.remove(&key);
+        gate.or_else(|| self.gates.pop_front())
+    }
+
     fn read(&mut self, key: u64) -> Row {
         self.begun.push(Instant::now());
+        *self.of.entry(key).or_default() += 1;
         Row {
             row: self
                 .rows
@@ -209,7 +237,8 @@ impl Loader for Db {
     async fn load(&self, key: &u64) -> Result<Loaded<String>, BoxError> {
         let (row, gate, behaviour) = {
             let mut state = self.state();
-            (state.read(*key), state.gates.pop_front(), state.behaviour)
+            let gate = state.gate_of(*key);
+            (state.read(*key), gate, state.behaviour)
         };
         behaviour.pass(gate).await?;
         Ok(row.loaded(behaviour))

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 #[cfg(target_os = "linux")]
 pub(crate) mod clock;
+pub(crate) mod cluster;
 pub(crate) mod events;
 pub(crate) mod fleet;
 pub(crate) mod forge;
@@ -15,6 +16,9 @@ pub(crate) mod loader;
 pub(crate) mod node;
 pub(crate) mod proxy;
 pub(crate) mod server;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
+pub(crate) mod traffic;
 
 /// Longer than anything takes that works, on a machine with other things to do.
 const PATIENCE: Duration = Duration::from_secs(20);

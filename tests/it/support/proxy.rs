@@ -21,6 +21,8 @@ pub(crate) enum Wire {
     Refuse,
     /// Connections stand, and nothing comes out of them.
     Swallow,
+    /// Connections are ended in the middle of what the server says, each after so many replies.
+    Tear(usize),
     /// The connections that stand say nothing any more, and nobody ends them; new ones pass.
     DeadConnections,
     /// Everything takes this long.
@@ -124,24 +126,12 @@ async fn accept(
         let (up, down) = (upstream.into_split(), client.into_split());
         let born = *wire.borrow();
         let subscribed = Arc::new(AtomicBool::new(false));
+        let also = Arc::clone(&subscribed);
         let asked = Arc::new(AtomicBool::new(false));
+        let (asks, answers) = (Turn::Asks(Arc::clone(&asked)), Turn::Answers(asked));
         let (there, back) = (
-            pump(
-                down.0,
-                up.1,
-                wire.subscribe(),
-                born,
-                Arc::clone(&subscribed),
-                Turn::Asks(Arc::clone(&asked)),
-            ),
-            pump(
-                up.0,
-                down.1,
-                wire.subscribe(),
-                born,
-                subscribed,
-                Turn::Answers(asked),
-            ),
+            pump(down.0, up.1, wire.subscribe(), born, also, asks),
+            pump(up.0, down.1, wire.subscribe(), born, subscribed, answers),
         );
         tokio::spawn(async move {
             let _stands = stands;
@@ -170,6 +160,7 @@ async fn pump(
     turn: Turn,
 ) {
     let mut bytes = vec![0; 1 << 16];
+    let mut torn = 0;
     while let Ok(read @ 1..) = from.read(&mut bytes).await {
         let now = *wire.borrow();
         if now != Wire::DeadSubscriptions && subscribes(&bytes[..read]) {
@@ -178,6 +169,13 @@ async fn pump(
         match now {
             Wire::Swallow => continue,
             Wire::DeadConnections if born != Wire::DeadConnections => continue,
+            Wire::Tear(after) if matches!(turn, Turn::Answers(_)) => {
+                torn += 1;
+                if torn > after {
+                    let _ = to.write_all(&bytes[..read / 2]).await;
+                    return;
+                }
+            }
             Wire::Slow(by) => tokio::time::sleep(by / 2).await,
             Wire::HoldSubscriptions if subscribes(&bytes[..read]) => {
                 let _ = wire.wait_for(|wire| *wire != now).await;
@@ -193,7 +191,7 @@ async fn pump(
             },
             Wire::DeadSubscriptions if subscribed.load(Ordering::SeqCst) => continue,
             Wire::HoldSubscriptions | Wire::DeadSubscriptions | Wire::DeadConnections => {}
-            Wire::Pass | Wire::Refuse => {}
+            Wire::Pass | Wire::Refuse | Wire::Tear(_) => {}
         }
         if to.write_all(&bytes[..read]).await.is_err() {
             return;

@@ -18,6 +18,7 @@ pub(crate) struct Server {
     port: u16,
     dir: PathBuf,
     role: Role,
+    more: Vec<String>,
 }
 
 /// What a server is started as.
@@ -27,8 +28,8 @@ enum Role {
     /// One that has everything again when it is restarted.
     #[cfg(feature = "write-behind")]
     Durable,
-    /// A node of a cluster.
-    Node,
+    /// A node of a cluster, which takes another one for dead after so many milliseconds.
+    Node(u32),
     /// A replica of the server on this port.
     Replica(u16),
     /// A sentinel of one, which watches the server on this port under the name `main`.
@@ -46,8 +47,23 @@ impl Server {
         Self::start_as(Role::Durable)
     }
 
+    /// With more settings, as on a command line.
+    pub(crate) fn start_with(more: &[&str]) -> Self {
+        Self::start_as_with(Role::Single, more)
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) fn start_in_cluster_with(more: &[&str]) -> Self {
+        Self::start_as_with(Role::Node(2_000), more)
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) fn sentinel_with(port: u16, more: &[&str]) -> Self {
+        Self::start_as_with(Role::Sentinel(port), more)
+    }
+
     pub(crate) fn start_on(port: u16) -> Self {
-        Self::begin(port, Role::Single)
+        Self::begin(port, Role::Single, &[])
             .unwrap_or_else(|| panic!("redis-server does not start on port {port}"))
     }
 
@@ -59,29 +75,37 @@ impl Server {
         Self::start_as(Role::Sentinel(port))
     }
 
-    /// A node of a cluster that has no slots and knows nobody yet.
-    pub(crate) fn start_in_cluster() -> Self {
-        Self::start_as(Role::Node)
+    /// A node of a cluster that has no slots and knows nobody yet, and takes another one for dead
+    /// when it has been silent for so long.
+    pub(crate) fn start_in_cluster(dead_after: Duration) -> Self {
+        let ms = u32::try_from(dead_after.as_millis()).expect("a short time");
+        Self::start_as(Role::Node(ms))
     }
 
     /// On a port that nobody has: between a look at it and the start of the server, a server of
     /// another test run on this machine may take it.
     fn start_as(role: Role) -> Self {
+        Self::start_as_with(role, &[])
+    }
+
+    fn start_as_with(role: Role, more: &[&str]) -> Self {
         let mut ports = (0..5).map(|_| free_port());
         ports
-            .find_map(|port| Self::begin(port, role))
-            .expect("redis-server starts on one of five ports")
+            .find_map(|port| Self::begin(port, role, more))
+            .unwrap_or_else(|| panic!("redis-server starts on none of five ports, with {more:?}"))
     }
 
     /// `None`: the port is somebody else's.
-    fn begin(port: u16, role: Role) -> Option<Self> {
+    fn begin(port: u16, role: Role, more: &[&str]) -> Option<Self> {
         let dir = std::env::temp_dir().join(format!("tidegate-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory for the server");
+        let more: Vec<String> = more.iter().map(|&word| word.to_owned()).collect();
         let mut server = Self {
-            child: spawn(port, &dir, role),
+            child: spawn(port, &dir, role, &more),
             port,
             dir,
             role,
+            more,
         };
         server.answers().then_some(server)
     }
@@ -123,7 +147,14 @@ impl Server {
 
     /// Starts again on the same port, empty.
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(self.port, &self.dir, self.role);
+        self.restart_with(&[]);
+    }
+
+    /// The same with settings.
+    pub(crate) fn restart_with(&mut self, settings: &[&str]) {
+        let settings = settings.iter().map(|&word| word.to_owned());
+        let more: Vec<String> = self.more.iter().cloned().chain(settings).collect();
+        self.child = spawn(self.port, &self.dir, self.role, &more);
         assert!(self.answers(), "redis-server does not start again");
     }
 
@@ -170,7 +201,7 @@ pub(crate) fn patient(port: u16) -> RedisBuilder {
     Redis::builder(&url(port)).timeout(Duration::from_secs(2))
 }
 
-fn spawn(port: u16, dir: &PathBuf, role: Role) -> Child {
+fn spawn(port: u16, dir: &PathBuf, role: Role, more: &[String]) -> Child {
     let binary =
         std::env::var("TIDEGATE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
     let mut command = Command::new(&binary);
@@ -197,24 +228,23 @@ fn spawn(port: u16, dir: &PathBuf, role: Role) -> Child {
     command.arg("--dir").arg(dir);
     if let Role::Replica(primary) = role {
         command.args(["--replicaof", "127.0.0.1", &primary.to_string()]);
-        // A test does not wait for company.
-        command.args([
-            "--repl-diskless-sync",
-            "yes",
-            "--repl-diskless-sync-delay",
-            "0",
-        ]);
     }
-    if role == Role::Node {
-        command.args([
-            "--cluster-enabled",
-            "yes",
-            "--cluster-node-timeout",
-            "60000",
-        ]);
+    if !matches!(role, Role::Sentinel(_)) {
+        // A test does not wait for company.
+        command.args(["--repl-diskless-sync", "yes"]);
+        command.args(["--repl-diskless-sync-delay", "0"]);
+    }
+    if let Role::Node(dead_after) = role {
+        command.args(["--cluster-enabled", "yes"]);
+        command.args(["--cluster-node-timeout", &dead_after.to_string()]);
+        // One that is alone does not know its own.
+        command.args(["--cluster-announce-ip", "127.0.0.1"]);
+        // Whatever the age of its data, a replica takes over.
+        command.args(["--cluster-replica-validity-factor", "0"]);
         // A part of the cluster works without the rest.
         command.args(["--cluster-require-full-coverage", "no"]);
     }
+    command.args(more);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -278,6 +308,17 @@ impl Raw {
         self.try_send(&args).expect("an answer")
     }
 
+    /// The same, where no answer is one, too.
+    pub(crate) fn ask_if_there(&mut self, words: &str) -> Option<Reply> {
+        let args: Vec<&[u8]> = words.split_whitespace().map(str::as_bytes).collect();
+        self.try_send(&args).ok()
+    }
+
+    /// One command, without waiting for what it answers.
+    pub(crate) fn tell(&mut self, args: &[&[u8]]) {
+        self.write(args).expect("the server takes it");
+    }
+
     pub(crate) fn send(&mut self, args: &[&[u8]]) -> Reply {
         let reply = self.try_send(args).expect("an answer");
         if let Reply::Error(error) = reply {
@@ -287,14 +328,18 @@ impl Raw {
     }
 
     fn try_send(&mut self, args: &[&[u8]]) -> std::io::Result<Reply> {
+        self.write(args)?;
+        self.reply()
+    }
+
+    fn write(&mut self, args: &[&[u8]]) -> std::io::Result<()> {
         let mut command = format!("*{}\r\n", args.len()).into_bytes();
         for arg in args {
             command.extend_from_slice(format!("${}\r\n", arg.len()).as_bytes());
             command.extend_from_slice(arg);
             command.extend_from_slice(b"\r\n");
         }
-        self.0.get_mut().write_all(&command)?;
-        self.reply()
+        self.0.get_mut().write_all(&command)
     }
 
     fn line(&mut self) -> std::io::Result<String> {
@@ -381,6 +426,17 @@ impl Raw {
         calls
             .and_then(|stats| stats.split(',').next())
             .map_or(0, |calls| calls.parse().expect("a number"))
+    }
+
+    /// A line of what the server says of itself.
+    pub(crate) fn info(&mut self, name: &str) -> Option<String> {
+        let Reply::Bytes(info) = self.ask("INFO all") else {
+            panic!("INFO answers a text")
+        };
+        let info = String::from_utf8_lossy(&info).into_owned();
+        let line = info.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|line| line.strip_prefix(':'))
+            .map(str::to_owned)
     }
 
     /// How many clients are connected, this one among them.

@@ -8,7 +8,7 @@ use tidegate::write_behind::{WriteBehind, WriteError};
 use super::{
     STREAM, Said, Stock, applied, connect, gated, quick, unapplied, worker, write, writer,
 };
-use crate::cluster::Cluster;
+use crate::support::cluster::Cluster;
 use crate::support::server::Server;
 use crate::support::{eventually, within};
 
@@ -219,7 +219,7 @@ async fn close_finishes_the_batch_under_way_and_gives_the_partition_up_at_once()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_a_cluster_the_partitions_are_spread_and_everything_holds() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::start(3).await;
     let connect = async || {
         let url = format!("redis-cluster://127.0.0.1:{}", cluster.nodes[0].port());
         let redis = Redis::builder(&url).timeout(Duration::from_secs(2));

@@ -1,0 +1,90 @@
+//! What fred's errors mean here.
+
+use fred::error::{Error as FredError, ErrorKind};
+use fred::types::config::{Config, ServerConfig};
+
+use crate::error::{RemoteError, RemoteKind};
+
+pub(super) fn remote(doing: &'static str, error: FredError) -> RemoteError {
+    let error = discreet(error);
+    let kind = match error.kind() {
+        _ if is_denial(error.details()) => RemoteKind::Denied,
+        _ if is_of_tls(&error) => RemoteKind::Tls,
+        ErrorKind::Timeout => RemoteKind::Timeout,
+        ErrorKind::IO
+        | ErrorKind::Canceled
+        | ErrorKind::Routing
+        | ErrorKind::Sentinel
+        | ErrorKind::Backpressure
+        | ErrorKind::Config
+        | ErrorKind::Url => RemoteKind::Unreachable,
+        _ => RemoteKind::Refused,
+    };
+    RemoteError::because(kind, doing, error)
+}
+
+/// Without what the server repeats of a command that it does not know: that may be AUTH.
+fn discreet(error: FredError) -> FredError {
+    match error.details().split_once(", with args beginning with") {
+        Some((before, _)) => FredError::new(error.kind().clone(), before.to_owned()),
+        None => error,
+    }
+}
+
+#[cfg(feature = "tls")]
+fn is_of_tls(error: &FredError) -> bool {
+    // As rustls hands its errors to whoever reads or writes.
+    const OF_RUSTLS: &str = "Custom { kind: InvalidData, error: ";
+    let is_io = *error.kind() == ErrorKind::IO;
+    *error.kind() == ErrorKind::Tls || (is_io && error.details().starts_with(OF_RUSTLS))
+}
+
+#[cfg(not(feature = "tls"))]
+fn is_of_tls(_: &FredError) -> bool {
+    false
+}
+
+/// No answer, as opposed to an error that the server answered.
+pub(super) fn is_silence(error: &RemoteError) -> bool {
+    error.is_timeout() || error.is_unreachable()
+}
+
+/// Whether an error is the server's word that this user may not.
+pub(super) fn is_denial(details: &str) -> bool {
+    let begins = ["NOPERM", "WRONGPASS", "NOAUTH"];
+    begins.iter().any(|word| details.starts_with(word))
+        // Of a command in a script: in 6.0, to 7.0, and from 7.2 on.
+        || details.contains("NOPERM")
+        || details.contains("executing the script can't")
+        || details.contains("ACL failure in script")
+}
+
+/// Whether the server refused to select the database.
+pub(super) fn is_of_database(error: &FredError) -> bool {
+    let details = error.details();
+    details.contains("DB index") || details.contains("SELECT is not allowed")
+}
+
+/// Adds what the other side may have expected, where it does not say so itself: TLS fails in silence,
+/// or with the end of the connection.
+pub(super) fn suspect(error: FredError, config: &Config) -> FredError {
+    #[cfg(feature = "tls")]
+    let tls = config.tls.is_some();
+    #[cfg(not(feature = "tls"))]
+    let tls = false;
+    let has_ended = *error.kind() == ErrorKind::Canceled
+        || ["ConnectionReset", "BrokenPipe", "UnexpectedEof", "closed"]
+            .iter()
+            .any(|end| error.details().contains(end));
+    let question = match (error.kind(), tls) {
+        // Redis takes what TLS begins with for the beginning of a command.
+        (ErrorKind::Timeout, true) => "is there TLS at this port?",
+        (_, true) if has_ended => "is a client certificate expected (`Tls::client_certificate`)?",
+        _ if has_ended && !matches!(config.server, ServerConfig::Unix { .. }) => {
+            "is TLS expected (rediss://)?"
+        }
+        _ => return error,
+    };
+    let details = error.details().trim_end_matches('.');
+    FredError::new(error.kind().clone(), format!("{details}; {question}"))
+}

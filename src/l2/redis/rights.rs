@@ -1,0 +1,382 @@
+//! What the user of Redis may do: tried before it is needed, and told in words when it may not.
+//!
+//! `connect` tries everything and fails with what is missing. A handle that was opened tries when its
+//! connection stands, and goes on: what is missing shows in `Health::denied`, until a later look, or a
+//! subscription that is made again, finds it granted.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fred::clients::{Client, WithOptions};
+use fred::error::{Error as FredError, ErrorKind};
+use fred::interfaces::{ClientLike, PubsubInterface};
+use fred::types::config::Server;
+use fred::types::{ClusterHash, CustomCommand, Value};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+
+use self::missing::Missing;
+use super::errors::{is_denial, is_of_database, is_silence, remote, suspect};
+use super::{Shared, scripts};
+
+use crate::error::{RemoteError, RemoteKind};
+
+mod missing;
+
+/// How often to look again while something is denied.
+pub(super) const AGAIN: Duration = Duration::from_secs(5);
+
+/// What is denied, as far as is known.
+#[derive(Debug, Default)]
+pub(super) struct Rights {
+    state: Mutex<State>,
+    /// A command was denied: look.
+    pub(super) look: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    commands: Option<Arc<str>>,
+    bus: Option<Arc<str>>,
+    /// A command was denied since the last look.
+    seen: bool,
+}
+
+impl State {
+    fn is_denied(&self) -> bool {
+        self.commands.is_some() || self.bus.is_some()
+    }
+}
+
+impl Rights {
+    /// In words.
+    pub(super) fn denied(&self) -> Option<Arc<str>> {
+        let state = self.state.lock();
+        match (&state.commands, &state.bus) {
+            (Some(commands), Some(bus)) => Some(format!("{commands}; {bus}").into()),
+            (commands, bus) => commands.clone().or_else(|| bus.clone()),
+        }
+    }
+}
+
+enum Part {
+    Commands,
+    Bus,
+}
+
+impl Shared {
+    /// Tries all that the handle will need.
+    pub(super) async fn check_rights(&self) -> Result<(), RemoteError> {
+        let mut missing = Missing::default();
+        self.try_commands(&mut missing).await?;
+        if missing == Missing::default() {
+            self.try_bus(&mut missing).await?;
+        }
+        self.lacks("connect", &missing).map_or(Ok(()), Err)
+    }
+
+    /// An error of the client; what it says of rights with the rules that grant them.
+    pub(super) fn explain(
+        &self,
+        doing: &'static str,
+        command: &str,
+        error: FredError,
+    ) -> RemoteError {
+        let mut missing = Missing::default();
+        if error.details().contains("NOPERM") {
+            missing.note(command, error.details());
+        }
+        self.lacks(doing, &missing)
+            .unwrap_or_else(|| remote(doing, error))
+    }
+
+    /// Why there is no connection.
+    pub(super) fn explain_failure(&self, error: FredError) -> RemoteError {
+        if is_of_database(&error) {
+            return remote("select the database", error);
+        }
+        let error = suspect(error, &self.config());
+        self.explain("connect", "", error)
+    }
+
+    fn lacks(&self, doing: &'static str, missing: &Missing) -> Option<RemoteError> {
+        let config = self.config();
+        let user = config.username.as_deref().unwrap_or("default");
+        let told = missing.tell(user, &self.prefix)?;
+        Some(RemoteError::because(RemoteKind::Denied, doing, told))
+    }
+
+    async fn try_commands(&self, missing: &mut Missing) -> Result<(), RemoteError> {
+        let client = self.client();
+        let probe = &*scripts::PROBE;
+        // A record's key has a name after the prefix, and a claim's has more after the colons.
+        let key = Bytes::from(format!("{}::probe", self.prefix));
+        let script = |script: Value| vec![script, 1.into(), key.clone().into(), key.clone().into()];
+        for (command, args) in [
+            ("TIME", Vec::new()),
+            ("EVAL", script(Value::from_static_str(probe.body))),
+            // It is known now, which EVALSHA alone does not tell.
+            ("EVALSHA", script(probe.sha.as_str().into())),
+        ] {
+            let hash = match command {
+                "TIME" => ClusterHash::Random,
+                _ => ClusterHash::Offset(2),
+            };
+            let sent = CustomCommand::new_static(command, hash, false);
+            match client.custom::<Value, _>(sent, args).await {
+                Ok(refused) if command != "TIME" => note_refused(missing, refused),
+                Ok(_) => {}
+                Err(error) => self.note_error(missing, command, error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The server answers a refused SUBSCRIBE where nobody waits for an answer. So what counts is who
+    /// hears a message.
+    async fn try_bus(&self, missing: &mut Missing) -> Result<(), RemoteError> {
+        let Some(client) = self.bus_to_try().await? else {
+            return Ok(());
+        };
+        let tried = self.try_bus_on(&client, missing).await;
+        if self.clustered {
+            let _ = client.quit().await;
+        }
+        tried
+    }
+
+    async fn try_bus_on(&self, client: &Client, missing: &mut Missing) -> Result<(), RemoteError> {
+        let failed = |error| remote("connect", error);
+        let channel = format!("{}::beat:{:016x}", self.prefix, crate::random::number());
+        let client = client.with_options(&self.options);
+        client.subscribe(&channel).await.map_err(failed)?;
+        match receivers(&client, channel.as_bytes()).await {
+            Ok(1..) => {}
+            Ok(0) => {
+                missing.note_command("subscribe");
+                missing.channels = true;
+                return Ok(());
+            }
+            Err(error) => return self.note_error(missing, "SUBSCRIBE", error),
+        }
+        client.unsubscribe(&channel).await.map_err(failed)?;
+        match receivers(&client, channel.as_bytes()).await {
+            Ok(0) => {}
+            Ok(1..) => missing.note_command("unsubscribe"),
+            Err(error) => return self.note_error(missing, "UNSUBSCRIBE", error),
+        }
+        Ok(())
+    }
+
+    /// Notes a denial. No answer is an error; any other answer says nothing of rights.
+    fn note_error(
+        &self,
+        missing: &mut Missing,
+        command: &str,
+        error: FredError,
+    ) -> Result<(), RemoteError> {
+        if is_denial(error.details()) {
+            missing.note(command, error.details());
+            return Ok(());
+        }
+        let error = remote("connect", suspect(error, &self.config()));
+        match is_silence(&error) {
+            true => Err(error),
+            false => Ok(()),
+        }
+    }
+
+    /// A connection of the bus: in a cluster one of its own, for its lines are made later.
+    async fn bus_to_try(&self) -> Result<Option<Client>, RemoteError> {
+        if !self.clustered {
+            return Ok(Some(self.bus.clone()));
+        }
+        let Some(primary) = self.a_primary().await else {
+            return Ok(None);
+        };
+        let client = self.client_to(primary, true);
+        let connected = client.init().await;
+        connected.map_err(|error| self.explain("connect", "", error))?;
+        Ok(Some(client))
+    }
+
+    /// Looks again, and tells who listens of what has changed.
+    async fn look_at_rights(&self) {
+        let seen = std::mem::take(&mut self.rights.state.lock().seen);
+        let mut missing = Missing::default();
+        if self.try_commands(&mut missing).await.is_err() {
+            // Nobody answers.
+            return;
+        }
+        match self.lacks("look at the rights", &missing) {
+            Some(error) => self.set_denied(&Part::Commands, Some(reason(&error))),
+            // It is finer than what can be tried: for one cache, perhaps.
+            None if seen => {}
+            None => self.set_denied(&Part::Commands, None),
+        }
+    }
+
+    /// What came of a command.
+    pub(super) fn saw<T>(&self, result: &Result<T, RemoteError>) {
+        let Some(error) = result.as_ref().err().filter(|error| error.is_denied()) else {
+            return;
+        };
+        let known = {
+            let mut state = self.rights.state.lock();
+            state.seen = true;
+            state.commands.is_some()
+        };
+        if !known {
+            self.set_denied(&Part::Commands, Some(reason(error)));
+            self.rights.look.notify_one();
+        }
+    }
+
+    /// What came of an attempt to connect.
+    fn saw_failure(&self, error: &FredError) {
+        if *error.kind() == ErrorKind::Auth || is_denial(error.details()) || is_of_database(error) {
+            let error = self.explain("connect", "", error.clone());
+            self.set_denied(&Part::Commands, Some(reason(&error)));
+        }
+    }
+
+    /// What came of a subscription.
+    pub(super) fn saw_bus(&self, subscribed: Result<(), RemoteError>) -> Option<Heard> {
+        match subscribed {
+            Ok(()) => {
+                self.set_denied(&Part::Bus, None);
+                None
+            }
+            Err(error) if error.is_denied() => {
+                self.set_denied(&Part::Bus, Some(reason(&error)));
+                Some(Heard::Denied)
+            }
+            Err(error) if is_silence(&error) => Some(Heard::Nothing),
+            Err(_) => Some(Heard::Nonsense),
+        }
+    }
+
+    /// Subscribes and waits until the server has: a message reaches this connection. fred is through
+    /// before that.
+    pub(super) async fn subscribe_surely(
+        &self,
+        client: &WithOptions<Client>,
+        channels: Vec<String>,
+        private: &[u8],
+    ) -> Result<(), RemoteError> {
+        const DOING: &str = "subscribe";
+        let subscribed = client.subscribe(channels).await;
+        subscribed.map_err(|error| remote(DOING, error))?;
+        let mut missing = Missing::default();
+        match receivers(client, private).await {
+            Ok(1..) => return Ok(()),
+            Ok(0) => {
+                missing.note_command("subscribe");
+                missing.channels = true;
+            }
+            Err(error) => self.note_error(&mut missing, "SUBSCRIBE", error)?,
+        }
+        let unheard = || RemoteError::because(RemoteKind::Refused, DOING, "unexpected reply");
+        Err(self.lacks(DOING, &missing).unwrap_or_else(unheard))
+    }
+
+    fn set_denied(&self, part: &Part, what: Option<Arc<str>>) {
+        let (before, now) = {
+            let mut state = self.rights.state.lock();
+            let before = state.is_denied();
+            match part {
+                Part::Commands => state.commands = what,
+                Part::Bus => state.bus = what,
+            }
+            (before, state.is_denied())
+        };
+        if before != now {
+            self.tell_denied(now);
+        }
+    }
+}
+
+/// Why a line does not hear its channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// No answer, or no connection.
+    Nothing,
+    /// An answer to something else.
+    Nonsense,
+    Denied,
+}
+
+/// How many hear a message on a channel that nobody else knows. It is empty, and means nothing.
+async fn receivers(client: &WithOptions<Client>, channel: &[u8]) -> Result<u64, FredError> {
+    let command = CustomCommand::new_static("PUBLISH", ClusterHash::FirstKey, false);
+    let args = vec![Bytes::copy_from_slice(channel), Bytes::new()];
+    let reply: Value = client.custom(command, args).await?;
+    match reply.as_u64() {
+        Some(receivers) => Ok(receivers),
+        None => Err(FredError::new(ErrorKind::Protocol, "unexpected reply")),
+    }
+}
+
+fn note_refused(missing: &mut Missing, refused: Value) {
+    let mut refused = refused.into_array().into_iter();
+    while let (Some(command), Some(error)) = (refused.next(), refused.next()) {
+        let (command, error) = (command.into_string(), error.into_string());
+        let (command, error) = (command.unwrap_or_default(), error.unwrap_or_default());
+        if is_denial(&error) {
+            missing.note(&command, &error);
+        }
+    }
+}
+
+/// What an error says, without the words that go before.
+fn reason(error: &RemoteError) -> Arc<str> {
+    let source = std::error::Error::source(error);
+    match source {
+        Some(source) => match source.downcast_ref::<FredError>() {
+            Some(error) => error.details().into(),
+            None => source.to_string().into(),
+        },
+        None => error.to_string().into(),
+    }
+}
+
+/// Looks when a connection stands, when a command was denied, and while anything is.
+pub(super) async fn watch(
+    shared: Weak<Shared>,
+    mut connected: Receiver<Server>,
+    mut failed: Receiver<(FredError, Option<Server>)>,
+    look: Arc<Notify>,
+    mut due: bool,
+) {
+    loop {
+        let denied = {
+            let Some(shared) = shared.upgrade() else {
+                return;
+            };
+            if due {
+                shared.look_at_rights().await;
+            }
+            shared.rights.state.lock().is_denied()
+        };
+        due = tokio::select! {
+            event = connected.recv() => match event {
+                Err(RecvError::Closed) => return,
+                _ => true,
+            },
+            event = failed.recv() => match event {
+                Ok((error, _)) => {
+                    let Some(shared) = shared.upgrade() else { return };
+                    shared.saw_failure(&error);
+                    false
+                }
+                Err(RecvError::Lagged(_)) => false,
+                Err(RecvError::Closed) => return,
+            },
+            () = look.notified() => !denied,
+            () = tokio::time::sleep(AGAIN), if denied => true,
+        };
+    }
+}

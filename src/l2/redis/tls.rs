@@ -1,0 +1,271 @@
+//! TLS: whom to trust, and how to make oneself known.
+
+use std::fmt;
+use std::sync::Arc;
+
+use fred::rustls::client::WebPkiServerVerifier;
+use fred::rustls::client::danger::{
+    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
+};
+use fred::rustls::crypto::{CryptoProvider, ring};
+use fred::rustls::pki_types::pem::PemObject;
+use fred::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use fred::rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+};
+use fred::types::config::TlsConnector;
+
+use crate::error::BuildError;
+
+/// How a [`Redis`](crate::Redis) handle uses TLS: see [`RedisBuilder::tls`](crate::RedisBuilder::tls).
+///
+/// TLS 1.2 and 1.3, through rustls. The server's certificate must be valid now, be signed by a trusted
+/// CA, and bear the name that the URL has for the host; an IP address in a URL must be in the
+/// certificate as such. rustls looks at the alternative names (SAN) alone, not at the common name.
+///
+/// ```no_run
+/// # use tidegate::{Redis, Tls};
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// let tls = Tls::new()
+///     .ca(std::fs::read("/etc/redis/ca.pem")?)
+///     .client_certificate(std::fs::read("/etc/app/app.pem")?, std::fs::read("/etc/app/app.key")?);
+/// let redis = Redis::builder("rediss://redis.internal:6380").tls(tls).connect().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Default)]
+#[must_use = "it is a setting of `RedisBuilder`"]
+pub struct Tls {
+    ca: Option<Arc<[u8]>>,
+    client: Option<Client>,
+    names: Names,
+}
+
+/// A certificate with its chain, and its key, as PEM.
+#[derive(Clone)]
+struct Client {
+    chain: Arc<[u8]>,
+    key: Arc<[u8]>,
+}
+
+/// Which name the server's certificate must bear.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Names {
+    /// The one in the URL; in a cluster and with sentinels, the one that these announce.
+    #[default]
+    Host,
+    Given(String),
+    Any,
+}
+
+impl Tls {
+    /// The default: the system's CAs, no client certificate, the host's name in the URL.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Trusts these CAs and no others: one certificate or more, in PEM.
+    ///
+    /// Default: the CAs of the system, or of the file or folders that the variables `SSL_CERT_FILE` and
+    /// `SSL_CERT_DIR` name.
+    pub fn ca(mut self, pem: impl AsRef<[u8]>) -> Self {
+        self.ca = Some(pem.as_ref().into());
+        self
+    }
+
+    /// Shows this certificate to a server that asks for one (mTLS): the certificate first, then what
+    /// leads to the server's CA, in PEM; and its private key (PKCS#8, PKCS#1 or SEC1), in PEM, not
+    /// encrypted.
+    ///
+    /// Default: none.
+    pub fn client_certificate(
+        mut self,
+        chain_pem: impl AsRef<[u8]>,
+        key_pem: impl AsRef<[u8]>,
+    ) -> Self {
+        self.client = Some(Client {
+            chain: chain_pem.as_ref().into(),
+            key: key_pem.as_ref().into(),
+        });
+        self
+    }
+
+    /// The name that the certificate of every server must bear, instead of the host's in the URL. For
+    /// tunnels, and for clusters and sentinels that announce addresses which are not in certificates.
+    ///
+    /// Default: the host's name.
+    pub fn server_name(mut self, name: &str) -> Self {
+        self.names = Names::Given(name.to_owned());
+        self
+    }
+
+    /// Takes a certificate whatever its name. Only with a [`ca`](Self::ca) of your own that signs for
+    /// nobody but your Redis: whoever else it signs for could take the server's place.
+    ///
+    /// Default: names are checked.
+    pub fn any_server_name(mut self) -> Self {
+        self.names = Names::Any;
+        self
+    }
+
+    /// Reads the system's CAs, unless there are others.
+    pub(super) fn connector(&self) -> Result<TlsConnector, BuildError> {
+        if self.names == Names::Any && self.ca.is_none() {
+            return Err(BuildError::Clash {
+                setter: "any_server_name",
+                value: String::new(),
+                other: "ca",
+                other_value: "the system's".to_owned(),
+                why: "anybody with any certificate could take the server's place",
+            });
+        }
+        // Named, because rustls panics where several are compiled in and it is to choose.
+        let provider = Arc::new(ring::default_provider());
+        let roots = Arc::new(self.roots()?);
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| refuse(error.to_string()))?;
+        let builder = match self.verifier(&roots, provider)? {
+            None => builder.with_root_certificates(roots),
+            Some(verifier) => builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(verifier)),
+        };
+        let config = match &self.client {
+            None => builder.with_no_client_auth(),
+            Some(client) => {
+                let chain = certificates("client_certificate", &client.chain)?;
+                // What is wrong with a key is not repeated: it may be the key.
+                let key = PrivateKeyDer::from_pem_slice(&client.key).map_err(|_| {
+                    refuse(
+                        "client_certificate: there is no private key in PEM, or an encrypted one",
+                    )
+                })?;
+                builder
+                    .with_client_auth_cert(chain, key)
+                    .map_err(|error| refuse(format!("client_certificate: {error}")))?
+            }
+        };
+        Ok(config.into())
+    }
+
+    fn roots(&self) -> Result<RootCertStore, BuildError> {
+        let mut roots = RootCertStore::empty();
+        if let Some(ca) = &self.ca {
+            for certificate in certificates("ca", ca)? {
+                let added = roots.add(certificate);
+                added.map_err(|error| refuse(format!("ca: {error}")))?;
+            }
+            return Ok(roots);
+        }
+        // One that cannot be read is no reason to do without the others.
+        let system = fred::rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(system.certs);
+        if roots.is_empty() {
+            return Err(refuse(
+                "the system has no CA certificates: install them (the package ca-certificates), \
+                 or name one with `Tls::ca`",
+            ));
+        }
+        Ok(roots)
+    }
+
+    fn verifier(
+        &self,
+        roots: &Arc<RootCertStore>,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Option<Verifier>, BuildError> {
+        let name = match &self.names {
+            Names::Host => return Ok(None),
+            Names::Any => None,
+            Names::Given(name) => match ServerName::try_from(name.clone()) {
+                Ok(name) => Some(name),
+                Err(_) => {
+                    return Err(BuildError::OutOfRange {
+                        setter: "server_name",
+                        value: format!("{name:?}"),
+                        allowed: "a DNS name or an IP address",
+                    });
+                }
+            },
+        };
+        let inner = WebPkiServerVerifier::builder_with_provider(Arc::clone(roots), provider);
+        let inner = inner.build().map_err(|error| refuse(error.to_string()))?;
+        Ok(Some(Verifier { inner, name }))
+    }
+}
+
+fn refuse(reason: impl Into<String>) -> BuildError {
+    BuildError::Tls {
+        reason: reason.into(),
+    }
+}
+
+fn certificates(setter: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, BuildError> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(refuse(format!("{setter}: there is no certificate in PEM"))),
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls")
+            .field("own_ca", &self.ca.is_some())
+            .field("client_certificate", &self.client.is_some())
+            .field("server_name", &self.names)
+            .finish()
+    }
+}
+
+/// Checks certificates as rustls does, but for the name.
+#[derive(Debug)]
+struct Verifier {
+    inner: Arc<WebPkiServerVerifier>,
+    /// `None`: any.
+    name: Option<ServerName<'static>>,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let name = self.name.as_ref().unwrap_or(server_name);
+        let inner = &self.inner;
+        match inner.verify_server_cert(end_entity, intermediates, name, ocsp_response, now) {
+            // The name comes last: the rest was found to be right.
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if self.name.is_none() => Ok(ServerCertVerified::assertion()),
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls12_signature(message, cert, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls13_signature(message, cert, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}

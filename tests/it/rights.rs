@@ -1,0 +1,325 @@
+//! The rights of a user of Redis: each one that is missing is named, and none fails a look-up.
+
+use std::time::Duration;
+
+use tidegate::{Cache, Channel, Event, Redis, RedisBuilder, Source};
+
+use crate::support::cluster::Cluster;
+use crate::support::events::Events;
+use crate::support::eventually;
+use crate::support::ground::{check_records, users};
+use crate::support::loader::Db;
+use crate::support::node::{Node, value};
+use crate::support::server::{Raw, Reply, Server};
+
+/// What the guide names, but for the user itself.
+fn rights() -> Vec<&'static str> {
+    let guide = include_str!("../../src/guide/operations.md");
+    let (_, rights) = guide
+        .split_once("ACL SETUSER app on >password")
+        .expect("a rule");
+    let (rights, _) = rights.split_once("```").expect("its end");
+    rights.split_whitespace().collect()
+}
+
+/// A server whose user `app` has all these rights but one.
+struct Scene {
+    server: Server,
+    raw: Raw,
+    has_channels: bool,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let server = Server::start();
+        let mut raw = server.raw();
+        // Redis 6.0 has no rights for channels.
+        let rule = raw.try_ask("ACL SETUSER probe resetchannels");
+        let has_channels = !matches!(rule, Reply::Error(_));
+        Self {
+            server,
+            raw,
+            has_channels,
+        }
+    }
+
+    fn rights(&self) -> Vec<&'static str> {
+        let mut rights = rights();
+        rights.retain(|right| self.has_channels || !right.starts_with('&'));
+        rights
+    }
+
+    fn grant_all_but(&mut self, missing: &str) {
+        let mut rights = self.rights();
+        rights.retain(|right| *right != missing);
+        let rights = rights.join(" ");
+        self.raw
+            .ask(&format!("ACL SETUSER app reset on >secret {rights}"));
+    }
+
+    fn builder(&self) -> RedisBuilder {
+        self.server.patient().user("app", "secret")
+    }
+}
+
+fn node(name: &str, db: &Db, redis: &Redis, events: &Events) -> Node {
+    let builder = Cache::builder(name, db.clone()).ttl_jitter(0.0);
+    let builder = builder.on_event(events.teller());
+    Node::new(builder.l2(redis.clone()).build().expect("a cache"))
+}
+
+async fn proven(node: &Node) {
+    eventually("the channel is proven", async || {
+        node.health().channel == Channel::Proven
+    })
+    .await;
+}
+
+/// Waits until the health of a cache names a rule.
+async fn says(node: &Node, rule: &str) {
+    eventually(rule, async || {
+        let denied = node.health().denied;
+        denied.is_some_and(|denied| denied.contains(rule))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connect_names_each_right_that_is_missing_and_leaves_no_key() {
+    let mut scene = Scene::new();
+    let rights = scene.rights();
+    assert!(rights.len() > 15, "{rights:?}");
+    for right in rights {
+        scene.grant_all_but(right);
+        let error = scene.builder().connect().await;
+        let error = error.expect_err(right);
+        assert!(
+            error.is_denied() && error.is_refused(),
+            "{right}: {error:?}"
+        );
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        let source = source.expect("what is missing");
+        let (what, rules) = source.split_once(": ACL SETUSER app ").expect("the rule");
+        assert!(
+            rules.split(' ').any(|rule| rule == right),
+            "{right}: {source}"
+        );
+        let name = right.trim_start_matches('+').to_uppercase();
+        assert!(
+            !right.starts_with('+') || what.contains(&name),
+            "{right}: {source}"
+        );
+        // The rule helps.
+        let rule = format!("ACL SETUSER app {rules}");
+        scene.raw.ask(&rule);
+        drop(scene.builder().connect().await.expect(&rule));
+    }
+    assert!(
+        scene.raw.keys("*").is_empty(),
+        "a look at the rights leaves nothing"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_missing_rights_are_named_together() {
+    let mut scene = Scene::new();
+    scene.grant_all_but("");
+    scene.raw.ask("ACL SETUSER app -publish -set -zadd -time");
+    let error = scene
+        .builder()
+        .connect()
+        .await
+        .expect_err("four rights are missing");
+    let source = std::error::Error::source(&error).map(ToString::to_string);
+    assert_eq!(
+        source.as_deref(),
+        Some(
+            "the user app may not run TIME, SET, ZADD, PUBLISH: \
+             ACL SETUSER app +time +set +zadd +publish"
+        )
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_look_at_the_rights_changes_no_key_even_where_one_has_its_name() {
+    let mut scene = Scene::new();
+    scene.grant_all_but("");
+    let before = scene.raw.calls("set");
+    drop(scene.builder().connect().await.expect("connect"));
+    assert!(scene.raw.calls("set") > before, "it was tried");
+    assert!(scene.raw.keys("*").is_empty());
+    // Somebody has put it there: it does not stay without an expiry.
+    scene.raw.ask("SET tidegate::probe there");
+    drop(scene.builder().connect().await.expect("connect"));
+    check_records(&scene.server);
+}
+
+/// With `open`, a right that is missing costs what it is for, shows, and heals when it is granted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_opened_handle_says_what_is_missing_goes_on_and_heals() {
+    let mut scene = Scene::new();
+    for (at, right) in [
+        "+evalsha",
+        "+set",
+        "+time",
+        "+publish",
+        "+subscribe",
+        "~tidegate:*",
+        "&tidegate:*",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        if right.starts_with('&') && !scene.has_channels {
+            continue;
+        }
+        scene.grant_all_but(right);
+        scene.raw.ask("FLUSHALL");
+        let (db, events) = (Db::default(), Events::default());
+        let redis = scene.builder().timeout(Duration::from_millis(300)).open();
+        let a = node("users", &db, &redis.expect("a handle"), &events);
+        assert_eq!(value(a.get(1).await), "row 1", "{right}");
+        says(&a, right).await;
+        for key in 2..10 {
+            assert_eq!(value(a.get(key).await), format!("row {key}"), "{right}");
+        }
+        assert_eq!(
+            events.count(Event::Denied),
+            1,
+            "{right}: {:?}",
+            events.all()
+        );
+        scene.grant_all_but("");
+        eventually("nothing is denied any more", async || {
+            a.health().denied.is_none()
+        })
+        .await;
+        proven(&a).await;
+        let key = 100 + at as u64;
+        assert_eq!(value(a.get(key).await), format!("row {key}"));
+        eventually("loads fill L2", async || {
+            scene.raw.get(&users(key)).is_some()
+        })
+        .await;
+        assert_eq!(
+            events.count(Event::Granted),
+            1,
+            "{right}: {:?}",
+            events.all()
+        );
+        a.check().await;
+    }
+    check_records(&scene.server);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_right_that_is_taken_away_while_it_runs_shows_and_heals() {
+    let mut scene = Scene::new();
+    scene.grant_all_but("");
+    let (db, events) = (Db::default(), Events::default());
+    let redis = scene.builder().connect().await.expect("connect");
+    let a = node("users", &db, &redis, &events);
+    assert_eq!(value(a.get(1).await), "row 1");
+    assert_eq!(a.health().denied, None);
+    scene.raw.ask("ACL SETUSER app -set");
+    assert_eq!(value(a.get(2).await), "row 2");
+    says(&a, "+set").await;
+    let error = a
+        .insert(3, "three".to_owned())
+        .await
+        .expect_err("SET is denied");
+    assert!(error.is_denied(), "{error:?}");
+    scene.raw.ask("ACL SETUSER app +set");
+    eventually("nothing is denied any more", async || {
+        a.health().denied.is_none()
+    })
+    .await;
+    a.insert(3, "three".to_owned()).await.expect("an insert");
+    assert_eq!(
+        (events.count(Event::Denied), events.count(Event::Granted)),
+        (1, 1)
+    );
+    a.check().await;
+    check_records(&scene.server);
+}
+
+/// A SUBSCRIBE that is refused is answered, where nobody waits for an answer: the replies that follow
+/// are those to earlier commands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l1_is_not_used_where_the_channel_of_one_cache_is_denied() {
+    let mut scene = Scene::new();
+    if !scene.has_channels {
+        // Redis 6.0 denies no channel to anybody.
+        scene.grant_all_but("&tidegate:*");
+        drop(scene.builder().connect().await.expect("connect"));
+        return;
+    }
+    scene.grant_all_but("&tidegate:*");
+    scene
+        .raw
+        .ask("ACL SETUSER app &tidegate::* &tidegate:users:*");
+    let (db, events) = (Db::default(), Events::default());
+    let redis = scene.builder().connect().await.expect("connect");
+    let first = node("users", &db, &redis, &events);
+    assert_eq!(value(first.get(1).await), "row 1");
+    proven(&first).await;
+    let second = node("posts", &db, &redis, &events);
+    assert_eq!(value(second.get(1).await), "row 1");
+    says(&second, "&tidegate:*").await;
+    // For longer than a subscription takes to be tried again, or a channel to be proven.
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        let entry = second
+            .get_entry(1)
+            .await
+            .expect("a look-up")
+            .expect("an entry");
+        assert_eq!(entry.source(), Source::L2);
+        assert_ne!(second.health().channel, Channel::Proven);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    scene.grant_all_but("");
+    for node in [&first, &second] {
+        proven(node).await;
+        node.check().await;
+    }
+    check_records(&scene.server);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_cluster_missing_rights_are_named_too() {
+    let cluster = Cluster::start(3).await;
+    let set = |rules: &str| {
+        for node in &cluster.nodes {
+            let rule = format!(
+                "ACL SETUSER app reset on >secret {} {rules}",
+                rights().join(" ")
+            );
+            if matches!(node.raw().try_ask(&rule), Reply::Error(_)) {
+                node.raw().ask(&rule.replace("&tidegate:* ", ""));
+            }
+        }
+    };
+    let url = format!("redis-cluster://127.0.0.1:{}", cluster.nodes[0].port());
+    let builder = || {
+        Redis::builder(&url)
+            .user("app", "secret")
+            .timeout(Duration::from_secs(2))
+    };
+    for (missing, rule) in [
+        ("-cluster", "+cluster"),
+        ("-subscribe", "+subscribe"),
+        ("-publish", "+publish"),
+        ("-set", "+set"),
+    ] {
+        set(&format!("+cluster {missing}"));
+        let error = builder().connect().await.expect_err(missing);
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        assert!(
+            error.is_denied() && source.is_some_and(|source| source.contains(rule)),
+            "{missing}: {error:?}"
+        );
+    }
+    set("+cluster");
+    builder().connect().await.expect("connect");
+}

@@ -1,0 +1,195 @@
+//! A password appears nowhere but where it is sent.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use tidegate::{BuildError, Cache, Redis, RemoteError};
+
+use crate::support::events::Events;
+use crate::support::eventually;
+use crate::support::loader::Db;
+use crate::support::node::{Node, value};
+use crate::support::server::{Server, free_port, url};
+
+const SECRET: &str = "5ecret-w0rd";
+const TIMEOUT: Duration = Duration::from_millis(300);
+
+#[track_caller]
+fn keeps(text: &str) {
+    assert!(!text.contains(SECRET), "{text}");
+}
+
+/// Everything that can be said of an error, and of what caused it.
+#[track_caller]
+fn error_keeps(error: impl std::error::Error) {
+    keeps(&format!("{error} {error:?} {error:#?}"));
+    let mut source = error.source();
+    while let Some(error) = source {
+        keeps(&format!("{error} {error:?} {error:#?}"));
+        source = error.source();
+    }
+}
+
+#[test]
+fn no_url_that_is_refused_appears_in_its_error() {
+    for url in [
+        format!("http://app:{SECRET}@host"),
+        format!("redis//app:{SECRET}@host"),
+        format!("redis://app:{SECRET}@host:port"),
+        format!("redis://app:{SECRET}@host:99999"),
+        format!("redis://app:{SECRET}@"),
+        format!("redis://app:1/{SECRET}@host"),
+        format!("redis://{SECRET}@host"),
+        format!("redis://app:%ff{SECRET}@host"),
+        format!("redis://app:{SECRET}@host/x{SECRET}"),
+        format!("redis-cluster://app:{SECRET}@host?node=app:{SECRET}@other:6379"),
+        format!("redis-cluster://app:{SECRET}@host/3"),
+        format!("redis-sentinel://app:{SECRET}@host"),
+        SECRET.to_owned(),
+    ] {
+        error_keeps(Redis::open(&url).expect_err("it makes no sense"));
+        let builder = Redis::builder(&url);
+        keeps(&format!("{builder:?} {builder:#?}"));
+    }
+    let builder = Redis::builder(&format!("redis://app:{SECRET}@host")).user("app", SECRET);
+    keeps(&format!("{builder:?} {builder:#?}"));
+    error_keeps(builder.open().expect_err("twice"));
+    let empty = Redis::builder("redis://host").user("", SECRET);
+    error_keeps(empty.open().expect_err("nobody"));
+    let sentinels = Redis::builder("redis-sentinel://host?sentinelServiceName=a");
+    let spaced = format!("{SECRET} {SECRET}");
+    error_keeps(sentinels.user("app", &spaced).open().expect_err("a space"));
+}
+
+/// A server that does not know a command repeats what it was sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_error_of_a_connection_and_no_event_has_the_password() {
+    let right = Server::start();
+    right.raw().ask("CONFIG SET requirepass other");
+    let without = Server::start_with(&["--rename-command", "AUTH", ""]);
+    let old = Server::start_with(&["--rename-command", "HELLO", ""]);
+    old.raw().ask(&format!("CONFIG SET requirepass {SECRET}"));
+    let open = Server::start();
+    let denied = Server::start();
+    let rule = format!("ACL SETUSER app on >{SECRET} ~* +@all -set -time -evalsha");
+    denied.raw().ask(&rule);
+    let nobody = url(free_port());
+    for (what, url, name) in [
+        ("a wrong password", right.url(), "app"),
+        ("AUTH is not known", without.url(), "app"),
+        ("HELLO is not known", old.url(), "default"),
+        ("a password where there is none", open.url(), "default"),
+        ("rights are missing", denied.url(), "app"),
+        ("nobody is there", nobody.clone(), "app"),
+        ("a wrong database", format!("{}/99", denied.url()), "app"),
+        ("TLS", right.url().replace("redis://", "rediss://"), "app"),
+        (
+            "not a cluster",
+            right.url().replace("redis://", "redis-cluster://"),
+            "app",
+        ),
+        (
+            "not a sentinel",
+            format!("{}?sentinelServiceName=a", right.url())
+                .replace("redis://", "redis-sentinel://"),
+            "app",
+        ),
+    ] {
+        let by_url = url.replacen("://", &format!("://{name}:{SECRET}@"), 1);
+        for builder in [
+            Redis::builder(&by_url),
+            Redis::builder(&url).user(name, SECRET),
+        ] {
+            let builder = builder.timeout(TIMEOUT).connect_timeout(TIMEOUT);
+            let builder = ours(builder, &url);
+            keeps(&format!("{builder:?} {builder:#?}"));
+            match builder.clone().connect().await {
+                Ok(redis) => keeps(&format!("{redis:?} {redis:#?}")),
+                Err(error) => said(what, &error),
+            }
+            goes_on(builder.open().expect(what)).await;
+        }
+    }
+}
+
+/// Trusts somebody, for a system need not.
+#[cfg(feature = "tls")]
+fn ours(builder: tidegate::RedisBuilder, url: &str) -> tidegate::RedisBuilder {
+    match url.starts_with("rediss") {
+        true => builder.tls(crate::support::tls::Authority::new().trusted()),
+        false => builder,
+    }
+}
+
+#[cfg(not(feature = "tls"))]
+fn ours(builder: tidegate::RedisBuilder, _: &str) -> tidegate::RedisBuilder {
+    builder
+}
+
+#[track_caller]
+fn said(what: &str, error: &RemoteError) {
+    println!(
+        "{what}: {error}: {}",
+        error.source().map(ToString::to_string).unwrap_or_default()
+    );
+    error_keeps(error);
+}
+
+/// What an opened handle and its cache say of themselves.
+async fn goes_on(redis: Redis) {
+    let (db, events) = (Db::default(), Events::default());
+    let builder = Cache::builder("users", db.clone()).on_event(events.teller());
+    let builder = builder.l2(redis.clone());
+    keeps(&format!("{builder:?}"));
+    let a = Node::new(builder.build().expect("a cache"));
+    for key in 0..3 {
+        assert_eq!(value(a.get(key).await), format!("row {key}"));
+    }
+    if let Err(error) = a.invalidate(&1).await {
+        error_keeps(&error);
+    }
+    if let Err(error) = a.insert(1, "row 1".to_owned()).await {
+        error_keeps(&error);
+    }
+    keeps(&format!(
+        "{redis:?} {:?} {:?} {:?}",
+        *a,
+        a.health(),
+        events.all()
+    ));
+    eventually("no flight is left", async || {
+        format!("{:?}", *a).contains("flights: 0,")
+    })
+    .await;
+}
+
+/// Keys of certificates, too.
+#[cfg(feature = "tls")]
+#[test]
+fn no_private_key_appears_in_settings_and_their_errors() {
+    use crate::support::tls::Authority;
+    let authority = Authority::new();
+    let signed = authority.named("app");
+    let line = signed
+        .key
+        .lines()
+        .nth(1)
+        .expect("a line of the key")
+        .to_owned();
+    let other = authority.named("other");
+    let broken = signed.key.replace("-----BEGIN", "-----");
+    for (chain, key) in [
+        (&other.chain, &signed.key),
+        (&signed.key, &signed.key),
+        (&signed.chain, &broken),
+    ] {
+        let tls = authority.trusted().client_certificate(chain, key);
+        let builder = Redis::builder("rediss://host").tls(tls.clone());
+        let plain = Redis::builder("redis://host").tls(tls.clone());
+        let errors: Vec<BuildError> = [&builder, &plain]
+            .map(|builder| builder.clone().open().expect_err("a wrong key"))
+            .into();
+        let text = format!("{tls:?} {builder:?} {errors:?}");
+        assert!(!text.contains(&line), "{text}");
+    }
+}
