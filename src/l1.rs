@@ -288,6 +288,14 @@ where
         }
     }
 
+    /// As moka does when there is no room.
+    #[cfg(all(test, feature = "bincode"))]
+    pub(crate) fn evict_for_tests(&self, key: &K) {
+        if let Some(found) = &self.found {
+            found.invalidate(key);
+        }
+    }
+
     /// The caller holds the lock of the key's shard.
     pub(crate) fn remove(&self, key: &K) {
         self.front.remove(key);

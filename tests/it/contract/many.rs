@@ -56,8 +56,7 @@ fn sorted(mut keys: Vec<u64>) -> Vec<u64> {
 
 /// Each with its own error.
 fn errors(got: &[Got], what: impl Fn(&Error<BoxError>) -> bool) -> bool {
-    got.iter()
-        .all(|got| got.as_ref().is_err_and(&what))
+    got.iter().all(|got| got.as_ref().is_err_and(&what))
 }
 
 async fn a_mix_of_all_kinds_of_keys_comes_back_in_order_from_one_load(ground: Ground) {
