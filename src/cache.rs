@@ -15,7 +15,7 @@ use crate::entry::{Entry, Read};
 use crate::error::{BoxError, Error, RemoteError, WriteError};
 use crate::health::Health;
 use crate::key::CacheKey;
-use crate::l1::Answer;
+use crate::l1::{Answer, Slot};
 use crate::loader::{Loaded, Loader};
 use crate::many::{GetStream, Warm};
 use crate::stats::Stats;
@@ -73,6 +73,10 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
+        let value = |slot: &Slot<V>, _| slot.value.clone();
+        if let Some(value) = self.engine.quick(key, Instant::now, value) {
+            return Ok(value);
+        }
         let got = self.engine.get(key, Read::new()).await;
         got.map(|answer| answer.value)
     }
@@ -120,6 +124,9 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
+        if let Some(entry) = self.engine.quick(key, Instant::now, Slot::entry) {
+            return Ok(entry);
+        }
         let got = self.engine.get(key, Read::new()).await;
         got.map(Answer::into_entry)
     }

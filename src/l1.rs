@@ -18,6 +18,11 @@ use crate::engine::marks::Tags;
 use crate::entry::{Entry, Freshness, Source, Way};
 use crate::life::Life;
 
+use self::front::Front;
+pub(crate) use self::front::{Hot, SAMPLE};
+
+mod front;
+
 pub(crate) type Weigher<K, V> = Arc<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 
 /// What is known of an entry, apart from its value.
@@ -49,20 +54,51 @@ impl Meta {
     }
 }
 
+/// What is kept of a key: a value or an absence.
 #[derive(Debug)]
-struct Slot<T> {
-    value: T,
-    meta: Meta,
+pub(crate) struct Slot<V> {
+    pub(crate) value: Option<Arc<V>>,
+    pub(crate) meta: Meta,
     tags: Option<Tags>,
 }
 
-impl<T: Clone> Clone for Slot<T> {
-    fn clone(&self) -> Self {
-        Self {
+impl<V> Slot<V> {
+    pub(crate) fn tags_hold(&self) -> bool {
+        self.tags.as_ref().is_none_or(Tags::hold)
+    }
+
+    /// Whether a hit has nothing to do but to answer it, as far as its own times say.
+    pub(crate) fn is_calm(&self, now: Instant) -> bool {
+        let Meta {
+            calm_until, life, ..
+        } = &self.meta;
+        now < *calm_until && now < life.fresh_until && !life.expired
+    }
+
+    fn answer(&self, now: Instant) -> Answer<V> {
+        Answer {
             value: self.value.clone(),
-            meta: self.meta,
+            source: Source::L1,
+            age: self.meta.age_at(now),
+            at: now,
+            fresh_until: self.meta.life.fresh_until,
+            freshness: self.meta.life.freshness(now),
+            way: Way::Found,
             tags: self.tags.clone(),
         }
+    }
+
+    /// As it is told to callers, while it is fresh.
+    pub(crate) fn entry(&self, now: Instant) -> Option<Entry<V>> {
+        let value = self.value.clone()?;
+        Some(Entry {
+            value,
+            source: Source::L1,
+            age: self.meta.age_at(now),
+            freshness: Freshness::Fresh,
+            fresh_until: self.meta.life.fresh_until,
+            way: Way::Found,
+        })
     }
 }
 
@@ -127,10 +163,14 @@ impl<V> Clone for Answer<V> {
     }
 }
 
-/// Values and absences, each in a map of its own, so that a flood of absent keys evicts no value.
+type Slots<K, V> = Map<K, Arc<Slot<V>>>;
+
+/// Values and absences, each in a map of its own, so that a flood of absent keys evicts no value. In
+/// front of both, the entries that are asked for most.
 pub(crate) struct L1<K, V> {
-    found: Option<Map<K, Slot<Arc<V>>>>,
-    missing: Option<Map<K, Slot<()>>>,
+    found: Option<Slots<K, V>>,
+    missing: Option<Slots<K, V>>,
+    front: Front<K, V>,
 }
 
 impl<K, V> L1<K, V>
@@ -139,16 +179,26 @@ where
     V: Send + Sync + 'static,
 {
     pub(crate) fn new(capacity: u64, missing: u64, weigher: Option<Weigher<K, V>>) -> Self {
+        let entries = match weigher {
+            Some(_) if capacity > 0 => u64::MAX,
+            _ => capacity,
+        };
         let found = (capacity > 0).then(|| {
             let map = Map::builder().max_capacity(capacity);
             match weigher {
-                Some(weigh) => map.weigher(move |key, slot: &Slot<Arc<V>>| weigh(key, &slot.value)),
+                Some(weigh) => map.weigher(move |key, slot: &Arc<Slot<V>>| {
+                    slot.value.as_ref().map_or(1, |value| weigh(key, value))
+                }),
                 None => map,
             }
             .build()
         });
         let missing = (capacity > 0 && missing > 0).then(|| Map::new(missing));
-        Self { found, missing }
+        Self {
+            found,
+            missing,
+            front: Front::new(entries),
+        }
     }
 
     /// What is stored under a key, whether it may be answered or not.
@@ -157,64 +207,93 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let (value, meta, tags) = match self.found.as_ref()?.get(key) {
-            Some(slot) => (Some(slot.value), slot.meta, slot.tags),
-            None => {
-                let slot = self.missing.as_ref()?.get(key)?;
-                (None, slot.meta, slot.tags)
+        let slot = self.slot(key)?;
+        Some((slot.answer(now), slot.meta))
+    }
+
+    fn slot<Q>(&self, key: &Q) -> Option<Arc<Slot<V>>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let found = self.found.as_ref()?.get(key);
+        found.or_else(|| self.missing.as_ref()?.get(key))
+    }
+
+    /// What the front has of a key, whether it may be answered or not.
+    pub(crate) fn hot<Q>(&self, key: &Q) -> Option<Hot<K, V>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.front.get(key)
+    }
+
+    /// Lets the map know of a hit in the front: its policy decides what is kept.
+    pub(crate) fn touch<Q>(&self, key: &Q, hot: &Hot<K, V>)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let (here, there) = (hot.slot(), self.slot(key));
+        if !there.is_some_and(|there| here.is_some_and(|here| Arc::ptr_eq(here, &there))) {
+            self.front.drop_if(hot);
+        }
+        // And one of the others, which may have been evicted and not been asked for since.
+        if let Some(other) = self.front.next() {
+            let kept = |map: &Option<Slots<K, V>>| {
+                let map = map.as_ref();
+                map.zip(other.key())
+                    .is_some_and(|(map, key)| map.contains_key(key))
+            };
+            if !kept(&self.found) && !kept(&self.missing) {
+                self.front.drop_if(&other);
             }
-        };
-        Some((
-            Answer {
-                value,
-                source: Source::L1,
-                age: meta.age_at(now),
-                at: now,
-                fresh_until: meta.life.fresh_until,
-                freshness: meta.life.freshness(now),
-                way: Way::Found,
-                tags,
-            },
-            meta,
-        ))
+        }
+    }
+
+    /// Puts an entry in front, where another one may be. The caller holds the lock of the key's shard:
+    /// what is in front is what is in the map.
+    pub(crate) fn promote(&self, key: K) {
+        if let Some(slot) = self.slot(&key) {
+            self.front.put(key, slot);
+        }
     }
 
     /// Stores an answer, if there is a place for its kind. The caller holds the lock of the key's shard, so that nothing comes
     /// between its check of the fence and this.
     pub(crate) fn store(&self, key: K, answer: &Answer<V>, meta: Meta) -> bool {
-        let tags = answer.tags.clone();
-        match &answer.value {
-            Some(value) => {
-                if let Some(missing) = &self.missing {
-                    missing.invalidate(&key);
-                }
-                let value = Arc::clone(value);
-                let found = self.found.as_ref();
-                found.map(|found| found.insert(key, Slot { value, meta, tags }))
-            }
-            None => {
-                if let Some(found) = &self.found {
-                    found.invalidate(&key);
-                }
-                let (value, missing) = ((), self.missing.as_ref());
-                missing.map(|missing| missing.insert(key, Slot { value, meta, tags }))
-            }
+        self.front.remove(&key);
+        let slot = Arc::new(Slot {
+            value: answer.value.clone(),
+            meta,
+            tags: answer.tags.clone(),
+        });
+        let (into, other) = if answer.value.is_some() {
+            (&self.found, &self.missing)
+        } else {
+            (&self.missing, &self.found)
+        };
+        if let Some(other) = other {
+            other.invalidate(&key);
         }
-        .is_some()
+        let stored = into.as_ref().map(|into| into.insert(key, slot));
+        stored.is_some()
     }
 
     /// Changes what is known of an entry, if it is there. The caller holds the lock of the key's shard.
     pub(crate) fn amend(&self, key: &K, amend: impl FnOnce(&mut Meta)) {
-        if let Some(found) = &self.found {
-            if let Some(mut slot) = found.get(key) {
-                amend(&mut slot.meta);
-                return found.insert(key.clone(), slot);
-            }
-        }
-        if let Some(missing) = &self.missing {
-            if let Some(mut slot) = missing.get(key) {
-                amend(&mut slot.meta);
-                missing.insert(key.clone(), slot);
+        self.front.remove(key);
+        for map in [&self.found, &self.missing].into_iter().flatten() {
+            if let Some(slot) = map.get(key) {
+                let mut meta = slot.meta;
+                amend(&mut meta);
+                let slot = Slot {
+                    value: slot.value.clone(),
+                    meta,
+                    tags: slot.tags.clone(),
+                };
+                return map.insert(key.clone(), Arc::new(slot));
             }
         }
     }
@@ -226,7 +305,17 @@ where
         found + self.missing.as_ref().map_or(0, Map::entry_count)
     }
 
+    /// As moka does when there is no room.
+    #[cfg(all(test, feature = "bincode"))]
+    pub(crate) fn evict_for_tests(&self, key: &K) {
+        if let Some(found) = &self.found {
+            found.invalidate(key);
+        }
+    }
+
+    /// The caller holds the lock of the key's shard.
     pub(crate) fn remove(&self, key: &K) {
+        self.front.remove(key);
         if let Some(found) = &self.found {
             found.invalidate(key);
         }

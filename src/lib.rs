@@ -104,7 +104,7 @@
 //! - **Bad bytes are a miss**: corrupt, foreign, too large, of another version: counted and replaced.
 //! - **Absence is a value**: "not found" is kept, with its own TTL and in its own budget.
 //! - **A hit costs a hit**: an L1 hit allocates nothing, takes no lock of ours and does no I/O, but for
-//!   the one in many that begins a refresh. An L2 hit is one command. A miss is three.
+//!   the one in many that begins a refresh, or moves its entry up in front of moka. An L2 hit is one command. A miss is three.
 //!
 //! # What it is not for
 //!

@@ -32,7 +32,7 @@ use crate::entry::{Freshness, Read, Source};
 use crate::error::Error;
 use crate::health::{Channel, Event, Health};
 use crate::key::{self, CacheKey};
-use crate::l1::{Answer, L1, Meta, Weigher};
+use crate::l1::{Answer, L1, Meta, SAMPLE, Slot, Weigher};
 use crate::l2::{At, Tier};
 use crate::life::Standing;
 use crate::loader::{ErasedBatchLoader, ErasedLoader};
@@ -169,6 +169,45 @@ where
         self.counted(got)
     }
 
+    /// A hit of the front, counted: fresh, and nothing to do but to answer it.
+    pub(crate) fn quick<Q, T>(
+        &self,
+        key: &Q,
+        now: impl FnOnce() -> Instant,
+        answer: impl FnOnce(&Slot<V>, Instant) -> T,
+    ) -> Option<T>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let hot = self.l1.hot(key)?;
+        let (slot, now) = (hot.slot()?, now());
+        let usable = slot.is_calm(now) && self.usable(&slot.meta, now) && slot.tags_hold();
+        if !usable || self.tasks.is_closed() {
+            return None;
+        }
+        if slot.value.is_none() {
+            self.stats.negative_hits.add();
+        }
+        let answer = answer(slot, now);
+        if self.stats.quick_hits.add() % SAMPLE == 0 {
+            self.l1.touch(key, &hot);
+        }
+        Some(answer)
+    }
+
+    /// Puts what is a hit now and then in front.
+    fn promote<Q>(&self, key: &Q)
+    where
+        K: Borrow<Q>,
+        Q: ToOwned<Owned = K> + ?Sized,
+    {
+        let key = key.to_owned();
+        let hash = self.id(&key).hash;
+        let _shard = self.flights.lock(hash);
+        self.l1.promote(key);
+    }
+
     /// A hit in L1, counted.
     fn hit<Q>(self: &Arc<Self>, key: &Q, read: Read, now: Instant) -> Option<Answer<V>>
     where
@@ -179,7 +218,11 @@ where
         if local.late {
             self.refresh_behind(key, &local);
         }
+        let calm = !local.late && local.standing == Standing::Fresh;
         self.count(&local.answer);
+        if self.stats.l1_hits.so_far() % SAMPLE == 0 && calm {
+            self.promote(key);
+        }
         Some(local.answer)
     }
 

@@ -1,0 +1,185 @@
+//! The entries in front of moka: whatever ends an entry ends it there too.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, advance};
+
+use crate::{BoxError, Cache, CacheBuilder, InProcess, Loaded, Loader, Source, loader_fn};
+
+type Numbers = Cache<u64, u64, BoxError>;
+
+const TTL: Duration = Duration::from_secs(100);
+
+fn builder() -> CacheBuilder<impl Loader<Key = u64, Value = u64, Error = BoxError> + use<>> {
+    let load = loader_fn(|id: u64| async move {
+        let found = (id < 1_000)
+            .then_some(id)
+            .map_or_else(Loaded::missing, Loaded::found);
+        Ok::<_, BoxError>(found.tag("all"))
+    });
+    Cache::builder("numbers", load)
+        .ttl(TTL)
+        .ttl_jitter(0.0)
+        .refresh_ahead(0.0)
+        .negative_ttl(TTL)
+}
+
+fn is_hot(cache: &Numbers, key: u64) -> bool {
+    cache.engine().l1.hot(&key).is_some()
+}
+
+/// What the front answers.
+fn quick(cache: &Numbers, key: u64) -> Option<Option<u64>> {
+    let value = |slot: &crate::l1::Slot<u64>, _| slot.value.as_deref().copied();
+    cache.engine().quick(&key, Instant::now, value)
+}
+
+/// Asks until the key is in front.
+async fn heat(cache: &Numbers, key: u64) {
+    for _ in 0..100 {
+        cache.get(&key).await.unwrap();
+        if quick(cache, key).is_some() {
+            return;
+        }
+    }
+    panic!("{key} does not move up");
+}
+
+async fn source(cache: &Numbers, key: u64) -> Source {
+    cache.get_entry(&key).await.unwrap().unwrap().source()
+}
+
+#[tokio::test(start_paused = true)]
+async fn hits_move_up_and_are_counted_as_what_they_are() {
+    let cache = builder().build().unwrap();
+    heat(&cache, 1).await;
+    heat(&cache, 2_000).await;
+    let before = cache.stats();
+    assert_eq!(quick(&cache, 1), Some(Some(1)));
+    assert_eq!(quick(&cache, 2_000), Some(None), "an absence");
+    advance(Duration::from_secs(10)).await;
+    let entry = cache.get_entry(&1).await.unwrap().unwrap();
+    assert_eq!(
+        (entry.age(), entry.source()),
+        (Duration::from_secs(10), Source::L1)
+    );
+    let stats = cache.stats().since(&before);
+    assert_eq!(
+        (stats.l1_hits, stats.negative_hits, stats.misses),
+        (3, 1, 0)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ends_an_entry_ends_it_in_front() {
+    let tier = InProcess::new();
+    let cache = builder().l2(tier.clone()).build().unwrap();
+    let other = builder().l2(tier.clone()).build().unwrap();
+    other.get(&500).await.unwrap();
+
+    heat(&cache, 1).await;
+    cache.invalidate(&1).await.unwrap();
+    assert_eq!((quick(&cache, 1), is_hot(&cache, 1)), (None, false));
+
+    heat(&cache, 1).await;
+    cache.insert(1, 77).await.unwrap();
+    assert_eq!(cache.get(&1).await.unwrap().as_deref(), Some(&77));
+
+    heat(&cache, 1).await;
+    cache.expire(&1).await.unwrap();
+    assert_eq!(quick(&cache, 1), None);
+
+    heat(&cache, 2).await;
+    other.invalidate(&2).await.unwrap();
+    assert_eq!(quick(&cache, 2), None, "a message");
+
+    heat(&cache, 3).await;
+    other.invalidate_tag("all").await.unwrap();
+    assert_eq!(quick(&cache, 3), None, "its tag");
+
+    heat(&cache, 3).await;
+    other.invalidate_all().await.unwrap();
+    assert_eq!(quick(&cache, 3), None, "everything");
+
+    heat(&cache, 3).await;
+    cache.engine().forget();
+    assert_eq!(quick(&cache, 3), None, "a gap");
+
+    heat(&cache, 3).await;
+    advance(TTL).await;
+    assert_eq!(quick(&cache, 3), None, "its TTL");
+
+    heat(&cache, 3).await;
+    cache.close().await;
+    assert_eq!(quick(&cache, 3), None, "closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_front_obeys_the_bounds_of_l1() {
+    let cache = builder()
+        .l1_ttl(Duration::from_secs(5))
+        .l2(InProcess::new());
+    let cache = cache.build().unwrap();
+    heat(&cache, 1).await;
+    advance(Duration::from_secs(5)).await;
+    assert_eq!(quick(&cache, 1), None);
+    assert_eq!(source(&cache, 1).await, Source::L2);
+
+    // Proof of the channel: an embedded tier with a connection that can be lost.
+    let cache = builder().l2(InProcess::wired(0)).build().unwrap();
+    cache.get(&1).await.unwrap();
+    cache.get(&1).await.unwrap();
+    assert_eq!(quick(&cache, 1), None, "nobody has heard of anything");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_late_is_left_to_those_who_begin_its_refresh() {
+    let cache = builder().stale_while_revalidate(TTL).build().unwrap();
+    heat(&cache, 1).await;
+    advance(TTL + Duration::from_secs(1)).await;
+    assert_eq!(quick(&cache, 1), None);
+    assert_eq!(cache.get(&1).await.unwrap().as_deref(), Some(&1));
+    assert_eq!(cache.stats().refreshes, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn moka_hears_of_hits_in_front_and_what_it_evicts_leaves() {
+    let cache = builder().l1_capacity(8).build().unwrap();
+    heat(&cache, 1).await;
+    for _ in 0..200 {
+        quick(&cache, 1).unwrap();
+    }
+    for key in 100..200 {
+        cache.get(&key).await.unwrap();
+        quick(&cache, 1).unwrap();
+    }
+    assert!(cache.peek(&1).is_some(), "it was asked for most");
+    // Gone from the map: the next look at it there takes it out in front.
+    let engine = Arc::clone(cache.engine());
+    engine.l1.evict_for_tests(&1);
+    for _ in 0..2 * crate::l1::SAMPLE {
+        quick(&cache, 1);
+    }
+    assert!(!is_hot(&cache, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_evicted_and_is_not_asked_for_leaves_in_turn() {
+    let cache = builder().l1_capacity(8).build().unwrap();
+    let (hot, mut cold) = (1, 2);
+    loop {
+        heat(&cache, cold).await;
+        heat(&cache, hot).await;
+        if is_hot(&cache, cold) {
+            break;
+        }
+        // One slot for both.
+        cold += 1;
+    }
+    cache.engine().l1.evict_for_tests(&cold);
+    for _ in 0..20 * crate::l1::SAMPLE {
+        quick(&cache, hot).unwrap();
+    }
+    assert!(!is_hot(&cache, cold));
+}
