@@ -12,6 +12,15 @@ use crate::error::BuildError;
 /// | [`window`](Self::window) | 2 ms | how long a single look-up may wait for others; zero: not at all |
 /// | [`wait_when_idle`](Self::wait_when_idle) | off | whether it does so when there are none |
 /// | [`concurrency`](Self::concurrency) | 4 | batches of one `get_many` that are loaded at once |
+///
+/// ```
+/// use std::time::Duration;
+/// use tidegate::Batching;
+///
+/// let queries = Batching::new().max_size(500); // an `IN (…)` of the database's liking
+/// let lists_alone = Batching::new().window(Duration::ZERO); // single look-ups are loaded one by one
+/// # let _ = (queries, lists_alone);
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "settings do nothing until they are given to a builder"]
 pub struct Batching {

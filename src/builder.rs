@@ -51,6 +51,25 @@ use crate::loader::{BatchLoader, CacheFor, ErasedBatchLoader, Loader};
 /// | [`max_record_bytes`](Self::max_record_bytes) | 8 MiB | larger values are not stored in it |
 /// | [`lease_ttl`](Self::lease_ttl) | 2 s | how long a dead process holds a key |
 /// | [`lease_wait`](Self::lease_wait) | 10 s | how long to wait for another process's load |
+///
+/// ```
+/// use std::time::Duration;
+/// use tidegate::{Cache, CacheBuilder, InProcess, Loader};
+///
+/// /// What all caches of a service have in common.
+/// fn usual<L: Loader>(cache: CacheBuilder<L>) -> CacheBuilder<L> {
+///     cache
+///         .load_timeout(Duration::from_secs(2)) // as long as a client waits
+///         .max_concurrent_loads(16) // this process's share of the connections
+/// }
+///
+/// # let load = tidegate::loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Some(id)) });
+/// let users: Cache<u64, u64, std::io::Error> = usual(Cache::builder("users", load))
+///     .ttl(Duration::from_secs(600))
+///     .l2(InProcess::new())
+///     .build()?;
+/// # Ok::<_, tidegate::BuildError>(())
+/// ```
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct CacheBuilder<L: Loader> {
     name: String,
@@ -190,6 +209,16 @@ impl<L: Loader> CacheBuilder<L> {
     /// for the same value.
     ///
     /// Default: every value weighs 1.
+    ///
+    /// ```
+    /// # let load = tidegate::loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Some(vec![0_u8; 100])) });
+    /// # use tidegate::Cache;
+    /// let images: Cache<u64, Vec<u8>, std::io::Error> = Cache::builder("images", load)
+    ///     .l1_capacity(256 << 20) // 256 MiB
+    ///     .l1_weigher(|_, image: &Vec<u8>| u32::try_from(image.len() + 64).unwrap_or(u32::MAX))
+    ///     .build()?;
+    /// # Ok::<_, tidegate::BuildError>(())
+    /// ```
     pub fn l1_weigher(
         mut self,
         weigher: impl Fn(&L::Key, &L::Value) -> u32 + Send + Sync + 'static,
@@ -248,6 +277,19 @@ impl<L: Loader> CacheBuilder<L> {
     /// is dropped.
     ///
     /// Default: none.
+    ///
+    /// ```
+    /// # let load = tidegate::loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Some(id)) });
+    /// use tidegate::{Cache, Event};
+    ///
+    /// let users: Cache<u64, u64, std::io::Error> = Cache::builder("users", load)
+    ///     .on_event(|event| match event {
+    ///         Event::Denied | Event::RepairsOverflowed => eprintln!("users: {event:?}, look at it"),
+    ///         event => println!("users: {event:?}"),
+    ///     })
+    ///     .build()?;
+    /// # Ok::<_, tidegate::BuildError>(())
+    /// ```
     pub fn on_event(mut self, tell: impl Fn(&crate::Event) + Send + Sync + 'static) -> Self {
         self.config.on_event = Some(OnEvent(Arc::new(tell)));
         self
@@ -309,6 +351,18 @@ impl<L: Loader> CacheBuilder<L> {
     /// `invalidate` reaches both.
     ///
     /// Default: 0.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # use tidegate::{Cache, InProcess};
+    /// #[derive(Serialize, Deserialize)]
+    /// struct User { name: String, language: String } // version 0 had no language
+    ///
+    /// # let load = tidegate::loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(None::<User>) });
+    /// let users: Cache<u64, User, std::io::Error> =
+    ///     Cache::builder("users", load).schema_version(1).l2(InProcess::new()).build()?;
+    /// # Ok::<_, tidegate::BuildError>(())
+    /// ```
     pub fn schema_version(mut self, version: u16) -> Self {
         self.config.schema_version = version;
         self
@@ -348,6 +402,15 @@ impl<L: Loader> CacheBuilder<L> {
 
     /// Checks the settings and makes the cache. No I/O, and no runtime needed: that begins with the
     /// first look-up.
+    ///
+    /// ```
+    /// # let load = tidegate::loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Some(id)) });
+    /// # use tidegate::Cache;
+    /// let refused: Result<Cache<u64, u64, std::io::Error>, _> =
+    ///     Cache::builder("users", load).ttl_jitter(1.5).build();
+    /// let why = refused.err().map(|error| error.to_string());
+    /// assert_eq!(why.as_deref(), Some("ttl_jitter(1.5) is not possible: a share from 0 to below 1"));
+    /// ```
     ///
     /// # Errors
     ///

@@ -64,6 +64,25 @@ where
     /// Coalesces: however many calls want one key, in this process or, with a shared tier, in the
     /// fleet, there is one load, and its value or error is everyone's.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// use tidegate::Error;
+    ///
+    /// match users.get(&7).await {
+    ///     Ok(Some(user)) => assert_eq!(*user, "user 7"),
+    ///     Ok(None) => println!("there is no such user"), // the source of truth said so
+    ///     Err(Error::Load(error)) => println!("the database: {error}"), // shared by all who waited
+    ///     Err(error) => println!("{error}"),
+    /// }
+    /// assert!(users.get(&700).await?.is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// The loader's, or why there was no load: see [`Error`]. Trouble with the shared tier is not
@@ -115,6 +134,23 @@ where
 
     /// Like [`get`](Self::get), with what is known about the entry: which tier answered, its age,
     /// its freshness.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// use tidegate::{Freshness, Source};
+    ///
+    /// let entry = users.get_entry(&7).await?.expect("it exists");
+    /// assert_eq!((entry.source(), entry.freshness()), (Source::Loader, Freshness::Fresh));
+    /// let again = users.get_entry(&7).await?.expect("it exists");
+    /// assert_eq!(again.source(), Source::L1);
+    /// println!("{} is {:?} old", again.value(), again.age());
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -263,6 +299,19 @@ where
     /// before this call. After a write use [`refresh_after`](Self::refresh_after), or call
     /// [`expire`](Self::expire) before. Not counted as a look-up.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// users.get(&7).await?;
+    /// users.refresh(&7).await?; // a load, whatever the tiers hold
+    /// assert_eq!(users.stats().loads, 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// The loader's, also where `get` would answer a stale value; for
@@ -279,6 +328,19 @@ where
 
     /// What L1 could answer at this moment: no I/O, no load, no counting. `None` when it could not,
     /// or when it knows that there is no such thing.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// assert!(users.peek(&7).is_none()); // nobody has asked for it yet
+    /// users.get(&7).await?;
+    /// assert_eq!(users.peek(&7).map(|user| user.value().to_string()).as_deref(), Some("user 7"));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn peek<Q>(&self, key: &Q) -> Option<Entry<V>>
     where
         K: Borrow<Q>,
@@ -299,6 +361,24 @@ where
     /// prefer [`invalidate`](Self::invalidate) after the write has been committed, or give the rows
     /// [versions](Loaded::version).
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// use std::time::Duration;
+    /// use tidegate::Loaded;
+    ///
+    /// users.insert(7, "Ada".to_owned()).await?;
+    /// users.insert(8, Loaded::found("Grace".to_owned()).ttl(Duration::from_secs(30))).await?;
+    /// users.insert(9, None).await?; // an absence is a value, too
+    /// assert_eq!(users.get(&7).await?.as_deref(), Some(&"Ada".to_owned()));
+    /// assert!(users.get(&9).await?.is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`RemoteError`] when the shared tier did not confirm; then the key is evicted here, may hold
@@ -313,6 +393,18 @@ where
     }
 
     /// [`insert`](Self::insert) for many values at once, pipelined: up to 256 are under way.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// users.insert_many([(7, "Ada".to_owned()), (8, "Grace".to_owned())]).await?;
+    /// assert_eq!(users.get(&8).await?.as_deref(), Some(&"Grace".to_owned()));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -470,6 +562,23 @@ where
     /// [channel lease](crate::CacheBuilder::channel_lease) at most: see
     /// [`guide::consistency`](crate::guide::consistency).
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// users.get(&7).await?;
+    /// // UPDATE users SET … WHERE id = 7; COMMIT; and only then:
+    /// if let Err(error) = users.invalidate(&7).await {
+    ///     // The write is committed, so this is no error of the request: it is being repeated.
+    ///     eprintln!("{error}");
+    /// }
+    /// assert!(users.peek(&7).is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`RemoteError`] when the shared tier did not confirm: it may still hold the old value, and
@@ -486,6 +595,18 @@ where
 
     /// [`invalidate`](Self::invalidate) for many keys at once, pipelined: up to 256 are under way.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// // UPDATE users SET … WHERE team = 3 RETURNING id; COMMIT
+    /// users.invalidate_many(&[7, 8, 9]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// The first one; the other keys are invalidated all the same.
@@ -500,6 +621,22 @@ where
     /// invalidation itself is done at once; whoever drops this future only stops waiting.
     ///
     /// Every process must have the same two settings.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// # async fn withdraw(users: &Cache<u64, String, std::io::Error>) -> Result<(), tidegate::RemoteError> {
+    /// // UPDATE users SET may_pay = false WHERE id = 7; COMMIT
+    /// users.invalidate_everywhere(&7).await?;
+    /// // From here on no process pays for user 7.
+    /// # Ok(())
+    /// # }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -516,6 +653,30 @@ where
     /// after [`invalidate`](Self::invalidate) the old value stays in the shared tier, as a fallback
     /// for the case that the load fails. Fenced in the same way: a load that began before is not
     /// stored.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    /// use std::time::Duration;
+    /// use tidegate::{Cache, Freshness, InProcess, loader_fn};
+    ///
+    /// static DOWN: AtomicBool = AtomicBool::new(false);
+    /// let load = loader_fn(|id: u64| async move {
+    ///     if DOWN.load(Relaxed) { Err(std::io::Error::other("no connection")) } else { Ok(id * 100) }
+    /// });
+    /// let rates: Cache<u64, u64, std::io::Error> = Cache::builder("rates", load)
+    ///     .stale_if_error(Duration::from_secs(3600))
+    ///     .l2(InProcess::new())
+    ///     .build()?;
+    /// rates.get(&7).await?;
+    /// rates.expire(&7).await?; // the next look-up loads …
+    /// DOWN.store(true, Relaxed); // … and here it cannot
+    /// let rate = rates.get_entry(&7).await?.expect("the old one");
+    /// assert_eq!((**rate.value(), rate.freshness()), (700, Freshness::StaleOnError));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -534,6 +695,19 @@ where
     ///
     /// Others hear of it as of [`invalidate`](Self::invalidate): within a moment, and within the
     /// channel lease at most, for what they read from L2 too.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// users.get(&7).await?;
+    /// users.invalidate_all().await?; // after an import
+    /// assert!(users.peek(&7).is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -576,11 +750,40 @@ where
 
     /// How the cache and its shared tier get on: the state of the invalidation bus, invalidations
     /// that are being repeated. No I/O.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// use tidegate::Channel;
+    ///
+    /// let health = users.health();
+    /// assert_eq!(health.channel, Channel::None); // no shared tier, so nobody to hear from
+    /// assert_eq!(health.pending_repairs, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn health(&self) -> Health {
         self.engine.health()
     }
 
     /// What has happened so far.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// users.get(&7).await?; // a miss
+    /// users.get(&7).await?; // a hit
+    /// let stats = users.stats();
+    /// assert_eq!((stats.misses, stats.loads, stats.l1_hits), (1, 1, 1));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn stats(&self) -> Stats {
         self.engine.stats.snapshot()
     }
@@ -597,6 +800,18 @@ where
     /// Shuts the cache down: calls from now on are answered [`Error::Closed`], what runs is waited
     /// for (loads no longer than [`load_timeout`](CacheBuilder::load_timeout)), so that no lease
     /// and no half-done write is left behind. For every handle.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tidegate::{Cache, loader_fn};
+    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
+    /// users.close().await; // when the service has stopped taking requests
+    /// assert!(matches!(users.get(&7).await, Err(tidegate::Error::Closed)));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn close(&self) {
         self.engine.close().await;
     }

@@ -212,6 +212,19 @@ pub enum Source {
 }
 
 /// How an entry stands to its TTL.
+///
+/// ```
+/// use tidegate::{Entry, Freshness};
+///
+/// /// What an HTTP handler may say of it.
+/// fn cache_control<V>(entry: &Entry<V>) -> &'static str {
+///     match entry.freshness() {
+///         Freshness::Fresh => "max-age=60",
+///         _ => "no-store", // stale: let nobody keep it
+///     }
+/// }
+/// # let _ = cache_control::<u8>;
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Freshness {

@@ -73,6 +73,22 @@ impl StdError for BoxError {
 ///
 /// Trouble with Redis is never among the reasons: without Redis the loader is asked. The error is
 /// `Clone`, because everyone who waited for one load shares its error.
+///
+/// ```
+/// use std::io;
+/// use tidegate::Error;
+///
+/// /// Who has to act: the caller, later; or whoever runs the service.
+/// fn status(error: &Error<io::Error>) -> u16 {
+///     match error {
+///         Error::Load(error) if error.kind() == io::ErrorKind::PermissionDenied => 403,
+///         Error::Load(_) | Error::LoadFailedElsewhere | Error::LoadTimedOut(_) => 502,
+///         Error::Overloaded | Error::Closed => 503,
+///         _ => 500, // the loader panicked, or asked its own cache
+///     }
+/// }
+/// assert_eq!(status(&Error::Overloaded), 503);
+/// ```
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum Error<E = BoxError> {
@@ -144,6 +160,21 @@ impl<E> Clone for Error<E> {
 /// Only calls that change something answer it (`insert`, `invalidate` and its kin, `connect`); a
 /// `get` goes on without the tier. It is opaque: ask the predicates, and [`source`](StdError::source) for the
 /// cause.
+///
+/// ```
+/// use std::error::Error as _;
+/// use tidegate::{CacheFor, Loader, RemoteError};
+///
+/// /// After a commit: nothing here makes the request fail.
+/// async fn drop_from<L: Loader>(cache: &CacheFor<L>, key: &L::Key) {
+///     match cache.invalidate(key).await {
+///         Ok(()) => {}
+///         Err(error) if error.is_closed() => {} // the service ends
+///         Err(error) if error.is_denied() => eprintln!("{error}: {:?}", error.source()), // the ACL rules to add
+///         Err(error) => println!("{error}; it is repeated"),
+///     }
+/// }
+/// ```
 pub struct RemoteError(Box<Remote>);
 
 struct Remote {
@@ -279,6 +310,19 @@ impl StdError for RemoteError {
 }
 
 /// Why a [`write`](crate::Cache::write) or one of its kin is not done.
+///
+/// ```
+/// use tidegate::WriteError;
+///
+/// fn outcome(error: WriteError<std::io::Error>) -> Result<(), std::io::Error> {
+///     match error {
+///         WriteError::Source(error) => Err(error),
+///         WriteError::Remote(late) if !late.is_closed() => Ok(()), // written; the invalidation is repeated
+///         other => Err(std::io::Error::other(other)),
+///     }
+/// }
+/// # let _ = outcome;
+/// ```
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError<X> {

@@ -5,6 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How a cache and its shared tier get on: see [`Cache::health`](crate::Cache::health).
+///
+/// ```
+/// use tidegate::{Channel, Health};
+///
+/// /// What a readiness probe may say aloud: without Redis the service works, more slowly.
+/// fn remark(health: &Health) -> Option<String> {
+///     match health.channel {
+///         Channel::None | Channel::Proven if health.pending_repairs == 0 => None,
+///         _ if health.denied.is_some() => health.denied.as_deref().map(str::to_owned),
+///         channel => Some(format!("the bus is {channel:?}, {} to repeat", health.pending_repairs)),
+///     }
+/// }
+/// # let _ = remark;
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {

@@ -173,6 +173,16 @@ pub type CacheFor<L> = Cache<<L as Loader>::Key, <L as Loader>::Value, <L as Loa
 /// What a loader found, and how the cache should treat it.
 ///
 /// `value.into()` and `option.into()` make one: `None` is "there is no such thing".
+///
+/// ```
+/// use std::time::Duration;
+/// use tidegate::Loaded;
+///
+/// let found = Loaded::found("Ada").ttl(Duration::from_secs(60)).version(7).tag("team:7");
+/// let absent: Loaded<&str> = None.into();
+/// let secret = Loaded::found("one-time code").do_not_store();
+/// # let _ = (found, absent, secret);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "a loader returns it, `insert` takes it"]
 pub struct Loaded<V> {

@@ -19,6 +19,17 @@ macro_rules! stats {
 
         impl Stats {
             /// What has happened since an earlier snapshot of the same cache.
+            ///
+            /// ```
+            /// # fn every_minute(users: &tidegate::Cache<u64, u64>) {
+            /// let mut before = users.stats();
+            /// // a minute later
+            /// let now = users.stats();
+            /// println!("hit ratio of the last minute: {:.3}", now.since(&before).hit_ratio());
+            /// before = now;
+            /// # let _ = before;
+            /// # }
+            /// ```
             #[must_use]
             pub fn since(&self, earlier: &Self) -> Self {
                 Self { $($name: self.$name.saturating_sub(earlier.$name),)* }

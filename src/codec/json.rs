@@ -5,6 +5,16 @@ use super::{Codec, CodecError};
 
 /// Describes itself: fields may come and go as serde allows, and people can read it. Larger and
 /// slower than [`Bincode`](crate::Bincode), which rarely matters next to a round trip.
+///
+/// ```
+/// # use std::collections::BTreeMap;
+/// use tidegate::{Cache, InProcess, Json};
+///
+/// # let load = tidegate::loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Some(BTreeMap::from([(id, id)]))) });
+/// let maps: Cache<u64, BTreeMap<u64, u64>, std::io::Error> =
+///     Cache::builder("maps", load).l2(InProcess::new()).codec(Json).build()?;
+/// # Ok::<_, tidegate::BuildError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Json;
 

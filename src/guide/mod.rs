@@ -20,3 +20,9 @@ pub mod batches {}
 
 #[doc = include_str!("threat_model.md")]
 pub mod threat_model {}
+
+#[doc = include_str!("migration.md")]
+pub mod migration {}
+
+#[doc = include_str!("alternatives.md")]
+pub mod alternatives {}

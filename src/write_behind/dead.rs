@@ -49,6 +49,20 @@ impl<K, V> DeadLetter<K, V> {
 impl<K, V> WriteBehind<K, V> {
     /// The dead letters, up to `limit`, the oldest of each partition first.
     ///
+    /// ```
+    /// # async fn look(views: tidegate::write_behind::WriteBehind<u64, u64>) -> Result<(), Box<dyn std::error::Error>> {
+    /// for letter in views.dead_letters(100).await? {
+    ///     println!("{:?} after {} attempts: {}", letter.write(), letter.attempts(), letter.error());
+    ///     if letter.write().is_some() {
+    ///         views.redrive(&letter).await?; // the sink has been mended
+    ///     } else {
+    ///         views.discard(&letter).await?; // nobody can read it
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`RemoteError`] when Redis does not answer.

@@ -113,6 +113,14 @@ impl<K, V> WriteBehind<K, V> {
     /// How far the source of truth is behind, over all partitions and processes. Two commands for
     /// each partition.
     ///
+    /// ```
+    /// # async fn watch(views: tidegate::write_behind::WriteBehind<u64, u64>) -> Result<(), Box<dyn std::error::Error>> {
+    /// let lag = views.lag().await?;
+    /// println!("{} writes behind, by {:?}", lag.unapplied, lag.oldest.unwrap_or_default());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`RemoteError`] when Redis does not answer.

@@ -24,6 +24,17 @@ use crate::error::BuildError;
 
 /// When a [`Redis`](crate::Redis) handle stops asking a server that does not answer: see
 /// [`RedisBuilder::breaker`](crate::RedisBuilder::breaker).
+///
+/// ```
+/// use std::time::Duration;
+/// use tidegate::{Breaker, Redis};
+///
+/// // For a server that is known to stall now and then: 20 failures, and most of all commands.
+/// let patient = Breaker::new().window(Duration::from_secs(5)).failure_rate(0.8).least_failures(20);
+/// let redis = Redis::builder("redis://127.0.0.1:6379").breaker(patient).open()?;
+/// # drop(redis);
+/// # Ok::<_, tidegate::BuildError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[must_use = "it is a setting of `RedisBuilder`"]
 pub struct Breaker {

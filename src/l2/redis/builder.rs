@@ -11,6 +11,22 @@ use super::url::{Address, Place};
 use crate::error::{BuildError, RemoteError, RemoteKind};
 
 /// Settings of a [`Redis`] handle: see [`Redis::builder`].
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tidegate::{Breaker, Redis};
+///
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// let redis = Redis::builder("redis://cache.internal:6379")
+///     .user("shop", &std::env::var("REDIS_PASSWORD")?)
+///     .prefix("shop") // keys read shop:users:42
+///     .timeout(Duration::from_millis(50))
+///     .breaker(Breaker::new().longest_pause(Duration::from_secs(1)))
+///     .connect()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 #[must_use = "a builder does nothing until `connect` or `open` is called"]
 pub struct RedisBuilder {

@@ -130,6 +130,13 @@ impl Redis {
 
     /// Makes a handle without I/O; it connects in the background, from its first use on.
     ///
+    /// ```
+    /// # use tidegate::Redis;
+    /// let redis = Redis::open("redis://127.0.0.1:6379")?; // starts while Redis is down
+    /// # drop(redis);
+    /// # Ok::<_, tidegate::BuildError>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`BuildError`] when the URL makes no sense.
@@ -149,6 +156,19 @@ impl Redis {
     ///
     /// For a cluster its [`ConnectionConfig`] must say `max_redirections: 0`: while a slot is on its
     /// way to another node, fred 10.1 mixes up replies when it follows a redirection.
+    ///
+    /// ```no_run
+    /// use tidegate::Redis;
+    /// use tidegate::fred::prelude::*;
+    ///
+    /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+    /// let config = Config::from_url("redis://127.0.0.1:6379")?;
+    /// let pool = Builder::from_config(config).build_pool(2)?;
+    /// pool.init().await?;
+    /// let redis = Redis::from_pool(pool.clone());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn from_pool(pool: Pool) -> Self {
         let client = pool.next();
         let mut bus = Builder::from_config(client.client_config());
