@@ -142,14 +142,15 @@
 //!
 //! | features | crates |
 //! |---|---|
-//! | none | 44 |
-//! | `redis` | 68 more, most of them fred's, some 30 of those for its URLs |
+//! | none | 47 |
+//! | `redis` | 66 more, most of them fred's, some 30 of those for its URLs |
 //! | `bincode` | 2 more |
 //! | `json` | 4 more, 3 beside `redis` |
 //! | `tls` | 11 more than `redis` |
 //! | `sealed` | 12 more |
-//! | the others | none |
-//! | the default | 114 |
+//! | `metrics`, `tracing`, `derive` | 2, 3, 1 more |
+//! | `uuid`, `inspect`, `write-behind`, `testing` | none |
+//! | the default | 115 |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
