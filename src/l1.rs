@@ -75,7 +75,7 @@ impl<V> Slot<V> {
         now < *calm_until && now < life.fresh_until && !life.expired
     }
 
-    fn answer(&self, now: Instant) -> Answer<V> {
+    pub(crate) fn answer(&self, now: Instant) -> Answer<V> {
         Answer {
             value: self.value.clone(),
             source: Source::L1,

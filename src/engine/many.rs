@@ -21,7 +21,7 @@ use super::{Engine, Entered, Want, flight};
 use crate::entry::Read;
 use crate::error::Error;
 use crate::key::CacheKey;
-use crate::l1::Answer;
+use crate::l1::{Answer, Slot};
 use crate::telemetry::Trace;
 
 /// Loads of one call at once, where they are not batched.
@@ -73,7 +73,8 @@ where
                 if closed {
                     return Swept::Entered(Entered::Refused(Error::Closed));
                 }
-                match self.hit(key, want.read, now) {
+                let quick = self.quick(key, || now, Slot::answer);
+                match quick.or_else(|| self.hit(key, want.read, now)) {
                     Some(answer) => Swept::Hit(answer),
                     None => Swept::Entered(self.enter(key, want, |_, new| leaders.push(new))),
                 }
