@@ -1,1 +1,7 @@
+//! The service as a whole: over HTTP, with a real redis-server, and in a real browser.
 
+mod browser;
+mod dashboard;
+mod page;
+mod routes;
+mod support;
