@@ -135,6 +135,18 @@ impl Caches {
         })
     }
 
+    /// Loads what will be asked for first, so that nobody waits for it; and a cache listens to the others from
+    /// its first look-up on.
+    pub(crate) async fn warm(&self) {
+        // What does not work now is loaded when somebody asks.
+        let _ = tokio::join!(
+            self.users.get(&1),
+            self.products.get(&1),
+            self.pages.get(&1),
+            self.reports.get(&30),
+        );
+    }
+
     pub(crate) fn stats(&self) -> [(&'static str, Stats); 4] {
         [
             ("users", self.users.stats()),

@@ -85,7 +85,9 @@ impl Service {
 
         let (stop, stopped) = watch::channel(false);
         let mut router = routes::router(Arc::clone(&shop));
-        let mut others = vec![tokio::spawn(telemetry::upkeep())];
+        let warmed = shop.caches.clone();
+        let warm = tokio::spawn(async move { warmed.warm().await });
+        let mut others = vec![warm, tokio::spawn(telemetry::upkeep())];
         if let Some(demo) = settings.demo {
             let (page, tasks) = demo::start(demo, &shop, address, &settings, &stopped);
             router = router.merge(page);

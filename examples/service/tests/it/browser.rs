@@ -69,7 +69,7 @@ impl Browser {
             session: None,
             last: 0,
         };
-        let target = json!({ "url": "about:blank", "width": width, "height": height });
+        let target = json!({ "url": "about:blank" });
         let target = browser.call("Target.createTarget", target).await;
         let attach = json!({ "targetId": target["targetId"], "flatten": true });
         let attached = browser.call("Target.attachToTarget", attach).await;
@@ -85,6 +85,8 @@ impl Browser {
     pub(crate) async fn go(&mut self, url: &str) {
         let gone = self.call("Page.navigate", json!({ "url": url })).await;
         assert!(gone.get("errorText").is_none(), "{url}: {gone}");
+        let there = format!("location.href === '{url}' && document.readyState !== 'loading'");
+        self.until(&there).await;
     }
 
     /// As a person who likes it `dark`, or `light`.
@@ -107,7 +109,11 @@ impl Browser {
 
     pub(crate) async fn text(&mut self, id: &str) -> String {
         let text = format!("document.getElementById('{id}')?.textContent ?? ''");
-        self.value(&text).await.as_str().unwrap_or_default().to_owned()
+        self.value(&text)
+            .await
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
     }
 
     /// With the mouse, in the middle of it.
