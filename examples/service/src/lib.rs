@@ -14,7 +14,7 @@ mod telemetry;
 mod tier;
 mod traffic;
 
-use std::future::Future;
+use std::future::IntoFuture;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -132,17 +132,15 @@ impl Service {
         }
         self.shop.caches.close().await;
         self.shop.database.close().await;
-        if let Some(server) = self.shop.tier.server() {
-            if let Err(error) = server.kill().await {
-                eprintln!("redis-server: {error}");
-            }
+        if let Some(server) = self.shop.tier.server()
+            && let Err(error) = server.kill().await
+        {
+            eprintln!("redis-server: {error}");
         }
     }
 }
 
 /// Also when nobody is left who could say so.
-pub(crate) fn until(mut stopped: watch::Receiver<bool>) -> impl Future<Output = ()> + Send {
-    async move {
-        let _ = stopped.wait_for(|stopped| *stopped).await;
-    }
+pub(crate) async fn until(mut stopped: watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stopped| *stopped).await;
 }
