@@ -1,21 +1,24 @@
 //! What happened of late, for people: what caches announce, and what somebody did by a button.
 
-use std::collections::VecDeque;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use tidegate::Event;
 
+const YOU: &str = "you";
 const KEPT: usize = 40;
+/// What is said again within so many lines is counted, and not said again.
+const NEAR: usize = 6;
 
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Line {
-    pub(crate) number: u64,
     pub(crate) at_ms: u64,
-    pub(crate) who: &'static str,
+    pub(crate) who: BTreeSet<&'static str>,
     pub(crate) what: String,
+    pub(crate) times: u64,
     /// `good`, `bad` or nothing.
     pub(crate) mood: &'static str,
 }
@@ -23,7 +26,6 @@ pub(crate) struct Line {
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     lines: Mutex<VecDeque<Line>>,
-    number: AtomicU64,
     breaker_open: AtomicBool,
 }
 
@@ -53,7 +55,7 @@ impl Events {
     }
 
     pub(crate) fn done(&self, what: impl Into<String>) {
-        self.push("you", what.into(), "");
+        self.push(YOU, what.into(), "");
     }
 
     pub(crate) fn is_breaker_open(&self) -> bool {
@@ -62,20 +64,26 @@ impl Events {
 
     /// The latest first.
     pub(crate) fn latest(&self, most: usize) -> Vec<Line> {
-        let lines = self.lines.lock().unwrap_or_else(|lock| lock.into_inner());
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().rev().take(most).cloned().collect()
     }
 
     fn push(&self, who: &'static str, what: String, mood: &'static str) {
-        let line = Line {
-            number: self.number.fetch_add(1, Ordering::Relaxed),
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut near = lines.iter_mut().rev().take(NEAR);
+        if let Some(line) = near.find(|line| who != YOU && line.what == what) {
+            line.at_ms = now_ms();
+            line.who.insert(who);
+            line.times += 1;
+            return;
+        }
+        lines.push_back(Line {
             at_ms: now_ms(),
-            who,
+            who: BTreeSet::from([who]),
             what,
+            times: 1,
             mood,
-        };
-        let mut lines = self.lines.lock().unwrap_or_else(|lock| lock.into_inner());
-        lines.push_back(line);
+        });
         if lines.len() > KEPT {
             lines.pop_front();
         }
