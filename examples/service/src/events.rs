@@ -70,20 +70,21 @@ impl Events {
 
     fn push(&self, who: &'static str, what: String, mood: &'static str) {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut near = lines.iter_mut().rev().take(NEAR);
-        if let Some(line) = near.find(|line| who != YOU && line.what == what) {
-            line.at_ms = now_ms();
-            line.who.insert(who);
-            line.times += 1;
-            return;
-        }
-        lines.push_back(Line {
-            at_ms: now_ms(),
-            who: BTreeSet::from([who]),
+        let said = |line: &Line| who != YOU && line.what == what;
+        let again = lines.iter().rev().take(NEAR).position(said);
+        let at = again.map(|back| lines.len() - 1 - back);
+        let before = at.and_then(|at| lines.remove(at));
+        let mut line = before.unwrap_or_else(|| Line {
+            at_ms: 0,
+            who: BTreeSet::new(),
             what,
-            times: 1,
+            times: 0,
             mood,
         });
+        line.at_ms = now_ms();
+        line.who.insert(who);
+        line.times += 1;
+        lines.push_back(line);
         if lines.len() > KEPT {
             lines.pop_front();
         }

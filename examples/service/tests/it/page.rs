@@ -41,7 +41,7 @@ async fn numbers_move_and_buttons_work() {
     let at = service.address();
     until("the service is well", || is_well(at)).await;
 
-    let mut browser = Browser::open(1220, 960).await;
+    let mut browser = Browser::open(1220, 1010).await;
     browser.prefer("light").await;
     browser.go(&format!("http://{at}/")).await;
     browser
