@@ -183,3 +183,12 @@ async fn what_was_evicted_and_is_not_asked_for_leaves_in_turn() {
     }
     assert!(!is_hot(&cache, cold));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_expired_and_kept_as_a_fallback_leaves_the_front() {
+    let cache = builder().stale_if_error(TTL).build().unwrap();
+    heat(&cache, 1).await;
+    cache.expire(&1).await.unwrap();
+    assert_eq!(quick(&cache, 1), None);
+    assert_eq!(source(&cache, 1).await, Source::Loader);
+}
