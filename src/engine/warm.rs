@@ -89,17 +89,18 @@ where
             let record = lease.record().ok()?;
             let known = self.marks.known().unwrap_or_default();
             let ttl_ms = ttl::millis(self.config.lease_ttl);
-            let keys = lease.keys();
-            let acquired = shared
-                .tier
-                .acquire(keys, record, ttl_ms, Over::Nothing, known);
-            let acquired = self.tier(acquired.await);
+            // Before it is asked for: whoever is dropped while he waits for the answer gives it up.
             let mut turn = Turn {
                 engine: self,
                 id,
                 lease,
                 ours: true,
             };
+            let keys = turn.lease.keys();
+            let acquired = shared
+                .tier
+                .acquire(keys, record, ttl_ms, Over::Nothing, known);
+            let acquired = self.tier(acquired.await);
             match acquired {
                 Ok(Acquired::Granted(_)) => {
                     progress.waiting = false;
