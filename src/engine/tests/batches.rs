@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::{BatchLoader, Batching, BoxError, Cache, Error, Loaded, Loader};
+use crate::l2::When;
+use crate::{BatchLoader, Batching, BoxError, Cache, Error, InProcess, Loaded, Loader};
 
 /// Notes its calls; the first of them panics if it is told to.
 #[derive(Clone, Default)]
@@ -87,4 +88,22 @@ async fn a_panic_reaches_those_too_who_were_to_be_loaded_after_it() {
         began.elapsed() < Duration::from_secs(1),
         "nobody was cut off"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_up_that_is_dropped_while_its_turn_is_granted_keeps_no_turn() {
+    let tier = InProcess::new();
+    let builder = Cache::builder("warm", Noted::default()).l2(tier.clone());
+    let cache = builder.build().unwrap();
+    let granted = tier.gate("acquire", When::After);
+    let warming = tokio::spawn(cache.warm([1]).into_future());
+    granted.reached().await;
+    assert_eq!(tier.len(), 1, "the lease is there, and nobody knows of it");
+    warming.abort();
+    warming.await.unwrap_err();
+    granted.open();
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    assert!(tier.is_empty());
 }
