@@ -254,14 +254,16 @@ fn spawn(port: u16, dir: &PathBuf, role: Role, more: &[String]) -> Child {
         .unwrap_or_else(|error| panic!("{binary}: {error}; {INSTALL}"))
 }
 
-/// A port that nobody listens to, outside the range from which clients get theirs.
+/// A port that nobody listens to. A node of a cluster takes the port 10,000 above its own too: both are
+/// outside the range from which clients get theirs (from 32,768 up).
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = std::process::id().wrapping_mul(131);
+    let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
     loop {
         let step = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
-        let port = u16::try_from(20_000 + first.wrapping_add(step) % 10_000).expect("a port");
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        let port = u16::try_from(12_000 + first.wrapping_add(step) % 10_000).expect("a port");
+        if free(port) && free(port + 10_000) {
             return port;
         }
     }
