@@ -8,6 +8,7 @@
 use std::borrow::Borrow;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use moka::sync::Cache as Map;
@@ -170,6 +171,8 @@ type Slots<K, V> = Map<K, Arc<Slot<V>>>;
 pub(crate) struct L1<K, V> {
     found: Option<Slots<K, V>>,
     missing: Option<Slots<K, V>>,
+    /// There was an absence: else nobody has to look for one.
+    any_missing: AtomicBool,
     front: Front<K, V>,
 }
 
@@ -197,6 +200,7 @@ where
         Self {
             found,
             missing,
+            any_missing: AtomicBool::new(false),
             front: Front::new(entries),
         }
     }
@@ -217,7 +221,24 @@ where
         Q: Hash + Eq + ?Sized,
     {
         let found = self.found.as_ref()?.get(key);
-        found.or_else(|| self.missing.as_ref()?.get(key))
+        found.or_else(|| self.missing()?.get(key))
+    }
+
+    /// The absences, if there ever were some.
+    fn missing(&self) -> Option<&Slots<K, V>> {
+        let missing = self.missing.as_ref();
+        missing.filter(|_| self.any_missing.load(Ordering::Acquire))
+    }
+
+    /// The same, without a word to the policy of the map: for whoever has just looked.
+    pub(crate) fn get_again<Q>(&self, key: &Q, now: Instant) -> Option<(Answer<V>, Meta)>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let has = |map: &Slots<K, V>| map.contains_key(key);
+        let is_there = self.found.as_ref().is_some_and(has) || self.missing().is_some_and(has);
+        is_there.then(|| self.get(key, now)).flatten()
     }
 
     /// What the front has of a key, whether it may be answered or not.
@@ -270,14 +291,15 @@ where
             tags: answer.tags.clone(),
         });
         let (into, other) = if answer.value.is_some() {
-            (&self.found, &self.missing)
+            (self.found.as_ref(), self.missing())
         } else {
-            (&self.missing, &self.found)
+            self.any_missing.store(true, Ordering::Release);
+            (self.missing.as_ref(), self.found.as_ref())
         };
         if let Some(other) = other {
             other.invalidate(&key);
         }
-        let stored = into.as_ref().map(|into| into.insert(key, slot));
+        let stored = into.map(|into| into.insert(key, slot));
         stored.is_some()
     }
 
@@ -319,7 +341,7 @@ where
         if let Some(found) = &self.found {
             found.invalidate(key);
         }
-        if let Some(missing) = &self.missing {
+        if let Some(missing) = self.missing() {
             missing.invalidate(key);
         }
     }

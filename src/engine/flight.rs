@@ -2,12 +2,12 @@
 //!
 //! | state | how it is entered | what a caller does |
 //! |---|---|---|
-//! | no flight | | leads: puts a flight into the table and spawns its task |
+//! | no flight | | leads: puts a flight into the table and flies it, or spawns its task |
 //! | flying | by the leader, under the shard's lock | joins |
 //! | flying, with an offer | an entry was found that may be answered meanwhile, or if the load fails | takes the offer, or joins |
 //! | detached | an invalidation, an insert or a gap takes it out of the table | begins a new one |
-//! | landed | its task, once: with an answer or an error | has its outcome |
-//! | abandoned | its task was dropped with its runtime | tries again |
+//! | landed | once: with an answer or an error | has its outcome |
+//! | abandoned | it was dropped with its runtime | tries again |
 //!
 //! Only a flight that is still in the table when it lands may store into L1; the check and the
 //! store are one critical section. A lock is never held across an await.
@@ -24,6 +24,7 @@ use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::aboard::Craft;
 use super::fence::Stamp;
 use super::together::Company;
 use crate::entry::Freshness;
@@ -127,6 +128,8 @@ pub(crate) struct Flight<V, E> {
     calms: AtomicBool,
     offer: Mutex<Option<Found<V>>>,
     company: Mutex<Company<V, E>>,
+    /// Who flies it.
+    pub(crate) craft: Craft,
     /// The lease that it waits for is gone, or the flight was detached: look again.
     pub(crate) wake: Notify,
     outcome: OnceLock<Outcome<V, E>>,
@@ -163,6 +166,7 @@ impl<V, E> Flight<V, E> {
             calms: AtomicBool::new(false),
             offer: Mutex::new(None),
             company: Mutex::new(Company::Alone),
+            craft: Craft::default(),
             wake: Notify::new(),
             outcome: OnceLock::new(),
             news: Notify::new(),
@@ -401,6 +405,9 @@ impl<V, E> Shard<V, E> {
             .find_entry(hash, |flight| *flight.id.encoded == *encoded)
             .ok()
             .map(|entry| entry.remove().0);
+        if let Some(flight) = &detached {
+            self.keep_in_sight(flight);
+        }
         self.wake(hash, encoded);
         self.inserts.retain(|insert| *insert.encoded != *encoded);
         if let Ok(entry) = self
@@ -412,10 +419,26 @@ impl<V, E> Shard<V, E> {
         detached
     }
 
+    /// One that is detached and has no task is still found by whoever closes the cache.
+    fn keep_in_sight(&mut self, flight: &Arc<Flight<V, E>>) {
+        if flight.craft.is_aboard() {
+            self.listen(flight);
+        }
+    }
+
     /// Detaches what began to read in an earlier epoch.
     fn detach_before(&mut self, epoch: u32) {
-        self.flights
-            .retain(|flight| flight.epoch().is_none_or(|began| began == epoch));
+        let mut detached = Vec::new();
+        self.flights.retain(|flight| {
+            let stays = flight.epoch().is_none_or(|began| began == epoch);
+            if !stays {
+                detached.push(Arc::clone(flight));
+            }
+            stays
+        });
+        for flight in &detached {
+            self.keep_in_sight(flight);
+        }
         for flight in &self.waiting {
             flight.wake.notify_one();
         }
@@ -532,6 +555,21 @@ impl<V, E> Flights<V, E> {
     pub(crate) fn detach_before(&self, epoch: u32) {
         for shard in &self.shards {
             shard.lock().detach_before(epoch);
+        }
+    }
+
+    /// Gives a task to every flight that has none.
+    pub(crate) fn hand_over(&self) {
+        for shard in &self.shards {
+            let aboard: Vec<_> = {
+                let shard = shard.lock();
+                let flights = shard.flights.iter().chain(&shard.waiting);
+                let aboard = flights.filter(|flight| flight.craft.is_aboard());
+                aboard.cloned().collect()
+            };
+            for flight in aboard {
+                flight.craft.hand_over();
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use std::hash::Hash;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -13,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use self::aboard::Leg;
 use self::budget::Budget;
 use self::fence::Fence;
 use self::flight::{Aim, Flight, Flights, Found, Id, Outcome};
@@ -42,6 +44,7 @@ use crate::telemetry::{self, Gauges};
 use crate::telemetry::{Telemetry, Wait};
 use crate::ttl;
 
+mod aboard;
 mod budget;
 mod bus;
 pub(crate) mod fence;
@@ -267,16 +270,48 @@ where
     {
         loop {
             let entered = self.enter(key, &want, |runtime, leader| {
-                self.take_off(runtime, leader);
+                self.board(runtime, leader);
             });
             let (flight, role) = match entered.at_once() {
                 Ok(answer) => return answer,
                 Err(entered) => entered,
             };
-            if let Some(answer) = self.outcome(&flight, role, &want).await {
+            let news = match role {
+                Role::Leads => self.fly_first_leg(&flight, &want).await,
+                Role::Joins | Role::Follows => None,
+            };
+            let answer = match news {
+                Some(news) => news.map(|answer| {
+                    answer.map(|answer| Flown {
+                        answer,
+                        joined: false,
+                    })
+                }),
+                None => self.outcome(&flight, role, &want).await,
+            };
+            if let Some(answer) = answer {
                 return answer;
             }
         }
+    }
+
+    /// Polls a flight for as long as it has no task. `None`: it has one, and its leader waits for it
+    /// like everybody else.
+    async fn fly_first_leg(&self, flight: &Flight<V, E>, want: &Want) -> Option<News<V, E>> {
+        let aboard = Aboard(flight);
+        std::future::poll_fn(|cx| {
+            let leg = aboard.0.craft.poll(cx, || self.tasks.is_closed());
+            let still_aboard = matches!(leg, Leg::Aboard);
+            if let Leg::Crashed(_) = &leg {
+                flight.land(Outcome::Landed(Err(Error::LoadPanicked)));
+            }
+            drop(leg);
+            match self.news(flight, Role::Leads, want) {
+                None if still_aboard => Poll::Pending,
+                news => Poll::Ready(news),
+            }
+        })
+        .await
     }
 
     /// Waits for what comes of a flight for one of its callers. `None`: it has to look again.
@@ -313,12 +348,7 @@ where
 
     /// What a flight means for a caller at this moment: nothing yet, or an answer or error, or that it
     /// has to look again.
-    fn news(
-        &self,
-        flight: &Flight<V, E>,
-        role: Role,
-        want: &Want,
-    ) -> Option<Option<Result<Answer<V>, Error<E>>>> {
+    fn news(&self, flight: &Flight<V, E>, role: Role, want: &Want) -> Option<News<V, E>> {
         let outcome = flight.outcome();
         if role == Role::Follows {
             return outcome.map(|_| None);
@@ -373,7 +403,11 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let (answer, meta) = self.l1.get(key, now)?;
+        self.judge_local(self.l1.get(key, now)?, now)
+    }
+
+    /// Whether what L1 has may be used, and for what.
+    fn judge_local(&self, (answer, meta): (Answer<V>, Meta), now: Instant) -> Option<Local<V>> {
         if !self.usable(&meta, now) || !answer.tags_hold() {
             return None;
         }
@@ -468,6 +502,8 @@ where
                 } else {
                     Role::Follows
                 };
+                drop(shard);
+                flight.craft.hand_over();
                 return Entered::Flight(flight, role);
             }
             shard.detach(id.hash, &id.encoded);
@@ -477,7 +513,8 @@ where
         //   2. another call's flight of the key lands: stored in L1, out of the table;
         //   3. this call finds no flight, and would load what is already there.
         let now = Instant::now();
-        let local = self.look(key, now);
+        let again = self.l1.get_again(key, now);
+        let local = again.and_then(|found| self.judge_local(found, now));
         if let Some(local) = local.as_ref().filter(|local| local.is_for(want.read)) {
             if !want.read.skip_l1 {
                 return Entered::Answered(local.answer.clone());
@@ -519,6 +556,17 @@ where
         drop(shard);
         begin(&runtime, self.leader(&flight, owned, nesting, running));
         Entered::Flight(flight, Role::Leads)
+    }
+
+    /// Lets the caller fly it, as far as that goes.
+    fn board(self: &Arc<Self>, runtime: &Handle, leader: Leader<K, V, E>) {
+        let gathers = self.batches.as_ref().is_some_and(Batches::gathers);
+        if self.shared.is_none() || gathers {
+            return self.take_off(runtime, leader);
+        }
+        let flight = Arc::clone(&leader.claim.flight);
+        let flying = Box::pin(read::fly(leader));
+        flight.craft.board(runtime.clone(), flying);
     }
 
     fn take_off(self: &Arc<Self>, runtime: &Handle, leader: Leader<K, V, E>) {
@@ -613,6 +661,8 @@ where
     }
 
     pub(crate) async fn close(&self) {
+        self.tasks.shut();
+        self.flights.hand_over();
         self.tasks.close().await;
         Box::pin(self.last_repairs()).await;
         if let Some(shared) = &self.shared {
@@ -689,6 +739,10 @@ where
     V: Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
+    fn gathers(&self) -> bool {
+        self.gather.is_some()
+    }
+
     pub(crate) fn new(loader: Arc<dyn ErasedBatchLoader<K, V, E>>, settings: Batching) -> Self {
         let gathers = !settings.window.is_zero();
         Self {
@@ -769,6 +823,18 @@ impl<V, E> Entered<V, E> {
         }
     }
 }
+
+/// A leader's part in a flight. When he is dropped, it goes on without him.
+struct Aboard<'a, V, E>(&'a Flight<V, E>);
+
+impl<V, E> Drop for Aboard<'_, V, E> {
+    fn drop(&mut self) {
+        self.0.craft.hand_over();
+    }
+}
+
+/// What a flight means for one of its callers: an answer or an error, or that he has to look again.
+type News<V, E> = Option<Result<Answer<V>, Error<E>>>;
 
 /// What a caller has to do with a flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,11 +15,11 @@
 //!                     lease_wait over ─► load, L1 for degraded_l1_ttl; nothing, if nobody waits
 //! ```
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::flight::{Aim, Failure, Flight, Found, Outcome};
@@ -110,6 +110,19 @@ enum Reading<V> {
     Replace(u32),
 }
 
+/// Why a record was not read.
+enum Unread {
+    Failed(RemoteError),
+    /// Whether it is alive is for L2 to say: it begins in this era, and has these tags.
+    Doubtful(Era, Vec<u64>),
+}
+
+impl From<RemoteError> for Unread {
+    fn from(error: RemoteError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// Why a load runs without a lease, and so without a fill.
 enum Alone {
     /// There is no shared tier.
@@ -130,6 +143,16 @@ const BELIEVED: Duration = Duration::from_secs(60);
 /// Attempts of a flight at one key, each after something has changed.
 const MOST_ROUNDS: usize = 100;
 
+/// How far a flight has come with its first read.
+struct Approach<V> {
+    remote: RemoteKey,
+    place_behind: Option<OwnedSemaphorePermit>,
+    replaces: Replaces,
+    /// What was found, and what it says.
+    record: Option<Bytes>,
+    reading: Option<Result<Reading<V>, RemoteError>>,
+}
+
 /// A flight that is to be flown: whoever drops it instead lets its callers go on.
 pub(crate) struct Leader<K, V, E>
 where
@@ -145,7 +168,7 @@ where
     pub(crate) read: Option<FirstRead>,
 }
 
-/// The task of a flight.
+/// Flies it, in a task or for its leader.
 pub(crate) async fn fly<K, V, E>(leader: Leader<K, V, E>)
 where
     K: CacheKey,
@@ -262,10 +285,10 @@ where
         nesting: &Nesting,
         read: Option<FirstRead>,
     ) -> Landing<V, E> {
-        let mut resolving = pin!(self.resolve(key, flight, nesting, read));
         let Some(after) = self.config.load_soft_timeout else {
-            return resolving.await;
+            return self.resolve(key, flight, nesting, read).await;
         };
+        let mut resolving = Box::pin(self.resolve(key, flight, nesting, read));
         tokio::select! {
             biased;
             landing = &mut resolving => return landing,
@@ -282,7 +305,9 @@ where
     ) -> FirstRead {
         self.attach(shared).await;
         let known = if flight.past_l1 {
-            self.look_at_marks(shared, Vec::new()).await.map(drop)
+            Box::pin(self.look_at_marks(shared, Vec::new()))
+                .await
+                .map(drop)
         } else {
             self.know_marks(shared).await
         };
@@ -311,25 +336,69 @@ where
         }
         let Some(shared) = &self.shared else {
             flight.register(self.fence.epoch());
-            return self
-                .load_alone(key, flight, nesting, None, Alone::NoTier)
-                .await;
+            let load = self.load_alone(key, flight, nesting, None, Alone::NoTier);
+            return Box::pin(load).await;
         };
         let remote = shared.key(&flight.id);
         let read = match read {
             Some(read) => read,
             None => self.first_read(shared, flight, &remote).await,
         };
-        let Ok(mut record) = read else {
-            return self.unreachable(key, flight, nesting, None).await;
-        };
-
-        let (mut waited, mut failures) = (Waited::default(), flight.failures);
         let mut replaces = Replaces::default();
+        let (record, reading) = match read {
+            Ok(Some(record)) => {
+                let reading = self.interpret(shared, flight, &remote, &record).await;
+                if let Ok(Reading::Entry(found, _)) = &reading {
+                    if !self.replaces(flight, found, &mut replaces, &Waited::default()) {
+                        return Landing::entry(found.clone(), Some(self.config.l1_bound()));
+                    }
+                }
+                (Some(record), Some(reading))
+            }
+            Ok(None) => (None, None),
+            Err(()) => {
+                flight.craft.depart().await;
+                let landing = self.unreachable(key, flight, nesting, None);
+                return Box::pin(landing).await;
+            }
+        };
+        // Most flights end before, and what they need from here on would make all of them large.
+        let approach = Box::new(Approach {
+            remote,
+            place_behind,
+            replaces,
+            record,
+            reading,
+        });
+        flight.craft.depart().await;
+        Box::pin(self.go_on(shared, key, flight, nesting, *approach)).await
+    }
+
+    /// What L2 has is not enough: loads it, or waits for who does.
+    async fn go_on(
+        self: &Arc<Self>,
+        shared: &Shared<V>,
+        key: &K,
+        flight: &Arc<Flight<V, E>>,
+        nesting: &Nesting,
+        approach: Approach<V>,
+    ) -> Landing<V, E> {
+        let Approach {
+            remote,
+            mut place_behind,
+            mut replaces,
+            mut record,
+            reading: mut first,
+        } = approach;
+        let (mut waited, mut failures) = (Waited::default(), flight.failures);
         for _ in 0..MOST_ROUNDS {
             let (mut seen, mut replacing) = (None, None);
             if let Some(bytes) = record.take() {
-                match self.interpret(shared, flight, &remote, &bytes).await {
+                let reading = match first.take() {
+                    Some(reading) => reading,
+                    None => self.interpret(shared, flight, &remote, &bytes).await,
+                };
+                match reading {
                     Ok(Reading::Entry(found, header)) => {
                         let mut done = !self.replaces(flight, &found, &mut replaces, &waited);
                         if !done {
@@ -489,7 +558,9 @@ where
         if self.marks.is_certain() && shared.link.is_proven(Instant::now()) {
             return Ok(());
         }
-        self.look_at_marks(shared, Vec::new()).await.map(drop)
+        Box::pin(self.look_at_marks(shared, Vec::new()))
+            .await
+            .map(drop)
     }
 
     /// Asks L2 for the marks. Answers the latest one that concerns the tags.
@@ -509,6 +580,12 @@ where
         Ok(latest)
     }
 
+    /// As far as that is known here.
+    fn judge_now(&self, shared: &Shared<V>, era: Era, tags: &[u64], ask: bool) -> Verdict {
+        let proven = !ask && shared.link.is_proven(Instant::now());
+        self.marks.judge(era, tags.iter().copied(), proven)
+    }
+
     /// Whether a record that begins in `era` is alive, with its tags if it has some. `ask`: L2, also
     /// where what the messages have told would do.
     async fn judge(
@@ -518,10 +595,7 @@ where
         tags: &[u64],
         ask: bool,
     ) -> Result<Verdict, RemoteError> {
-        let judge = || {
-            let proven = !ask && shared.link.is_proven(Instant::now());
-            self.marks.judge(era, tags.iter().copied(), proven)
-        };
+        let judge = || self.judge_now(shared, era, tags, ask);
         let mut verdict = judge();
         if matches!(verdict, Verdict::OtherEra) {
             self.look_at_marks(shared, Vec::new()).await?;
@@ -553,6 +627,32 @@ where
         remote: &RemoteKey,
         record: &Bytes,
     ) -> Result<Reading<V>, RemoteError> {
+        let known = |era, tags: &[u64]| self.judge_now(shared, era, tags, flight.past_l1);
+        let (era, tags) = match self.read_off(shared, remote, record, known) {
+            Ok(reading) => return Ok(reading),
+            Err(Unread::Failed(error)) => return Err(error),
+            Err(Unread::Doubtful(era, tags)) => (era, tags),
+        };
+        let judged = self.judge(shared, era, &tags, flight.past_l1);
+        let verdict = match Box::pin(judged).await? {
+            Verdict::Alive(tags) => Verdict::Alive(tags),
+            Verdict::Dead | Verdict::OtherEra | Verdict::AskTags(_) => Verdict::Dead,
+        };
+        match self.read_off(shared, remote, record, |_, _| verdict) {
+            Ok(reading) => Ok(reading),
+            Err(Unread::Failed(error)) => Err(error),
+            Err(Unread::Doubtful(..)) => Ok(Reading::Replace(0)),
+        }
+    }
+
+    /// What a record says, if it is known whether it is alive.
+    fn read_off(
+        &self,
+        shared: &Shared<V>,
+        remote: &RemoteKey,
+        record: &Bytes,
+        judge: impl FnOnce(Era, &[u64]) -> Verdict,
+    ) -> Result<Reading<V>, Unread> {
         let unreadable = || {
             self.stats.decode_failures.add();
             Ok(Reading::Replace(0))
@@ -578,11 +678,12 @@ where
             Kind::Value | Kind::Negative | Kind::Failed => {}
         }
         let tags: Vec<u64> = body.tags().collect();
-        let Verdict::Alive(tags) = self
-            .judge(shared, header.era, &tags, flight.past_l1)
-            .await?
-        else {
-            return Ok(Reading::Replace(0));
+        let tags = match judge(header.era, &tags) {
+            Verdict::Alive(tags) => tags,
+            Verdict::Dead => return Ok(Reading::Replace(0)),
+            Verdict::OtherEra | Verdict::AskTags(_) => {
+                return Err(Unread::Doubtful(header.era, tags));
+            }
         };
         let now_ms = shared.now_ms()?;
         if header.kind == Kind::Failed {

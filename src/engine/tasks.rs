@@ -52,11 +52,16 @@ impl Tasks {
         self.running.load(Ordering::SeqCst)
     }
 
+    /// Lets nothing in any more.
+    pub(crate) fn shut(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.closing.notify_waiters();
+    }
+
     /// Lets nothing in any more and waits until all that runs has ended. Cancel safe; the door
     /// stays shut.
     pub(crate) async fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
-        self.closing.notify_waiters();
+        self.shut();
         loop {
             let mut idle = pin!(self.idle.notified());
             idle.as_mut().enable();

@@ -19,6 +19,7 @@ mod batches;
 mod cancel;
 mod coherence;
 mod fences;
+mod first_leg;
 mod front;
 mod leases;
 mod life;

@@ -1,8 +1,11 @@
 //! What a server sees of a cache: which commands, and how many.
 
+use std::future::Future;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
-use tidegate::{CacheBuilder, Freshness, Source};
+use futures_util::future::join_all;
+use tidegate::{Cache, CacheBuilder, Freshness, Source};
 use tokio::time::sleep;
 
 use crate::support::eventually;
@@ -63,6 +66,10 @@ impl Scene {
         scene
     }
 
+    fn server(&self) -> &Server {
+        self.ground.server().expect("a server")
+    }
+
     async fn end(self) {
         self.ground.check(&[&self.a, &self.b]).await;
     }
@@ -80,6 +87,104 @@ async fn a_miss_is_a_read_a_lease_and_a_fill_an_l2_hit_is_a_read_an_l1_hit_is_no
         scene.b.get(1).await.expect("a hit");
     }
     assert!(scene.monitor.seen().is_empty());
+    scene.end().await;
+}
+
+/// One thread: what is asked for at once is sent at once.
+#[tokio::test]
+async fn look_ups_at_the_same_time_share_their_reads() {
+    let mut scene = Scene::new().await;
+    for id in 200..300 {
+        scene.a.get(id).await.expect("a load");
+    }
+    scene.monitor.seen();
+    let before = scene.b.stats().l2_hits;
+    let got = join_all((200..300).map(|id| scene.b.get(id))).await;
+    for (id, got) in (200..300).zip(got) {
+        assert_eq!(value(got), format!("row {id}"));
+    }
+    assert_eq!(scene.b.stats().l2_hits, before + 100);
+    let mut seen = scene.monitor.seen();
+    seen.sort_unstable();
+    // Some are under way before it is worth it; then 64 at most with one command.
+    assert_eq!(seen, ["GET", "GET", "GET", "GET", "MGET", "MGET"]);
+    // One after the other, they are what they always were.
+    for id in 300..310 {
+        scene.a.get(id).await.expect("a load");
+        scene.b.get(id).await.expect("a hit");
+    }
+    let seen = scene.monitor.seen();
+    assert!(seen.iter().all(|name| name != "MGET"), "{seen:?}");
+    scene.end().await;
+}
+
+/// A key of another type is an absence for MGET, and an error for GET.
+#[tokio::test]
+async fn reads_that_are_shared_do_not_share_their_troubles() {
+    let scene = Scene::new().await;
+    for id in 200..220 {
+        scene.a.get(id).await.expect("a load");
+    }
+    let mut raw = scene.server().raw();
+    raw.ask("DEL tidegate:users:210");
+    raw.ask("LPUSH tidegate:users:210 alien");
+    raw.ask("SET tidegate:users:211 garbage PX 60000");
+    let before = scene.b.stats().loads;
+    let got = join_all((200..220).map(|id| scene.b.get(id))).await;
+    for (id, got) in (200..220).zip(got) {
+        assert_eq!(value(got), format!("row {id}"));
+    }
+    assert_eq!(scene.b.stats().loads, before + 2);
+    raw.ask("DEL tidegate:users:210");
+    scene.end().await;
+}
+
+/// What was collected on a runtime that ends is sent by those who wait for it; on one that stands still
+/// it costs them one timeout.
+#[tokio::test]
+async fn reads_are_not_lost_with_the_runtime_that_would_send_them() {
+    let scene = Scene::new().await;
+    for id in 200..212 {
+        scene.a.get(id).await.expect("a load");
+    }
+    for ends in [true, false] {
+        let redis = scene.server().patient().timeout(Duration::from_millis(300));
+        let redis = redis.connect().await.expect("connect");
+        let cache = Cache::builder("users", scene.db.clone()).l2(redis);
+        let cache = cache.build().expect("a cache");
+        cache.get(&200).await.expect("a hit");
+        let other = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        // Enough of them to be collected, on a runtime that does not come to sending them.
+        let mut begun = Vec::new();
+        {
+            let _inside = other.enter();
+            for id in 201..210 {
+                let cache = cache.clone();
+                let mut get = Box::pin(async move { cache.get(&id).await });
+                let cx = &mut Context::from_waker(Waker::noop());
+                assert!(get.as_mut().poll(cx).is_pending());
+                begun.push(get);
+            }
+        }
+        let late = cache.get(&210);
+        let (late, ()) = tokio::join!(late, async {
+            tokio::task::yield_now().await;
+            if ends {
+                other.shutdown_background();
+            } else {
+                // As long as it takes.
+                std::mem::forget(other);
+            }
+        });
+        assert_eq!(value(late), "row 210");
+        let stats = cache.stats();
+        let hits = if ends { 2 } else { 1 };
+        assert_eq!((stats.l2_hits, stats.l2_failures), (hits, 2 - hits));
+        drop(begun);
+    }
     scene.end().await;
 }
 

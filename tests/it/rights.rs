@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tidegate::{Cache, Channel, Event, Redis, RedisBuilder, Source};
 
 use crate::support::cluster::Cluster;
@@ -152,6 +153,35 @@ async fn a_look_at_the_rights_changes_no_key_even_where_one_has_its_name() {
     scene.raw.ask("SET tidegate::probe there");
     drop(scene.builder().connect().await.expect("connect"));
     check_records(&scene.server);
+}
+
+/// Whoever may not read many keys at once reads them one by one.
+#[tokio::test]
+async fn without_mget_look_ups_at_the_same_time_are_reads_of_their_own() {
+    let mut scene = Scene::new();
+    scene.grant_all_but("");
+    let (db, events) = (Db::default(), Events::default());
+    let redis = scene.builder().connect().await.expect("connect");
+    let a = node("users", &db, &redis, &events);
+    for key in 0..20 {
+        a.get(key).await.expect("a load");
+    }
+    scene.grant_all_but("+mget");
+    let redis = scene.builder().open().expect("a handle");
+    let b = node("users", &db, &redis, &events);
+    for _ in 0..2 {
+        let got = join_all((0..20).map(|key| b.get(key))).await;
+        for (key, got) in (0..20).zip(got) {
+            assert_eq!(value(got), format!("row {key}"));
+        }
+        let keys: Vec<u64> = (0..20).collect();
+        for (key, got) in (0..20).zip(b.get_many(&keys).await) {
+            assert_eq!(value(got), format!("row {key}"));
+        }
+    }
+    assert_eq!(db.loads(), 20, "nothing was loaded again");
+    a.check().await;
+    b.check().await;
 }
 
 /// With `open`, a right that is missing costs what it is for, shows, and heals when it is granted.

@@ -427,7 +427,7 @@ async fn a_wrong_password_fails_connect_and_no_get() {
 /// The rights that `guide::operations` names are enough.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_with_the_rights_that_the_guide_names_can_do_everything() {
-    const RIGHTS: &str = "~tidegate:* &tidegate:* +get +set +del +unlink +getrange +setrange +pttl +pexpire \
+    const RIGHTS: &str = "~tidegate:* &tidegate:* +get +mget +set +del +unlink +getrange +setrange +pttl +pexpire \
                           +zadd +zcard +zrange +zremrangebyscore +zscore +eval +evalsha +publish \
                           +subscribe +unsubscribe +time";
     let server = Server::start();

@@ -539,8 +539,12 @@ async fn a_look_up_past_l1_joins_nothing_that_began_before_it() {
     let late: Vec<_> = (0..5).map(|_| past(&a)).collect();
     settle().await;
     let before = tier.commands();
+    let again = tier.gate("get", When::Before);
     gate.open();
     assert_eq!(text(&early.await.unwrap()), Some("loaded"));
+    again.reached().await;
+    settle().await;
+    again.open();
     for got in late {
         assert_eq!(text(&got.await.unwrap()), Some("inserted"));
     }

@@ -46,6 +46,7 @@ mod operations;
 mod pauses;
 #[cfg(feature = "write-behind")]
 pub(crate) mod queue;
+mod reads;
 mod rights;
 mod scripts;
 mod server;
@@ -106,6 +107,7 @@ struct Shared {
     lines: Mutex<bus::Lines>,
     clock: Clock,
     breaker: breaker::State,
+    reads: reads::Reads,
     rights: rights::Rights,
     started: OnceLock<Instant>,
     /// The first attempt to connect has come to an end, one way or the other.
@@ -242,6 +244,7 @@ impl Redis {
                 owns_pool,
                 clock: Clock::new(),
                 breaker: breaker::State::new(settings.breaker.clone()),
+                reads: reads::Reads::default(),
                 rights: rights::Rights::default(),
                 started: OnceLock::new(),
                 settled: AtomicBool::new(false),

@@ -23,19 +23,6 @@ use crate::l2::{
 const MOST_TOGETHER: usize = 1_000;
 
 impl Redis {
-    pub(crate) async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
-        self.ready().await;
-        let command = CustomCommand::new_static("GET", ClusterHash::FirstKey, false);
-        self.shared.admit("read")?;
-        let client = self.shared.client();
-        let read = self.send(&client, command, vec![key.clone().into()]).await;
-        let read = read.and_then(Value::convert);
-        let read = read.map_err(|error| remote("read", error));
-        self.shared.answered(&read);
-        self.shared.saw(&read);
-        read
-    }
-
     pub(crate) async fn get_many(&self, keys: &[Bytes]) -> (Vec<Read>, Result<(), RemoteError>) {
         self.ready().await;
         let groups = self.together(keys);
@@ -62,6 +49,9 @@ impl Redis {
     /// Which keys one command can ask for.
     fn together(&self, keys: &[Bytes]) -> Vec<Vec<usize>> {
         let all: Vec<usize> = (0..keys.len()).collect();
+        if self.shared.reads.are_apart() {
+            return all.into_iter().map(|index| vec![index]).collect();
+        }
         if !self.shared.clustered {
             return all.chunks(MOST_TOGETHER).map(<[usize]>::to_vec).collect();
         }
@@ -86,6 +76,7 @@ impl Redis {
         let read = self.send(&client, command, keys).await;
         let read = read.and_then(Value::convert::<Vec<Option<Bytes>>>);
         let read = read.map_err(|error| remote("read", error));
+        self.shared.reads.denied(&read);
         self.shared.answered(&read);
         self.shared.saw(&read);
         let read = read?;
@@ -463,12 +454,24 @@ impl Redis {
         command: CustomCommand,
         args: Vec<Value>,
     ) -> Result<Value, FredError> {
-        if !self.shared.clustered {
-            return client.custom(command, args).await;
-        }
-        for _ in 0..ATTEMPTS {
-            match client.custom(command.clone(), args.clone()).await {
-                Err(error) if error.details().starts_with(SENT_ON) => {}
+        let mut again = if self.shared.clustered { ATTEMPTS } else { 1 };
+        let (mut command, mut args) = (Some(command), Some(args));
+        loop {
+            again -= 1;
+            let (next_command, next_args) = if again == 0 {
+                (command.take(), args.take())
+            } else {
+                (command.clone(), args.clone())
+            };
+            let (Some(next_command), Some(next_args)) = (next_command, next_args) else {
+                break;
+            };
+            // In a box: fred's future takes 5 KB, of every future that it is in.
+            match Box::pin(client.custom(next_command, next_args)).await {
+                Err(error) if error.details().starts_with(SENT_ON) && again > 0 => {}
+                Err(error) if error.details().starts_with(SENT_ON) && self.shared.clustered => {
+                    break;
+                }
                 result => return result,
             }
         }

@@ -11,6 +11,7 @@ local function try(command, ...)
 end
 local key = KEYS[1]
 try('GET', key)
+try('MGET', key)
 try('GETRANGE', key, 0, 0)
 try('SETRANGE', key, 0, '')
 try('SET', key, '', 'XX', 'PX', 1)
