@@ -12,6 +12,9 @@ pub mod staleness {}
 #[doc = include_str!("operations.md")]
 pub mod operations {}
 
+#[doc = include_str!("scale.md")]
+pub mod scale {}
+
 #[doc = include_str!("telemetry.md")]
 pub mod telemetry {}
 

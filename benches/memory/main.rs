@@ -1,0 +1,97 @@
+//! What a cache keeps in memory, in bytes, against the limit that is measured in the same run.
+//!
+//! ```text
+//! cargo bench --bench memory
+//! ```
+//!
+//! Counted by the allocator, not estimated: bytes that were asked for and are not given back; what the
+//! allocator adds to each is not among them. The limit is bare moka with the same keys and the same
+//! values in an `Arc`, with room for as many. `-- --test` only looks whether everything runs.
+
+use std::process::ExitCode;
+
+use tidegate::BoxError;
+
+use self::count::{Gate, Key, builder, entry, flood, kept, rounds, under_way};
+
+mod count;
+
+fn main() -> ExitCode {
+    let quick = std::env::args().any(|arg| arg == "--test");
+    match run(if quick { 100 } else { 1 }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("memory: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `share`: one of how many of the usual entries.
+fn run(share: u64) -> Result<(), BoxError> {
+    println!(
+        "| an entry of L1, beside its key and value | entries | bare moka | tidegate | more |"
+    );
+    println!("|---|---|---|---|---|");
+    for entries in [10_000, 100_000] {
+        for (what, found) in [("a value", true), ("an absence", false)] {
+            one::<u64>(what, "`u64`", entries / share, found)?;
+            one::<String>(what, "`String` of 24 bytes", entries / share, found)?;
+        }
+    }
+    println!();
+    println!("| under way | at once | bytes each | of them a bare task of tokio |");
+    println!("|---|---|---|---|");
+    let many = 10_000 / share;
+    for (what, tier) in [
+        ("without a tier", false),
+        ("with its lease in the embedded tier", true),
+    ] {
+        let of = under_way(many, tier)?;
+        println!(
+            "| a caller who waits, {what} | {many} | {:.0} | {:.0} |",
+            of.waiter, of.task
+        );
+        println!(
+            "| a load, without its callers, {what} | {many} | {:.0} | – |",
+            of.flight
+        );
+    }
+    println!();
+    println!("| a cache of `u64` keys without entries | bytes |");
+    println!("|---|---|");
+    for capacity in [1, 100, 10_000, 1_000_000] {
+        let build = || {
+            builder::<u64>(true, &Gate::new(true))
+                .l1_capacity(capacity)
+                .build()
+        };
+        let (bytes, cache) = kept(build);
+        drop(cache.map_err(BoxError::new)?);
+        println!("| `l1_capacity` {capacity} | {bytes} |");
+    }
+    println!();
+    let budget = 10_000 / share;
+    let of = flood(budget)?;
+    println!(
+        "{budget} values and {budget} absences: {} bytes; after {} more absent keys: {} bytes, {} values are \
+         answered, {} absences are in the embedded tier",
+        of.full,
+        9 * budget,
+        of.flooded,
+        of.values,
+        of.absences
+    );
+    let after = rounds(10, budget)?;
+    println!("live bytes after each of 10 rounds of {budget} keys: {after:?}");
+    Ok(())
+}
+
+fn one<K: Key>(what: &str, key: &str, entries: u64, found: bool) -> Result<(), BoxError> {
+    let (limit, ours) = entry::<K>(entries, found)?;
+    println!(
+        "| {what}, {key} | {entries} | {limit:.0} | {ours:.0} | {:.0} |",
+        ours - limit
+    );
+    Ok(())
+}
