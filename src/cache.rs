@@ -9,8 +9,8 @@ use futures_core::Stream;
 use tokio::time::Instant;
 
 use crate::builder::CacheBuilder;
-use crate::engine::Engine;
 use crate::engine::write::Then;
+use crate::engine::{Calm, Engine};
 use crate::entry::{Entry, Read};
 use crate::error::{BoxError, Error, RemoteError, WriteError};
 use crate::health::Health;
@@ -93,10 +93,11 @@ where
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         let value = |slot: &Slot<V>, _| slot.value.clone();
-        if let Some(value) = self.engine.quick(key, Instant::now, value) {
-            return Ok(value);
-        }
-        let got = self.engine.get(key, Read::new()).await;
+        let look = match self.engine.calm_hit(key, Instant::now, value) {
+            Calm::Hit(value) => return Ok(value),
+            other => matches!(other, Calm::Something),
+        };
+        let got = self.engine.get(key, Read::new(), look).await;
         got.map(|answer| answer.value)
     }
 
@@ -128,7 +129,7 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let got = self.engine.get(key, read).await;
+        let got = self.engine.get(key, read, true).await;
         got.map(|answer| answer.value)
     }
 
@@ -160,10 +161,11 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        if let Some(entry) = self.engine.quick(key, Instant::now, Slot::entry) {
-            return Ok(entry);
-        }
-        let got = self.engine.get(key, Read::new()).await;
+        let look = match self.engine.calm_hit(key, Instant::now, Slot::entry) {
+            Calm::Hit(entry) => return Ok(entry),
+            other => matches!(other, Calm::Something),
+        };
+        let got = self.engine.get(key, Read::new(), look).await;
         got.map(Answer::into_entry)
     }
 
@@ -177,7 +179,7 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let got = self.engine.get(key, read).await;
+        let got = self.engine.get(key, read, true).await;
         got.map(Answer::into_entry)
     }
 

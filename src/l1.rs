@@ -215,7 +215,8 @@ where
         Some((slot.answer(now), slot.meta))
     }
 
-    fn slot<Q>(&self, key: &Q) -> Option<Arc<Slot<V>>>
+    /// The same, as it is kept.
+    pub(crate) fn slot<Q>(&self, key: &Q) -> Option<Arc<Slot<V>>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
@@ -256,6 +257,7 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
+        self.front.keep(hot);
         let (here, there) = (hot.slot(), self.slot(key));
         if !there.is_some_and(|there| here.is_some_and(|here| Arc::ptr_eq(here, &there))) {
             self.front.drop_if(hot);
@@ -271,6 +273,11 @@ where
                 self.front.drop_if(&other);
             }
         }
+    }
+
+    /// Whether an entry that is asked for may move up.
+    pub(crate) fn may_move_up<Q: Hash + ?Sized>(&self, key: &Q) -> bool {
+        self.front.ask(key)
     }
 
     /// Puts an entry in front, where another one may be. The caller holds the lock of the key's shard:

@@ -47,6 +47,8 @@ macro_rules! stats {
             $(pub(crate) $name: Counter,)*
             /// Hits of the front: counted apart, because many threads count them.
             pub(crate) quick_hits: Spread,
+            /// Hits of L1 behind its front.
+            pub(crate) calm_hits: Spread,
         }
 
         /// The name of each counter, and a snapshot in which it alone is one.
@@ -58,7 +60,7 @@ macro_rules! stats {
         impl Counters {
             pub(crate) fn snapshot(&self) -> Stats {
                 let mut stats = Stats { $($name: self.$name.so_far(),)* };
-                stats.l1_hits += self.quick_hits.sum();
+                stats.l1_hits += self.quick_hits.sum() + self.calm_hits.sum();
                 stats
             }
         }

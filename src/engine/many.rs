@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::read::{self, Leader};
 use super::together::{Company, Seat};
-use super::{Engine, Entered, Want, flight};
+use super::{Calm, Engine, Entered, Want, flight};
 use crate::entry::Read;
 use crate::error::Error;
 use crate::key::CacheKey;
@@ -73,8 +73,12 @@ where
                 if closed {
                     return Swept::Entered(Entered::Refused(Error::Closed));
                 }
-                let quick = self.quick(key, || now, Slot::answer);
-                match quick.or_else(|| self.hit(key, want.read, now)) {
+                let hit = match self.calm_hit(key, || now, Slot::answer) {
+                    Calm::Hit(answer) => Some(answer),
+                    Calm::Something => self.hit(key, want.read, now),
+                    Calm::Nothing => None,
+                };
+                match hit {
                     Some(answer) => Swept::Hit(answer),
                     None => Swept::Entered(self.enter(key, want, |_, new| leaders.push(new))),
                 }

@@ -149,8 +149,14 @@ where
         })
     }
 
-    /// The read path, from the caller's side. Cancel safe: what it began goes on without it.
-    pub(crate) async fn get<Q>(self: &Arc<Self>, key: &Q, read: Read) -> Result<Answer<V>, Error<E>>
+    /// The read path, from the caller's side. Cancel safe: what it began goes on without it. `look`: L1
+    /// may have something.
+    pub(crate) async fn get<Q>(
+        self: &Arc<Self>,
+        key: &Q,
+        read: Read,
+        look: bool,
+    ) -> Result<Answer<V>, Error<E>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -158,7 +164,7 @@ where
         if self.tasks.is_closed() {
             return Err(Error::Closed);
         }
-        if !read.skip_l1 {
+        if look && !read.skip_l1 {
             if let Some(answer) = self.hit(key, read, Instant::now()) {
                 return Ok(answer);
             }
@@ -185,18 +191,51 @@ where
     {
         let hot = self.l1.hot(key)?;
         let (slot, now) = (hot.slot()?, now());
-        let usable = slot.is_calm(now) && self.usable(&slot.meta, now) && slot.tags_hold();
-        if !usable || self.tasks.is_closed() {
+        if !self.is_calm(slot, now) {
             return None;
-        }
-        if slot.value.is_none() {
-            self.stats.negative_hits.add();
         }
         let answer = answer(slot, now);
         if self.stats.quick_hits.add() % SAMPLE == 0 {
             self.l1.touch(key, &hot);
         }
         Some(answer)
+    }
+
+    /// The same of all of L1.
+    pub(crate) fn calm_hit<Q, T>(
+        &self,
+        key: &Q,
+        now: impl Fn() -> Instant,
+        answer: impl Fn(&Slot<V>, Instant) -> T,
+    ) -> Calm<T>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        if let Some(answer) = self.quick(key, &now, &answer) {
+            return Calm::Hit(answer);
+        }
+        let Some(slot) = self.l1.slot(key) else {
+            return Calm::Nothing;
+        };
+        let now = now();
+        if !self.is_calm(&slot, now) {
+            return Calm::Something;
+        }
+        if self.stats.calm_hits.add() % SAMPLE == 0 && self.l1.may_move_up(key) {
+            self.promote(key);
+        }
+        Calm::Hit(answer(&slot, now))
+    }
+
+    /// Whether a hit has nothing to do but to answer this; an absence is counted.
+    fn is_calm(&self, slot: &Slot<V>, now: Instant) -> bool {
+        let usable = slot.is_calm(now) && self.usable(&slot.meta, now) && slot.tags_hold();
+        let is_calm = usable && !self.tasks.is_closed();
+        if is_calm && slot.value.is_none() {
+            self.stats.negative_hits.add();
+        }
+        is_calm
     }
 
     /// Puts what is a hit now and then in front.
@@ -221,11 +260,7 @@ where
         if local.late {
             self.refresh_behind(key, &local);
         }
-        let calm = !local.late && local.standing == Standing::Fresh;
         self.count(&local.answer);
-        if self.stats.l1_hits.so_far() % SAMPLE == 0 && calm {
-            self.promote(key);
-        }
         Some(local.answer)
     }
 
@@ -771,6 +806,14 @@ impl Want {
             !self.read.skip_l1 || (flight.past_l1 && flight.serial > self.since)
         }
     }
+}
+
+/// What L1 has for a hit that asks for nothing special.
+pub(crate) enum Calm<T> {
+    Hit(T),
+    /// Something that takes a closer look.
+    Something,
+    Nothing,
 }
 
 /// What L1 has.

@@ -6,6 +6,10 @@
 //! the place of whatever is in its slot. One in as many hits here is a read of moka, too, so that its
 //! policy goes on knowing what is hot.
 //!
+//! Beside each slot are two numbers made of hashes: of the key that is in it, so that most look-ups for other
+//! keys end without a look at that one's memory, and of the key that asked last to move up there: a slot
+//! that is taken is given to whoever asks twice in a row, while nobody is seen to ask for what is there.
+//!
 //! What is here is in moka, with the same times and the same fence: whoever changes an entry there takes
 //! it out here, under the same lock under which it moves up. What moka has evicted is found out by
 //! those reads, and by a look at one slot after the other.
@@ -13,7 +17,7 @@
 use std::borrow::Borrow;
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use arc_swap::{ArcSwapOption, Guard};
 use foldhash::fast::RandomState;
@@ -29,9 +33,18 @@ const MOST: u64 = 4_096;
 pub(super) struct Front<K, V> {
     /// A power of two, or none.
     slots: Box<[ArcSwapOption<Kept<K, V>>]>,
+    /// Hints, which may be behind.
+    marks: Box<[Mark]>,
     hasher: RandomState,
     /// The slot that is looked at next.
     hand: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Mark {
+    held_by: AtomicU32,
+    /// Zero: nobody.
+    asked_by: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -68,14 +81,17 @@ where
         };
         Self {
             slots: (0..slots).map(|_| ArcSwapOption::empty()).collect(),
+            marks: (0..slots).map(|_| Mark::default()).collect(),
             hasher: RandomState::default(),
             hand: AtomicUsize::new(0),
         }
     }
 
-    fn at<Q: Hash + ?Sized>(&self, key: &Q) -> usize {
+    /// The slot of a key, and what tells it from most others there.
+    fn at<Q: Hash + ?Sized>(&self, key: &Q) -> (usize, u32) {
         let hash = self.hasher.hash_one(key);
-        usize::try_from(hash & (self.slots.len() as u64 - 1)).unwrap_or(0)
+        let at = usize::try_from(hash & (self.slots.len() as u64 - 1)).unwrap_or(0);
+        (at, u32::try_from(hash >> 32).unwrap_or(0) | 1)
     }
 
     /// What is there of a key.
@@ -87,10 +103,36 @@ where
         if self.slots.is_empty() {
             return None;
         }
-        let at = self.at(key);
+        let (at, mark) = self.at(key);
+        if self.marks[at].held_by.load(Ordering::Relaxed) != mark {
+            return None;
+        }
+        self.find(at, key)
+    }
+
+    fn find<Q>(&self, at: usize, key: &Q) -> Option<Hot<K, V>>
+    where
+        K: Borrow<Q>,
+        Q: Eq + ?Sized,
+    {
         let kept = self.slots[at].load();
         let is_it = kept.as_ref().is_some_and(|kept| kept.key.borrow() == key);
         is_it.then_some(Hot { at, kept })
+    }
+
+    /// Asks for the slot of a key.
+    pub(super) fn ask<Q: Hash + ?Sized>(&self, key: &Q) -> bool {
+        if self.slots.is_empty() {
+            return false;
+        }
+        let (at, mark) = self.at(key);
+        let is_free = self.slots[at].load().is_none();
+        is_free || self.marks[at].asked_by.swap(mark, Ordering::Relaxed) == mark
+    }
+
+    /// What is there is asked for.
+    pub(super) fn keep(&self, hot: &Hot<K, V>) {
+        self.marks[hot.at].asked_by.store(0, Ordering::Relaxed);
     }
 
     /// One slot after the other, if there is something in it.
@@ -102,13 +144,18 @@ where
 
     pub(super) fn put(&self, key: K, slot: Arc<Slot<V>>) {
         if !self.slots.is_empty() {
-            let at = self.at(&key);
+            let (at, mark) = self.at(&key);
             self.slots[at].store(Some(Arc::new(Kept { key, slot })));
+            self.marks[at].held_by.store(mark, Ordering::Relaxed);
         }
     }
 
+    /// Whatever the hints say.
     pub(super) fn remove(&self, key: &K) {
-        if let Some(hot) = self.get(key) {
+        if self.slots.is_empty() {
+            return;
+        }
+        if let Some(hot) = self.find(self.at(key).0, key) {
             self.drop_if(&hot);
         }
     }

@@ -71,6 +71,24 @@ async fn hits_move_up_and_are_counted_as_what_they_are() {
     );
 }
 
+/// A slot that is taken is for whoever asks for it twice, while nobody asks for what is there.
+#[tokio::test(start_paused = true)]
+async fn a_slot_is_given_to_whoever_asks_twice_in_a_row() {
+    let cache = builder().l1_capacity(2).build().unwrap();
+    heat(&cache, 1).await;
+    let l1 = &cache.engine().l1;
+    let mut others = (2..100).filter(|key| !l1.may_move_up(key));
+    let (other, third) = (others.next().unwrap(), others.next().unwrap());
+    assert!(!l1.may_move_up(&other), "the third one has asked meanwhile");
+    assert!(l1.may_move_up(&other));
+    assert!(!l1.may_move_up(&third));
+    for _ in 0..2 {
+        quick(&cache, 1).unwrap();
+    }
+    assert!(!l1.may_move_up(&third), "what is there was asked for");
+    assert!(l1.may_move_up(&third));
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_ends_an_entry_ends_it_in_front() {
     let tier = InProcess::new();
