@@ -20,7 +20,7 @@ use crate::entry::{Entry, Freshness, Source, Way};
 use crate::life::Life;
 
 use self::front::Front;
-pub(crate) use self::front::{Hot, SAMPLE};
+pub(crate) use self::front::{Hot, SAMPLE, SWEEP};
 
 mod front;
 
@@ -251,8 +251,9 @@ where
         self.front.get(key)
     }
 
-    /// Lets the map know of a hit in the front: its policy decides what is kept.
-    pub(crate) fn touch<Q>(&self, key: &Q, hot: &Hot<K, V>)
+    /// Lets the map know of a hit in the front: its policy decides what is kept. `sweep`: looks at one of
+    /// the others, too.
+    pub(crate) fn touch<Q>(&self, key: &Q, hot: &Hot<K, V>, sweep: bool)
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
@@ -262,8 +263,8 @@ where
         if !there.is_some_and(|there| here.is_some_and(|here| Arc::ptr_eq(here, &there))) {
             self.front.drop_if(hot);
         }
-        // And one of the others, which may have been evicted and not been asked for since.
-        if let Some(other) = self.front.next() {
+        // One which may have been evicted and not been asked for since.
+        if let Some(other) = sweep.then(|| self.front.next()).flatten() {
             let kept = |map: &Option<Slots<K, V>>| {
                 let map = map.as_ref();
                 map.zip(other.key())

@@ -34,7 +34,7 @@ use crate::entry::{Freshness, Read, Source};
 use crate::error::Error;
 use crate::health::{Channel, Event, Health};
 use crate::key::{self, CacheKey};
-use crate::l1::{Answer, L1, Meta, SAMPLE, Slot, Weigher};
+use crate::l1::{Answer, L1, Meta, SAMPLE, SWEEP, Slot, Weigher};
 use crate::l2::{At, Tier};
 use crate::life::Standing;
 use crate::loader::{ErasedBatchLoader, ErasedLoader};
@@ -195,8 +195,9 @@ where
             return None;
         }
         let answer = answer(slot, now);
-        if self.stats.quick_hits.add() % SAMPLE == 0 {
-            self.l1.touch(key, &hot);
+        let before = self.stats.quick_hits.add();
+        if before % SAMPLE == 0 {
+            self.l1.touch(key, &hot, before % (SAMPLE * SWEEP) == 0);
         }
         Some(answer)
     }

@@ -27,6 +27,9 @@ use super::Slot;
 /// One in how many hits is more than a look at one slot.
 pub(crate) const SAMPLE: u64 = if cfg!(test) { 2 } else { 16 };
 
+/// One in how many looks at the next slot, too: its memory is cold, most likely.
+pub(crate) const SWEEP: u64 = if cfg!(test) { 1 } else { 8 };
+
 /// Slots at most.
 const MOST: u64 = 4_096;
 
