@@ -24,7 +24,7 @@ pub(crate) struct Drive {
     stop: Arc<AtomicBool>,
 }
 
-/// What one task has seen of look-ups that began in one phase.
+/// What one task has seen of one phase.
 #[derive(Default)]
 struct Phase {
     misses: Outcome,
@@ -60,13 +60,24 @@ impl Drive {
                     turn += 1;
                     let unknown = ((task + 1) << 30) + turn;
                     for (id, miss) in [(unknown, true), (turn % KNOWN, false)] {
-                        let into = &mut phases[phase.load(Relaxed) % PHASES];
+                        let began = phase.load(Relaxed);
+                        let answered = look_up(&peer, id).await;
+                        // What the outage caught under way is the outage's.
+                        let of = if began == 0 {
+                            phase.load(Relaxed).min(1)
+                        } else {
+                            began
+                        };
+                        let into = &mut phases[of % PHASES];
                         let into = if miss {
                             &mut into.misses
                         } else {
                             &mut into.hits
                         };
-                        into.look_up(&peer, id).await;
+                        match answered {
+                            Some(took) => into.millis.push(took),
+                            None => into.failed += 1,
+                        }
                     }
                 }
                 phases
@@ -98,14 +109,11 @@ impl Drive {
     }
 }
 
-impl Outcome {
-    async fn look_up(&mut self, peer: &Instance, id: u64) {
-        let begun = Instant::now();
-        match tokio::time::timeout(BUDGET, peer.get(id)).await {
-            Ok(Ok(_)) => self.millis.push(millis(begun.elapsed())),
-            _ => self.failed += 1,
-        }
-    }
+/// Milliseconds until there was an answer.
+async fn look_up(peer: &Instance, id: u64) -> Option<f64> {
+    let begun = Instant::now();
+    let ended = tokio::time::timeout(BUDGET, peer.get(id)).await;
+    matches!(ended, Ok(Ok(_))).then(|| millis(begun.elapsed()))
 }
 
 fn summary<'a>(of: impl Iterator<Item = &'a Outcome>) -> String {

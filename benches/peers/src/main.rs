@@ -64,6 +64,9 @@ fn run(words: &[&str]) -> Result<(), Fault> {
         return Err("--write is for the whole: no --quick, and no names of tables".into());
     }
     let load = report::load_average();
+    if quick {
+        eprintln!("quick: one small round of each, whose figures mean nothing");
+    }
     let mut text = String::new();
     for (name, measure) in CELLS {
         if chosen.is_empty() || chosen.contains(&name) {

@@ -1,7 +1,7 @@
 //! How fast another instance sees an invalidation.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
@@ -41,11 +41,15 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
         for ((entrant, (writer, reader)), into) in entrants.iter().zip(&pairs).zip(&mut measured) {
             reads.block_on(reader.get(turn))?;
             let revision = entrant.source.changes();
+            let start = Start::default();
             let told = writes.spawn({
-                let writer = Arc::clone(writer);
-                async move { writer.invalidate(turn).await }
+                let (writer, start) = (Arc::clone(writer), start.clone());
+                async move {
+                    start.wait();
+                    writer.invalidate(turn).await
+                }
             });
-            match seen(&reads, reader, turn, revision)? {
+            match seen(&reads, reader, turn, revision, &start)? {
                 Some(took) => into.0.push(micros(took)),
                 None => into.1 += 1,
             }
@@ -100,17 +104,43 @@ fn seen(
     reader: &Instance,
     id: u64,
     revision: u64,
+    start: &Start,
 ) -> Result<Option<Duration>, Fault> {
-    let begun = Instant::now();
-    while begun.elapsed() < BUDGET {
-        let at = begun.elapsed();
+    let patience = Instant::now() + BUDGET;
+    loop {
+        let at = Instant::now();
         let found = reads.block_on(reader.get(id))?;
         if found.is_some_and(|user| user.revision >= revision) {
-            return Ok(Some(at));
+            return Ok(Some(start.until(at)));
         }
+        if at > patience {
+            return Ok(None);
+        }
+        start.looking();
         std::thread::yield_now();
     }
-    Ok(None)
+}
+
+/// Nothing is told before somebody looks: who wakes the one that tells may have to make room for it on his core.
+#[derive(Clone, Default)]
+struct Start(Arc<(AtomicBool, OnceLock<Instant>)>);
+
+impl Start {
+    fn looking(&self) {
+        self.0.0.store(true, Ordering::Release);
+    }
+
+    fn wait(&self) {
+        while !self.0.0.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        let _ = self.0.1.set(Instant::now());
+    }
+
+    fn until(&self, at: Instant) -> Duration {
+        let begun = self.0.1.get().copied().unwrap_or(at);
+        at.saturating_duration_since(begun)
+    }
 }
 
 /// A bare publisher and a bare subscriber.
@@ -148,18 +178,20 @@ impl Bare {
     }
 
     fn heard(&self, writes: &Runtime, turn: u64) -> Result<Duration, Fault> {
-        let begun = Instant::now();
+        let start = Start::default();
         let told = writes.spawn({
-            let publisher = self.publisher.clone();
+            let (publisher, start) = (self.publisher.clone(), start.clone());
             async move {
                 let text = turn.to_string();
+                start.wait();
                 publisher.publish::<u64, _, _>("bare", text).await
             }
         });
         while self.heard.load(Ordering::Acquire) != turn {
+            start.looking();
             std::thread::yield_now();
         }
-        let took = begun.elapsed();
+        let took = start.until(Instant::now());
         writes.block_on(told)??;
         Ok(took)
     }

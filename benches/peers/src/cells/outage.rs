@@ -16,7 +16,7 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
         "Redis is killed, and comes back",
         "16 tasks of one process ask in turns for a key that nobody has, with a load of 2 ms, and for one of 100 that L1 holds. After 1.5 s Redis is \
          killed with SIGKILL, after 5 s it is started again, empty, and traffic goes on for 5 s. A look-up that takes 10 s has failed. Times in ms of what was \
-         answered, each look-up in the phase in which it began; one run of each, one after the other. cached has no L1 over its Redis: what are hits for the others are reads of Redis.",
+         answered, each look-up in the phase in which it began, and in the outage what that found under way; one run of each, one after the other. cached has no L1 over its Redis: what are hits for the others are reads of Redis.",
         &[
             "",
             "misses before, /s",
