@@ -5,6 +5,7 @@
 //! cargo run --release -p tidegate-peers -- --write benches/RESULTS.md     # the file that is kept
 //! cargo run --release -p tidegate-peers -- --quick                        # only whether everything runs
 //! cargo run --release -p tidegate-peers -- hits outage                    # some of the tables
+//! cargo run --release -p tidegate-peers -- l2 --only tidegate,by-hand     # some of the rows, beside the limits
 //! ```
 //!
 //! It starts its own servers and processes, and leaves nothing behind. Needs a `redis-server` on the PATH, or named in
@@ -44,11 +45,18 @@ fn main() -> ExitCode {
 }
 
 fn run(words: &[&str]) -> Result<(), Fault> {
-    let (mut quick, mut file, mut chosen) = (false, None, Vec::new());
+    let (mut quick, mut only, mut file, mut chosen) = (false, None, None, Vec::new());
     let mut rest = words.iter();
     while let Some(&word) = rest.next() {
         match word {
             "--quick" | "--test" => quick = true,
+            "--only" => {
+                only = Some(
+                    *rest
+                        .next()
+                        .ok_or("--only needs names, with commas between them")?,
+                )
+            }
             "--write" => file = Some(*rest.next().ok_or("--write needs the name of a file")?),
             name => chosen.push(name),
         }
@@ -60,8 +68,11 @@ fn run(words: &[&str]) -> Result<(), Fault> {
     {
         return Err(format!("there is no table '{name}'; there are: {}", names()).into());
     }
-    if file.is_some() && (quick || !chosen.is_empty()) {
-        return Err("--write is for the whole: no --quick, and no names of tables".into());
+    if file.is_some() && (quick || only.is_some() || !chosen.is_empty()) {
+        return Err("--write is for the whole: no --quick, no --only, no names of tables".into());
+    }
+    if let Some(slugs) = only {
+        contenders::only(slugs)?;
     }
     let load = report::load_average();
     if quick {

@@ -65,16 +65,17 @@ const METHOD: &str = "
 - tidegate has its defaults. amalgam-cache has postcard, its backplane and its breaker at 2 s (which is off by default), with and
   without its lock. cachekit-rs has its preset `production` and the loop that its documentation shows around a closure, which goes on
   where Redis fails as its macro does. cachet has a tier of ours over fred, which returns errors, and its stampede protection.
-  multi-tier-cache has its invalidations by pub/sub. cached composes no tiers: hits in memory are those of its sharded LRU, everything
-  else is its store in Redis. The TTL is an hour everywhere, the capacity larger than what is put in.
+  multi-tier-cache has its invalidations by pub/sub. cached composes no tiers: hits in memory are those of its sharded LRU,
+  everything else is its store in Redis. The TTL is an hour everywhere, of absences too, and the capacity larger than what is put in.
+  fred is 10.1 but for cachekit-rs, which brings 9.4.
 - The source counts its loads. Where a table says hit, no load was counted; where it says miss, each was one.
 ";
 
 const NOT_MEASURED: &str = "
 ## What is not here
 
-- **hitbox 0.2**: it cannot be in the same `Cargo.lock`. `hitbox-backend` 0.2 asks for `serde-saphyr` 0.0.17, that for `saphyr-parser-bw`
-  0.0.607, and that for `thiserror` `>=2.0.15, <=2.0.18`: the `thiserror` of the whole workspace would move down from 2.0.21.
+- **hitbox 0.2**: `hitbox-backend` 0.2.2 asks for `serde-saphyr` 0.0.17, that for `saphyr-parser-bw` 0.0.607, and that for
+  `thiserror` `>=2.0.15, <=2.0.18`: in one `Cargo.lock` the `thiserror` of the whole workspace would move down from 2.0.21.
 - Real networks, TLS, clusters, Redis under memory pressure, values above 1 KB, and machines with more cores than the one above.
 - Memory, and what eviction keeps: capacities are larger than what is put in.
 - Stale answers past the TTL, refreshes ahead of it, tags: `cargo bench --bench staleness` and `--bench invalidation` have tidegate's.

@@ -82,7 +82,7 @@ async fn warmed<'a>(entrant: &Entrant, ids: &'a [u64]) -> Result<(Instance, &'a 
     let (seen, fresh) = ids.split_at(50);
     ask_all(&peer, seen, 1).await?;
     // What is done in the background at the beginning, such as subscriptions.
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
     Ok((Arc::clone(&peer), fresh))
 }
 

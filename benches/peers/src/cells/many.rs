@@ -21,6 +21,7 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
     let [moka, fred, tidegate] = &entrants[..] else {
         return Err("who is it?".into());
     };
+    let (fred_source, source) = (fred.source, tidegate.source);
     let calls_of = |round: u64| round * calls..(round + 1) * calls;
     let [mut limit, mut ours, mut l1_limit, mut l1] = [(); 4].map(|()| Values::default());
     runtime.block_on(async {
@@ -42,6 +43,7 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
         setup.capacity = 2 * all.len() as u64;
         let peer = tidegate.open_with(setup).await?;
         ask_all(&peer, &[1 << 35], 1).await?;
+        let before = (fred_source.loads(), source.loads());
         for round in 0..rounds {
             limit.push(calls_in_a_row(&fred, calls_of(round)).await?);
             ours.push(calls_in_a_row(&peer, calls_of(round)).await?);
@@ -53,6 +55,9 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
             }
             l1_limit.push(micros(begun.elapsed()) / count(calls));
             l1.push(calls_in_a_row(&peer, calls_of(round)).await?);
+        }
+        if (fred_source.loads(), source.loads()) != before {
+            return Err("some were loaded".into());
         }
         peer.close().await;
         Ok::<_, Fault>(())

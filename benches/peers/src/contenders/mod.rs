@@ -1,6 +1,8 @@
 //! Who is compared, each in the configuration of its documentation.
 
-use crate::peer::{Opening, Setup};
+use std::sync::OnceLock;
+
+use crate::peer::{Fault, Opening, Setup};
 
 mod amalgam;
 mod by_hand;
@@ -143,9 +145,27 @@ const ALL: [Contender; 12] = [
     },
 ];
 
+static ONLY: OnceLock<Vec<String>> = OnceLock::new();
+
+/// The limits and these alone from now on.
+pub(crate) fn only(slugs: &str) -> Result<(), Fault> {
+    let slugs: Vec<String> = slugs.split(',').map(str::to_owned).collect();
+    if let Some(slug) = slugs.iter().find(|slug| named(slug).is_none()) {
+        let all = ALL.map(|one| one.slug).join(", ");
+        return Err(format!("nobody is called '{slug}'; there are: {all}").into());
+    }
+    ONLY.set(slugs).map_err(|_| "--only is there twice".into())
+}
+
 /// Those of which it is true, in the order of the tables.
 pub(crate) fn those(which: impl Fn(&Contender) -> bool) -> Vec<Contender> {
-    ALL.into_iter().filter(|one| which(one)).collect()
+    let wanted = |one: &Contender| {
+        let only = ONLY.get();
+        one.kind == Kind::Limit
+            || only.is_none_or(|slugs| slugs.iter().any(|slug| slug == one.slug))
+    };
+    let all = ALL.into_iter().filter(wanted);
+    all.filter(|one| which(one)).collect()
 }
 
 /// The caches, without the limits.

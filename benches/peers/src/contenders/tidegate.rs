@@ -14,12 +14,14 @@ pub(crate) fn open(setup: Setup) -> Opening {
         let source = setup.source;
         let ids = Cache::builder("ids", loader_fn(move |id: u64| source.load(id)))
             .ttl(TTL)
+            .negative_ttl(TTL)
             .l1_capacity(setup.capacity)
             .l2(redis.clone())
             .build()?;
         let by_name = move |name: String| async move { source.load(id_of(&name)).await };
         let names = Cache::builder("names", loader_fn(by_name))
             .ttl(TTL)
+            .negative_ttl(TTL)
             .l1_capacity(setup.capacity)
             .l2(redis)
             .build()?;
