@@ -11,12 +11,14 @@ const LOCK: &str = include_str!("../../../Cargo.lock");
 const COMMAND: &str = "cargo run --release -p tidegate-peers -- --write benches/RESULTS.md";
 
 /// Whose versions matter.
-const VERSIONS: [&str; 11] = [
+const VERSIONS: [&str; 13] = [
     "amalgam-cache",
     "cachekit-rs",
     "cachet",
     "multi-tier-cache",
     "cached",
+    "hitbox",
+    "hitbox-backend",
     "moka",
     "quick_cache",
     "fred",
@@ -67,6 +69,8 @@ const METHOD: &str = "
   where Redis fails as its macro does. cachet has a tier of ours over fred, which returns errors, and its stampede protection.
   multi-tier-cache has its invalidations by pub/sub. cached composes no tiers: hits in memory are those of its sharded LRU,
   everything else is its store in Redis. The TTL is an hour everywhere, of absences too, and the capacity larger than what is put in.
+  hitbox has moka over Redis with refills, one load at a time, and a connection that is made before its tiers are composed, for
+  they make one for each command otherwise; an older hitbox-backend, for the newest would hold the workspace's thiserror back.
   fred is 10.1 but for cachekit-rs, which brings 9.4.
 - The source counts its loads. Where a table says hit, no load was counted; where it says miss, each was one.
 ";
@@ -74,8 +78,6 @@ const METHOD: &str = "
 const NOT_MEASURED: &str = "
 ## What is not here
 
-- **hitbox 0.2**: `hitbox-backend` 0.2.2 asks for `serde-saphyr` 0.0.17, that for `saphyr-parser-bw` 0.0.607, and that for
-  `thiserror` `>=2.0.15, <=2.0.18`: in one `Cargo.lock` the `thiserror` of the whole workspace would move down from 2.0.21.
 - Real networks, TLS, clusters, Redis under memory pressure, values above 1 KB, and machines with more cores than the one above.
 - Memory, and what eviction keeps: capacities are larger than what is put in.
 - Stale answers past the TTL, refreshes ahead of it, tags: `cargo bench --bench staleness` and `--bench invalidation` have tidegate's.

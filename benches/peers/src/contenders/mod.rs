@@ -10,6 +10,7 @@ mod cached;
 mod cachekit;
 mod cachet;
 mod client;
+mod hitbox;
 mod limits;
 mod multi_tier;
 mod tidegate;
@@ -54,7 +55,7 @@ const CACHE: Contender = Contender {
     kind: Kind::Cache,
 };
 
-const ALL: [Contender; 12] = [
+const ALL: [Contender; 13] = [
     Contender {
         slug: "moka",
         name: "*`moka::sync::Cache::get`*",
@@ -135,6 +136,12 @@ const ALL: [Contender; 12] = [
         slug: "cached",
         name: "cached",
         open: cached::open,
+        ..CACHE
+    },
+    Contender {
+        slug: "hitbox",
+        name: "hitbox",
+        open: hitbox::open,
         ..CACHE
     },
     Contender {
