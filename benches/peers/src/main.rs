@@ -1,7 +1,7 @@
 //! tidegate beside its peers and its limits, in one run, taking turns.
 //!
 //! ```text
-//! cargo run --release -p tidegate-peers                                   # all tables, about ten minutes
+//! cargo run --release -p tidegate-peers                                   # all tables, about a quarter of an hour
 //! cargo run --release -p tidegate-peers -- --write benches/RESULTS.md     # the file that is kept
 //! cargo run --release -p tidegate-peers -- --quick                        # only whether everything runs
 //! cargo run --release -p tidegate-peers -- hits outage                    # some of the tables
