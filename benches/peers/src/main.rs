@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --release -p tidegate-peers                                   # all tables, about a quarter of an hour
 //! cargo run --release -p tidegate-peers -- --write benches/RESULTS.md     # the file that is kept
-//! cargo run --release -p tidegate-peers -- --quick                        # only whether everything runs
+//! cargo run --release -p tidegate-peers -- --quick                        # only whether everything runs, a minute
 //! cargo run --release -p tidegate-peers -- hits outage                    # some of the tables
 //! cargo run --release -p tidegate-peers -- l2 --only tidegate,by-hand     # some of the rows, beside the limits
 //! ```
@@ -44,53 +44,80 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(words: &[&str]) -> Result<(), Fault> {
-    let (mut quick, mut only, mut file, mut chosen) = (false, None, None, Vec::new());
-    let mut rest = words.iter();
-    while let Some(&word) = rest.next() {
-        match word {
-            "--quick" | "--test" => quick = true,
-            "--only" => {
-                only = Some(
-                    *rest
-                        .next()
-                        .ok_or("--only needs names, with commas between them")?,
-                )
+/// What the command line asks for.
+#[derive(Default)]
+struct Wanted<'a> {
+    quick: bool,
+    only: Option<&'a str>,
+    file: Option<&'a str>,
+    tables: Vec<&'a str>,
+}
+
+impl<'a> Wanted<'a> {
+    fn parse(words: &[&'a str]) -> Result<Self, Fault> {
+        let mut wanted = Self::default();
+        let mut rest = words.iter().copied();
+        while let Some(word) = rest.next() {
+            match word {
+                "--quick" | "--test" => wanted.quick = true,
+                "--only" => {
+                    wanted.only = Some(
+                        rest.next()
+                            .ok_or("--only needs names, with commas between them")?,
+                    )
+                }
+                "--write" => {
+                    wanted.file = Some(rest.next().ok_or("--write needs the name of a file")?)
+                }
+                name if CELLS.iter().any(|cell| cell.0 == name) => wanted.tables.push(name),
+                name => {
+                    let all = CELLS.map(|(name, _)| name).join(", ");
+                    return Err(format!("there is no table '{name}'; there are: {all}").into());
+                }
             }
-            "--write" => file = Some(*rest.next().ok_or("--write needs the name of a file")?),
-            name => chosen.push(name),
         }
+        let whole = !wanted.quick && wanted.only.is_none() && wanted.tables.is_empty();
+        if wanted.file.is_some() && !whole {
+            return Err(
+                "--write is for the whole: no --quick, no --only, no names of tables".into(),
+            );
+        }
+        Ok(wanted)
     }
-    let names = || CELLS.map(|(name, _)| name).join(", ");
-    if let Some(name) = chosen
-        .iter()
-        .find(|name| CELLS.iter().all(|cell| cell.0 != **name))
-    {
-        return Err(format!("there is no table '{name}'; there are: {}", names()).into());
-    }
-    if file.is_some() && (quick || only.is_some() || !chosen.is_empty()) {
-        return Err("--write is for the whole: no --quick, no --only, no names of tables".into());
-    }
-    if let Some(slugs) = only {
+}
+
+fn run(words: &[&str]) -> Result<(), Fault> {
+    let wanted = Wanted::parse(words)?;
+    if let Some(slugs) = wanted.only {
         contenders::only(slugs)?;
     }
-    let load = report::load_average();
+    let quick = wanted.quick;
     if quick {
         eprintln!("quick: one small round of each, whose figures mean nothing");
     }
-    let mut text = String::new();
+    let load = report::load_average();
+    let (mut text, mut failed) = (String::new(), Vec::new());
     for (name, measure) in CELLS {
-        if chosen.is_empty() || chosen.contains(&name) {
-            let begun = Instant::now();
-            for table in measure(Scale { quick })? {
-                let markdown = table.markdown();
-                println!("{markdown}");
-                text = format!("{text}\n{markdown}");
-            }
-            eprintln!("{name}: {:.0} s", begun.elapsed().as_secs_f64());
+        if !wanted.tables.is_empty() && !wanted.tables.contains(&name) {
+            continue;
         }
+        let begun = Instant::now();
+        match measure(Scale { quick }) {
+            Ok(tables) => {
+                for table in tables {
+                    let markdown = table.markdown();
+                    println!("{markdown}");
+                    text = format!("{text}\n{markdown}");
+                }
+            }
+            Err(error) => failed.push(format!("{name}: {error}")),
+        }
+        eprintln!("{name}: {:.0} s", begun.elapsed().as_secs_f64());
     }
-    if let Some(file) = file {
+    if !failed.is_empty() {
+        return Err(failed.join("; ").into());
+    }
+    if let Some(file) = wanted.file {
         std::fs::write(file, report::report(&text, &load)?)?;
     }
     Ok(())

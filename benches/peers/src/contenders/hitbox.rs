@@ -27,18 +27,18 @@ type Answered = Result<Answer, Failed>;
 
 /// Not of the key.
 #[derive(Clone, Copy, Debug)]
-struct From(&'static Source);
+struct Loads(&'static Source);
 
 const IDS: &str = "ids";
 
 #[cached(prefix = "ids", skip(from))]
-async fn by_id(id: u64, from: From) -> Result<Answer, Failed> {
+async fn by_id(id: u64, from: Loads) -> Result<Answer, Failed> {
     let held = from.0.held(id).await?;
     Ok(Answer { held })
 }
 
 #[cached(prefix = "names", skip(from))]
-async fn by_name(name: String, from: From) -> Result<Answer, Failed> {
+async fn by_name(name: String, from: Loads) -> Result<Answer, Failed> {
     let held = from.0.held(id_of(&name)).await?;
     Ok(Answer { held })
 }
@@ -63,14 +63,14 @@ pub(crate) fn open(setup: Setup) -> Opening {
             .concurrency_manager(BroadcastConcurrencyManager::<Answered>::new())
             .offload(OffloadManager::with_defaults())
             .build();
-        let from = From(setup.source);
+        let from = Loads(setup.source);
         Ok(Arc::new(Hitbox { cache, from }) as Instance)
     })
 }
 
 struct Hitbox<B> {
     cache: Cache<B, BroadcastConcurrencyManager<Answered>, OffloadManager>,
-    from: From,
+    from: Loads,
 }
 
 impl<B: Backend + CacheBackend + Send + Sync + 'static> Peer for Hitbox<B> {
