@@ -22,7 +22,7 @@ struct Measured {
 }
 
 pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
-    let (alone, many) = (scale.pick(2_000, 100), scale.pick(20_000, 1_000));
+    let (alone, many) = (scale.pick(1_000, 100), scale.pick(10_000, 1_000));
     let runtime = runtime()?;
     let entrants = Entrant::all(
         those(|one| one.l2 && one.kind != Kind::Outage),
@@ -39,7 +39,7 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
             Ok::<_, Fault>(())
         })?;
     }
-    for _ in 0..scale.pick(7, 1) {
+    for _ in 0..scale.pick(11, 1) {
         for (entrant, into) in entrants.iter().zip(&mut measured) {
             let before = entrant.source.loads();
             runtime.block_on(round(entrant, &ids, alone, into))?;
@@ -90,7 +90,7 @@ fn table(entrants: &[Entrant], measured: &[Measured]) -> Table {
     let mut table = Table::new(
         "L2 hits",
         "A new instance reads keys that it has not seen, with values of about 1 KB that are in Redis. One caller: latency in µs over \
-         2,000 keys; 64 and 512 callers: look-ups a second over 20,000. Medians of 7 rounds with the quartiles, and in the same rounds the \
+         1,000 keys; 64 and 512 callers: look-ups a second over 10,000. Medians of 11 rounds with the quartiles, and in the same rounds the \
          multiple of fred's GET and decoding alone: of latency less is better, of look-ups a second more. cached has no L1 to fill here.",
         &[
             "",

@@ -25,7 +25,7 @@ struct Measured {
 }
 
 pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
-    let each = scale.pick(2_000, 100);
+    let each = scale.pick(400, 100);
     let runtime = runtime()?;
     let entrants = Entrant::all(those(|one| one.l2 && one.kind != Kind::Outage), Source::new)?;
     let mut measured: Vec<Measured> = entrants.iter().map(|_| Measured::default()).collect();
@@ -35,7 +35,7 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
         runtime.block_on(ask_all(&peer, &[u64::MAX >> 30], 1))?;
         peers.push(peer);
     }
-    for round in 0..scale.pick(7, 1) {
+    for round in 0..scale.pick(25, 1) {
         for ((entrant, peer), into) in entrants.iter().zip(&peers).zip(&mut measured) {
             let ids: Vec<u64> = (round * each..(round + 1) * each).collect();
             let before = (entrant.server.cpu()?, entrant.source.loads());
@@ -117,8 +117,8 @@ fn listed(of: &Counts) -> String {
 fn table(entrants: &[Entrant], measured: &[Measured]) -> Table {
     let mut table = Table::new(
         "A miss, and what it costs the server",
-        "One caller asks for keys that are nowhere, and the loader answers at once: µs for each of 2,000, and the server's CPU time \
-         for each (`INFO cpu`), medians of 7 rounds with the quartiles, and in the same rounds the multiple of fred's GET and SET alone (multi-tier-cache and cached stand on redis-rs, which takes less CPU time than fred). \
+        "One caller asks for keys that are nowhere, and the loader answers at once: µs for each of 400, and the server's CPU time \
+         for each (`INFO cpu`), medians of 25 rounds with the quartiles, and in the same rounds the multiple of fred's GET and SET alone (multi-tier-cache and cached stand on redis-rs, which takes less CPU time than fred). \
          Commands as `MONITOR` tells them, a script as one; round trips as writes of the client through a counting proxy, over 50 misses. \
          The last two columns are of a hit in Redis.",
         &[
