@@ -118,7 +118,7 @@ fn table(entrants: &[Entrant], measured: &[Measured]) -> Table {
     let mut table = Table::new(
         "A miss, and what it costs the server",
         "One caller asks for keys that are nowhere, and the loader answers at once: µs for each of 400, and the server's CPU time \
-         for each (`INFO cpu`), medians of 25 rounds with the quartiles, and in the same rounds the multiple of fred's GET and SET alone (multi-tier-cache and cached stand on redis-rs, which takes less CPU time than fred). \
+         for each (`INFO cpu`), medians of 25 rounds with the quartiles, and in the same rounds the multiple of fred's GET and SET alone; what stands on redis-rs can be below it. \
          Commands as `MONITOR` tells them, a script as one; round trips as writes of the client through a counting proxy, over 50 misses. \
          The last two columns are of a hit in Redis.",
         &[
