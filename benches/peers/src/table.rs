@@ -128,6 +128,8 @@ pub(crate) fn number(value: f64) -> String {
         format!("{value:.0}")
     } else if value >= 0.995 || value == 0.0 {
         trimmed(format!("{value:.1}"))
+    } else if value < 0.005 {
+        "< 0.01".to_owned()
     } else {
         format!("{value:.2}")
     }
