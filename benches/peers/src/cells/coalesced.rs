@@ -1,0 +1,94 @@
+//! Many who want one key that nobody has.
+
+use std::time::Duration;
+
+use super::{Entrant, Scale};
+use crate::child::{Asked, Child};
+use crate::contenders::caches;
+use crate::peer::Fault;
+use crate::source::Source;
+use crate::table::{Table, Values, count, number};
+
+/// Microseconds of a load.
+const LOAD: u64 = 50_000;
+
+/// Processes and callers in each.
+const FLEETS: [(usize, u64); 2] = [(1, 1_000), (4, 250)];
+
+#[derive(Clone, Default)]
+struct Measured {
+    loads: Values,
+    p50: Values,
+    p99: Values,
+    failed: u64,
+}
+
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+    let entrants = Entrant::all(caches(), Source::new)?;
+    let most = FLEETS.iter().map(|fleet| fleet.0).max().unwrap_or(1);
+    let mut fleets = Vec::new();
+    for entrant in &entrants {
+        let url = entrant.server.url();
+        let fleet = (0..most).map(|_| Child::start(entrant.who.slug, &url));
+        fleets.push(fleet.collect::<Result<Vec<_>, _>>()?);
+    }
+    let mut measured = vec![vec![Measured::default(); FLEETS.len()]; entrants.len()];
+    let mut id = 1 << 32;
+    for _ in 0..scale.pick(9, 1) {
+        for (at, (processes, callers)) in FLEETS.into_iter().enumerate() {
+            id += 1;
+            for (fleet, into) in fleets.iter_mut().zip(&mut measured) {
+                round(&mut fleet[..processes], id, callers, &mut into[at])?;
+            }
+        }
+    }
+    let mut table = Table::new(
+        "Many callers of one cold key",
+        "The load takes 50 ms. All callers begin at once, in one process with 1,000 tasks and in four with 250 each, on one Redis. \
+         Loads, and ms until the callers have their answer; medians of 9 rounds with the quartiles.",
+        &[
+            "",
+            "1 process: loads",
+            "p50, ms",
+            "p99, ms",
+            "4 processes: loads",
+            "p50, ms",
+            "p99, ms",
+        ],
+    );
+    for (entrant, measured) in entrants.iter().zip(&measured) {
+        let mut row = vec![entrant.who.name.to_owned()];
+        for of in measured {
+            row.push(match of.failed {
+                0 => of.loads.spread(),
+                failed => format!(
+                    "{}; {} callers failed",
+                    of.loads.spread(),
+                    number(count(failed))
+                ),
+            });
+            row.extend([of.p50.spread(), of.p99.spread()]);
+        }
+        table.row(row);
+    }
+    Ok(vec![table])
+}
+
+fn round(fleet: &mut [Child], id: u64, callers: u64, into: &mut Measured) -> Result<(), Fault> {
+    for child in &mut *fleet {
+        child.tell(&format!("ask {id} {callers} {LOAD}"))?;
+    }
+    let (mut loads, mut times) = (0, Vec::new());
+    for child in &*fleet {
+        let line = child.hear("done", Duration::from_secs(60))?;
+        let asked = Asked::parse(&line.ok_or("callers hang")?)?;
+        loads += asked.loads;
+        into.failed += asked.failed;
+        times.extend(asked.micros.into_iter().map(|micros| micros / 1e3));
+    }
+    let times = Values::from_iter(times);
+    into.loads.push(count(loads));
+    into.p50.push(times.at(0.5));
+    into.p99.push(times.at(0.99));
+    Ok(())
+}

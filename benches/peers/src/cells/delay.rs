@@ -1,0 +1,198 @@
+//! How fast another instance sees an invalidation.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
+use tokio::runtime::Runtime;
+
+use super::{Entrant, Scale};
+use crate::contenders::{Kind, connect, those};
+use crate::peer::{Fault, Instance};
+use crate::server::Server;
+use crate::source::Source;
+use crate::table::{Table, Values, micros, number, times};
+
+/// Who answers the old value for so long is not going to change.
+const BUDGET: Duration = Duration::from_secs(2);
+
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+    let turns = scale.pick(2_000, 20);
+    let (writes, reads) = (one_thread()?, one_thread()?);
+    let server = Server::start()?;
+    let bare = Bare::new(&server.url(), &writes, &reads)?;
+    let entrants = Entrant::all(
+        those(|one| one.bus && one.l1 && one.kind == Kind::Cache),
+        Source::new,
+    )?;
+    let mut pairs = Vec::new();
+    for entrant in &entrants {
+        pairs.push((
+            writes.block_on(entrant.open())?,
+            reads.block_on(entrant.open())?,
+        ));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let mut limit = Values::default();
+    let mut measured = vec![(Values::default(), 0); entrants.len()];
+    for turn in 1..=turns {
+        limit.push(micros(bare.heard(&writes, turn)?));
+        for ((entrant, (writer, reader)), into) in entrants.iter().zip(&pairs).zip(&mut measured) {
+            reads.block_on(reader.get(turn))?;
+            let revision = entrant.source.changes();
+            let start = Start::default();
+            let told = writes.spawn({
+                let (writer, start) = (Arc::clone(writer), start.clone());
+                async move {
+                    start.wait();
+                    writer.invalidate(turn).await
+                }
+            });
+            match seen(&reads, reader, turn, revision, &start)? {
+                Some(took) => into.0.push(micros(took)),
+                None => into.1 += 1,
+            }
+            writes.block_on(told)??;
+        }
+    }
+    for (writer, reader) in &pairs {
+        writes.block_on(writer.close());
+        reads.block_on(reader.close());
+    }
+    let mut table = Table::new(
+        "An invalidation, until another instance answers the new value",
+        "Two instances with runtimes and connections of their own. B has loaded the key; A invalidates it; B is asked again and again. µs from A's call to the \
+         beginning of the first look-up of B that answers what is new. The limit is a bare PUBLISH that a bare subscriber hears. 2,000 turns. Caches that are \
+         not here do not tell other processes.",
+        &["", "p50, µs", "p99, µs", "never within 2 s"],
+    );
+    table.row(vec![
+        "*PUBLISH to a subscriber*".to_owned(),
+        number(limit.at(0.5)),
+        number(limit.at(0.99)),
+        "–".to_owned(),
+    ]);
+    for (entrant, (ours, never)) in entrants.iter().zip(&measured) {
+        let cell = |share| {
+            format!(
+                "{}, {}",
+                number(ours.at(share)),
+                times(ours.at(share) / limit.at(share))
+            )
+        };
+        let row = vec![
+            entrant.who.name.to_owned(),
+            cell(0.5),
+            cell(0.99),
+            never.to_string(),
+        ];
+        table.row(row);
+    }
+    Ok(vec![table])
+}
+
+fn one_thread() -> Result<Runtime, Fault> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?)
+}
+
+fn seen(
+    reads: &Runtime,
+    reader: &Instance,
+    id: u64,
+    revision: u64,
+    start: &Start,
+) -> Result<Option<Duration>, Fault> {
+    let patience = Instant::now() + BUDGET;
+    loop {
+        let at = Instant::now();
+        let found = reads.block_on(reader.get(id))?;
+        if found.is_some_and(|user| user.revision >= revision) {
+            return Ok(Some(start.until(at)));
+        }
+        if at > patience {
+            return Ok(None);
+        }
+        start.looking();
+        std::thread::yield_now();
+    }
+}
+
+/// Nothing is told before somebody looks: who wakes the one that tells may have to make room for it on his core.
+#[derive(Clone, Default)]
+struct Start(Arc<(AtomicBool, OnceLock<Instant>)>);
+
+impl Start {
+    fn looking(&self) {
+        self.0.0.store(true, Ordering::Release);
+    }
+
+    fn wait(&self) {
+        while !self.0.0.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        let _ = self.0.1.set(Instant::now());
+    }
+
+    fn until(&self, at: Instant) -> Duration {
+        let begun = self.0.1.get().copied().unwrap_or(at);
+        at.saturating_duration_since(begun)
+    }
+}
+
+/// A bare publisher and a bare subscriber.
+struct Bare {
+    publisher: fred::clients::Client,
+    heard: Arc<AtomicU64>,
+    _subscriber: fred::clients::Client,
+}
+
+impl Bare {
+    fn new(url: &str, writes: &Runtime, reads: &Runtime) -> Result<Self, Fault> {
+        let publisher = writes.block_on(connect(url))?;
+        let subscriber = reads.block_on(connect(url))?;
+        let heard = Arc::new(AtomicU64::new(0));
+        let mut messages = subscriber.message_rx();
+        reads.spawn({
+            let heard = Arc::clone(&heard);
+            async move {
+                while let Ok(message) = messages.recv().await {
+                    let turn = message.value.as_u64().unwrap_or_default();
+                    heard.store(turn, Ordering::Release);
+                }
+            }
+        });
+        reads.block_on(async {
+            subscriber.subscribe("bare").await?;
+            // fred returns before the server has it.
+            subscriber.ping::<fred::types::Value>(None).await
+        })?;
+        Ok(Self {
+            publisher,
+            heard,
+            _subscriber: subscriber,
+        })
+    }
+
+    fn heard(&self, writes: &Runtime, turn: u64) -> Result<Duration, Fault> {
+        let start = Start::default();
+        let told = writes.spawn({
+            let (publisher, start) = (self.publisher.clone(), start.clone());
+            async move {
+                let text = turn.to_string();
+                start.wait();
+                publisher.publish::<u64, _, _>("bare", text).await
+            }
+        });
+        while self.heard.load(Ordering::Acquire) != turn {
+            start.looking();
+            std::thread::yield_now();
+        }
+        let took = start.until(Instant::now());
+        writes.block_on(told)??;
+        Ok(took)
+    }
+}

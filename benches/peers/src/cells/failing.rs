@@ -1,0 +1,135 @@
+//! Loads that do not end as they should, with others waiting for them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::{Entrant, Scale, runtime};
+use crate::contenders::caches;
+use crate::peer::{Fault, Instance};
+use crate::source::Source;
+use crate::table::{Table, Values, count, millis, number};
+
+const LOAD: Duration = Duration::from_millis(100);
+const WAITERS: u64 = 20;
+
+/// Who has no answer by then hangs.
+const BUDGET: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy)]
+enum What {
+    Fails,
+    Panics,
+    LeaderGoes,
+}
+
+const ALL: [What; 3] = [What::Fails, What::Panics, What::LeaderGoes];
+
+#[derive(Default)]
+struct Outcome {
+    loads: u64,
+    last: Duration,
+    ok: u64,
+    failed: u64,
+    hang: u64,
+}
+
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+    let rounds = scale.pick(3, 1);
+    let entrants = Entrant::all(caches(), Source::new)?;
+    let mut table = Table::new(
+        "A load that fails, panics, or is left",
+        "One caller begins a load of 100 ms, and 20 ms later 20 others join it. The load returns an error; or it panics, the first time; or the task that \
+         began it is aborted at 50 ms. Loads, and ms until the last waiter has his answer; of the others what the waiters have within 10 s: an answer, an \
+         error, or nothing. Medians of 3 rounds.",
+        &[
+            "",
+            "error: loads",
+            "last waiter, ms",
+            "panic: answered / error / hang",
+            "loads",
+            "left: answered / error / hang",
+            "loads",
+        ],
+    );
+    for entrant in &entrants {
+        let mut row = vec![entrant.who.name.to_owned()];
+        for what in ALL {
+            let mut outcomes = Vec::new();
+            for id in 0..rounds {
+                outcomes.push(round(entrant, what, id)?);
+            }
+            let of = |pick: fn(&Outcome) -> f64| {
+                number(outcomes.iter().map(pick).collect::<Values>().median())
+            };
+            let loads = of(|outcome| count(outcome.loads));
+            let last = of(|outcome| millis(outcome.last));
+            let ends = [
+                of(|outcome| count(outcome.ok)),
+                of(|outcome| count(outcome.failed)),
+                of(|outcome| count(outcome.hang)),
+            ];
+            match what {
+                What::Fails => row.extend([loads, last]),
+                What::Panics | What::LeaderGoes => row.extend([ends.join(" / "), loads]),
+            }
+        }
+        table.row(row);
+    }
+    Ok(vec![table])
+}
+
+/// Each with an instance of its own, and a key that nobody has asked for.
+fn round(entrant: &Entrant, what: What, round: u64) -> Result<Outcome, Fault> {
+    let (source, runtime) = (Source::new(), runtime()?);
+    let mut setup = entrant.setup();
+    setup.source = source;
+    let id = 1_000 * (what as u64 + 1) + round;
+    let outcome = runtime.block_on(async {
+        let peer = entrant.open_with(setup).await?;
+        peer.get(7).await?;
+        source.takes(LOAD);
+        match what {
+            What::Fails => source.fails(),
+            What::Panics => source.panics_once(),
+            What::LeaderGoes => {}
+        }
+        let before = source.loads();
+        let leader = look_up(&peer, id);
+        tokio::time::sleep(LOAD / 5).await;
+        let mut waiters = JoinSet::new();
+        let begun = Instant::now();
+        for _ in 0..WAITERS {
+            let peer = Arc::clone(&peer);
+            waiters.spawn(async move {
+                let ended = tokio::time::timeout(BUDGET, peer.get(id)).await;
+                (ended.map(|answer| answer.is_ok()), begun.elapsed())
+            });
+        }
+        if matches!(what, What::LeaderGoes) {
+            tokio::time::sleep(LOAD * 3 / 10).await;
+            leader.abort();
+        }
+        let mut outcome = Outcome::default();
+        for (ended, took) in waiters.join_all().await {
+            outcome.last = outcome.last.max(took);
+            *match ended {
+                Ok(true) => &mut outcome.ok,
+                Ok(false) => &mut outcome.failed,
+                Err(_) => &mut outcome.hang,
+            } += 1;
+        }
+        outcome.loads = source.loads() - before;
+        let _ = leader.await;
+        peer.close().await;
+        Ok::<_, Fault>(outcome)
+    });
+    runtime.shutdown_background();
+    outcome
+}
+
+fn look_up(peer: &Instance, id: u64) -> JoinHandle<bool> {
+    let peer = Arc::clone(peer);
+    tokio::spawn(async move { peer.get(id).await.is_ok() })
+}

@@ -1,0 +1,202 @@
+//! Look-ups that this process's memory answers.
+
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::runtime::Runtime;
+
+use super::{Entrant, Scale, ask_all, runtime};
+use crate::contenders::{Kind, those};
+use crate::peer::{Draws, Fault, Instance};
+use crate::source::{ABSENT, Source, name_of};
+use crate::table::{Table, Values, count, nanos, number, times};
+
+const METHOD: &str = "Nanoseconds of one get-or-load that finds a fresh value of about 100 bytes in this process's \
+    memory: the median of 9 rounds of 90,000 look-ups with the quartiles, and the multiple of `moka::sync::Cache::get` in the same \
+    rounds. Keys are drawn beforehand: always the same one, or by Zipf's law (exponent 0.99) from 1,000 or 100,000; \
+    the instance holds all 100,000 in every column, with room for twice as many. With two threads it is the time of the slower one. Every cache has its Redis behind it; \
+    cached has its memory store alone. None of the measured look-ups loads.";
+
+struct Column {
+    head: &'static str,
+    ids: Vec<u64>,
+    threads: usize,
+    by_name: bool,
+}
+
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+    let keys = scale.pick(100_000, 2_000);
+    let columns = columns(keys, scale.pick(100_000, 2_000));
+    let names: Vec<String> = (0..keys).map(name_of).collect();
+    let runtime = runtime()?;
+    let entrants = Entrant::all(those(|one| one.l1 && one.kind != Kind::Outage), Source::new)?;
+    let filled: Vec<Instance> = entrants
+        .iter()
+        .map(|entrant| fill(&runtime, entrant, &names))
+        .collect::<Result<_, _>>()?;
+    let mut measured = vec![vec![Values::default(); columns.len()]; entrants.len()];
+    let mut loads = vec![0; columns.len() * entrants.len()];
+    for _ in 0..scale.pick(9, 1) {
+        for (at, column) in columns.iter().enumerate() {
+            for (who, peer) in filled.iter().enumerate() {
+                // What another one left in the CPU's caches is nobody's merit.
+                let (warm, ids) = column.ids.split_at(column.ids.len() / 10);
+                side_by_side(peer, column, warm, &names)?;
+                let before = entrants[who].source.loads();
+                let took = side_by_side(peer, column, ids, &names)?;
+                loads[who * columns.len() + at] += entrants[who].source.loads() - before;
+                measured[who][at].push(nanos(took) / count(ids.len() as u64));
+            }
+        }
+    }
+    let heads = |by_name| {
+        let of = columns.iter().filter(|column| column.by_name == by_name);
+        std::iter::once("")
+            .chain(of.map(|column| column.head))
+            .collect::<Vec<_>>()
+    };
+    let mut tables = [
+        Table::new("L1 hits, keys that are numbers", METHOD, &heads(false)),
+        Table::new(
+            "L1 hits, keys that are strings",
+            "The same, with keys that the caller has as a `String`. Where a cache takes strings alone, the numbers above were \
+             formatted for each look-up, and that is in their times.",
+            &heads(true),
+        ),
+    ];
+    for (who, entrant) in entrants.iter().enumerate() {
+        for (table, by_name) in tables.iter_mut().zip([false, true]) {
+            let mut row = vec![entrant.who.name.to_owned()];
+            for (at, column) in columns.iter().enumerate() {
+                if column.by_name == by_name {
+                    let (ours, limit) = (&measured[who][at], &measured[0][at]);
+                    let ratio = times(ours.per(limit).median());
+                    row.push(match loads[who * columns.len() + at] {
+                        0 => format!("{}, {ratio}", ours.spread()),
+                        loads => format!("not kept: {} loads", number(count(loads))),
+                    });
+                }
+            }
+            table.row(row);
+        }
+    }
+    runtime.block_on(async {
+        for peer in &filled {
+            peer.close().await;
+        }
+    });
+    Ok(tables.into())
+}
+
+fn columns(keys: u64, times: usize) -> Vec<Column> {
+    let mut columns = Vec::new();
+    for by_name in [false, true] {
+        for (threads, heads) in [
+            (1, ["one key", "of 1,000", "of 100,000"]),
+            (
+                2,
+                [
+                    "one key, 2 threads",
+                    "of 1,000, 2 threads",
+                    "of 100,000, 2 threads",
+                ],
+            ),
+        ] {
+            for (head, from) in heads.into_iter().zip([1, 1_000, keys]) {
+                let ids = zipf(from, times);
+                columns.push(Column {
+                    head,
+                    ids,
+                    threads,
+                    by_name,
+                });
+            }
+        }
+        if !by_name {
+            let ids = zipf(1_000, times)
+                .into_iter()
+                .map(|id| ABSENT + id)
+                .collect();
+            let (head, threads) = ("an absence, of 1,000", 1);
+            columns.push(Column {
+                head,
+                ids,
+                threads,
+                by_name,
+            });
+        }
+    }
+    columns
+}
+
+/// So many draws from as many keys, of which the first is the most frequent.
+fn zipf(keys: u64, times: usize) -> Vec<u64> {
+    let mut sum = 0.0;
+    let until: Vec<f64> = (1..=keys)
+        .map(|rank| {
+            sum += count(rank).powf(-0.99);
+            sum
+        })
+        .collect();
+    let mut random = rand::rng();
+    (0..times)
+        .map(|_| {
+            let drawn = random.random::<f64>() * sum;
+            until.partition_point(|&end| end < drawn) as u64
+        })
+        .collect()
+}
+
+fn fill(runtime: &Runtime, entrant: &Entrant, names: &[String]) -> Result<Instance, Fault> {
+    let keys = names.len() as u64;
+    let mut setup = entrant.setup();
+    setup.capacity = 2 * keys.max(1_000);
+    runtime.block_on(async {
+        let peer = entrant.open_with(setup).await?;
+        let ids: Vec<u64> = (0..keys).chain(ABSENT..ABSENT + 1_000).collect();
+        if ask_all(&peer, &ids, 64).await? > 0 {
+            return Err(format!("{} cannot be filled", entrant.who.slug).into());
+        }
+        let mut running = tokio::task::JoinSet::new();
+        for share in names.chunks(names.len().div_ceil(64)) {
+            let (peer, share) = (Arc::clone(&peer), share.to_vec());
+            running.spawn(async move {
+                for name in &share {
+                    peer.get_by_name(name).await?;
+                }
+                Ok::<_, Fault>(())
+            });
+        }
+        while let Some(ended) = running.join_next().await {
+            ended??;
+        }
+        Ok(peer)
+    })
+}
+
+/// How long it takes until all threads are through.
+fn side_by_side(
+    peer: &Instance,
+    column: &Column,
+    ids: &[u64],
+    names: &[String],
+) -> Result<Duration, Fault> {
+    let barrier = Barrier::new(column.threads);
+    let draws = Draws {
+        ids,
+        names: column.by_name.then_some(names),
+        barrier: &barrier,
+    };
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..column.threads)
+            .map(|_| scope.spawn(|| peer.hits(&draws)))
+            .collect();
+        let mut longest = Duration::ZERO;
+        for thread in running {
+            let ended = thread.join().map_err(|_| "a thread panicked")?;
+            longest = longest.max(ended?);
+        }
+        Ok(longest)
+    })
+}

@@ -1,0 +1,107 @@
+//! What is read after an invalidation.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Entrant, Scale, runtime};
+use crate::contenders::caches;
+use crate::peer::{Fault, Instance};
+use crate::source::Source;
+use crate::table::Table;
+
+/// What a look-up found, after the source had changed and the key had been invalidated.
+#[derive(Default)]
+struct Seen {
+    fresh: u32,
+    stale: u32,
+    failed: u32,
+}
+
+impl Seen {
+    async fn look_up(&mut self, peer: &Instance, id: u64, revision: u64) {
+        match peer.get(id).await {
+            Ok(Some(user)) if user.revision >= revision => self.fresh += 1,
+            Ok(Some(_)) => self.stale += 1,
+            _ => self.failed += 1,
+        }
+    }
+
+    fn text(&self) -> String {
+        match (self.fresh, self.stale, self.failed) {
+            (_, 0, 0) => "fresh".to_owned(),
+            (0, _, 0) => "**stale**".to_owned(),
+            (fresh, stale, failed) => format!("{fresh} fresh, {stale} stale, {failed} failed"),
+        }
+    }
+}
+
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+    let rounds = scale.pick(10, 1);
+    let runtime = runtime()?;
+    let mut table = Table::new(
+        "An invalidation, and what is read after it",
+        "During a load of 100 ms, which has read its value, the source changes and the key is invalidated. When the load has ended, the key is read \
+         again: by the same instance, and by a new one that has only Redis to ask. Across instances: B has loaded the key, A invalidates it, and 300 ms later B \
+         reads. 10 rounds; where they differ, how many. cached has no L1 over its Redis that could be stale in B.",
+        &[
+            "",
+            "during a load: the same instance",
+            "a new instance",
+            "B, 300 ms after A invalidated",
+        ],
+    );
+    for entrant in Entrant::all(caches(), Source::new)? {
+        let (mut same, mut new, mut other) = (Seen::default(), Seen::default(), Seen::default());
+        runtime.block_on(async {
+            let (a, b) = (entrant.open().await?, entrant.open().await?);
+            // Subscriptions are made.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            for id in 0..rounds {
+                during_a_load(&entrant, &a, id, &mut same, &mut new).await?;
+                b.get(1_000 + id).await?;
+                let revision = entrant.source.changes();
+                a.invalidate(1_000 + id).await?;
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                other.look_up(&b, 1_000 + id, revision).await;
+            }
+            a.close().await;
+            b.close().await;
+            Ok::<_, Fault>(())
+        })?;
+        table.row(vec![
+            entrant.who.name.to_owned(),
+            same.text(),
+            new.text(),
+            other.text(),
+        ]);
+    }
+    Ok(vec![table])
+}
+
+async fn during_a_load(
+    entrant: &Entrant,
+    peer: &Instance,
+    id: u64,
+    same: &mut Seen,
+    new: &mut Seen,
+) -> Result<(), Fault> {
+    let (source, before) = (entrant.source, entrant.source.loads());
+    source.takes(Duration::from_millis(100));
+    let load = tokio::spawn({
+        let peer = Arc::clone(peer);
+        async move { peer.get(id).await.map(drop) }
+    });
+    while source.loads() == before {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let revision = source.changes();
+    peer.invalidate(id).await?;
+    load.await??;
+    source.takes(Duration::ZERO);
+    // The new one first: what the other one loads would be in Redis.
+    let third = entrant.open().await?;
+    new.look_up(&third, id, revision).await;
+    third.close().await;
+    same.look_up(peer, id, revision).await;
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! The process that loads for all is killed.
+
+use std::time::{Duration, Instant};
+
+use super::Scale;
+use crate::child::{Asked, Child};
+use crate::contenders::{Contender, Kind, those};
+use crate::peer::Fault;
+use crate::server::Server;
+use crate::table::{Table, Values, count};
+
+const SURVIVORS: usize = 2;
+
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+    let patience = scale.pick(Duration::from_secs(45), Duration::from_secs(6));
+    let rounds = scale.pick(3, 1);
+    let who = those(|one| one.lease && one.kind == Kind::Cache);
+    // They do nothing but wait, so all do it at the same time.
+    let measured: Vec<Result<Vec<Waited>, Fault>> = std::thread::scope(|scope| {
+        let all: Vec<_> = who
+            .iter()
+            .map(|who| {
+                let rounds: Vec<_> = (0..rounds)
+                    .map(|_| scope.spawn(move || round(who, patience)))
+                    .collect();
+                rounds
+            })
+            .collect();
+        all.into_iter()
+            .map(|rounds| {
+                let joined = rounds.into_iter().map(|round| {
+                    let ended = round.join();
+                    ended.unwrap_or_else(|_| Err("a thread panicked".into()))
+                });
+                joined.collect()
+            })
+            .collect()
+    });
+    let mut table = Table::new(
+        "The process that loads is killed",
+        "One process holds the right to load a key and is killed with SIGKILL; ten callers in each of two other processes wait for it, and would \
+         load in 50 ms. Seconds from the kill until the last of them has his answer, and their loads; 3 rounds. The caches that are not here take no \
+         lock: each process loads for itself, and nobody waits for another one.",
+        &["", "waited, s", "loads of the survivors"],
+    );
+    for (who, rounds) in who.iter().zip(measured) {
+        let (mut waits, mut loads, mut hung) = (Values::default(), Values::default(), 0);
+        for waited in rounds? {
+            match waited {
+                Waited::For(time, of) => {
+                    waits.push(time.as_secs_f64());
+                    loads.push(count(of));
+                }
+                Waited::InVain => hung += 1,
+            }
+        }
+        let waits = match hung {
+            0 => waits.spread(),
+            _ => format!("more than {}", patience.as_secs()),
+        };
+        table.row(vec![who.name.to_owned(), waits, loads.spread()]);
+    }
+    Ok(vec![table])
+}
+
+enum Waited {
+    For(Duration, u64),
+    InVain,
+}
+
+fn round(who: &Contender, patience: Duration) -> Result<Waited, Fault> {
+    let server = Server::start()?;
+    let mut holder = Child::start(who.slug, &server.url())?;
+    let survivors = (0..SURVIVORS).map(|_| Child::start(who.slug, &server.url()));
+    let mut survivors = survivors.collect::<Result<Vec<_>, _>>()?;
+    holder.tell("ask 42 1 600000000")?;
+    let loading = holder.hear("loading", Duration::from_secs(10))?;
+    loading.ok_or("the holder does not load")?;
+    for survivor in &mut survivors {
+        survivor.tell("ask 42 10 50000")?;
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    holder.kill()?;
+    let killed = Instant::now();
+    let mut loads = 0;
+    for survivor in &survivors {
+        let left = patience.saturating_sub(killed.elapsed());
+        let Some(line) = survivor.hear("done", left)? else {
+            return Ok(Waited::InVain);
+        };
+        loads += Asked::parse(&line)?.loads;
+    }
+    Ok(Waited::For(killed.elapsed(), loads))
+}

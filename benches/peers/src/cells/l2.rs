@@ -1,0 +1,122 @@
+//! Look-ups that Redis answers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Entrant, Scale, ask_all, runtime};
+use crate::contenders::{Kind, those};
+use crate::peer::{Fault, Instance};
+use crate::source::Source;
+use crate::table::{Table, Values, count, micros, number, times};
+
+/// Callers at once.
+const MANY: [usize; 2] = [64, 512];
+
+#[derive(Default)]
+struct Measured {
+    p50: Values,
+    p99: Values,
+    per_second: [Values; MANY.len()],
+    loads: u64,
+    errors: usize,
+}
+
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+    let (alone, many) = (scale.pick(1_000, 100), scale.pick(10_000, 1_000));
+    let runtime = runtime()?;
+    let entrants = Entrant::all(
+        those(|one| one.l2 && one.kind != Kind::Outage),
+        Source::of_kilobytes,
+    )?;
+    let ids: Vec<u64> = (0..many).collect();
+    let mut measured: Vec<Measured> = entrants.iter().map(|_| Measured::default()).collect();
+    for entrant in &entrants {
+        runtime.block_on(async {
+            let peer = entrant.open().await?;
+            ask_all(&peer, &ids, 64).await?;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            peer.close().await;
+            Ok::<_, Fault>(())
+        })?;
+    }
+    for _ in 0..scale.pick(11, 1) {
+        for (entrant, into) in entrants.iter().zip(&mut measured) {
+            let before = entrant.source.loads();
+            runtime.block_on(round(entrant, &ids, alone, into))?;
+            into.loads += entrant.source.loads() - before;
+        }
+    }
+    Ok(vec![table(&entrants, &measured)])
+}
+
+/// Each by an instance that has seen none of the keys.
+async fn round(
+    entrant: &Entrant,
+    ids: &[u64],
+    alone: usize,
+    into: &mut Measured,
+) -> Result<(), Fault> {
+    let (peer, fresh) = warmed(entrant, ids).await?;
+    let mut each = Values::default();
+    for &id in fresh.iter().take(alone) {
+        let begun = Instant::now();
+        into.errors += usize::from(peer.get(id).await.is_err());
+        each.push(micros(begun.elapsed()));
+    }
+    into.p50.push(each.at(0.5));
+    into.p99.push(each.at(0.99));
+    peer.close().await;
+    for (tasks, per_second) in MANY.into_iter().zip(&mut into.per_second) {
+        let (peer, fresh) = warmed(entrant, ids).await?;
+        let begun = Instant::now();
+        into.errors += ask_all(&peer, fresh, tasks).await?;
+        per_second.push(count(fresh.len() as u64) / begun.elapsed().as_secs_f64());
+        peer.close().await;
+    }
+    Ok(())
+}
+
+/// A new instance with its connections made, and the keys that it has not seen.
+async fn warmed<'a>(entrant: &Entrant, ids: &'a [u64]) -> Result<(Instance, &'a [u64]), Fault> {
+    let peer = entrant.open().await?;
+    let (seen, fresh) = ids.split_at(50);
+    ask_all(&peer, seen, 1).await?;
+    // What is done in the background at the beginning, such as subscriptions.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    Ok((Arc::clone(&peer), fresh))
+}
+
+fn table(entrants: &[Entrant], measured: &[Measured]) -> Table {
+    let mut table = Table::new(
+        "L2 hits",
+        "A new instance reads keys that it has not seen, with values of about 1 KB that are in Redis. One caller: latency in µs over \
+         1,000 keys; 64 and 512 callers: look-ups a second over 10,000. Medians of 11 rounds with the quartiles, and in the same rounds the \
+         multiple of fred's GET and decoding alone: of latency less is better, of look-ups a second more. cached has no L1 to fill here.",
+        &[
+            "",
+            "p50, µs",
+            "p99, µs",
+            "64 callers, /s",
+            "512 callers, /s",
+            "loads, errors",
+        ],
+    );
+    let limit = &measured[0];
+    for (entrant, ours) in entrants.iter().zip(measured) {
+        let mut row = vec![entrant.who.name.to_owned()];
+        for (ours, limit) in [(&ours.p50, &limit.p50), (&ours.p99, &limit.p99)]
+            .into_iter()
+            .chain(ours.per_second.iter().zip(&limit.per_second))
+        {
+            let ratio = times(ours.per(limit).median());
+            row.push(format!("{}, {ratio}", ours.spread()));
+        }
+        row.push(if ours.loads == 0 && ours.errors == 0 {
+            "none".to_owned()
+        } else {
+            format!("{}, {}", number(count(ours.loads)), ours.errors)
+        });
+        table.row(row);
+    }
+    table
+}

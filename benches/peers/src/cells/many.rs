@@ -1,0 +1,90 @@
+//! Many keys in one call.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use super::{Entrant, Scale, ask_all, runtime};
+use crate::contenders::those;
+use crate::peer::{Fault, Instance};
+use crate::source::Source;
+use crate::table::{Table, Values, count, micros, times};
+
+const KEYS: u64 = 100;
+
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+    let (rounds, calls) = (scale.pick(11, 1), scale.pick(100, 5));
+    let runtime = runtime()?;
+    let entrants = Entrant::all(
+        those(|one| matches!(one.slug, "fred" | "tidegate" | "moka")),
+        Source::new,
+    )?;
+    // It is about tidegate alone, which may not have been asked for.
+    let [moka, fred, tidegate] = &entrants[..] else {
+        return Ok(Vec::new());
+    };
+    let (fred_source, source) = (fred.source, tidegate.source);
+    let calls_of = |round: u64| round * calls..(round + 1) * calls;
+    let [mut limit, mut ours, mut l1_limit, mut l1] = [(); 4].map(|()| Values::default());
+    runtime.block_on(async {
+        let all: Vec<u64> = (0..rounds * calls * KEYS).collect();
+        for entrant in &entrants {
+            let mut setup = entrant.setup();
+            setup.capacity = 2 * all.len() as u64;
+            let peer = entrant.open_with(setup).await?;
+            ask_all(&peer, &all, 64).await?;
+            peer.close().await;
+        }
+        let mut setup = moka.setup();
+        setup.capacity = 2 * all.len() as u64;
+        let moka = moka.open_with(setup).await?;
+        ask_all(&moka, &all, 1).await?;
+        let fred = fred.open().await?;
+        // It has nothing in L1 in the beginning.
+        let mut setup = tidegate.setup();
+        setup.capacity = 2 * all.len() as u64;
+        let peer = tidegate.open_with(setup).await?;
+        ask_all(&peer, &[1 << 35], 1).await?;
+        let before = (fred_source.loads(), source.loads());
+        for round in 0..rounds {
+            limit.push(calls_in_a_row(&fred, calls_of(round)).await?);
+            ours.push(calls_in_a_row(&peer, calls_of(round)).await?);
+            let begun = Instant::now();
+            for call in calls_of(round) {
+                for id in call * KEYS..(call + 1) * KEYS {
+                    moka.get(id).await?;
+                }
+            }
+            l1_limit.push(micros(begun.elapsed()) / count(calls));
+            l1.push(calls_in_a_row(&peer, calls_of(round)).await?);
+        }
+        if (fred_source.loads(), source.loads()) != before {
+            return Err("some were loaded".into());
+        }
+        peer.close().await;
+        Ok::<_, Fault>(())
+    })?;
+    let mut table = Table::new(
+        "100 keys in one call",
+        "`get_many` of tidegate, values of about 100 bytes, µs for a call: from Redis, against fred's MGET and decoding alone; and from L1, against 100 \
+         calls of moka's `get`, each in a box as the others are. Medians of 11 rounds of 100 calls. No other cache here has such a call.",
+        &["", "limit, µs", "tidegate, µs", "ratio"],
+    );
+    for (what, limit, ours) in [("from Redis", &limit, &ours), ("from L1", &l1_limit, &l1)] {
+        let ratio = times(ours.per(limit).median());
+        table.row(vec![what.to_owned(), limit.spread(), ours.spread(), ratio]);
+    }
+    Ok(vec![table])
+}
+
+/// Microseconds of each.
+async fn calls_in_a_row(peer: &Instance, calls: Range<u64>) -> Result<f64, Fault> {
+    let (begun, number) = (Instant::now(), calls.end - calls.start);
+    for call in calls {
+        let ids = (call * KEYS..(call + 1) * KEYS).collect();
+        let many = peer.get_many(ids).ok_or("there is no such call")?;
+        if many.await? as u64 != KEYS {
+            return Err("some are not there".into());
+        }
+    }
+    Ok(micros(begun.elapsed()) / count(number))
+}

@@ -1,0 +1,157 @@
+//! Look-ups that nobody can answer but the source.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::{Entrant, Scale, ask_all, runtime};
+use crate::contenders::{Kind, those};
+use crate::peer::{Fault, Setup};
+use crate::server::Proxy;
+use crate::source::Source;
+use crate::table::{Table, Values, count, micros, number, times};
+
+/// Misses of which commands and round trips are counted.
+const COUNTED: u64 = 50;
+
+#[derive(Default)]
+struct Measured {
+    time: Values,
+    cpu: Values,
+    commands: String,
+    sent: f64,
+    writes: f64,
+    hit_commands: f64,
+    hit_writes: f64,
+}
+
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+    let each = scale.pick(400, 100);
+    let runtime = runtime()?;
+    let entrants = Entrant::all(those(|one| one.l2 && one.kind != Kind::Outage), Source::new)?;
+    let mut measured: Vec<Measured> = entrants.iter().map(|_| Measured::default()).collect();
+    let mut peers = Vec::new();
+    for entrant in &entrants {
+        let peer = runtime.block_on(entrant.open())?;
+        runtime.block_on(ask_all(&peer, &[u64::MAX >> 30], 1))?;
+        peers.push(peer);
+    }
+    for round in 0..scale.pick(25, 1) {
+        for ((entrant, peer), into) in entrants.iter().zip(&peers).zip(&mut measured) {
+            let ids: Vec<u64> = (round * each..(round + 1) * each).collect();
+            let before = (entrant.server.cpu()?, entrant.source.loads());
+            let begun = Instant::now();
+            let failed = runtime.block_on(ask_all(peer, &ids, 1))?;
+            let took = begun.elapsed();
+            let (cpu, loads) = (entrant.server.cpu()?, entrant.source.loads());
+            if failed > 0 || loads - before.1 != each {
+                return Err(format!("{}: these were not misses", entrant.who.slug).into());
+            }
+            into.time.push(micros(took) / count(each));
+            into.cpu.push((cpu - before.0) * 1e6 / count(each));
+        }
+    }
+    for peer in peers {
+        runtime.block_on(peer.close());
+    }
+    for (entrant, into) in entrants.iter().zip(&mut measured) {
+        runtime.block_on(count_commands(entrant, into))?;
+    }
+    Ok(vec![table(&entrants, &measured)])
+}
+
+/// Of another instance, through a proxy that counts what it writes: misses, and their hits in Redis by a third.
+async fn count_commands(entrant: &Entrant, into: &mut Measured) -> Result<(), Fault> {
+    let first = 1 << 35;
+    let ids: Vec<u64> = (first..first + COUNTED).collect();
+    let (sent, in_scripts, writes) = watched(entrant, &ids).await?;
+    let total: u64 = sent.values().sum();
+    into.commands = listed(&sent);
+    if !in_scripts.is_empty() {
+        into.commands += &format!("; in scripts {}", listed(&in_scripts));
+    }
+    into.sent = per_look_up(total);
+    into.writes = per_look_up(writes);
+    let (sent, _, writes) = watched(entrant, &ids).await?;
+    into.hit_commands = per_look_up(sent.values().sum());
+    into.hit_writes = per_look_up(writes);
+    Ok(())
+}
+
+type Counts = BTreeMap<String, u64>;
+
+async fn watched(entrant: &Entrant, ids: &[u64]) -> Result<(Counts, Counts, u64), Fault> {
+    let proxy = Proxy::before(&entrant.server).await?;
+    let peer = entrant
+        .open_with(Setup::new(proxy.url(), entrant.source))
+        .await?;
+    ask_all(&peer, &[1 << 36], 1).await?;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let (watch, before) = (entrant.server.watch()?, proxy.writes());
+    ask_all(&peer, ids, 1).await?;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let writes = proxy.writes() - before;
+    let mut commands = watch.end()?;
+    peer.close().await;
+    // Heartbeats and the like are not of the look-ups.
+    commands.sent.retain(|_, times| *times >= COUNTED / 2);
+    commands.in_scripts.retain(|_, times| *times >= COUNTED / 2);
+    Ok((commands.sent, commands.in_scripts, writes))
+}
+
+fn per_look_up(total: u64) -> f64 {
+    count(total) / count(COUNTED)
+}
+
+fn listed(of: &Counts) -> String {
+    let named = of.iter().map(|(name, &times)| {
+        let each = number(per_look_up(times).round());
+        if each == "1" {
+            name.clone()
+        } else {
+            format!("{each} {name}")
+        }
+    });
+    named.collect::<Vec<_>>().join(", ")
+}
+
+fn table(entrants: &[Entrant], measured: &[Measured]) -> Table {
+    let mut table = Table::new(
+        "A miss, and what it costs the server",
+        "One caller asks for keys that are nowhere, and the loader answers at once: µs for each of 400, and the server's CPU time \
+         for each (`INFO cpu`), medians of 25 rounds with the quartiles, and in the same rounds the multiple of fred's GET and SET alone; what stands on redis-rs can be below it. \
+         Commands as `MONITOR` tells them, a script as one; round trips as writes of the client through a counting proxy, over 50 misses. \
+         The last two columns are of a hit in Redis.",
+        &[
+            "",
+            "µs",
+            "server CPU, µs",
+            "commands",
+            "which",
+            "round trips",
+            "hit: commands",
+            "hit: round trips",
+        ],
+    );
+    let limit = &measured[0];
+    for (entrant, ours) in entrants.iter().zip(measured) {
+        table.row(vec![
+            entrant.who.name.to_owned(),
+            format!(
+                "{}, {}",
+                ours.time.spread(),
+                times(ours.time.per(&limit.time).median())
+            ),
+            format!(
+                "{}, {}",
+                ours.cpu.spread(),
+                times(ours.cpu.per(&limit.cpu).median())
+            ),
+            number(ours.sent),
+            ours.commands.clone(),
+            number(ours.writes),
+            number(ours.hit_commands),
+            number(ours.hit_writes),
+        ]);
+    }
+    table
+}
