@@ -131,6 +131,11 @@ async fn what_ends_an_entry_ends_it_in_front() {
     heat(&cache, 3).await;
     cache.close().await;
     assert_eq!(quick(&cache, 3), None, "closed");
+
+    let alone = builder().build().unwrap();
+    heat(&alone, 3).await;
+    alone.close().await;
+    assert_eq!(quick(&alone, 3), None, "closed, without a tier");
 }
 
 #[tokio::test(start_paused = true)]
