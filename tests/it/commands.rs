@@ -118,6 +118,31 @@ async fn look_ups_at_the_same_time_share_their_reads() {
     scene.end().await;
 }
 
+/// Those that come while others are under way are collected anew, and none is sent twice.
+#[tokio::test]
+async fn look_ups_that_keep_coming_share_their_reads() {
+    const CALLERS: u64 = 32;
+    let mut scene = Scene::new().await;
+    for id in 1_000..1_000 + CALLERS * 20 {
+        scene.a.get(id).await.expect("a load");
+    }
+    scene.monitor.seen();
+    join_all((0..CALLERS).map(async |caller| {
+        for id in (0..20).map(|at| 1_000 + caller * 20 + at) {
+            assert_eq!(value(scene.b.get(id).await), format!("row {id}"));
+        }
+    }))
+    .await;
+    let seen = scene.monitor.commands();
+    let keys: usize = seen
+        .iter()
+        .map(|sent| sent.matches("tidegate:users:").count())
+        .sum();
+    assert_eq!(keys, 32 * 20, "each key is asked for once");
+    assert!(seen.len() < 100, "{} commands", seen.len());
+    scene.end().await;
+}
+
 /// A key of another type is an absence for MGET, and an error for GET.
 #[tokio::test]
 async fn reads_that_are_shared_do_not_share_their_troubles() {

@@ -50,12 +50,15 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// Whoever sends what has been collected. Dropped with its runtime, it leaves nobody waiting.
-struct Collector(Redis);
+/// Whoever sends what has been collected. Dropped with its runtime before it has, it leaves nobody
+/// waiting.
+struct Collector(Option<Redis>);
 
 impl Drop for Collector {
     fn drop(&mut self) {
-        drop(self.0.shared.reads.take());
+        if let Some(redis) = self.0.take() {
+            drop(redis.shared.reads.take());
+        }
     }
 }
 
@@ -121,7 +124,7 @@ impl Redis {
             collected.len() == 1
         };
         if is_first {
-            runtime.spawn(send_collected(Collector(self.clone())));
+            runtime.spawn(send_collected(Collector(Some(self.clone()))));
         }
         // The command has a timeout of its own, and whoever sends it may be on a runtime that stands
         // still.
@@ -163,14 +166,17 @@ impl Redis {
     }
 }
 
-async fn send_collected(collector: Collector) {
+async fn send_collected(mut collector: Collector) {
     // Until those have run that are ready to.
     tokio::task::yield_now().await;
-    let mut waiting = collector.0.shared.reads.take();
+    let Some(redis) = collector.0.take() else {
+        return;
+    };
+    let mut waiting = redis.shared.reads.take();
     while waiting.len() > MOST {
-        let redis = collector.0.clone();
+        let redis = redis.clone();
         let some = waiting.split_off(waiting.len() - MOST);
         tokio::spawn(async move { redis.send_together(some).await });
     }
-    collector.0.send_together(waiting).await;
+    redis.send_together(waiting).await;
 }

@@ -13,6 +13,7 @@ use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::{ClientLike, PubsubInterface};
 use fred::types::config::Server;
 use fred::types::{ClusterHash, CustomCommand, Value};
+use fred::util::redis_keyslot;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::broadcast::Receiver;
@@ -123,7 +124,8 @@ impl Shared {
         ] {
             let hash = match command {
                 "TIME" => ClusterHash::Random,
-                _ => ClusterHash::Offset(2),
+                // Of a custom command fred looks at no place but this.
+                _ => ClusterHash::Custom(redis_keyslot(&key)),
             };
             let sent = CustomCommand::new_static(command, hash, false);
             match client.custom::<Value, _>(sent, args).await {
