@@ -65,6 +65,7 @@
 //! - [`guide::consistency`]: who can see an old value, for how long, and what moves it.
 //! - [`guide::staleness`]: what is answered past its TTL, who loads the next value, recipes.
 //! - [`guide::operations`]: what happens in which trouble, what shows, rights, memory.
+//! - [`guide::performance`]: what a look-up costs, and why.
 //! - [`guide::scale`]: what a process, a fleet and its server need, up to where one server is not enough.
 //! - [`guide::threat_model`]: who can do what to a service through its cache, and what helps.
 //! - [`guide::architecture`]: how it works, with the read path as a picture.

@@ -14,6 +14,8 @@
 //!
 //! | state | who changes it | to |
 //! |---|---|---|
+//! | on the ground | its leader | parked; away and into a task, if that is wanted by then, or it cannot be otherwise |
+//! | | anybody | on the ground, and wanted |
 //! | parked | its leader, to poll it | moving |
 //! | | anybody | away, and into a task |
 //! | moving | its leader, afterwards | parked; away and into a task, if that is wanted by then |
@@ -36,21 +38,29 @@ pub(crate) type Flying = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Where a flight's future is.
 #[derive(Debug, Default)]
 pub(crate) struct Craft {
-    /// Not away; a hint for those who would not have to look.
-    aboard: AtomicBool,
+    /// It needs nobody any more, who would otherwise have to look.
+    away: AtomicBool,
     place: Mutex<Place>,
 }
 
-#[derive(Default)]
 enum Place {
+    /// In the table, and its leader has not come to it yet.
+    Ground {
+        wanted: bool,
+    },
     /// With its leader's waker, once that has polled it.
     Parked(Handle, Flying, Option<Waker>),
     Moving {
         wanted: bool,
     },
-    /// Landed, in a task, or in nobody's way from the beginning.
-    #[default]
+    /// Landed, or in a task.
     Away,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self::Ground { wanted: false }
+    }
 }
 
 /// What the leader knows after a poll.
@@ -64,14 +74,27 @@ pub(crate) enum Leg {
 }
 
 impl Craft {
-    /// The leader polls it from now on.
+    /// The leader polls it from now on, unless somebody else waits for it already.
     pub(crate) fn board(&self, runtime: Handle, flying: Flying) {
-        *self.place.lock() = Place::Parked(runtime, flying, None);
-        self.aboard.store(true, Ordering::SeqCst);
+        {
+            let mut place = self.place.lock();
+            if !matches!(*place, Place::Ground { wanted: true }) {
+                *place = Place::Parked(runtime, flying, None);
+                return;
+            }
+        }
+        self.has_task();
+        runtime.spawn(flying);
     }
 
-    pub(crate) fn is_aboard(&self) -> bool {
-        self.aboard.load(Ordering::SeqCst)
+    /// Nobody has to see to it.
+    pub(crate) fn has_task(&self) {
+        self.away.store(true, Ordering::SeqCst);
+        *self.place.lock() = Place::Away;
+    }
+
+    pub(crate) fn is_away(&self) -> bool {
+        self.away.load(Ordering::SeqCst)
     }
 
     /// Polls it for its leader. `leave`: asked under the lock under which it is parked, so that whoever
@@ -79,7 +102,7 @@ impl Craft {
     pub(crate) fn poll(&self, cx: &mut Context<'_>, leave: impl FnOnce() -> bool) -> Leg {
         let (runtime, mut flying) = {
             let mut place = self.place.lock();
-            match std::mem::take(&mut *place) {
+            match std::mem::replace(&mut *place, Place::Away) {
                 Place::Parked(runtime, flying, _) => {
                     *place = Place::Moving { wanted: false };
                     (runtime, flying)
@@ -93,7 +116,7 @@ impl Craft {
         // Outside a runtime no timer can begin.
         let elsewhere = Handle::try_current().is_err();
         if elsewhere {
-            self.away();
+            self.has_task();
             runtime.spawn(flying);
             return Leg::Away;
         }
@@ -107,7 +130,7 @@ impl Craft {
                     return Leg::Aboard;
                 }
                 drop(place);
-                self.away();
+                self.has_task();
                 // Not under the lock: a runtime that ends drops it at once.
                 runtime.spawn(flying);
                 return Leg::Away;
@@ -115,32 +138,27 @@ impl Craft {
             Ok(Poll::Ready(())) => Leg::Away,
             Err(_) => Leg::Crashed(flying),
         };
-        self.away();
+        self.has_task();
         leg
-    }
-
-    fn away(&self) {
-        self.aboard.store(false, Ordering::SeqCst);
-        *self.place.lock() = Place::Away;
     }
 
     /// Gives it a task of its own, if it has none. Not to be called under a lock.
     pub(crate) fn hand_over(&self) {
-        if !self.is_aboard() {
+        if self.is_away() {
             return;
         }
         let parked = {
             let mut place = self.place.lock();
             match &mut *place {
-                Place::Parked(..) => std::mem::take(&mut *place),
-                Place::Moving { wanted } => {
+                Place::Parked(..) => std::mem::replace(&mut *place, Place::Away),
+                Place::Ground { wanted } | Place::Moving { wanted } => {
                     *wanted = true;
                     return;
                 }
                 Place::Away => return,
             }
         };
-        self.aboard.store(false, Ordering::SeqCst);
+        self.away.store(true, Ordering::SeqCst);
         if let Place::Parked(runtime, flying, leader) = parked {
             runtime.spawn(flying);
             // He waits for it like everybody else from now on.
@@ -171,7 +189,7 @@ impl Craft {
                 *wanted = true;
                 true
             }
-            Place::Parked(..) | Place::Away => false,
+            Place::Ground { .. } | Place::Parked(..) | Place::Away => false,
         }
     }
 }
@@ -179,9 +197,28 @@ impl Craft {
 impl fmt::Debug for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Ground { .. } => "Ground",
             Self::Parked(..) => "Parked",
             Self::Moving { .. } => "Moving",
             Self::Away => "Away",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_wanted_before_its_leader_comes_has_a_task_at_once() {
+        let (craft, (landed, landing)) = (Craft::default(), tokio::sync::oneshot::channel());
+        craft.hand_over();
+        assert!(!craft.is_away());
+        let flying = Box::pin(async move {
+            let _ = landed.send(());
+        });
+        craft.board(Handle::current(), flying);
+        assert!(craft.is_away());
+        landing.await.expect("it is flown");
     }
 }

@@ -421,7 +421,7 @@ impl<V, E> Shard<V, E> {
 
     /// One that is detached and has no task is still found by whoever closes the cache.
     fn keep_in_sight(&mut self, flight: &Arc<Flight<V, E>>) {
-        if flight.craft.is_aboard() {
+        if !flight.craft.is_away() {
             self.listen(flight);
         }
     }
@@ -564,7 +564,7 @@ impl<V, E> Flights<V, E> {
             let aboard: Vec<_> = {
                 let shard = shard.lock();
                 let flights = shard.flights.iter().chain(&shard.waiting);
-                let aboard = flights.filter(|flight| flight.craft.is_aboard());
+                let aboard = flights.filter(|flight| !flight.craft.is_away());
                 aboard.cloned().collect()
             };
             for flight in aboard {

@@ -86,6 +86,9 @@ where
             .collect();
         if let (false, Ok(runtime)) = (leaders.is_empty(), Handle::try_current()) {
             self.join_up(&runtime, &leaders);
+            for leader in &leaders {
+                leader.claim.flight.craft.has_task();
+            }
             runtime.spawn(Trace::here().within(fly_together(Arc::clone(self), leaders)));
         }
         swept

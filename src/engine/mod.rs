@@ -611,6 +611,7 @@ where
             let approach = gather.approach();
             leader.claim.flight.join(Company::Approaching(approach));
         }
+        leader.claim.flight.craft.has_task();
         runtime.spawn(read::fly(leader));
     }
 

@@ -12,6 +12,9 @@ pub mod staleness {}
 #[doc = include_str!("operations.md")]
 pub mod operations {}
 
+#[doc = include_str!("performance.md")]
+pub mod performance {}
+
 #[doc = include_str!("scale.md")]
 pub mod scale {}
 
