@@ -223,7 +223,7 @@ where
         if !self.is_calm(&slot, now) {
             return Calm::Something;
         }
-        if self.stats.calm_hits.add() % SAMPLE == 0 && self.l1.may_move_up(key) {
+        if self.stats.calm_hits.add() % SAMPLE == SAMPLE - 1 && self.l1.may_move_up(key) {
             self.promote(key);
         }
         Calm::Hit(answer(&slot, now))
