@@ -169,7 +169,7 @@ async fn reads_that_are_shared_do_not_share_their_troubles() {
 #[tokio::test]
 async fn reads_are_not_lost_with_the_runtime_that_would_send_them() {
     let scene = Scene::new().await;
-    for id in 200..212 {
+    for id in 200..214 {
         scene.a.get(id).await.expect("a load");
     }
     for ends in [true, false] {
@@ -208,6 +208,13 @@ async fn reads_are_not_lost_with_the_runtime_that_would_send_them() {
         let stats = cache.stats();
         let hits = if ends { 2 } else { 1 };
         assert_eq!((stats.l2_hits, stats.l2_failures), (hits, 2 - hits));
+        // The next ones are collected again.
+        let next = join_all([211, 212, 213].map(async |id| cache.get(&id).await)).await;
+        for (id, got) in (211..).zip(next) {
+            assert_eq!(value(got), format!("row {id}"));
+        }
+        let stats = cache.stats();
+        assert_eq!((stats.l2_hits, stats.l2_failures), (hits + 3, 2 - hits));
         drop(begun);
     }
     scene.end().await;

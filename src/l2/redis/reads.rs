@@ -131,7 +131,11 @@ impl Redis {
         match tokio::time::timeout(self.shared.timeout, mine).await {
             Ok(Ok(found)) => Some(found.map_err(|error| remote("read", error))),
             Ok(Err(_)) => None,
-            Err(_) => Some(Err(RemoteError::new(RemoteKind::Timeout, "read"))),
+            Err(_) => {
+                // Those who come next collect anew, on a runtime that runs.
+                drop(self.shared.reads.take());
+                Some(Err(RemoteError::new(RemoteKind::Timeout, "read")))
+            }
         }
     }
 
@@ -178,5 +182,8 @@ async fn send_collected(mut collector: Collector) {
         let some = waiting.split_off(waiting.len() - MOST);
         tokio::spawn(async move { redis.send_together(some).await });
     }
-    redis.send_together(waiting).await;
+    // Nothing is left where somebody has lost patience.
+    if !waiting.is_empty() {
+        redis.send_together(waiting).await;
+    }
 }
