@@ -454,24 +454,13 @@ impl Redis {
         command: CustomCommand,
         args: Vec<Value>,
     ) -> Result<Value, FredError> {
-        let mut again = if self.shared.clustered { ATTEMPTS } else { 1 };
-        let (mut command, mut args) = (Some(command), Some(args));
-        loop {
-            again -= 1;
-            let (next_command, next_args) = if again == 0 {
-                (command.take(), args.take())
-            } else {
-                (command.clone(), args.clone())
-            };
-            let (Some(next_command), Some(next_args)) = (next_command, next_args) else {
-                break;
-            };
-            // In a box: fred's future takes 5 KB, of every future that it is in.
-            match Box::pin(client.custom(next_command, next_args)).await {
-                Err(error) if error.details().starts_with(SENT_ON) && again > 0 => {}
-                Err(error) if error.details().starts_with(SENT_ON) && self.shared.clustered => {
-                    break;
-                }
+        // In a box: fred's future takes 5 KB, of every future that it is in.
+        if !self.shared.clustered {
+            return Box::pin(client.custom(command, args)).await;
+        }
+        for _ in 0..ATTEMPTS {
+            match Box::pin(client.custom(command.clone(), args.clone())).await {
+                Err(error) if error.details().starts_with(SENT_ON) => {}
                 result => return result,
             }
         }
