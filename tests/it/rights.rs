@@ -11,7 +11,8 @@ use crate::support::eventually;
 use crate::support::ground::{check_records, users};
 use crate::support::loader::Db;
 use crate::support::node::{Node, value};
-use crate::support::server::{Raw, Reply, Server};
+use crate::support::proxy::{Proxy, Wire};
+use crate::support::server::{Raw, Reply, Server, patient};
 
 /// What the guide names, but for the user itself.
 fn rights() -> Vec<&'static str> {
@@ -236,6 +237,40 @@ async fn an_opened_handle_says_what_is_missing_goes_on_and_heals() {
         a.check().await;
     }
     check_records(&scene.server);
+}
+
+/// A look at the rights that gets no answer is not the last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_right_that_is_missing_is_found_by_a_later_look_when_the_first_is_not_answered() {
+    let mut scene = Scene::new();
+    scene.grant_all_but("+time");
+    let proxy = Proxy::to(scene.server.port()).await;
+    proxy.set(Wire::Hold("EVAL")).await;
+    let timeout = Duration::from_millis(100);
+    let builder = patient(proxy.port()).user("app", "secret");
+    let redis = builder.timeout(timeout).open().expect("a handle");
+    let (db, events) = (Db::default(), Events::default());
+    let a = node("users", &db, &redis, &events);
+    assert_eq!(value(a.get(1).await), "row 1");
+    // The look has begun, and is given up.
+    eventually("the clock is asked for", async || {
+        matches!(scene.raw.ask("ACL LOG"), Reply::List(denied) if !denied.is_empty())
+    })
+    .await;
+    tokio::time::sleep(3 * timeout).await;
+    assert_eq!(a.health().denied, None);
+    proxy.set(Wire::Pass).await;
+    says(&a, "+time").await;
+    scene.grant_all_but("");
+    eventually("nothing is denied any more", async || {
+        a.health().denied.is_none()
+    })
+    .await;
+    assert_eq!(
+        (events.count(Event::Denied), events.count(Event::Granted)),
+        (1, 1)
+    );
+    a.check().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

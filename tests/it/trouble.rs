@@ -367,7 +367,7 @@ async fn l1_is_not_used_before_the_server_has_confirmed_the_subscription() {
     let builder = Cache::builder("users", scene.db.clone()).ttl_jitter(0.0);
     let builder = builder.channel_lease(Duration::from_secs(60));
     let b = Node::new(builder.l2(redis).build().expect("a cache"));
-    scene.proxy.set(Wire::HoldSubscriptions).await;
+    scene.proxy.set(Wire::Hold("SUBSCRIBE")).await;
     assert_eq!(value(b.get(1).await), "row 1");
     let entry = b.get_entry(1).await.expect("a look-up").expect("an entry");
     assert_eq!(entry.source(), Source::L2);

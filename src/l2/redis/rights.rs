@@ -205,13 +205,13 @@ impl Shared {
         Ok(Some(client))
     }
 
-    /// Looks again, and tells who listens of what has changed.
-    async fn look_at_rights(&self) {
+    /// Looks again, and tells who listens of what has changed. `false`: nobody answers.
+    async fn look_at_rights(&self) -> bool {
         let seen = std::mem::take(&mut self.rights.state.lock().seen);
         let mut missing = Missing::default();
         if self.try_commands(&mut missing).await.is_err() {
-            // Nobody answers.
-            return;
+            self.rights.state.lock().seen |= seen;
+            return false;
         }
         match self.lacks("look at the rights", &missing) {
             Some(error) => self.set_denied(&Part::Commands, Some(reason(&error))),
@@ -219,6 +219,7 @@ impl Shared {
             None if seen => {}
             None => self.set_denied(&Part::Commands, None),
         }
+        true
     }
 
     /// What came of a command.
@@ -345,7 +346,8 @@ fn reason(error: &RemoteError) -> Arc<str> {
     }
 }
 
-/// Looks when a connection stands, when a command was denied, and while anything is.
+/// Looks when a connection stands and when a command was denied; and again while anything is, or while
+/// nobody answers.
 pub(super) async fn watch(
     shared: Weak<Shared>,
     mut connected: Receiver<Server>,
@@ -354,14 +356,12 @@ pub(super) async fn watch(
     mut due: bool,
 ) {
     loop {
-        let denied = {
+        let (answered, denied) = {
             let Some(shared) = shared.upgrade() else {
                 return;
             };
-            if due {
-                shared.look_at_rights().await;
-            }
-            shared.rights.state.lock().is_denied()
+            let answered = !due || shared.look_at_rights().await;
+            (answered, shared.rights.state.lock().is_denied())
         };
         due = tokio::select! {
             event = connected.recv() => match event {
@@ -378,7 +378,7 @@ pub(super) async fn watch(
                 Err(RecvError::Closed) => return,
             },
             () = look.notified() => !denied,
-            () = tokio::time::sleep(AGAIN), if denied => true,
+            () = tokio::time::sleep(AGAIN), if denied || !answered => true,
         };
     }
 }

@@ -27,8 +27,8 @@ pub(crate) enum Wire {
     DeadConnections,
     /// Everything takes this long.
     Slow(Duration),
-    /// A connection that subscribes stops there; the others pass. It goes on when this ends.
-    HoldSubscriptions,
+    /// A connection that sends this word stops there; the others pass. It goes on when this ends.
+    Hold(&'static str),
     /// What a client has sent is answered when this is set again with another number, and then until
     /// it sends something more: the client takes turns with the server.
     TurnByTurn(u64),
@@ -163,7 +163,7 @@ async fn pump(
     let mut torn = 0;
     while let Ok(read @ 1..) = from.read(&mut bytes).await {
         let now = *wire.borrow();
-        if now != Wire::DeadSubscriptions && subscribes(&bytes[..read]) {
+        if now != Wire::DeadSubscriptions && says(&bytes[..read], "SUBSCRIBE") {
             subscribed.store(true, Ordering::SeqCst);
         }
         match now {
@@ -177,7 +177,7 @@ async fn pump(
                 }
             }
             Wire::Slow(by) => tokio::time::sleep(by / 2).await,
-            Wire::HoldSubscriptions if subscribes(&bytes[..read]) => {
+            Wire::Hold(word) if says(&bytes[..read], word) => {
                 let _ = wire.wait_for(|wire| *wire != now).await;
             }
             Wire::TurnByTurn(_) => match &turn {
@@ -190,7 +190,7 @@ async fn pump(
                 }
             },
             Wire::DeadSubscriptions if subscribed.load(Ordering::SeqCst) => continue,
-            Wire::HoldSubscriptions | Wire::DeadSubscriptions | Wire::DeadConnections => {}
+            Wire::Hold(_) | Wire::DeadSubscriptions | Wire::DeadConnections => {}
             Wire::Pass | Wire::Refuse | Wire::Tear(_) => {}
         }
         if to.write_all(&bytes[..read]).await.is_err() {
@@ -199,8 +199,7 @@ async fn pump(
     }
 }
 
-fn subscribes(bytes: &[u8]) -> bool {
-    bytes
-        .windows(b"SUBSCRIBE".len())
-        .any(|word| word.eq_ignore_ascii_case(b"SUBSCRIBE"))
+fn says(bytes: &[u8], word: &str) -> bool {
+    let mut windows = bytes.windows(word.len());
+    windows.any(|said| said.eq_ignore_ascii_case(word.as_bytes()))
 }
