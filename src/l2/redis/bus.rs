@@ -87,6 +87,11 @@ pub(super) enum Order {
     Renew,
 }
 
+/// A channel of which nobody knows yet.
+pub(super) fn private(prefix: &str) -> String {
+    format!("{prefix}::beat:{:016x}", crate::random::number())
+}
+
 /// What the bus hears of its connection and of its handle. Made before the connection is, so that
 /// nothing is missed.
 pub(super) struct Ears {
@@ -112,7 +117,7 @@ impl Lines {
     pub(super) fn add(&mut self, client: Client, prefix: &str) -> (u64, Ears) {
         let (orders, orders_in) = mpsc::unbounded_channel();
         let ears = Ears::new(&client, orders_in);
-        let private = format!("{prefix}::beat:{:016x}", crate::random::number());
+        let private = private(prefix);
         let number = self.next;
         self.next += 1;
         self.all.push(Line {
@@ -379,9 +384,7 @@ impl Shared {
             .lock()
             .line(line)
             .is_some_and(|line| *line.private == *channel);
-        if is_private && bytes.is_empty() {
-            // To prove a subscription.
-        } else if !is_private {
+        if !is_private {
             for listener in self.on(channel) {
                 listener.on_message(bytes);
             }
@@ -499,14 +502,13 @@ impl Shared {
             .lock()
             .line(line)
             .map(|line| line.private.clone());
-        let private = private.unwrap_or_default();
         let channels: Vec<String> = channels
             .iter()
-            .chain([&private])
+            .chain(&private)
             .filter_map(|channel| String::from_utf8(channel.to_vec()).ok())
             .collect();
         let client = client.with_options(&self.options);
-        let subscribed = self.subscribe_surely(&client, channels, &private).await;
+        let subscribed = self.subscribe_surely(&client, channels).await;
         self.saw_bus(subscribed)
     }
 

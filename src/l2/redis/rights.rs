@@ -10,9 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use fred::clients::{Client, WithOptions};
 use fred::error::{Error as FredError, ErrorKind};
-use fred::interfaces::{ClientLike, PubsubInterface};
+use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
 use fred::types::config::Server;
-use fred::types::{ClusterHash, CustomCommand, Value};
+use fred::types::{ClusterHash, CustomCommand, Message, Value};
 use fred::util::redis_keyslot;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -21,7 +21,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use self::missing::Missing;
 use super::errors::{is_denial, is_of_database, is_silence, remote, suspect};
-use super::{Shared, scripts};
+use super::{Shared, bus, scripts};
 
 use crate::error::{RemoteError, RemoteKind};
 
@@ -152,7 +152,7 @@ impl Shared {
 
     async fn try_bus_on(&self, client: &Client, missing: &mut Missing) -> Result<(), RemoteError> {
         let failed = |error| remote("connect", error);
-        let channel = format!("{}::beat:{:016x}", self.prefix, crate::random::number());
+        let channel = bus::private(&self.prefix);
         let client = client.with_options(&self.options);
         client.subscribe(&channel).await.map_err(failed)?;
         match receivers(&client, channel.as_bytes()).await {
@@ -262,20 +262,32 @@ impl Shared {
         }
     }
 
-    /// Subscribes and waits until the server has: a message reaches this connection. fred is through
-    /// before that.
+    /// Subscribes and waits until the server has; fred is through before that. What the server says of a
+    /// refusal goes to whichever command waits for a reply next, or to nobody, so that no reply proves
+    /// anything. But the command is carried out or refused as a whole: with a new channel in it, it was
+    /// carried out if a message is heard there.
     pub(super) async fn subscribe_surely(
         &self,
         client: &WithOptions<Client>,
-        channels: Vec<String>,
-        private: &[u8],
+        mut channels: Vec<String>,
     ) -> Result<(), RemoteError> {
         const DOING: &str = "subscribe";
+        let proof = bus::private(&self.prefix);
+        channels.push(proof.clone());
+        let mut messages = client.message_rx();
         let subscribed = client.subscribe(channels).await;
         subscribed.map_err(|error| remote(DOING, error))?;
         let mut missing = Missing::default();
-        match receivers(client, private).await {
-            Ok(1..) => return Ok(()),
+        match receivers(client, proof.as_bytes()).await {
+            Ok(1..) => {
+                let heard = hears(&mut messages, &proof);
+                let heard = tokio::time::timeout(self.timeout, heard).await;
+                if heard == Ok(true) {
+                    // Should it fail, nobody says anything there.
+                    let _ = client.unsubscribe(proof).await;
+                    return Ok(());
+                }
+            }
             Ok(0) => {
                 missing.note_command("subscribe");
                 missing.channels = true;
@@ -310,6 +322,17 @@ pub(super) enum Heard {
     /// An answer to something else.
     Nonsense,
     Denied,
+}
+
+/// Waits for a message on a channel.
+async fn hears(messages: &mut Receiver<Message>, channel: &str) -> bool {
+    loop {
+        match messages.recv().await {
+            Ok(message) if *message.channel == *channel => return true,
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return false,
+        }
+    }
 }
 
 /// How many hear a message on a channel that nobody else knows. It is empty, and means nothing.

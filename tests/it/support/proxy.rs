@@ -32,6 +32,8 @@ pub(crate) enum Wire {
     /// What a client has sent is answered when this is set again with another number, and then until
     /// it sends something more: the client takes turns with the server.
     TurnByTurn(u64),
+    /// Connections that have subscribed do not hear that a right is missing.
+    HideDenials,
     /// Connections that have subscribed stand, and nothing comes out of them; the others pass, and
     /// those that subscribe from now on.
     DeadSubscriptions,
@@ -176,6 +178,14 @@ async fn pump(
                     return;
                 }
             }
+            Wire::HideDenials if subscribed.load(Ordering::SeqCst) => {
+                let mut rest = bytes[..read].to_vec();
+                hide_denials(&mut rest);
+                if to.write_all(&rest).await.is_err() {
+                    return;
+                }
+                continue;
+            }
             Wire::Slow(by) => tokio::time::sleep(by / 2).await,
             Wire::Hold(word) if says(&bytes[..read], word) => {
                 let _ = wire.wait_for(|wire| *wire != now).await;
@@ -190,12 +200,21 @@ async fn pump(
                 }
             },
             Wire::DeadSubscriptions if subscribed.load(Ordering::SeqCst) => continue,
-            Wire::Hold(_) | Wire::DeadSubscriptions | Wire::DeadConnections => {}
+            Wire::Hold(_) | Wire::HideDenials | Wire::DeadSubscriptions | Wire::DeadConnections => {
+            }
             Wire::Pass | Wire::Refuse | Wire::Tear(_) => {}
         }
         if to.write_all(&bytes[..read]).await.is_err() {
             return;
         }
+    }
+}
+
+fn hide_denials(bytes: &mut Vec<u8>) {
+    let denial = b"-NOPERM";
+    while let Some(at) = bytes.windows(denial.len()).position(|word| word == denial) {
+        let end = bytes[at..].iter().position(|byte| *byte == b'\n');
+        bytes.drain(at..end.map_or(bytes.len(), |end| at + end + 1));
     }
 }
 
