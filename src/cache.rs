@@ -15,7 +15,7 @@ use crate::entry::{Entry, Read};
 use crate::error::{BoxError, Error, RemoteError, WriteError};
 use crate::health::Health;
 use crate::key::CacheKey;
-use crate::l1::{Answer, Slot};
+use crate::l1::{Answer, Seen};
 use crate::loader::{Loaded, Loader};
 use crate::many::{GetStream, Warm};
 use crate::stats::Stats;
@@ -92,7 +92,7 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let value = |slot: &Slot<V>, _| slot.value.clone();
+        let value = |seen: &Seen<'_, V>, _| seen.value.clone();
         let look = match self.engine.calm_hit(key, Instant::now, value) {
             Calm::Hit(value) => return Ok(value),
             other => matches!(other, Calm::Something),
@@ -161,7 +161,8 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let look = match self.engine.calm_hit(key, Instant::now, Slot::entry) {
+        let entry = |seen: &Seen<'_, V>, now| seen.slot.entry(now);
+        let look = match self.engine.calm_hit(key, Instant::now, entry) {
             Calm::Hit(entry) => return Ok(entry),
             other => matches!(other, Calm::Something),
         };

@@ -20,7 +20,7 @@ use crate::entry::{Entry, Freshness, Source, Way};
 use crate::life::Life;
 
 use self::front::Front;
-pub(crate) use self::front::{Hot, SAMPLE, SWEEP};
+pub(crate) use self::front::{Hot, SAMPLE};
 
 mod front;
 
@@ -28,20 +28,21 @@ pub(crate) type Weigher<K, V> = Arc<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 
 /// What is known of an entry, apart from its value.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub(crate) struct Meta {
+    pub(crate) stamp: Stamp,
+    /// Until then a hit answers and does nothing else.
+    pub(crate) calm_until: Instant,
+    pub(crate) life: Life,
     /// When it began to be read: what it misses is not older.
     pub(crate) begun: Instant,
     /// When it was stored here, and how old it was then.
     pub(crate) stored: Instant,
     pub(crate) age: Duration,
-    pub(crate) life: Life,
-    /// Until then a hit answers and does nothing else.
-    pub(crate) calm_until: Instant,
     /// L1 answers nothing from this moment on, whatever its life.
     pub(crate) bound: Instant,
     /// Which version of the value it is.
     pub(crate) print: u64,
-    pub(crate) stamp: Stamp,
 }
 
 impl Meta {
@@ -55,25 +56,45 @@ impl Meta {
     }
 }
 
-/// What is kept of a key: a value or an absence.
+/// What is kept of a key: a value or an absence. What a hit looks at comes first, and most of it shares a line
+/// of the processor's cache.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Slot<V> {
-    pub(crate) value: Option<Arc<V>>,
+    value: Option<Arc<V>>,
     pub(crate) meta: Meta,
     tags: Option<Tags>,
 }
 
-impl<V> Slot<V> {
+/// What a hit looks at.
+pub(crate) struct Seen<'a, V> {
+    /// Until then there is nothing to do but to answer it, as far as its own times say. `None`: never.
+    pub(crate) calm_until: Option<Instant>,
+    pub(crate) stamp: Stamp,
+    pub(crate) value: &'a Option<Arc<V>>,
+    tags: &'a Option<Tags>,
+    /// The rest.
+    pub(crate) slot: &'a Slot<V>,
+}
+
+impl<V> Seen<'_, V> {
     pub(crate) fn tags_hold(&self) -> bool {
         self.tags.as_ref().is_none_or(Tags::hold)
     }
+}
 
-    /// Whether a hit has nothing to do but to answer it, as far as its own times say.
-    pub(crate) fn is_calm(&self, now: Instant) -> bool {
+impl<V> Slot<V> {
+    pub(crate) fn seen(&self) -> Seen<'_, V> {
         let Meta {
             calm_until, life, ..
         } = &self.meta;
-        now < *calm_until && now < life.fresh_until && !life.expired
+        Seen {
+            calm_until: (!life.expired).then(|| life.fresh_until.min(*calm_until)),
+            stamp: self.meta.stamp,
+            value: &self.value,
+            tags: &self.tags,
+            slot: self,
+        }
     }
 
     pub(crate) fn answer(&self, now: Instant) -> Answer<V> {
@@ -251,20 +272,19 @@ where
         self.front.get(key)
     }
 
-    /// Lets the map know of a hit in the front: its policy decides what is kept. `sweep`: looks at one of
-    /// the others, too.
-    pub(crate) fn touch<Q>(&self, key: &Q, hot: &Hot<K, V>, sweep: bool)
+    /// Lets the map know of a hit in the front, for its policy decides what is kept; and looks at one of the
+    /// others. Neither more often than it is of use.
+    pub(crate) fn touch<Q>(&self, key: &Q, hot: &Hot<K, V>, nanos: u64)
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
         self.front.keep(hot);
-        let (here, there) = (hot.slot(), self.slot(key));
-        if !there.is_some_and(|there| here.is_some_and(|here| Arc::ptr_eq(here, &there))) {
+        if hot.is_news(nanos) && !self.slot(key).is_some_and(|there| hot.is(&there)) {
             self.front.drop_if(hot);
         }
         // One which may have been evicted and not been asked for since.
-        if let Some(other) = sweep.then(|| self.front.next()).flatten() {
+        if let Some(other) = self.front.next(nanos) {
             let kept = |map: &Option<Slots<K, V>>| {
                 let map = map.as_ref();
                 map.zip(other.key())

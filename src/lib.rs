@@ -225,6 +225,7 @@ mod ttl;
 #[cfg(feature = "write-behind")]
 #[cfg_attr(docsrs, doc(cfg(feature = "write-behind")))]
 pub mod write_behind;
+mod zero;
 
 /// The README, compiled: its code must work.
 #[cfg(all(doctest, feature = "redis", feature = "bincode", feature = "derive"))]

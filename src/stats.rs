@@ -1,6 +1,8 @@
 //! Counters for all that happens.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
 
 macro_rules! stats {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -161,8 +163,10 @@ impl Counter {
     }
 }
 
-/// Threads that count without getting into each other's way.
-const LANES: usize = 16;
+/// Lanes that are one thread's, which adds without a word to the others.
+const OWN: usize = 16;
+/// All lanes: where there are more threads, those share the rest.
+const LANES: usize = OWN + 8;
 
 /// A counter that threads add to side by side: one cache line for each, or for a few.
 #[derive(Debug, Default)]
@@ -172,17 +176,52 @@ pub(crate) struct Spread([Lane; LANES]);
 #[repr(align(128))]
 struct Lane(AtomicU64);
 
-static NEXT_LANE: AtomicUsize = AtomicUsize::new(0);
+/// A lane of all such counters, while a thread lives.
+struct Place(usize);
+
+/// Places that threads have left, and how many were taken.
+static PLACES: Mutex<(Vec<usize>, usize)> = Mutex::new((Vec::new(), 0));
+
+impl Place {
+    fn take() -> Self {
+        let mut places = PLACES.lock();
+        let (left, taken) = &mut *places;
+        Self(left.pop().unwrap_or_else(|| {
+            *taken += 1;
+            match *taken - 1 {
+                own @ ..OWN => own,
+                more => OWN + more % (LANES - OWN),
+            }
+        }))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.0 < OWN {
+            PLACES.lock().0.push(self.0);
+        }
+    }
+}
 
 thread_local! {
-    static LANE: usize = NEXT_LANE.fetch_add(1, Ordering::Relaxed) % LANES;
+    static PLACE: Place = Place::take();
 }
 
 impl Spread {
     /// Answers how many this thread's lane had before.
+    #[inline]
     pub(crate) fn add(&self) -> u64 {
-        let lane = LANE.try_with(|lane| *lane).unwrap_or(0);
-        self.0[lane].0.fetch_add(1, Ordering::Relaxed)
+        // A thread that ends has none any more.
+        let at = PLACE.try_with(|place| place.0).unwrap_or(OWN);
+        let Lane(count) = &self.0[at];
+        if at >= OWN {
+            return count.fetch_add(1, Ordering::Relaxed);
+        }
+        // Nobody else writes here, and whoever did before has let go of the place.
+        let before = count.load(Ordering::Relaxed);
+        count.store(before + 1, Ordering::Relaxed);
+        before
     }
 
     fn sum(&self) -> u64 {
@@ -196,6 +235,38 @@ impl Spread {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Threads come and go, and more of them live at once than have a lane of their own.
+    #[test]
+    fn every_thread_counts_and_no_lane_is_that_of_two() {
+        let (counter, threads) = (Spread::default(), 2 * LANES);
+        for _ in 0..3 {
+            let all_live = std::sync::Barrier::new(threads);
+            let places: Vec<usize> = std::thread::scope(|scope| {
+                let running: Vec<_> = (0..threads)
+                    .map(|_| {
+                        scope.spawn(|| {
+                            all_live.wait();
+                            for _ in 0..1_000 {
+                                counter.add();
+                            }
+                            all_live.wait();
+                            PLACE.with(|place| place.0)
+                        })
+                    })
+                    .collect();
+                let ended = running.into_iter().map(|thread| thread.join());
+                ended.map(|place| place.expect("a place")).collect()
+            });
+            assert!(places.iter().all(|&place| place < LANES));
+            let mut own: Vec<usize> = places.into_iter().filter(|&place| place < OWN).collect();
+            let some = own.len();
+            own.sort_unstable();
+            own.dedup();
+            assert_eq!(own.len(), some, "one thread each");
+        }
+        assert_eq!(counter.sum(), 3 * 1_000 * threads as u64);
+    }
 
     #[test]
     fn snapshots_subtract_and_ratios_divide() {

@@ -92,7 +92,7 @@ pub(crate) async fn strike(server: &mut Server, wires: &[Proxy], dice: &mut Dice
         }
         Fault::Bus => {
             for hit in &wires {
-                hit.set(Wire::HoldSubscriptions).await;
+                hit.set(Wire::Hold("SUBSCRIBE")).await;
                 hit.cut();
             }
             sleep(lasts).await;

@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::ttl;
+use crate::zero::Zero;
 
 /// Stripes for each entry that L1 can hold.
 const PER_ENTRY: u64 = 2;
@@ -27,7 +28,7 @@ pub(crate) struct Fence {
     generations: Box<[AtomicU32]>,
     /// Bumped when anything may have been missed: every entry of an earlier epoch is unusable.
     epoch: AtomicU32,
-    zero: Instant,
+    zero: Zero,
     /// With a hold-off: nanoseconds after `zero` until which nothing of a stripe is stored.
     held_off: Option<Box<[AtomicU64]>>,
     hold_off: Duration,
@@ -42,7 +43,7 @@ pub(crate) struct Stamp {
 }
 
 impl Fence {
-    pub(crate) fn new(l1_capacity: u64, hold_off: Duration) -> Self {
+    pub(crate) fn new(l1_capacity: u64, hold_off: Duration, zero: Zero) -> Self {
         let stripes = l1_capacity
             .saturating_mul(PER_ENTRY)
             .clamp(FEWEST, MOST)
@@ -50,28 +51,24 @@ impl Fence {
         Self {
             generations: (0..stripes).map(|_| AtomicU32::new(0)).collect(),
             epoch: AtomicU32::new(0),
-            zero: Instant::now(),
+            zero,
             held_off: (!hold_off.is_zero())
                 .then(|| (0..stripes).map(|_| AtomicU64::new(0)).collect()),
             hold_off,
         }
     }
 
-    fn nanos(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.zero).as_nanos()).unwrap_or(u64::MAX)
-    }
-
     /// The key was invalidated: for the time of the hold-off, what is read may be older.
     pub(crate) fn hold_off(&self, hash: u64, now: Instant) {
         if let Some(held_off) = &self.held_off {
-            let until = self.nanos(ttl::deadline(now, self.hold_off));
+            let until = self.zero.nanos(ttl::deadline(now, self.hold_off));
             held_off[self.stripe(hash)].fetch_max(until, Ordering::SeqCst);
         }
     }
 
     /// Everything was.
     pub(crate) fn hold_off_all(&self, now: Instant) {
-        let until = self.nanos(ttl::deadline(now, self.hold_off));
+        let until = self.zero.nanos(ttl::deadline(now, self.hold_off));
         for held_off in self.held_off.iter().flatten() {
             held_off.fetch_max(until, Ordering::SeqCst);
         }
@@ -80,7 +77,7 @@ impl Fence {
     /// Whether nothing is to be stored for this key yet.
     pub(crate) fn is_held_off(&self, hash: u64, now: Instant) -> bool {
         self.held_off.as_ref().is_some_and(|held_off| {
-            self.nanos(now) < held_off[self.stripe(hash)].load(Ordering::SeqCst)
+            self.zero.nanos(now) < held_off[self.stripe(hash)].load(Ordering::SeqCst)
         })
     }
 
@@ -107,6 +104,7 @@ impl Fence {
     }
 
     /// Whether nothing has happened to the stripe since, and no gap.
+    #[inline]
     pub(crate) fn holds(&self, stamp: Stamp) -> bool {
         self.generations[stamp.stripe as usize].load(Ordering::Acquire) == stamp.generation
             && self.epoch.load(Ordering::Acquire) == stamp.epoch
@@ -131,21 +129,25 @@ impl Fence {
 mod tests {
     use super::*;
 
+    fn over(capacity: u64, hold_off: Duration) -> Fence {
+        Fence::new(capacity, hold_off, Zero::at(Instant::now()))
+    }
+
     #[test]
     fn a_hold_off_ends_and_concerns_its_stripe() {
-        let fence = Fence::new(1000, Duration::from_secs(1));
         let now = Instant::now();
+        let fence = over(1000, Duration::from_secs(1));
         fence.hold_off(7, now);
         assert!(fence.is_held_off(7, now) && !fence.is_held_off(8, now));
         assert!(!fence.is_held_off(7, now + Duration::from_secs(2)));
         fence.hold_off_all(now);
         assert!(fence.is_held_off(8, now));
-        assert!(!Fence::new(1000, Duration::ZERO).is_held_off(7, now));
+        assert!(!over(1000, Duration::ZERO).is_held_off(7, now));
     }
 
     #[test]
     fn a_message_or_a_gap_ends_what_was_stamped_before() {
-        let fence = Fence::new(1000, Duration::ZERO);
+        let fence = over(1000, Duration::ZERO);
         let (mine, other) = (fence.stamp_in(7, 0), fence.stamp_in(8, 0));
         assert!(fence.holds(mine) && fence.holds(other));
         fence.bump(7);
@@ -164,7 +166,7 @@ mod tests {
             (u64::MAX, 65_536),
         ] {
             assert_eq!(
-                Fence::new(capacity, Duration::ZERO).generations.len(),
+                over(capacity, Duration::ZERO).generations.len(),
                 stripes,
                 "{capacity}"
             );

@@ -21,7 +21,7 @@ use super::{Calm, Engine, Entered, Want, flight};
 use crate::entry::Read;
 use crate::error::Error;
 use crate::key::CacheKey;
-use crate::l1::{Answer, Slot};
+use crate::l1::Answer;
 use crate::telemetry::Trace;
 
 /// Loads of one call at once, where they are not batched.
@@ -73,7 +73,7 @@ where
                 if closed {
                     return Swept::Entered(Entered::Refused(Error::Closed));
                 }
-                let hit = match self.calm_hit(key, || now, Slot::answer) {
+                let hit = match self.calm_hit(key, || now, |seen, now| seen.slot.answer(now)) {
                     Calm::Hit(answer) => Some(answer),
                     Calm::Something => self.hit(key, want.read, now),
                     Calm::Nothing => None,

@@ -34,7 +34,7 @@ use crate::entry::{Freshness, Read, Source};
 use crate::error::Error;
 use crate::health::{Channel, Event, Health};
 use crate::key::{self, CacheKey};
-use crate::l1::{Answer, L1, Meta, SAMPLE, SWEEP, Slot, Weigher};
+use crate::l1::{Answer, L1, Meta, SAMPLE, Seen, Weigher};
 use crate::l2::{At, Tier};
 use crate::life::Standing;
 use crate::loader::{ErasedBatchLoader, ErasedLoader};
@@ -43,6 +43,7 @@ use crate::stats::Counters;
 use crate::telemetry::{self, Gauges};
 use crate::telemetry::{Telemetry, Wait};
 use crate::ttl;
+use crate::zero::Zero;
 
 mod aboard;
 mod budget;
@@ -94,6 +95,7 @@ pub(crate) struct Engine<K, V, E> {
     pub(crate) telemetry: Arc<Telemetry>,
     tasks: Arc<Tasks>,
     born: Instant,
+    zero: Zero,
 }
 
 impl<K, V, E> Engine<K, V, E>
@@ -111,6 +113,7 @@ where
         shared: Option<(At, Arc<dyn ErasedCodec<V>>)>,
     ) -> Arc<Self> {
         let (now, telemetry) = (Instant::now(), Telemetry::new(name));
+        let zero = Zero::at(now);
         // With a weigher the capacity is not a number of entries.
         let entries = if weigher.is_some() {
             10_000
@@ -122,7 +125,7 @@ where
             loader,
             batches,
             l1: L1::new(config.l1_capacity, config.negative_capacity, weigher),
-            fence: Fence::new(entries, config.hold_off),
+            fence: Fence::new(entries, config.hold_off, zero),
             marks: if shared.is_some() {
                 Marks::default()
             } else {
@@ -133,7 +136,7 @@ where
             flights: Flights::new(),
             shared: shared.map(|(at, codec)| {
                 let tier = Tier::new(at, Arc::clone(&telemetry));
-                Shared::new(name, tier, codec, config.channel_lease)
+                Shared::new(name, tier, codec, config.channel_lease, now, zero)
             }),
             places: config
                 .max_concurrent_loads
@@ -145,6 +148,7 @@ where
             telemetry,
             tasks: Arc::default(),
             born: now,
+            zero,
             config,
         })
     }
@@ -183,21 +187,20 @@ where
         &self,
         key: &Q,
         now: impl FnOnce() -> Instant,
-        answer: impl FnOnce(&Slot<V>, Instant) -> T,
+        answer: impl FnOnce(&Seen<'_, V>, Instant) -> T,
     ) -> Option<T>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
         let hot = self.l1.hot(key)?;
-        let (slot, now) = (hot.slot()?, now());
-        if !self.is_calm(slot, now) {
+        let (seen, now) = (hot.seen()?, now());
+        if !self.is_calm(&seen, now) {
             return None;
         }
-        let answer = answer(slot, now);
-        let before = self.stats.quick_hits.add();
-        if before % SAMPLE == 0 {
-            self.l1.touch(key, &hot, before % (SAMPLE * SWEEP) == 0);
+        let answer = answer(&seen, now);
+        if self.stats.quick_hits.add() % SAMPLE == 0 {
+            self.l1.touch(key, &hot, self.zero.nanos(now));
         }
         Some(answer)
     }
@@ -207,7 +210,7 @@ where
         &self,
         key: &Q,
         now: impl Fn() -> Instant,
-        answer: impl Fn(&Slot<V>, Instant) -> T,
+        answer: impl Fn(&Seen<'_, V>, Instant) -> T,
     ) -> Calm<T>
     where
         K: Borrow<Q>,
@@ -220,20 +223,28 @@ where
             return Calm::Nothing;
         };
         let now = now();
-        if !self.is_calm(&slot, now) {
+        let seen = slot.seen();
+        if !self.is_calm(&seen, now) {
             return Calm::Something;
         }
         if self.stats.calm_hits.add() % SAMPLE == SAMPLE - 1 && self.l1.may_move_up(key) {
             self.promote(key);
         }
-        Calm::Hit(answer(&slot, now))
+        Calm::Hit(answer(&seen, now))
     }
 
     /// Whether a hit has nothing to do but to answer this; an absence is counted.
-    fn is_calm(&self, slot: &Slot<V>, now: Instant) -> bool {
-        let usable = slot.is_calm(now) && self.usable(&slot.meta, now) && slot.tags_hold();
+    #[inline]
+    fn is_calm(&self, seen: &Seen<'_, V>, now: Instant) -> bool {
+        let proven = |shared: &Shared<V>| {
+            shared.link.is_proven(now) || self.reads_l1(seen.slot.meta.begun, now)
+        };
+        let usable = seen.calm_until.is_some_and(|until| now < until)
+            && self.fence.holds(seen.stamp)
+            && self.shared.as_ref().is_none_or(proven)
+            && seen.tags_hold();
         let is_calm = usable && !self.tasks.is_closed();
-        if is_calm && slot.value.is_none() {
+        if is_calm && seen.value.is_none() {
             self.stats.negative_hits.add();
         }
         is_calm

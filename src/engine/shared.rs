@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use crossbeam_utils::atomic::AtomicCell;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -19,6 +20,7 @@ use crate::l2::message::{About, Message, Operation, Origin};
 use crate::l2::{Listener, Notice, Tier};
 use crate::random;
 use crate::ttl;
+use crate::zero::Zero;
 
 pub(crate) struct Shared<V> {
     pub(crate) tier: Tier,
@@ -46,11 +48,13 @@ impl<V> Shared<V> {
         tier: Tier,
         codec: Arc<dyn ErasedCodec<V>>,
         channel_lease: Duration,
+        now: Instant,
+        zero: Zero,
     ) -> Self {
         let namespace = key::namespace(tier.prefix(), name);
         let channel = key::bus(&namespace).into();
         let marks = key::marks(&namespace).into();
-        let link = Link::new(channel_lease, tier.is_direct());
+        let link = Link::new(channel_lease, tier.is_direct(), now, zero);
         Self {
             tier,
             codec,
@@ -196,10 +200,10 @@ pub(crate) struct Link {
     lease: Duration,
     /// There is no connection that could be lost: a subscription proves itself.
     direct: bool,
-    zero: Instant,
+    zero: Zero,
     begun: OnceLock<Instant>,
-    /// Nanoseconds after `zero` until which the channel is proven.
-    proven_until: AtomicU64,
+    /// Until when the channel is proven; written under the lock of `beats`.
+    proven_until: AtomicCell<Option<Instant>>,
     /// The subscription stands, as far as is known.
     up: AtomicBool,
     was_up: AtomicBool,
@@ -227,14 +231,13 @@ struct Beats {
 const BEATS: usize = 16;
 
 impl Link {
-    fn new(lease: Duration, direct: bool) -> Self {
-        let zero = Instant::now();
+    fn new(lease: Duration, direct: bool, now: Instant, zero: Zero) -> Self {
         Self {
             lease,
             direct,
             zero,
             begun: OnceLock::new(),
-            proven_until: AtomicU64::new(0),
+            proven_until: AtomicCell::new(None),
             up: AtomicBool::new(false),
             was_up: AtomicBool::new(false),
             settled: AtomicBool::new(false),
@@ -243,15 +246,11 @@ impl Link {
             beats: Mutex::new(Beats {
                 number: 0,
                 sent: VecDeque::new(),
-                silent_since: zero,
+                silent_since: now,
             }),
             nudge: Arc::default(),
             last_message: AtomicU64::new(0),
         }
-    }
-
-    fn nanos(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.zero).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// How often the channel proves itself.
@@ -263,28 +262,22 @@ impl Link {
         self.direct
     }
 
+    #[inline]
     pub(crate) fn is_proven(&self, now: Instant) -> bool {
-        if self.direct {
-            return self.up.load(Ordering::Acquire);
-        }
-        self.nanos(now) < self.proven_until.load(Ordering::Acquire)
+        self.proven_until.load().is_some_and(|until| now < until)
     }
 
     /// Whether what began to be read at `begun` may be answered.
     pub(crate) fn l1_usable(&self, begun: Instant, now: Instant, degraded: Duration) -> bool {
-        if self.direct && self.up.load(Ordering::Acquire) {
-            return true;
-        }
-        let (now, proven_until) = (self.nanos(now), self.proven_until.load(Ordering::Acquire));
-        if now < proven_until {
+        let proven_until = self.proven_until.load();
+        if proven_until.is_some_and(|until| now < until) {
             return true;
         }
         if self.reachable.load(Ordering::Relaxed) {
             return false;
         }
-        let since = self.nanos(begun).max(proven_until);
-        let degraded = u64::try_from(degraded.as_nanos()).unwrap_or(u64::MAX);
-        now < since.saturating_add(degraded)
+        let since = proven_until.map_or(begun, |until| begun.max(until));
+        now < ttl::deadline(since, degraded)
     }
 
     async fn settle(&self, until: Instant) {
@@ -325,8 +318,9 @@ impl Link {
             beats.sent.pop_front();
             if first == number {
                 beats.silent_since = now;
-                let until = self.nanos(ttl::deadline(sent, self.lease));
-                self.proven_until.fetch_max(until, Ordering::AcqRel);
+                let until = ttl::deadline(sent, self.lease);
+                self.proven_until
+                    .store(self.proven_until.load().max(Some(until)));
                 self.reachable.store(true, Ordering::Relaxed);
                 drop(beats);
                 self.mark_settled();
@@ -354,6 +348,10 @@ impl Link {
             // Beats of an earlier connection prove nothing of this one.
             beats.sent.clear();
             beats.silent_since = now;
+            if self.direct {
+                self.proven_until
+                    .store(Some(ttl::deadline(now, Duration::MAX)));
+            }
         }
         self.up.store(true, Ordering::SeqCst);
         self.nudge.notify_one();
@@ -362,11 +360,14 @@ impl Link {
 
     /// The subscription is lost: not proven from now on.
     pub(crate) fn set_down(&self, now: Instant) {
-        if self.is_proven(now) {
-            self.proven_until.store(self.nanos(now), Ordering::Release);
-        }
         self.up.store(false, Ordering::SeqCst);
-        self.beats.lock().sent.clear();
+        {
+            let mut beats = self.beats.lock();
+            beats.sent.clear();
+            if self.is_proven(now) {
+                self.proven_until.store(Some(now));
+            }
+        }
         self.mark_settled();
     }
 
@@ -379,13 +380,14 @@ impl Link {
     }
 
     pub(crate) fn message_heard(&self, now: Instant) {
-        self.last_message.store(self.nanos(now), Ordering::Relaxed);
+        self.last_message
+            .store(self.zero.nanos(now), Ordering::Relaxed);
     }
 
     /// How long ago the last message of any kind came.
     pub(crate) fn since_last_message(&self, now: Instant) -> Option<Duration> {
         let last = self.last_message.load(Ordering::Relaxed);
-        (last > 0).then(|| Duration::from_nanos(self.nanos(now).saturating_sub(last)))
+        (last > 0).then(|| Duration::from_nanos(self.zero.nanos(now).saturating_sub(last)))
     }
 
     fn mark_settled(&self) {
@@ -401,8 +403,8 @@ mod tests {
     const H: Duration = Duration::from_secs(2);
 
     fn link() -> (Link, Instant) {
-        let link = Link::new(H, false);
-        let now = link.zero;
+        let now = Instant::now();
+        let link = Link::new(H, false, now, Zero::at(now));
         (link, now)
     }
 

@@ -19,6 +19,7 @@ pub(crate) struct Tasks {
 pub(crate) struct Running(Arc<Tasks>);
 
 impl Tasks {
+    #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }

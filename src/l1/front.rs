@@ -4,7 +4,7 @@
 //! the look-up does. So the hottest entries sit in a table of slots as well, one for each value of a
 //! hash, which are read without a lock and written by few: one in [`SAMPLE`] hits in moka moves up, in
 //! the place of whatever is in its slot. One in as many hits here is a read of moka, too, so that its
-//! policy goes on knowing what is hot.
+//! policy goes on knowing what is hot, unless there was one just now.
 //!
 //! Beside each slot are two numbers made of hashes: of the key that is in it, so that most look-ups for other
 //! keys end without a look at that one's memory, and of the key that asked last to move up there: a slot
@@ -17,21 +17,26 @@
 use std::borrow::Borrow;
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::{ArcSwapOption, Guard};
 use foldhash::fast::RandomState;
+use tokio::time::Instant;
 
-use super::Slot;
+use super::{Seen, Slot};
+use crate::engine::fence::Stamp;
+use crate::engine::marks::Tags;
 
 /// One in how many hits is more than a look at one slot.
 pub(crate) const SAMPLE: u64 = if cfg!(test) { 2 } else { 16 };
 
-/// One in how many looks at the next slot, too: its memory is cold, most likely.
-pub(crate) const SWEEP: u64 = if cfg!(test) { 1 } else { 8 };
+/// How long after the map was told of an entry it is told of it again, in nanoseconds: it knows by now that
+/// this one is asked for. And how long after one slot was looked at the next one is: its memory is cold, most
+/// likely.
+const REST: u64 = if cfg!(test) { 0 } else { 100_000 };
 
 /// Slots at most.
-const MOST: u64 = 4_096;
+const MOST: u64 = 16_384;
 
 pub(super) struct Front<K, V> {
     /// A power of two, or none.
@@ -41,6 +46,8 @@ pub(super) struct Front<K, V> {
     hasher: RandomState,
     /// The slot that is looked at next.
     hand: AtomicUsize,
+    /// When one was looked at, in nanoseconds after zero.
+    looked: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -50,10 +57,18 @@ struct Mark {
     asked_by: AtomicU32,
 }
 
+/// What a hit looks at is here as well: one read of memory less.
 #[derive(Debug)]
+#[repr(C)]
 struct Kept<K, V> {
     key: K,
+    calm_until: Option<Instant>,
+    stamp: Stamp,
+    value: Option<Arc<V>>,
+    tags: Option<Tags>,
     slot: Arc<Slot<V>>,
+    /// When the map was told of a hit, in nanoseconds after zero.
+    told: AtomicU64,
 }
 
 /// A slot of the front, as it was found.
@@ -62,9 +77,37 @@ pub(crate) struct Hot<K, V> {
     kept: Guard<Option<Arc<Kept<K, V>>>>,
 }
 
+/// Whether it is time again, and then it is now.
+fn has_rested(since: &AtomicU64, nanos: u64) -> bool {
+    let has_rested = since.load(Ordering::Relaxed).saturating_add(REST) <= nanos;
+    if has_rested {
+        since.store(nanos, Ordering::Relaxed);
+    }
+    has_rested
+}
+
 impl<K, V> Hot<K, V> {
-    pub(crate) fn slot(&self) -> Option<&Arc<Slot<V>>> {
-        self.kept.as_ref().map(|kept| &kept.slot)
+    pub(crate) fn seen(&self) -> Option<Seen<'_, V>> {
+        self.kept.as_ref().map(|kept| Seen {
+            calm_until: kept.calm_until,
+            stamp: kept.stamp,
+            value: &kept.value,
+            tags: &kept.tags,
+            slot: &kept.slot,
+        })
+    }
+
+    /// Whether this is what is in the map.
+    pub(super) fn is(&self, there: &Arc<Slot<V>>) -> bool {
+        let kept = self.kept.as_ref();
+        kept.is_some_and(|kept| Arc::ptr_eq(&kept.slot, there))
+    }
+
+    /// Whether it is time to tell the map of a hit.
+    pub(crate) fn is_news(&self, nanos: u64) -> bool {
+        self.kept
+            .as_ref()
+            .is_some_and(|kept| has_rested(&kept.told, nanos))
     }
 
     pub(super) fn key(&self) -> Option<&K> {
@@ -80,13 +123,14 @@ where
     pub(super) fn new(entries: u64) -> Self {
         let slots = match entries {
             0 => 0,
-            entries => entries.min(MOST).next_power_of_two(),
+            entries => entries.div_ceil(2).min(MOST).next_power_of_two(),
         };
         Self {
             slots: (0..slots).map(|_| ArcSwapOption::empty()).collect(),
             marks: (0..slots).map(|_| Mark::default()).collect(),
             hasher: RandomState::default(),
             hand: AtomicUsize::new(0),
+            looked: AtomicU64::new(0),
         }
     }
 
@@ -138,8 +182,11 @@ where
         self.marks[hot.at].asked_by.store(0, Ordering::Relaxed);
     }
 
-    /// One slot after the other, if there is something in it.
-    pub(super) fn next(&self) -> Option<Hot<K, V>> {
+    /// One slot after the other, if it is time and there is something in it.
+    pub(super) fn next(&self, nanos: u64) -> Option<Hot<K, V>> {
+        if !has_rested(&self.looked, nanos) {
+            return None;
+        }
         let at = self.hand.fetch_add(1, Ordering::Relaxed) & (self.slots.len() - 1);
         let kept = self.slots[at].load();
         kept.is_some().then_some(Hot { at, kept })
@@ -148,7 +195,17 @@ where
     pub(super) fn put(&self, key: K, slot: Arc<Slot<V>>) {
         if !self.slots.is_empty() {
             let (at, mark) = self.at(&key);
-            self.slots[at].store(Some(Arc::new(Kept { key, slot })));
+            let seen = slot.seen();
+            let kept = Kept {
+                key,
+                calm_until: seen.calm_until,
+                stamp: seen.stamp,
+                value: seen.value.clone(),
+                tags: seen.tags.clone(),
+                slot,
+                told: AtomicU64::new(0),
+            };
+            self.slots[at].store(Some(Arc::new(kept)));
             self.marks[at].held_by.store(mark, Ordering::Relaxed);
         }
     }

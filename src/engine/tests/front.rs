@@ -31,7 +31,7 @@ fn is_hot(cache: &Numbers, key: u64) -> bool {
 
 /// What the front answers.
 fn quick(cache: &Numbers, key: u64) -> Option<Option<u64>> {
-    let value = |slot: &crate::l1::Slot<u64>, _| slot.value.as_deref().copied();
+    let value = |seen: &crate::l1::Seen<'_, u64>, _| seen.value.as_deref().copied();
     cache.engine().quick(&key, Instant::now, value)
 }
 
