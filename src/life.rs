@@ -110,6 +110,9 @@ impl Life {
         if self.expired {
             return born;
         }
+        if windows.ahead == 0.0 || self.cost.is_zero() {
+            return self.fresh_until;
+        }
         let reach = ttl::early_by(self.cost, windows.ahead, SMALLEST);
         let life = self.fresh_until.saturating_duration_since(born);
         // However long a load takes, the first half of a life is for the value that is there.
