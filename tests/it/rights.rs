@@ -371,8 +371,13 @@ async fn a_subscription_whose_refusal_nobody_hears_is_never_taken_for_one() {
     proxy.set(Wire::HideDenials).await;
     let second = node("posts", &db, &redis, &events);
     assert_eq!(value(second.get(1).await), "row 1");
+    // For longer than it takes to subscribe, and to be proven.
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        assert_ne!(second.health().channel, Channel::Proven);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     says(&second, "&tidegate:*").await;
-    assert_ne!(second.health().channel, Channel::Proven);
     scene.grant_all_but("");
     proxy.set(Wire::Pass).await;
     for node in [&first, &second] {
