@@ -113,7 +113,7 @@ impl Life {
         if windows.ahead == 0.0 || self.cost.is_zero() {
             return self.fresh_until;
         }
-        let reach = ttl::early_by(self.cost, windows.ahead, SMALLEST);
+        let reach = ttl::earliest(self.cost, windows.ahead);
         let life = self.fresh_until.saturating_duration_since(born);
         // However long a load takes, the first half of a life is for the value that is there.
         let reach = reach.min(life / 2);
@@ -130,9 +130,6 @@ impl Life {
             && ttl::early_by(self.cost, windows.ahead, 1.0 - random::share()) >= left
     }
 }
-
-/// The smallest number that is drawn from (0, 1].
-const SMALLEST: f64 = 1.0 / (1_u64 << 53) as f64;
 
 #[cfg(test)]
 mod tests {

@@ -22,7 +22,15 @@ pub(crate) fn first_life(ttl: Duration, u: f64) -> Duration {
 
 /// How long before the end of its life a hit begins a refresh; `u` is drawn from (0, 1].
 pub(crate) fn early_by(cost: Duration, beta: f64, u: f64) -> Duration {
-    let share = -beta * u.ln();
+    times(cost, -beta * u.ln())
+}
+
+/// The longest of these: the smallest number that is drawn is 2⁻⁵³.
+pub(crate) fn earliest(cost: Duration, beta: f64) -> Duration {
+    times(cost, beta * 53.0 * std::f64::consts::LN_2)
+}
+
+fn times(cost: Duration, share: f64) -> Duration {
     // `mul_f64` panics where the product is no duration.
     let cost = cost.min(LONGEST);
     let most = LONGEST.div_duration_f64(cost.max(Duration::from_nanos(1)));

@@ -149,11 +149,11 @@ pub(crate) fn now_in_serials() -> u64 {
 }
 
 impl<V, E> Flight<V, E> {
-    pub(crate) fn new(id: Id, aim: Aim) -> Self {
+    pub(crate) fn new(id: Id, aim: Aim, begun: Instant) -> Self {
         Self {
             id,
             serial: SERIAL.fetch_add(1, Ordering::SeqCst) + 1,
-            begun: Instant::now(),
+            begun,
             epoch: AtomicU64::new(NOT_YET),
             revoked: AtomicBool::new(false),
             aim,
@@ -186,7 +186,9 @@ impl<V, E> Flight<V, E> {
 
     /// What it does shows there, from now on.
     pub(crate) fn traced(&self, trace: Trace) {
-        let _ = self.trace.set(trace);
+        if Trace::ARE_KEPT {
+            let _ = self.trace.set(trace);
+        }
     }
 
     /// Where it shows what it does, or nowhere before it is flown.
@@ -207,6 +209,11 @@ impl<V, E> Flight<V, E> {
     pub(crate) fn offer(&self, found: Found<V>) {
         *self.offer.lock() = Some(found);
         self.news.notify_waiters();
+    }
+
+    /// Whether callers may have something.
+    pub(crate) fn has_offer(&self) -> bool {
+        self.offer.lock().is_some()
     }
 
     pub(crate) fn offered(&self) -> Option<Found<V>> {
@@ -270,8 +277,8 @@ impl<V, E> Flight<V, E> {
         match self.aim {
             Aim::Replace(_) => true,
             Aim::Any => {
-                let now = Instant::now();
-                self.instead(now, windows, false, |_, _| true).is_some()
+                let instead = |now| self.instead(now, windows, false, |_, _| true);
+                self.has_offer() && instead(Instant::now()).is_some()
             }
             Aim::Fresh | Aim::Load => false,
         }

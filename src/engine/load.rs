@@ -24,13 +24,25 @@ tokio::task_local! {
     static NESTING: Nesting;
 }
 
-pub(crate) type Nesting = Arc<[u64]>;
+/// Flights, by their numbers. `None`: none, as nearly always.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Nesting(Option<Arc<[u64]>>);
+
+impl Nesting {
+    pub(crate) fn serials(&self) -> &[u64] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+impl FromIterator<u64> for Nesting {
+    fn from_iter<I: IntoIterator<Item = u64>>(serials: I) -> Self {
+        Self(Some(serials.into_iter().collect()))
+    }
+}
 
 /// The flights whose loads the calling task runs in.
 pub(crate) fn nesting() -> Nesting {
-    NESTING
-        .try_with(Arc::clone)
-        .unwrap_or_else(|_| Arc::new([]))
+    NESTING.try_with(Clone::clone).unwrap_or_default()
 }
 
 /// Runs a load: what it looks up is compared with the flights that it is for.
@@ -210,12 +222,17 @@ where
     ) -> Result<Loaded<V>, Error<E>> {
         let place = match place {
             Place::Shared(seat) => {
-                let nesting = Arc::clone(nesting);
+                let nesting = nesting.clone();
                 return seat.board(flight.serial, nesting, previous).found().await;
             }
             own @ Place::Own(..) => own,
         };
-        let nesting: Nesting = nesting.iter().copied().chain([flight.serial]).collect();
+        let nesting: Nesting = nesting
+            .serials()
+            .iter()
+            .copied()
+            .chain([flight.serial])
+            .collect();
         let running = self.tasks.enter_late();
         let (loader, key) = (Arc::clone(&self.loader), key.clone());
         // A task of its own: a panic ends there, and a loader that blocks its thread can still be

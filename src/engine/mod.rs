@@ -430,7 +430,7 @@ where
 
     /// What a caller may have at this moment of a flight that has not landed, or has failed.
     fn instead(&self, flight: &Flight<V, E>, want: &Want, failed: bool) -> Option<Answer<V>> {
-        if want.read.fresh {
+        if want.read.fresh || !flight.has_offer() {
             return None;
         }
         let now = Instant::now();
@@ -516,7 +516,7 @@ where
         self: &Arc<Self>,
         key: &Q,
         want: &Want,
-        begin: impl FnOnce(&Handle, Leader<K, V, E>),
+        begin: impl FnOnce(Handle, Leader<K, V, E>),
     ) -> Entered<V, E>
     where
         K: Borrow<Q>,
@@ -536,7 +536,7 @@ where
         let nesting = load::nesting();
         let mut shard = self.flights.lock(id.hash);
         if let Some(flight) = shard.find(&id) {
-            if nesting.contains(&flight.serial) {
+            if nesting.serials().contains(&flight.serial) {
                 return Entered::Refused(Error::LoadCycle);
             }
             if self.joinable(flight.begun, Instant::now()) {
@@ -572,7 +572,7 @@ where
             Want { read, .. } if read.fresh => Aim::Fresh,
             _ => Aim::Any,
         };
-        let mut flight = Flight::new(id, aim);
+        let mut flight = Flight::new(id, aim, now);
         flight.past_l1 = want.read.skip_l1 && !want.load;
         flight.failures = shard.failures(&flight.id, now);
         if let Some((error, _)) = shard.held(&flight.id, now) {
@@ -601,19 +601,19 @@ where
         let flight = Arc::new(flight);
         shard.insert(Arc::clone(&flight));
         drop(shard);
-        begin(&runtime, self.leader(&flight, owned, nesting, running));
+        begin(runtime, self.leader(&flight, owned, nesting, running));
         Entered::Flight(flight, Role::Leads)
     }
 
     /// Lets the caller fly it, as far as that goes.
-    fn board(self: &Arc<Self>, runtime: &Handle, leader: Leader<K, V, E>) {
+    fn board(self: &Arc<Self>, runtime: Handle, leader: Leader<K, V, E>) {
         let gathers = self.batches.as_ref().is_some_and(Batches::gathers);
         if self.shared.is_none() || gathers {
-            return self.take_off(runtime, leader);
+            return self.take_off(&runtime, leader);
         }
         let flight = Arc::clone(&leader.claim.flight);
         let flying = Box::pin(read::fly(leader));
-        flight.craft.board(runtime.clone(), flying);
+        flight.craft.board(runtime, flying);
     }
 
     fn take_off(self: &Arc<Self>, runtime: &Handle, leader: Leader<K, V, E>) {
@@ -644,6 +644,7 @@ where
             claim: Claim {
                 engine: Arc::clone(self),
                 flight: Arc::clone(flight),
+                landed: false,
             },
             key,
             nesting,

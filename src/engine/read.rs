@@ -200,6 +200,7 @@ where
 {
     pub(crate) engine: Arc<Engine<K, V, E>>,
     pub(crate) flight: Arc<Flight<V, E>>,
+    pub(crate) landed: bool,
 }
 
 impl<K, V, E> Claim<K, V, E>
@@ -208,7 +209,7 @@ where
     V: Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
-    fn land(self, key: K, landing: Landing<V, E>) {
+    fn land(mut self, key: K, landing: Landing<V, E>) {
         let (engine, flight) = (&self.engine, &self.flight);
         let (now, mut stored, mut in_l1) = (Instant::now(), false, false);
         {
@@ -222,7 +223,7 @@ where
                     if found.life.freshness(now) == Freshness::Fresh {
                         shard.forgive(&flight.id);
                     }
-                    in_l1 = engine.store(key.clone(), flight, &found, bound, None);
+                    in_l1 = engine.store(key.clone(), flight, &found, bound, (now, None));
                     stored = true;
                 }
                 Keep::Failure(failure) if current && !failure.hold.is_zero() => {
@@ -249,6 +250,7 @@ where
             })),
             None => Outcome::Abandoned,
         });
+        self.landed = true;
     }
 }
 
@@ -259,6 +261,9 @@ where
     E: Send + Sync + 'static,
 {
     fn drop(&mut self) {
+        if self.landed {
+            return;
+        }
         self.engine
             .flights
             .lock(self.flight.id.hash)
@@ -582,7 +587,8 @@ where
 
     /// As far as that is known here.
     fn judge_now(&self, shared: &Shared<V>, era: Era, tags: &[u64], ask: bool) -> Verdict {
-        let proven = !ask && shared.link.is_proven(Instant::now());
+        // Which is asked about tags alone.
+        let proven = !ask && !tags.is_empty() && shared.link.is_proven(Instant::now());
         self.marks.judge(era, tags.iter().copied(), proven)
     }
 

@@ -88,7 +88,7 @@ where
             flight.calm();
             return self.calm(&owned, until);
         }
-        let mut flight = Flight::new(id, Aim::Replace(local.meta.print));
+        let mut flight = Flight::new(id, Aim::Replace(local.meta.print), now);
         flight.failures = shard.failures(&flight.id, now);
         flight.offer(local.found());
         flight.calm();
@@ -121,17 +121,17 @@ where
     }
 
     /// Stores an entry that a flight has found, if there is an L1 for it. Under the shard's lock, while
-    /// the flight is current.
+    /// the flight is current. With an end of its calm other than its life's.
     pub(crate) fn store(
         &self,
         key: K,
         flight: &Flight<V, E>,
         found: &Found<V>,
         bound: Duration,
-        calm_until: Option<Instant>,
+        (now, calm_until): (Instant, Option<Instant>),
     ) -> bool {
         let (hash, at) = (flight.id.hash, found.answer.at);
-        if self.fence.is_held_off(hash, Instant::now()) {
+        if self.fence.is_held_off(hash, now) {
             return false;
         }
         let bound = ttl::deadline(at, bound);
@@ -169,7 +169,7 @@ where
             };
             flight.calm();
             let bound = self.config.l1_bound();
-            self.store(key.clone(), flight, found, bound, Some(calm_until));
+            self.store(key.clone(), flight, found, bound, (now, Some(calm_until)));
         }
         drop(shard);
         flight.offer(found.clone());
@@ -188,7 +188,8 @@ where
         replaces: &mut Replaces,
         waited: &Waited,
     ) -> bool {
-        let (now, windows) = (Instant::now(), &self.config.windows);
+        // Read a moment ago.
+        let (now, windows) = (found.answer.at, &self.config.windows);
         if found.life.freshness(now) != Freshness::Fresh {
             return true;
         }

@@ -171,7 +171,10 @@ impl<V> Shared<V> {
             Ok(_) => true,
             Err(error) => !(error.is_unreachable() || error.is_timeout()),
         };
-        self.link.reachable.store(reachable, Ordering::Relaxed);
+        // Hits read what is beside it: written where it changes, and not with every operation.
+        if self.link.reachable.load(Ordering::Relaxed) != reachable {
+            self.link.reachable.store(reachable, Ordering::Relaxed);
+        }
     }
 }
 
@@ -281,6 +284,9 @@ impl Link {
     }
 
     async fn settle(&self, until: Instant) {
+        if self.settled.load(Ordering::SeqCst) {
+            return;
+        }
         loop {
             let changed = self.changed.notified();
             if self.settled.load(Ordering::SeqCst) {

@@ -418,7 +418,7 @@ async fn load_once<K, V, E>(
 {
     // A load of several must wait for none of them, nor for what any of their callers load.
     let around = aboard.iter().flat_map(|(_, passenger)| {
-        let around = passenger.nesting.iter().copied();
+        let around = passenger.nesting.serials().iter().copied();
         around.chain([passenger.serial])
     });
     let nesting: Nesting = around.collect();

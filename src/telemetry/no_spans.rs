@@ -6,6 +6,9 @@ pub(crate) struct Trace;
 
 #[expect(clippy::unused_self, reason = "as with traces")]
 impl Trace {
+    /// Whether there are any.
+    pub(crate) const ARE_KEPT: bool = false;
+
     pub(crate) fn none() -> Self {
         Self
     }

@@ -23,6 +23,9 @@ use crate::health::Event;
 pub(crate) struct Trace(Span);
 
 impl Trace {
+    /// Whether there are any.
+    pub(crate) const ARE_KEPT: bool = true;
+
     pub(crate) fn none() -> Self {
         Self(Span::none())
     }

@@ -161,6 +161,37 @@ struct Part {
     failed: u32,
 }
 
+impl Counts {
+    fn part(&mut self, number: u64) -> &mut Part {
+        let at = usize::try_from(number % u64::from(PARTS)).unwrap_or(0);
+        let part = &mut self.parts[at];
+        if part.number != number {
+            *part = Part {
+                number,
+                ..Part::default()
+            };
+        }
+        part
+    }
+
+    fn is_too_much(&self, number: u64, settings: &Breaker) -> bool {
+        let of_late = self
+            .parts
+            .iter()
+            .filter(|part| part.number + u64::from(PARTS) > number);
+        let (mut answered, mut failed) = (0_u64, 0_u64);
+        for part in of_late {
+            answered += u64::from(part.answered);
+            failed += u64::from(part.failed);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a share of a count")]
+        let share = failed as f64 / (answered + failed) as f64;
+        let least = settings.least_failures;
+        self.in_a_row >= least.saturating_mul(3)
+            || (failed >= u64::from(least) && share >= settings.failure_rate)
+    }
+}
+
 impl State {
     pub(super) fn new(settings: Breaker) -> Self {
         Self {
@@ -182,48 +213,47 @@ impl State {
 
     /// A command was answered, or not. `true`: that has opened it.
     pub(super) fn note(&self, answered: bool, now: Instant) -> bool {
+        if answered {
+            self.note_answers(1, now);
+            return false;
+        }
+        self.within_window(now, |counts, number| {
+            let part = counts.part(number);
+            part.failed = part.failed.saturating_add(1);
+            counts.in_a_row = counts.in_a_row.saturating_add(1);
+            let opens = counts.is_too_much(number, &self.settings);
+            if opens {
+                self.open.store(true, Ordering::Release);
+                self.opened.notify_one();
+            }
+            opens
+        })
+        .unwrap_or(false)
+    }
+
+    /// So many were answered.
+    pub(super) fn note_answers(&self, commands: u32, now: Instant) {
+        self.within_window(now, |counts, number| {
+            let part = counts.part(number);
+            part.answered = part.answered.saturating_add(commands);
+            counts.in_a_row = 0;
+        });
+    }
+
+    /// With the number of the part of the window that it is now.
+    fn within_window<T>(
+        &self,
+        now: Instant,
+        note: impl FnOnce(&mut Counts, u64) -> T,
+    ) -> Option<T> {
         // An answer to what was sent before it opened says nothing: that is for the probes.
         if !self.settings.on || self.is_open() {
-            return false;
+            return None;
         }
-        let length = self.settings.window / PARTS;
-        let since = now.saturating_duration_since(self.zero);
-        let number = u64::try_from(since.as_nanos() / length.as_nanos().max(1)).unwrap_or(u64::MAX);
-        let mut counts = self.counts.lock();
-        let at = usize::try_from(number % u64::from(PARTS)).unwrap_or(0);
-        let part = &mut counts.parts[at];
-        if part.number != number {
-            *part = Part {
-                number,
-                ..Part::default()
-            };
-        }
-        if answered {
-            part.answered = part.answered.saturating_add(1);
-            counts.in_a_row = 0;
-            return false;
-        }
-        part.failed = part.failed.saturating_add(1);
-        counts.in_a_row = counts.in_a_row.saturating_add(1);
-        let of_late = counts
-            .parts
-            .iter()
-            .filter(|part| part.number + u64::from(PARTS) > number);
-        let (mut answered, mut failed) = (0_u64, 0_u64);
-        for part in of_late {
-            answered += u64::from(part.answered);
-            failed += u64::from(part.failed);
-        }
-        #[expect(clippy::cast_precision_loss, reason = "a share of a count")]
-        let share = failed as f64 / (answered + failed) as f64;
-        let least = self.settings.least_failures;
-        let opens = counts.in_a_row >= least.saturating_mul(3)
-            || (failed >= u64::from(least) && share >= self.settings.failure_rate);
-        if opens {
-            self.open.store(true, Ordering::Release);
-            self.opened.notify_one();
-        }
-        opens
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let length = nanos(self.settings.window / PARTS);
+        let number = nanos(now.saturating_duration_since(self.zero)) / length.max(1);
+        Some(note(&mut self.counts.lock(), number))
     }
 
     /// Probes were answered.
@@ -260,6 +290,19 @@ mod tests {
         state.close();
         assert!(!state.is_open());
         assert!(!state.note(false, zero), "what was before is forgotten");
+    }
+
+    #[test]
+    fn what_is_answered_together_counts_as_often() {
+        let (state, zero) = state(Breaker::new());
+        state.note_answers(64, zero);
+        for failure in 1..=8 {
+            assert!(!state.note(false, zero), "{failure} of {}", 64 + failure);
+        }
+        state.note_answers(64, zero);
+        for failure in 1..=9 {
+            assert_eq!(state.note(false, zero), failure == 9, "in a row");
+        }
     }
 
     #[test]

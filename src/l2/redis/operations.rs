@@ -1,6 +1,7 @@
 //! The operations of the protocol, as commands and scripts.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 
 use bytes::Bytes;
 use fred::clients::{Client, WithOptions};
@@ -448,25 +449,29 @@ impl Redis {
     /// connection with other commands under way, take the first reply that comes for that of
     /// `ASKING`, and give all the others to the wrong callers, `OK` to the last: an invalidation that
     /// was refused would count as carried out.
-    pub(super) async fn send(
+    ///
+    /// In a box: fred's future takes 5 KB, of every future that it is in.
+    pub(super) fn send(
         &self,
         client: &WithOptions<Client>,
         command: CustomCommand,
         args: Vec<Value>,
-    ) -> Result<Value, FredError> {
-        // In a box: fred's future takes 5 KB, of every future that it is in.
-        if !self.shared.clustered {
-            return Box::pin(client.custom(command, args)).await;
-        }
-        for _ in 0..ATTEMPTS {
-            match Box::pin(client.custom(command.clone(), args.clone())).await {
-                Err(error) if error.details().starts_with(SENT_ON) => {}
-                result => return result,
+    ) -> Pin<Box<impl Future<Output = Result<Value, FredError>> + Send + use<>>> {
+        let (client, clustered) = (client.clone(), self.shared.clustered);
+        Box::pin(async move {
+            if !clustered {
+                return client.custom(command, args).await;
             }
-        }
-        // An answer, as opposed to silence.
-        let why = "the slot is on its way to another node";
-        Err(FredError::new(ErrorKind::Cluster, why))
+            for _ in 0..ATTEMPTS {
+                match client.custom(command.clone(), args.clone()).await {
+                    Err(error) if error.details().starts_with(SENT_ON) => {}
+                    result => return result,
+                }
+            }
+            // An answer, as opposed to silence.
+            let why = "the slot is on its way to another node";
+            Err(FredError::new(ErrorKind::Cluster, why))
+        })
     }
 }
 
