@@ -255,7 +255,7 @@ async fn reads_do_not_wait_for_a_thread_that_stands_still() {
         .build()
         .expect("a runtime");
     let (go_on, stands) = std::sync::mpsc::channel::<()>();
-    let (begun, begins) = tokio::sync::oneshot::channel();
+    let (begun, begins) = std::sync::mpsc::channel();
     let blocked = {
         let cache = cache.clone();
         other.spawn(async move {
@@ -266,7 +266,8 @@ async fn reads_do_not_wait_for_a_thread_that_stands_still() {
             join_all(gets).await
         })
     };
-    begins.await.expect("they are under way");
+    // The client's tasks are on this thread: nothing is answered before all of them are under way.
+    begins.recv().expect("they are under way");
     let late = {
         let cache = cache.clone();
         // The first of them watches the time, the second does not.
