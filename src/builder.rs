@@ -9,12 +9,12 @@ use serde::de::DeserializeOwned;
 
 use crate::Cache;
 use crate::batch::Batching;
-use crate::codec::{Codec, ErasedCodec};
+use crate::codec::{AnyCodec, Codec, CodecFor};
 use crate::config::Config;
 use crate::engine::{Batches, Engine};
 use crate::error::BuildError;
 use crate::health::OnEvent;
-use crate::l1::Weigher;
+use crate::l1::{TypedEntries, TypedL1, Weigher};
 use crate::l2::{At, SharedTier};
 use crate::loader::{BatchLoader, CacheFor, ErasedBatchLoader, Loader};
 
@@ -76,18 +76,14 @@ pub struct CacheBuilder<L: Loader> {
     loader: L,
     config: Config,
     weigher: Option<Weigher<L::Key, L::Value>>,
-    codec: Option<Arc<dyn ErasedCodec<L::Value>>>,
-    default_codec: Option<Arc<dyn ErasedCodec<L::Value>>>,
+    codec: Option<Arc<dyn AnyCodec>>,
+    default_codec: Option<Arc<dyn AnyCodec>>,
     tier: Option<At>,
     batched: Option<(Batching, Erase<L>)>,
 }
 
 /// Makes a batch loader one without its type.
-type Erase<L> = fn(
-    Arc<L>,
-) -> Arc<
-    dyn ErasedBatchLoader<<L as Loader>::Key, <L as Loader>::Value, <L as Loader>::Error>,
->;
+type Erase<L> = fn(Arc<L>) -> Arc<dyn ErasedBatchLoader>;
 
 impl<L: Loader> CacheBuilder<L> {
     pub(crate) fn new(name: &str, loader: L) -> Self {
@@ -428,14 +424,12 @@ impl<L: Loader> CacheBuilder<L> {
         let batches = self
             .batched
             .map(|(settings, erase)| Batches::new(erase(Arc::clone(&loader)), settings));
-        Ok(Cache::from_engine(Engine::new(
-            &self.name,
-            self.config.bounded(),
-            loader,
-            batches,
-            self.weigher,
-            shared,
-        )))
+        let config = self.config.bounded();
+        let weighs = self.weigher.is_some();
+        let typed = Arc::new(TypedL1::new(config.l1_capacity, self.weigher));
+        let entries: Arc<dyn TypedEntries> = Arc::clone(&typed) as _;
+        let engine = Engine::new(&self.name, config, loader, batches, entries, weighs, shared);
+        Ok(Cache::new(engine, typed))
     }
 
     fn check(&self) -> Result<(), BuildError> {
@@ -560,7 +554,9 @@ where
         self.tier = Some(tier.into_tier().0);
         #[cfg(feature = "bincode")]
         {
-            self.default_codec = Some(Arc::new(crate::codec::Bincode));
+            self.default_codec = Some(Arc::new(CodecFor::<L::Value, _>::new(
+                crate::codec::Bincode,
+            )));
         }
         self
     }
@@ -569,7 +565,7 @@ where
     ///
     /// Default: [`Bincode`](crate::Bincode). Records of another codec are misses and are replaced.
     pub fn codec(mut self, codec: impl Codec) -> Self {
-        self.codec = Some(Arc::new(codec));
+        self.codec = Some(Arc::new(CodecFor::<L::Value, _>::new(codec)));
         self
     }
 }

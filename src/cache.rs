@@ -3,21 +3,22 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::hash::Hash;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use futures_core::Stream;
-use tokio::time::Instant;
 
 use crate::builder::CacheBuilder;
-use crate::engine::write::Then;
-use crate::engine::{Calm, Engine};
+use crate::engine::Engine;
+use crate::engine::write::{Then, Written};
 use crate::entry::{Entry, Read};
 use crate::error::{BoxError, Error, RemoteError, WriteError};
 use crate::health::Health;
 use crate::key::CacheKey;
-use crate::l1::{Answer, Seen};
+use crate::l1::TypedL1;
 use crate::loader::{Loaded, Loader};
 use crate::many::{GetStream, Warm};
+use crate::shell::{LookedUp, entry_of, value_of};
 use crate::stats::Stats;
 
 /// A cache of one kind of thing: a handle that is cheap to clone, and that needs no `Arc` around it.
@@ -33,7 +34,10 @@ use crate::stats::Stats;
 /// Every future may be dropped at any time. A read or load that was begun goes on and is stored,
 /// for whoever asks next; an `insert` or `invalidate` that was begun is carried out.
 pub struct Cache<K, V, E = BoxError> {
-    engine: Arc<Engine<K, V, E>>,
+    pub(crate) engine: Arc<Engine>,
+    /// What the engine does not know: the types.
+    pub(crate) typed: Arc<TypedL1<K, V>>,
+    errors: PhantomData<fn() -> E>,
 }
 
 impl Cache<(), (), BoxError> {
@@ -54,8 +58,12 @@ where
     V: Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
-    pub(crate) fn from_engine(engine: Arc<Engine<K, V, E>>) -> Self {
-        Self { engine }
+    pub(crate) fn new(engine: Arc<Engine>, typed: Arc<TypedL1<K, V>>) -> Self {
+        Self {
+            engine,
+            typed,
+            errors: PhantomData,
+        }
     }
 
     /// The value of a key: from L1, or L2, or the loader. `None` means that the source of truth
@@ -92,13 +100,12 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let value = |seen: &Seen<'_, V>, _| seen.value.clone();
-        let look = match self.engine.calm_hit(key, Instant::now, value) {
-            Calm::Hit(value) => return Ok(value),
-            other => matches!(other, Calm::Something),
+        let wait = match self.look_up(key, |hit, _| hit.value.clone(), value_of)? {
+            LookedUp::Answered(value) => return Ok(value),
+            LookedUp::Waits(wait) => wait,
         };
-        let got = self.engine.get(key, Read::new(), look).await;
-        got.map(|answer| answer.value)
+        let got = self.engine.wait(wait).await;
+        got.map(value_of).map_err(Error::typed)
     }
 
     /// [`get`](Self::get) with other rules for this call: nothing stale, or past L1. See [`Read`].
@@ -129,8 +136,12 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let got = self.engine.get(key, read, true).await;
-        got.map(|answer| answer.value)
+        let wait = match self.look_up_with(key, read)? {
+            LookedUp::Answered(answer) => return Ok(value_of(answer)),
+            LookedUp::Waits(wait) => wait,
+        };
+        let got = self.engine.wait(wait).await;
+        got.map(value_of).map_err(Error::typed)
     }
 
     /// Like [`get`](Self::get), with what is known about the entry: which tier answered, its age,
@@ -161,13 +172,12 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let entry = |seen: &Seen<'_, V>, now| seen.slot.entry(now);
-        let look = match self.engine.calm_hit(key, Instant::now, entry) {
-            Calm::Hit(entry) => return Ok(entry),
-            other => matches!(other, Calm::Something),
+        let wait = match self.look_up(key, |hit, now| hit.entry(now), entry_of)? {
+            LookedUp::Answered(entry) => return Ok(entry),
+            LookedUp::Waits(wait) => wait,
         };
-        let got = self.engine.get(key, Read::new(), look).await;
-        got.map(Answer::into_entry)
+        let got = self.engine.wait(wait).await;
+        got.map(entry_of).map_err(Error::typed)
     }
 
     /// [`get_with`](Self::get_with), with what is known about the entry.
@@ -180,8 +190,12 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let got = self.engine.get(key, read, true).await;
-        got.map(Answer::into_entry)
+        let wait = match self.look_up_with(key, read)? {
+            LookedUp::Answered(answer) => return Ok(entry_of(answer)),
+            LookedUp::Waits(wait) => wait,
+        };
+        let got = self.engine.wait(wait).await;
+        got.map(entry_of).map_err(Error::typed)
     }
 
     /// [`get`](Self::get) for many keys: one outcome for each, in their order, duplicates included.
@@ -216,10 +230,7 @@ where
     /// Those of [`get`](Self::get), for each key by itself. A `load_many` that fails is the error of
     /// every key that it was given.
     pub async fn get_many(&self, keys: &[K]) -> Vec<Result<Option<Arc<V>>, Error<E>>> {
-        let got = self.engine.get_many(keys).await;
-        got.into_iter()
-            .map(|got| got.map(|answer| answer.value))
-            .collect()
+        self.look_up_many(keys, value_of).await
     }
 
     /// [`get_many`](Self::get_many), with what is known about each entry.
@@ -228,10 +239,7 @@ where
     ///
     /// Those of [`get_many`](Self::get_many).
     pub async fn get_many_entries(&self, keys: &[K]) -> Vec<Result<Option<Entry<V>>, Error<E>>> {
-        let got = self.engine.get_many(keys).await;
-        got.into_iter()
-            .map(|got| got.map(Answer::into_entry))
-            .collect()
+        self.look_up_many(keys, entry_of).await
     }
 
     /// [`get_many`](Self::get_many) for more keys than should be in memory at once: takes keys from a
@@ -291,7 +299,7 @@ where
     where
         I: IntoIterator<Item = K>,
     {
-        Warm::new(Arc::clone(&self.engine), keys.into_iter())
+        Warm::new(self.clone(), keys.into_iter())
     }
 
     /// Loads the value now, whatever the tiers hold, and puts it into both. Meanwhile others keep
@@ -325,8 +333,9 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let got = self.engine.refresh(key).await;
-        got.map(|answer| answer.value)
+        let (key, admission) = self.admit(key)?;
+        let got = self.engine.refresh(key, admission).await;
+        got.map(value_of).map_err(Error::typed)
     }
 
     /// What L1 could answer at this moment: no I/O, no load, no counting. `None` when it could not,
@@ -352,8 +361,7 @@ where
         if self.engine.is_closed() {
             return None;
         }
-        let answer = self.engine.peek(key, Instant::now());
-        answer.and_then(Answer::into_entry)
+        self.peek_l1(key)
     }
 
     /// Puts a value into both tiers, for every process. Loads that are running are not stored over
@@ -391,8 +399,8 @@ where
     /// version than what is there [is superseded](RemoteError::is_superseded) and changes nothing.
     pub async fn insert(&self, key: K, value: impl Into<Loaded<V>>) -> Result<(), RemoteError> {
         // Not held across the await: the future is `Send` whatever `value` is.
-        let loaded = value.into();
-        self.engine.insert(key, loaded).await
+        let loaded = value.into().erased();
+        self.engine.insert(self.key(key), loaded).await
     }
 
     /// [`insert`](Self::insert) for many values at once, pipelined: up to 256 are under way.
@@ -421,7 +429,7 @@ where
     {
         let entries = entries
             .into_iter()
-            .map(|(key, value)| (key, value.into()))
+            .map(|(key, value)| (self.key(key), value.into().erased()))
             .collect();
         self.engine.insert_many(entries).await
     }
@@ -471,8 +479,10 @@ where
         T: Into<Loaded<V>>,
         X: Send + 'static,
     {
-        let write = async move { write.await.map(Into::into) };
-        self.engine.write(key, write).await
+        let written = |value: T| Written::Value(value.into().erased());
+        let write = async move { write.await.map(written) };
+        let done = self.write_through(key, Then::Insert, write).await;
+        done.map(drop)
     }
 
     /// **Invalidate-after-write**, the pattern to take where nothing speaks for another: carries a
@@ -512,7 +522,7 @@ where
         T: Send + 'static,
         X: Send + 'static,
     {
-        self.engine.write_then(key, Then::Invalidate, write).await
+        self.write_then(key, Then::Invalidate, write).await
     }
 
     /// **Refresh-after-write**: carries a write out, [expires](Self::expire) the key, and
@@ -553,7 +563,7 @@ where
         T: Send + 'static,
         X: Send + 'static,
     {
-        self.engine.write_then(key, Then::Refresh, write).await
+        self.write_then(key, Then::Refresh, write).await
     }
 
     /// Drops a key from both tiers, in every process. Call it **after** the write has been
@@ -593,7 +603,7 @@ where
         K: Borrow<Q>,
         Q: ToOwned<Owned = K> + ?Sized,
     {
-        self.engine.invalidate(key.to_owned()).await
+        self.engine.invalidate(self.key(key.to_owned())).await
     }
 
     /// [`invalidate`](Self::invalidate) for many keys at once, pipelined: up to 256 are under way.
@@ -614,7 +624,7 @@ where
     ///
     /// The first one; the other keys are invalidated all the same.
     pub async fn invalidate_many(&self, keys: &[K]) -> Result<(), RemoteError> {
-        self.engine.invalidate_many(keys.to_vec()).await
+        self.engine.invalidate_many(self.keys(keys)).await
     }
 
     /// Drops a key as [`invalidate`](Self::invalidate) does, and returns when no process can answer
@@ -649,7 +659,9 @@ where
         K: Borrow<Q>,
         Q: ToOwned<Owned = K> + ?Sized,
     {
-        self.engine.invalidate_everywhere(key.to_owned()).await
+        self.engine
+            .invalidate_everywhere(self.key(key.to_owned()))
+            .await
     }
 
     /// Says that an entry is not fresh any more, in every process: the next look-up loads. Unlike
@@ -689,7 +701,7 @@ where
         K: Borrow<Q>,
         Q: ToOwned<Owned = K> + ?Sized,
     {
-        self.engine.expire(key.to_owned()).await
+        self.engine.expire(self.key(key.to_owned())).await
     }
 
     /// Drops every entry of this cache, in every process, in constant time: a mark is set in the
@@ -824,6 +836,8 @@ impl<K, V, E> Clone for Cache<K, V, E> {
     fn clone(&self) -> Self {
         Self {
             engine: Arc::clone(&self.engine),
+            typed: Arc::clone(&self.typed),
+            errors: PhantomData,
         }
     }
 }
@@ -836,7 +850,7 @@ impl<K, V, E> fmt::Debug for Cache<K, V, E> {
 
 #[cfg(all(test, feature = "bincode"))]
 impl<K, V, E> Cache<K, V, E> {
-    pub(crate) fn engine(&self) -> &Arc<Engine<K, V, E>> {
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.engine
     }
 }

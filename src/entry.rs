@@ -6,11 +6,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::cache_status;
+use crate::erased::{self, AnyEntry};
 
 /// A value with what is known about it: see [`Cache::get_entry`](crate::Cache::get_entry) and
 /// [`Cache::peek`](crate::Cache::peek).
 #[derive(Debug)]
-pub struct Entry<V> {
+pub struct Entry<V: ?Sized> {
     pub(crate) value: Arc<V>,
     pub(crate) source: Source,
     pub(crate) age: Duration,
@@ -91,7 +92,7 @@ impl<V> Entry<V> {
     }
 }
 
-impl<V> Clone for Entry<V> {
+impl<V: ?Sized> Clone for Entry<V> {
     fn clone(&self) -> Self {
         Self {
             value: Arc::clone(&self.value),
@@ -101,6 +102,20 @@ impl<V> Clone for Entry<V> {
             fresh_until: self.fresh_until,
             way: self.way,
         }
+    }
+}
+
+impl AnyEntry {
+    /// The same entry with the type of its value.
+    pub(crate) fn typed<V: Send + Sync + 'static>(self) -> Option<Entry<V>> {
+        Some(Entry {
+            value: erased::typed(self.value)?,
+            source: self.source,
+            age: self.age,
+            freshness: self.freshness,
+            fresh_until: self.fresh_until,
+            way: self.way,
+        })
     }
 }
 

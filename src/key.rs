@@ -187,6 +187,13 @@ pub(crate) fn plain(byte: u8) -> bool {
     byte.is_ascii_graphic() && !b":,{}%#\"'\\`".contains(&byte)
 }
 
+/// An encoded key with its hash in this process.
+#[derive(Clone, Debug)]
+pub(crate) struct HashedKey {
+    pub(crate) hash: u64,
+    pub(crate) encoded: Arc<[u8]>,
+}
+
 /// The bytes of a key within its cache.
 pub(crate) fn encode<K: CacheKey>(key: &K) -> Vec<u8> {
     let mut buf = KeyBuf::default();

@@ -200,6 +200,7 @@ mod codec;
 mod config;
 mod engine;
 mod entry;
+mod erased;
 mod error;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -216,6 +217,7 @@ mod life;
 mod loader;
 mod many;
 mod random;
+mod shell;
 mod stats;
 mod telemetry;
 #[cfg(feature = "testing")]

@@ -1,14 +1,15 @@
 //! The user's way to the source of truth.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::Cache;
 use crate::entry::Entry;
+use crate::erased::{self, AnyEntry, AnyError, AnyKey, AnyValue};
 use crate::key::CacheKey;
 
 /// Reads one kind of thing from the source of truth.
@@ -261,6 +262,21 @@ impl<V> Loaded<V> {
         self.store = false;
         self
     }
+
+    /// The same without the type of the value, for the engine.
+    pub(crate) fn erased(self) -> Loaded<AnyValue>
+    where
+        V: Send + Sync + 'static,
+    {
+        Loaded {
+            value: self.value.map(|value| Arc::new(value) as AnyValue),
+            ttl: self.ttl,
+            store: self.store,
+            unchanged: self.unchanged,
+            version: self.version,
+            tags: self.tags,
+        }
+    }
 }
 
 /// How records and marks know a tag. Two tags that share a hash are dropped together.
@@ -338,45 +354,53 @@ where
     }
 }
 
-type Loading<'a, V, E> = Pin<Box<dyn Future<Output = Result<Loaded<V>, E>> + Send + 'a>>;
+/// One load on its way to the engine.
+pub(crate) type Loading<'a> =
+    Pin<Box<dyn Future<Output = Result<Loaded<AnyValue>, AnyError>> + Send + 'a>>;
 
-/// A loader without its type: boxed here, once per load, so that neither the handle nor the futures
+/// The loads of a batch, in the order of its keys.
+pub(crate) type LoadingMany<'a> =
+    Pin<Box<dyn Future<Output = Result<Vec<Loaded<AnyValue>>, AnyError>> + Send + 'a>>;
+
+/// A loader without its types: boxed here, once per load, so that neither the engine nor the futures
 /// of a cache carry the loader's state.
-pub(crate) trait ErasedLoader<K, V, E>: Send + Sync {
-    fn load<'a>(&'a self, key: &'a K, previous: Option<&'a Entry<V>>) -> Loading<'a, V, E>;
+pub(crate) trait ErasedLoader: Send + Sync {
+    fn load<'a>(&'a self, key: &'a AnyKey, previous: Option<AnyEntry>) -> Loading<'a>;
 }
 
-impl<L: Loader> ErasedLoader<L::Key, L::Value, L::Error> for L {
-    fn load<'a>(
-        &'a self,
-        key: &'a L::Key,
-        previous: Option<&'a Entry<L::Value>>,
-    ) -> Loading<'a, L::Value, L::Error> {
-        // The calls are inside the futures, so a loader that panics before its first await panics
+impl<L: Loader> ErasedLoader for L {
+    fn load<'a>(&'a self, key: &'a AnyKey, previous: Option<AnyEntry>) -> Loading<'a> {
+        // The calls are inside the future, so a loader that panics before its first await panics
         // where it is caught.
-        match previous {
-            Some(previous) => Box::pin(async move { self.reload(key, previous).await }),
-            None => Box::pin(async move { Loader::load(self, key).await }),
-        }
+        Box::pin(async move {
+            let Some(key) = key.typed::<L::Key>() else {
+                return erased::other_type(Ok(Loaded::missing().do_not_store()));
+            };
+            let loaded = match previous.and_then(AnyEntry::typed) {
+                Some(previous) => self.reload(key, &previous).await,
+                None => Loader::load(self, key).await,
+            };
+            loaded.map(Loaded::erased).map_err(AnyError::new)
+        })
     }
 }
 
-type LoadingMany<'a, K, V, E> =
-    Pin<Box<dyn Future<Output = Result<HashMap<K, Loaded<V>>, E>> + Send + 'a>>;
-
-/// A batch loader without its type.
-pub(crate) trait ErasedBatchLoader<K, V, E>: Send + Sync {
-    fn load_many<'a>(&'a self, keys: &'a [K]) -> LoadingMany<'a, K, V, E>;
+/// A batch loader without its types.
+pub(crate) trait ErasedBatchLoader: Send + Sync {
+    fn load_many<'a>(&'a self, keys: &'a [AnyKey]) -> LoadingMany<'a>;
 }
 
-impl<L: BatchLoader> ErasedBatchLoader<L::Key, L::Value, L::Error> for L {
-    fn load_many<'a>(&'a self, keys: &'a [L::Key]) -> LoadingMany<'a, L::Key, L::Value, L::Error> {
-        Box::pin(async move { BatchLoader::load_many(self, keys).await })
-    }
-}
-
-impl<K, V, E> fmt::Debug for dyn ErasedLoader<K, V, E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Loader")
+impl<L: BatchLoader> ErasedBatchLoader for L {
+    fn load_many<'a>(&'a self, keys: &'a [AnyKey]) -> LoadingMany<'a> {
+        Box::pin(async move {
+            let keys: Vec<L::Key> = keys.iter().filter_map(AnyKey::typed).cloned().collect();
+            let loaded = BatchLoader::load_many(self, &keys).await;
+            let mut loaded = loaded.map_err(AnyError::new)?;
+            let each = keys.iter().map(|key| {
+                let loaded = loaded.remove(key).unwrap_or_else(Loaded::missing);
+                loaded.erased()
+            });
+            Ok(each.collect())
+        })
     }
 }

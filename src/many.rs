@@ -9,7 +9,6 @@ use std::task::{Context, Poll};
 use futures_core::Stream;
 
 use crate::Cache;
-use crate::engine::Engine;
 use crate::error::Error;
 use crate::key::CacheKey;
 
@@ -127,16 +126,16 @@ type Tell = Box<dyn FnMut(&WarmProgress) + Send>;
 /// Dropped before it has ended it loads no further keys, and its turn is given up.
 #[must_use = "a warm-up does nothing until it is awaited"]
 pub struct Warm<K, V, E, I> {
-    engine: Arc<Engine<K, V, E>>,
+    cache: Cache<K, V, E>,
     keys: I,
     loads_per_second: u32,
     tell: Option<Tell>,
 }
 
 impl<K, V, E, I> Warm<K, V, E, I> {
-    pub(crate) fn new(engine: Arc<Engine<K, V, E>>, keys: I) -> Self {
+    pub(crate) fn new(cache: Cache<K, V, E>, keys: I) -> Self {
         Self {
-            engine,
+            cache,
             keys,
             loads_per_second: 0,
             tell: None,
@@ -190,20 +189,24 @@ where
 
     fn into_future(self) -> Self::IntoFuture {
         let Self {
-            engine,
+            cache,
             keys,
             loads_per_second,
             tell,
         } = self;
         let mut tell = tell.unwrap_or_else(|| Box::new(|_| {}));
-        Box::pin(async move { engine.warm(keys, loads_per_second, &mut *tell).await })
+        Box::pin(async move {
+            let mut keys = keys.map(|key| cache.key(key));
+            let engine = &cache.engine;
+            engine.warm(&mut keys, loads_per_second, &mut *tell).await
+        })
     }
 }
 
 impl<K, V, E, I> fmt::Debug for Warm<K, V, E, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Warm")
-            .field("cache", &self.engine)
+            .field("cache", &self.cache)
             .field("loads_per_second", &self.loads_per_second)
             .finish_non_exhaustive()
     }

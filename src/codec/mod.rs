@@ -1,9 +1,13 @@
 //! How values become bytes for the shared tier.
 
 use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::erased::{self, AnyValue};
 
 #[cfg(feature = "bincode")]
 mod bincode;
@@ -129,10 +133,69 @@ impl std::error::Error for CodecError {
     }
 }
 
-/// A codec for one type of value, without the codec's type.
-pub(crate) trait ErasedCodec<V>: Send + Sync {
+/// A codec for one type of value, without either type.
+pub(crate) trait AnyCodec: Send + Sync {
     fn id(&self) -> u8;
     fn is_bound(&self) -> bool;
+    fn encode(
+        &self,
+        value: &AnyValue,
+        context: &RecordContext<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError>;
+    fn decode(&self, bytes: &[u8], context: &RecordContext<'_>) -> Result<AnyValue, CodecError>;
+}
+
+/// The codec of a cache whose values are `V`.
+pub(crate) struct CodecFor<V, C> {
+    codec: C,
+    values: PhantomData<fn() -> V>,
+}
+
+impl<V, C> CodecFor<V, C> {
+    pub(crate) fn new(codec: C) -> Self {
+        Self {
+            codec,
+            values: PhantomData,
+        }
+    }
+}
+
+impl<V, C> AnyCodec for CodecFor<V, C>
+where
+    V: Serialize + DeserializeOwned + Send + Sync + 'static,
+    C: Codec,
+{
+    fn id(&self) -> u8 {
+        self.codec.id()
+    }
+
+    fn is_bound(&self) -> bool {
+        self.codec.is_bound()
+    }
+
+    fn encode(
+        &self,
+        value: &AnyValue,
+        context: &RecordContext<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        match value.downcast_ref::<V>() {
+            Some(value) => self.codec.encode_in(value, context, out),
+            None => erased::other_type(Err(CodecError::new("a value of another cache"))),
+        }
+    }
+
+    fn decode(&self, bytes: &[u8], context: &RecordContext<'_>) -> Result<AnyValue, CodecError> {
+        let value: V = self.codec.decode_in(bytes, context)?;
+        Ok(Arc::new(value))
+    }
+}
+
+/// A codec for one type of value, without the codec's type.
+#[cfg(feature = "write-behind")]
+pub(crate) trait ErasedCodec<V>: Send + Sync {
+    fn id(&self) -> u8;
     fn encode(
         &self,
         value: &V,
@@ -142,13 +205,10 @@ pub(crate) trait ErasedCodec<V>: Send + Sync {
     fn decode(&self, bytes: &[u8], context: &RecordContext<'_>) -> Result<V, CodecError>;
 }
 
+#[cfg(feature = "write-behind")]
 impl<V: Serialize + DeserializeOwned, C: Codec> ErasedCodec<V> for C {
     fn id(&self) -> u8 {
         Codec::id(self)
-    }
-
-    fn is_bound(&self) -> bool {
-        Codec::is_bound(self)
     }
 
     fn encode(

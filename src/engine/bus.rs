@@ -11,16 +11,10 @@ use super::marks::{Marked, News};
 use super::numbers::Said;
 use super::shared::Shared;
 use crate::health::Event;
-use crate::key::CacheKey;
 use crate::l2::Listener;
 use crate::l2::message::{About, Message, Operation};
 
-impl<K, V, E> Listener for Engine<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Listener for Engine {
     fn on_message(&self, bytes: &[u8]) {
         let Some(shared) = &self.shared else { return };
         let now = Instant::now();
@@ -113,12 +107,7 @@ where
     }
 }
 
-impl<K, V, E> Engine<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Engine {
     fn on_key(&self, operation: Operation, encoded: &[u8], own: bool, now: Instant) {
         match operation {
             // Also from ourselves: a flight of this cache may wait for one that was detached.
@@ -165,7 +154,7 @@ where
     }
 
     /// Listens to the bus, from the first call on: without it L1 is not used.
-    pub(crate) async fn attach(self: &Arc<Self>, shared: &Shared<V>) {
+    pub(crate) async fn attach(self: &Arc<Self>, shared: &Shared) {
         let begin = || {
             let weak: Weak<Self> = Arc::downgrade(self);
             tokio::spawn(beat(Weak::clone(&weak), Arc::clone(&shared.link.nudge)));
@@ -194,7 +183,7 @@ where
     }
 
     /// One beat, and what is to be done when none came back.
-    async fn beat_once(&self, shared: &Shared<V>) {
+    async fn beat_once(&self, shared: &Shared) {
         let now = Instant::now();
         if shared.link.is_up() {
             if shared.link.is_silent(now) {
@@ -210,12 +199,7 @@ where
 }
 
 /// Proves the channel as long as the cache lives.
-async fn beat<K, V, E>(engine: Weak<Engine<K, V, E>>, nudge: Arc<Notify>)
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+async fn beat(engine: Weak<Engine>, nudge: Arc<Notify>) {
     loop {
         let period = {
             let Some(engine) = engine.upgrade() else {

@@ -28,7 +28,9 @@ use super::aboard::Craft;
 use super::fence::Stamp;
 use super::together::Company;
 use crate::entry::Freshness;
+use crate::erased::{AnyError, AnyKey};
 use crate::error::Error;
+use crate::key::HashedKey;
 use crate::l1::Answer;
 use crate::life::{Life, Standing, Windows};
 use crate::random;
@@ -42,16 +44,9 @@ const SHARDS: usize = 64;
 /// go first, then those that end soonest.
 const HELD_PER_SHARD: usize = 256;
 
-/// An encoded key with its hash in this process.
-#[derive(Clone, Debug)]
-pub(crate) struct Id {
-    pub(crate) hash: u64,
-    pub(crate) encoded: Arc<[u8]>,
-}
-
 #[derive(Debug)]
-pub(crate) enum Outcome<V, E> {
-    Landed(Result<Answer<V>, Error<E>>),
+pub(crate) enum Outcome {
+    Landed(Result<Answer, Error<AnyError>>),
     Abandoned,
 }
 
@@ -69,9 +64,9 @@ pub(crate) enum Aim {
 }
 
 /// An entry that callers may have while the flight is under way, or if it comes to nothing.
-#[derive(Debug)]
-pub(crate) struct Found<V> {
-    pub(crate) answer: Answer<V>,
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) answer: Answer,
     pub(crate) life: Life,
     /// Of an entry from L1: when it began to be read there, and what must not have happened since. The
     /// flight may have begun later, and may not even have registered.
@@ -80,18 +75,9 @@ pub(crate) struct Found<V> {
     pub(crate) print: u64,
 }
 
-impl<V> Clone for Found<V> {
-    fn clone(&self) -> Self {
-        Self {
-            answer: self.answer.clone(),
-            ..*self
-        }
-    }
-}
-
-impl<V> Found<V> {
+impl Found {
     /// As an answer at this moment.
-    pub(crate) fn answer_at(&self, now: Instant) -> Answer<V> {
+    pub(crate) fn answer_at(&self, now: Instant) -> Answer {
         Answer {
             freshness: self.life.freshness(now),
             ..self.answer.clone()
@@ -101,8 +87,8 @@ impl<V> Found<V> {
 
 /// One read or load, and all who wait for it.
 #[derive(Debug)]
-pub(crate) struct Flight<V, E> {
-    pub(crate) id: Id,
+pub(crate) struct Flight {
+    pub(crate) key: AnyKey,
     /// Unique in this process: what a loader's own look-ups are compared against.
     pub(crate) serial: u64,
     pub(crate) begun: Instant,
@@ -115,7 +101,7 @@ pub(crate) struct Flight<V, E> {
     /// Its callers want to miss nothing that messages have not told yet: L2 is asked for everything.
     pub(crate) past_l1: bool,
     /// A load failed a moment ago: this flight may read and not load, and has this error to answer.
-    pub(crate) spared: Option<Error<E>>,
+    pub(crate) spared: Option<Error<AnyError>>,
     /// Failures in a row before it, as far as this process knows.
     pub(crate) failures: u32,
     /// Its load has begun.
@@ -126,13 +112,13 @@ pub(crate) struct Flight<V, E> {
     late: AtomicBool,
     /// L1 was told to let it work.
     calms: AtomicBool,
-    offer: Mutex<Option<Found<V>>>,
-    company: Mutex<Company<V, E>>,
+    offer: Mutex<Option<Found>>,
+    company: Mutex<Company>,
     /// Who flies it.
     pub(crate) craft: Craft,
     /// The lease that it waits for is gone, or the flight was detached: look again.
     pub(crate) wake: Notify,
-    outcome: OnceLock<Outcome<V, E>>,
+    outcome: OnceLock<Outcome>,
     /// It has landed, or there is something else for those who wait.
     news: Notify,
     trace: OnceLock<Trace>,
@@ -148,10 +134,10 @@ pub(crate) fn now_in_serials() -> u64 {
     SERIAL.load(Ordering::SeqCst)
 }
 
-impl<V, E> Flight<V, E> {
-    pub(crate) fn new(id: Id, aim: Aim, begun: Instant) -> Self {
+impl Flight {
+    pub(crate) fn new(key: AnyKey, aim: Aim, begun: Instant) -> Self {
         Self {
-            id,
+            key,
             serial: SERIAL.fetch_add(1, Ordering::SeqCst) + 1,
             begun,
             epoch: AtomicU64::new(NOT_YET),
@@ -175,12 +161,12 @@ impl<V, E> Flight<V, E> {
     }
 
     /// Has it come to its load in another way than alone.
-    pub(crate) fn join(&self, company: Company<V, E>) {
+    pub(crate) fn join(&self, company: Company) {
         *self.company.lock() = company;
     }
 
     /// How it comes to its load; from then on it is alone.
-    pub(crate) fn company(&self) -> Company<V, E> {
+    pub(crate) fn company(&self) -> Company {
         self.company.lock().take()
     }
 
@@ -206,7 +192,7 @@ impl<V, E> Flight<V, E> {
     }
 
     /// Puts up what callers may have, in the place of an earlier offer.
-    pub(crate) fn offer(&self, found: Found<V>) {
+    pub(crate) fn offer(&self, found: Found) {
         *self.offer.lock() = Some(found);
         self.news.notify_waiters();
     }
@@ -216,7 +202,7 @@ impl<V, E> Flight<V, E> {
         self.offer.lock().is_some()
     }
 
-    pub(crate) fn offered(&self) -> Option<Found<V>> {
+    pub(crate) fn offered(&self) -> Option<Found> {
         self.offer.lock().clone()
     }
 
@@ -243,7 +229,7 @@ impl<V, E> Flight<V, E> {
         windows: &Windows,
         failed: bool,
         usable: impl FnOnce(Instant, Stamp) -> bool,
-    ) -> Option<Answer<V>> {
+    ) -> Option<Answer> {
         let found = self.offer.lock();
         let found = found.as_ref()?;
         if !found
@@ -304,7 +290,7 @@ impl<V, E> Flight<V, E> {
     }
 
     /// How it ended, once it has.
-    pub(crate) fn outcome(&self) -> Option<&Outcome<V, E>> {
+    pub(crate) fn outcome(&self) -> Option<&Outcome> {
         self.outcome.get()
     }
 
@@ -314,7 +300,7 @@ impl<V, E> Flight<V, E> {
     }
 
     /// The first outcome counts.
-    pub(crate) fn land(&self, outcome: Outcome<V, E>) {
+    pub(crate) fn land(&self, outcome: Outcome) {
         let _ = self.outcome.set(outcome);
         self.news.notify_waiters();
         // Nobody waits for it to load any more.
@@ -324,9 +310,9 @@ impl<V, E> Flight<V, E> {
 
 /// An error that is answered for a while without a load.
 #[derive(Debug)]
-struct Held<E> {
-    id: Id,
-    error: Error<E>,
+struct Held {
+    id: HashedKey,
+    error: Error<AnyError>,
     until: Instant,
     failures: u32,
     /// Failures later than this are not in a row any more.
@@ -335,8 +321,8 @@ struct Held<E> {
 
 /// A failed load, as it is held.
 #[derive(Clone, Debug)]
-pub(crate) struct Failure<E> {
-    pub(crate) error: Error<E>,
+pub(crate) struct Failure {
+    pub(crate) error: Error<AnyError>,
     /// For how long there is no other attempt.
     pub(crate) hold: Duration,
     /// It is the last of so many in a row.
@@ -344,36 +330,37 @@ pub(crate) struct Failure<E> {
 }
 
 #[derive(Debug)]
-pub(crate) struct Shard<V, E> {
-    flights: HashTable<Arc<Flight<V, E>>>,
+pub(crate) struct Shard {
+    flights: HashTable<Arc<Flight>>,
     /// Flights that wait for a lease, detached ones too: who hears of a wake-up.
-    waiting: HashTable<Arc<Flight<V, E>>>,
-    held: HashTable<Held<E>>,
+    waiting: HashTable<Arc<Flight>>,
+    held: HashTable<Held>,
     /// Inserts that are under way; one whose key is changed meanwhile is taken out.
-    inserts: HashTable<Arc<Id>>,
+    inserts: HashTable<Arc<HashedKey>>,
 }
 
-impl<V, E> Shard<V, E> {
-    pub(crate) fn find(&self, id: &Id) -> Option<&Arc<Flight<V, E>>> {
+impl Shard {
+    pub(crate) fn find(&self, id: &HashedKey) -> Option<&Arc<Flight>> {
         self.flights
-            .find(id.hash, |flight| flight.id.encoded == id.encoded)
+            .find(id.hash, |flight| flight.key.id.encoded == id.encoded)
     }
 
-    pub(crate) fn insert(&mut self, flight: Arc<Flight<V, E>>) {
+    pub(crate) fn insert(&mut self, flight: Arc<Flight>) {
         self.flights
-            .insert_unique(flight.id.hash, flight, |flight| flight.id.hash);
+            .insert_unique(flight.key.id.hash, flight, |flight| flight.key.id.hash);
     }
 
     /// Whether this very flight is still the one that its key's callers join.
-    pub(crate) fn is_current(&self, flight: &Arc<Flight<V, E>>) -> bool {
-        self.find(&flight.id)
+    pub(crate) fn is_current(&self, flight: &Arc<Flight>) -> bool {
+        self.find(&flight.key.id)
             .is_some_and(|current| Arc::ptr_eq(current, flight))
     }
 
     /// Takes the flight out, wherever it is still in.
-    pub(crate) fn remove(&mut self, flight: &Arc<Flight<V, E>>) {
+    pub(crate) fn remove(&mut self, flight: &Arc<Flight>) {
         for table in [&mut self.flights, &mut self.waiting] {
-            if let Ok(entry) = table.find_entry(flight.id.hash, |other| Arc::ptr_eq(other, flight))
+            if let Ok(entry) =
+                table.find_entry(flight.key.id.hash, |other| Arc::ptr_eq(other, flight))
             {
                 entry.remove();
             }
@@ -381,22 +368,22 @@ impl<V, E> Shard<V, E> {
     }
 
     /// Lets the flight hear of wake-ups from now on, until it is removed.
-    pub(crate) fn listen(&mut self, flight: &Arc<Flight<V, E>>) {
-        let hash = flight.id.hash;
+    pub(crate) fn listen(&mut self, flight: &Arc<Flight>) {
+        let hash = flight.key.id.hash;
         if self
             .waiting
             .find(hash, |other| Arc::ptr_eq(other, flight))
             .is_none()
         {
             self.waiting
-                .insert_unique(hash, Arc::clone(flight), |flight| flight.id.hash);
+                .insert_unique(hash, Arc::clone(flight), |flight| flight.key.id.hash);
         }
     }
 
     /// Wakes the flights that wait for a lease on this key.
     pub(crate) fn wake(&self, hash: u64, encoded: &[u8]) {
         for flight in self.waiting.iter_hash(hash) {
-            if *flight.id.encoded == *encoded {
+            if *flight.key.id.encoded == *encoded {
                 flight.wake.notify_one();
             }
         }
@@ -406,10 +393,10 @@ impl<V, E> Shard<V, E> {
     /// callers begin a new one, and if it waits for a lease it looks again, for that lease may be
     /// gone. Whether it may still fill L2 is for the lease to say: a message may be about something
     /// that happened before the flight began.
-    pub(crate) fn detach(&mut self, hash: u64, encoded: &[u8]) -> Option<Arc<Flight<V, E>>> {
+    pub(crate) fn detach(&mut self, hash: u64, encoded: &[u8]) -> Option<Arc<Flight>> {
         let detached = self
             .flights
-            .find_entry(hash, |flight| *flight.id.encoded == *encoded)
+            .find_entry(hash, |flight| *flight.key.id.encoded == *encoded)
             .ok()
             .map(|entry| entry.remove().0);
         if let Some(flight) = &detached {
@@ -427,7 +414,7 @@ impl<V, E> Shard<V, E> {
     }
 
     /// One that is detached and has no task is still found by whoever closes the cache.
-    fn keep_in_sight(&mut self, flight: &Arc<Flight<V, E>>) {
+    fn keep_in_sight(&mut self, flight: &Arc<Flight>) {
         if !flight.craft.is_away() {
             self.listen(flight);
         }
@@ -452,13 +439,13 @@ impl<V, E> Shard<V, E> {
     }
 
     /// An insert begins: until it is settled, this notices whatever changes its key.
-    pub(crate) fn begin_insert(&mut self, id: &Arc<Id>) {
+    pub(crate) fn begin_insert(&mut self, id: &Arc<HashedKey>) {
         self.inserts
             .insert_unique(id.hash, Arc::clone(id), |id| id.hash);
     }
 
     /// Takes the insert out. `false`: its key was changed meanwhile, before or after it in L2.
-    pub(crate) fn end_insert(&mut self, id: &Arc<Id>) -> bool {
+    pub(crate) fn end_insert(&mut self, id: &Arc<HashedKey>) -> bool {
         let entry = self
             .inserts
             .find_entry(id.hash, |other| Arc::ptr_eq(other, id));
@@ -466,13 +453,13 @@ impl<V, E> Shard<V, E> {
     }
 
     /// The error that is to be answered for this key, and until when.
-    pub(crate) fn held(&self, id: &Id, now: Instant) -> Option<(Error<E>, Instant)> {
+    pub(crate) fn held(&self, id: &HashedKey, now: Instant) -> Option<(Error<AnyError>, Instant)> {
         let held = self.find_held(id)?;
         (held.until > now).then(|| (held.error.clone(), held.until))
     }
 
     /// How many loads of this key have failed in a row.
-    pub(crate) fn failures(&self, id: &Id, now: Instant) -> u32 {
+    pub(crate) fn failures(&self, id: &HashedKey, now: Instant) -> u32 {
         let held = self.find_held(id);
         held.map_or(0, |held| {
             if held.in_a_row_until > now {
@@ -483,12 +470,12 @@ impl<V, E> Shard<V, E> {
         })
     }
 
-    fn find_held(&self, id: &Id) -> Option<&Held<E>> {
+    fn find_held(&self, id: &HashedKey) -> Option<&Held> {
         self.held
             .find(id.hash, |held| held.id.encoded == id.encoded)
     }
 
-    pub(crate) fn hold(&mut self, id: &Id, failure: Failure<E>, now: Instant) {
+    pub(crate) fn hold(&mut self, id: &HashedKey, failure: Failure, now: Instant) {
         self.forgive(id);
         if self.held.len() >= HELD_PER_SHARD {
             self.held.retain(|held| held.in_a_row_until > now);
@@ -508,7 +495,7 @@ impl<V, E> Shard<V, E> {
     }
 
     /// A load has succeeded.
-    pub(crate) fn forgive(&mut self, id: &Id) {
+    pub(crate) fn forgive(&mut self, id: &HashedKey) {
         if let Ok(entry) = self
             .held
             .find_entry(id.hash, |held| held.id.encoded == id.encoded)
@@ -519,14 +506,14 @@ impl<V, E> Shard<V, E> {
 }
 
 #[derive(Debug)]
-pub(crate) struct Flights<V, E> {
+pub(crate) struct Flights {
     /// Guards the flights and held errors of its keys, and the order of: bump of a generation,
     /// store into L1, landing. Nothing is awaited and no tier is called under it.
-    shards: Box<[Mutex<Shard<V, E>>]>,
+    shards: Box<[Mutex<Shard>]>,
     seed: u64,
 }
 
-impl<V, E> Flights<V, E> {
+impl Flights {
     pub(crate) fn new() -> Self {
         let shard = || {
             Mutex::new(Shard {
@@ -546,14 +533,14 @@ impl<V, E> Flights<V, E> {
         xxh3_64_with_seed(encoded, self.seed)
     }
 
-    pub(crate) fn id(&self, encoded: Vec<u8>) -> Id {
-        Id {
+    pub(crate) fn id(&self, encoded: Vec<u8>) -> HashedKey {
+        HashedKey {
             hash: self.hash(&encoded),
             encoded: encoded.into(),
         }
     }
 
-    pub(crate) fn lock(&self, hash: u64) -> MutexGuard<'_, Shard<V, E>> {
+    pub(crate) fn lock(&self, hash: u64) -> MutexGuard<'_, Shard> {
         let shard = usize::try_from(hash & (SHARDS as u64 - 1)).unwrap_or(0);
         self.shards[shard].lock()
     }

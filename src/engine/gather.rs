@@ -24,20 +24,20 @@ use super::Engine;
 use super::places::Turn;
 use super::together::{Chunk, ChunkSeat};
 use crate::batch::Batching;
-use crate::key::CacheKey;
+use crate::erased::AnyKey;
 use crate::ttl;
 
-pub(crate) struct Gather<K, V, E> {
+pub(crate) struct Gather {
     window: Duration,
     most: usize,
     lone_waits: bool,
     /// Flights that may still come.
     approaching: AtomicUsize,
-    state: Mutex<State<K, V, E>>,
+    state: Mutex<State>,
 }
 
-struct State<K, V, E> {
-    waiting: Vec<Waiting<K, V, E>>,
+struct State {
+    waiting: Vec<Waiting>,
     /// Of those who wait.
     until: Instant,
     /// Tells one batch from the next.
@@ -46,12 +46,12 @@ struct State<K, V, E> {
     loading: usize,
 }
 
-struct Waiting<K, V, E> {
-    engine: Arc<Engine<K, V, E>>,
+struct Waiting {
+    engine: Arc<Engine>,
     runtime: Handle,
-    key: K,
+    key: AnyKey,
     turn: Turn,
-    pass: oneshot::Sender<ChunkSeat<V, E>>,
+    pass: oneshot::Sender<ChunkSeat>,
 }
 
 /// A flight that is on its way, until dropped.
@@ -62,20 +62,13 @@ trait Approached: Send + Sync {
 }
 
 /// A batch that is being loaded, until dropped.
-pub(super) struct Loading<K: CacheKey, V: Send + Sync + 'static, E: Send + Sync + 'static>(
-    Arc<Gather<K, V, E>>,
-);
+pub(super) struct Loading(Arc<Gather>);
 
 /// How often a flight that seems to be alone lets others run first: those who came with it may not
 /// have set out yet.
 const LOOKS: usize = 3;
 
-impl<K, V, E> Gather<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Gather {
     pub(crate) fn new(settings: &Batching) -> Arc<Self> {
         Arc::new(Self {
             window: settings.window,
@@ -100,11 +93,11 @@ where
     /// Waits for a seat in a batch.
     pub(crate) async fn join(
         self: &Arc<Self>,
-        engine: &Arc<Engine<K, V, E>>,
-        key: &K,
+        engine: &Arc<Engine>,
+        key: &AnyKey,
         turn: Turn,
         approach: Option<Approach>,
-    ) -> Option<ChunkSeat<V, E>> {
+    ) -> Option<ChunkSeat> {
         let runtime = Handle::try_current().ok()?;
         let own = usize::from(approach.is_some());
         for _ in 0..LOOKS {
@@ -152,7 +145,7 @@ where
         }
     }
 
-    fn send_on(self: &Arc<Self>, now: impl FnOnce(&State<K, V, E>) -> bool) {
+    fn send_on(self: &Arc<Self>, now: impl FnOnce(&State) -> bool) {
         let batch = {
             let mut state = self.state.lock();
             if state.waiting.is_empty() || !now(&state) {
@@ -177,12 +170,7 @@ where
     }
 }
 
-impl<K, V, E> Approached for Gather<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Approached for Gather {
     fn one_less(self: Arc<Self>) {
         if self.approaching.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.settle();
@@ -202,12 +190,7 @@ impl fmt::Debug for Approach {
     }
 }
 
-impl<K, V, E> Drop for Loading<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Drop for Loading {
     fn drop(&mut self) {
         self.0.state.lock().loading -= 1;
         self.0.settle();

@@ -12,27 +12,28 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::flight::{Aim, Failure, Flight, Found, Id};
+use super::flight::{Aim, Failure, Flight, Found};
 use super::load::{Nesting, Place};
 use super::read::{Keep, Landing};
 use super::shared::{RemoteKey, Shared};
 use crate::codec::RecordContext;
 use crate::codec::envelope::{self, Era, Head, Header, Kind, STATED, Token};
 use crate::entry::Forward;
+use crate::erased::AnyValue;
 use crate::error::{Error, RemoteError};
-use crate::key::CacheKey;
+use crate::key::HashedKey;
 use crate::l2::message::Operation;
 use crate::l2::{Keys, Over, Refill};
 use crate::random;
 use crate::ttl;
 
 /// A lease that may be, or has been, acquired.
-pub(crate) struct Lease<'a, V> {
-    shared: &'a Shared<V>,
+pub(crate) struct Lease<'a> {
+    shared: &'a Shared,
     remote: &'a RemoteKey,
     keys: Keys,
     /// The entry that it is the claim to refresh; without one it takes the place of the record.
-    seen: Option<Seen<V>>,
+    seen: Option<Seen>,
     token: Token,
     /// What was known to be invalidated as a whole before the load began.
     era: Era,
@@ -41,13 +42,13 @@ pub(crate) struct Lease<'a, V> {
 }
 
 /// An entry as it was found in L2.
-pub(crate) struct Seen<V> {
-    pub(crate) found: Found<V>,
+pub(crate) struct Seen {
+    pub(crate) found: Found,
     pub(crate) header: Header,
     pub(crate) record: Bytes,
 }
 
-impl<V> Seen<V> {
+impl Seen {
     /// What tells it from whatever takes its place, and from itself once it is expired by hand.
     fn stated(&self) -> &[u8] {
         &self.record[..STATED.min(self.record.len())]
@@ -82,12 +83,12 @@ impl Seal<'_> {
     }
 }
 
-impl<'a, V> Lease<'a, V> {
+impl<'a> Lease<'a> {
     pub(crate) fn new(
-        shared: &'a Shared<V>,
+        shared: &'a Shared,
         remote: &'a RemoteKey,
         era: Era,
-        seen: Option<Seen<V>>,
+        seen: Option<Seen>,
         failures: u32,
     ) -> Self {
         Self {
@@ -151,46 +152,36 @@ impl<'a, V> Lease<'a, V> {
     }
 }
 
-impl<K, V, E> Engine<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Engine {
     /// Loads under a lease, fills L2 and gives the lease up, in this order and before anyone is
     /// answered: a process that ends right after its answer leaves nothing behind.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the state of one flight, handed on once"
-    )]
     pub(crate) async fn regenerate(
         self: &Arc<Self>,
-        shared: &Shared<V>,
-        key: &K,
-        flight: &Arc<Flight<V, E>>,
+        shared: &Shared,
+        flight: &Arc<Flight>,
         nesting: &Nesting,
-        place: Place<V, E>,
+        place: Place,
         deadline: Instant,
-        lease: &Lease<'_, V>,
-    ) -> Landing<V, E> {
+        lease: &Lease<'_>,
+    ) -> Landing {
         let seen = lease.seen.as_ref();
         let previous = seen
             .map(|seen| &seen.found)
             .filter(|found| self.is_of_use(found));
         let renew = self.renew(lease);
         let loaded = self
-            .load(key, flight, nesting, place, deadline, previous, renew)
+            .load(flight, nesting, place, deadline, previous, renew)
             .await;
         let (mut loaded, cost) = match loaded {
             Ok(loaded) => loaded,
             Err(Error::Closed) => {
-                self.release(lease, &flight.id).await;
+                self.release(lease, &flight.key.id).await;
                 return Landing::nothing();
             }
             Err(error) => {
                 let landing = self.failed(flight, error, lease.failures);
                 if let Keep::Failure(failure) = &landing.keep {
-                    self.give_up(lease, &flight.id, failure).await;
+                    self.give_up(lease, &flight.key.id, failure).await;
                 }
                 return landing;
             }
@@ -224,7 +215,7 @@ where
         };
         let hard_life = self.config.hard_life(life, found.life.lingers);
         let ms = ttl::millis(hard_life);
-        let wake = shared.notice(Operation::Wake, &flight.id);
+        let wake = shared.notice(Operation::Wake, &flight.key.id);
         let (fill, l1_only) = match fill {
             Fill::With(fill) => (fill, false),
             Fill::Not => (Refill::Nothing, false),
@@ -233,7 +224,7 @@ where
         let stores = !matches!(fill, Refill::Nothing);
         let filled = match (seen, fill) {
             (Some(_), Refill::Nothing) if flight.is_revoked() => {
-                self.release(lease, &flight.id).await;
+                self.release(lease, &flight.key.id).await;
                 return Landing::entry(found, None);
             }
             (Some(seen), fill) => {
@@ -251,7 +242,7 @@ where
                     .await
             }
             (None, _) => {
-                self.release(lease, &flight.id).await;
+                self.release(lease, &flight.key.id).await;
                 Ok(false)
             }
         };
@@ -280,16 +271,16 @@ where
     /// What to fill L2 with, if the value goes there. `unchanged`: the entry that it is.
     fn sealed(
         &self,
-        shared: &Shared<V>,
-        lease: &Lease<'_, V>,
-        found: &Found<V>,
+        shared: &Shared,
+        lease: &Lease<'_>,
+        found: &Found,
         seal: Seal<'_>,
-        unchanged: Option<&Seen<V>>,
+        unchanged: Option<&Seen>,
     ) -> Fill {
         let Ok(now_ms) = shared.now_ms() else {
             return Fill::Not;
         };
-        let value = found.answer.value.as_deref();
+        let value = found.answer.value.as_ref();
         if let Some(seen) = unchanged {
             if value.is_some() && shared.binds_headers() {
                 // The payload is good under the old header alone.
@@ -319,9 +310,9 @@ where
     /// Encodes a value, or an absence, into a record.
     pub(crate) fn seal(
         &self,
-        shared: &Shared<V>,
+        shared: &Shared,
         remote: &RemoteKey,
-        value: Option<&V>,
+        value: Option<&AnyValue>,
         created_ms: u64,
         seal: Seal<'_>,
     ) -> Result<Vec<u8>, RemoteError> {
@@ -359,7 +350,7 @@ where
 
     /// Keeps the lease while its load runs. A renewal that is lost, or gets no answer, changes
     /// nothing: the fill will find out.
-    pub(crate) async fn renew(&self, lease: &Lease<'_, V>) -> Infallible {
+    pub(crate) async fn renew(&self, lease: &Lease<'_>) -> Infallible {
         let (every, ttl_ms) = (
             self.config.lease_ttl / 3,
             ttl::millis(self.config.lease_ttl),
@@ -378,7 +369,7 @@ where
         }
     }
 
-    async fn release(&self, lease: &Lease<'_, V>, id: &Id) {
+    async fn release(&self, lease: &Lease<'_>, id: &HashedKey) {
         let wake = lease.shared.notice(Operation::Wake, id);
         let _ = self.tier(
             lease
@@ -392,7 +383,7 @@ where
     /// After a failed load: a mark instead of the lease, so that the processes that wait do not
     /// take turns at a dead database. It lives twice as long as it is heeded, for the next attempt to
     /// know that it is not the first.
-    async fn give_up(&self, lease: &Lease<'_, V>, id: &Id, failure: &Failure<E>) {
+    async fn give_up(&self, lease: &Lease<'_>, id: &HashedKey, failure: &Failure) {
         let Ok(now_ms) = lease.shared.now_ms() else {
             return;
         };
@@ -412,7 +403,7 @@ where
     }
 
     /// Drops a lease that may have been granted without our knowing, in the background.
-    pub(crate) fn release_later(self: &Arc<Self>, lease: &Lease<'_, V>, id: &Id) {
+    pub(crate) fn release_later(self: &Arc<Self>, lease: &Lease<'_>, id: &HashedKey) {
         let (engine, id) = (Arc::clone(self), id.clone());
         let (key, head) = (lease.key().clone(), lease.head());
         let running = self.tasks.enter_late();
@@ -461,9 +452,9 @@ impl Waited {
 
     /// Waits for the wake-up, or for the lease to end: a message may get lost. `false`: the time
     /// that the user gave is over.
-    pub(crate) async fn wait<V, E>(
+    pub(crate) async fn wait(
         &mut self,
-        flight: &Flight<V, E>,
+        flight: &Flight,
         remaining: Duration,
         lease_wait: Duration,
     ) -> bool {

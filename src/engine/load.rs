@@ -12,9 +12,9 @@ use super::Engine;
 use super::flight::{Aim, Flight, Found};
 use super::places::{self, Hopeless, Turn};
 use super::together::{ChunkSeat, Company};
-use crate::entry::{Entry, Forward};
+use crate::entry::Forward;
+use crate::erased::{AnyEntry, AnyError, AnyKey, AnyValue};
 use crate::error::Error;
-use crate::key::CacheKey;
 use crate::loader::Loaded;
 use crate::telemetry::{self, Trace, Wait};
 use crate::ttl;
@@ -53,12 +53,12 @@ pub(crate) async fn within<T>(nesting: Nesting, loading: impl Future<Output = T>
 /// A place among `max_concurrent_loads`, or none where there is no limit: a flight's own, or that of a
 /// batch.
 #[derive(Debug)]
-pub(crate) enum Place<V, E> {
+pub(crate) enum Place {
     Own(
         #[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>,
         #[expect(dead_code, reason = "held, not read")] Option<places::Place>,
     ),
-    Shared(ChunkSeat<V, E>),
+    Shared(ChunkSeat),
 }
 
 /// Ends the load when the flight's task is dropped, with its runtime.
@@ -70,14 +70,9 @@ impl Drop for AbortOnDrop {
     }
 }
 
-impl<K, V, E> Engine<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Engine {
     /// Waits until the cache is closed, if nobody waits for this flight then.
-    pub(crate) async fn cut_off(&self, flight: &Flight<V, E>) {
+    pub(crate) async fn cut_off(&self, flight: &Flight) {
         self.tasks.closing().await;
         if !flight.is_behind(&self.config.windows) {
             std::future::pending::<()>().await;
@@ -92,17 +87,16 @@ where
     /// Waits for a place until the load's deadline, unless there will be none.
     pub(crate) async fn place(
         self: &Arc<Self>,
-        key: &K,
         deadline: Instant,
-        flight: &Flight<V, E>,
-    ) -> Result<Place<V, E>, Error<E>> {
+        flight: &Flight,
+    ) -> Result<Place, Error<AnyError>> {
         let turn = match flight.aim {
             Aim::Replace(_) => Turn::Known,
             _ if flight.offered().is_some() => Turn::Known,
             _ => Turn::Unknown,
         };
         let since = Instant::now();
-        let place = self.place_in(key, turn, deadline, flight.company());
+        let place = self.place_in(&flight.key, turn, deadline, flight.company());
         let place = tokio::select! {
             biased;
             place = place => place,
@@ -119,11 +113,11 @@ where
 
     async fn place_in(
         self: &Arc<Self>,
-        key: &K,
+        key: &AnyKey,
         turn: Turn,
         deadline: Instant,
-        company: Company<V, E>,
-    ) -> Result<Place<V, E>, Hopeless> {
+        company: Company,
+    ) -> Result<Place, Hopeless> {
         let gather = self
             .batches
             .as_ref()
@@ -158,20 +152,15 @@ where
     }
 
     /// One load, with what loads of this key cost. `meanwhile` is driven beside it.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the state of one flight, handed on once"
-    )]
     pub(crate) async fn load(
         self: &Arc<Self>,
-        key: &K,
-        flight: &Flight<V, E>,
+        flight: &Flight,
         nesting: &Nesting,
-        place: Place<V, E>,
+        place: Place,
         deadline: Instant,
-        previous: Option<&Found<V>>,
+        previous: Option<&Found>,
         meanwhile: impl Future<Output = Infallible>,
-    ) -> Result<(Loaded<V>, Duration), Error<E>> {
+    ) -> Result<(Loaded<AnyValue>, Duration), Error<AnyError>> {
         self.stats.loads.add();
         flight.begin_load();
         let begun = Instant::now();
@@ -184,7 +173,7 @@ where
             Place::Shared(_) => Trace::none(),
         };
         let result = {
-            let run = self.run(key, flight, nesting, place, (previous, &trace));
+            let run = self.run(flight, nesting, place, (previous, &trace));
             tokio::select! {
                 biased;
                 loaded = run => match loaded {
@@ -214,12 +203,11 @@ where
     /// The loader's work, alone or with others. Ends when dropped.
     async fn run(
         self: &Arc<Self>,
-        key: &K,
-        flight: &Flight<V, E>,
+        flight: &Flight,
         nesting: &Nesting,
-        place: Place<V, E>,
-        (previous, trace): (Option<Entry<V>>, &Trace),
-    ) -> Result<Loaded<V>, Error<E>> {
+        place: Place,
+        (previous, trace): (Option<AnyEntry>, &Trace),
+    ) -> Result<Loaded<AnyValue>, Error<AnyError>> {
         let place = match place {
             Place::Shared(seat) => {
                 let nesting = nesting.clone();
@@ -234,12 +222,12 @@ where
             .chain([flight.serial])
             .collect();
         let running = self.tasks.enter_late();
-        let (loader, key) = (Arc::clone(&self.loader), key.clone());
+        let (loader, key) = (Arc::clone(&self.loader), flight.key.clone());
         // A task of its own: a panic ends there, and a loader that blocks its thread can still be
         // timed out here. The place is given back when the loader has really ended.
         let loading = async move {
             let _held = (running, place);
-            loader.load(&key, previous.as_ref()).await
+            loader.load(&key, previous).await
         };
         let load = tokio::spawn(trace.within(within(nesting, loading)));
         let _abort = AbortOnDrop(load.abort_handle());

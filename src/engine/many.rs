@@ -15,12 +15,13 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::flight;
 use super::read::{self, Leader};
 use super::together::{Company, Seat};
-use super::{Calm, Engine, Entered, Want, flight};
+use super::{Engine, Entered, FlightWait, Want};
 use crate::entry::Read;
+use crate::erased::{AnyError, AnyKey};
 use crate::error::Error;
-use crate::key::CacheKey;
 use crate::l1::Answer;
 use crate::telemetry::Trace;
 
@@ -30,60 +31,51 @@ const AT_ONCE: usize = 64;
 /// Flights that may land before others have their turn on this thread.
 const AT_A_STRETCH: usize = 64;
 
-impl<K, V, E> Engine<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
-    /// One outcome for each key, in their order. Cancel safe: what it began goes on without it.
-    pub(crate) async fn get_many(self: &Arc<Self>, keys: &[K]) -> Vec<Result<Answer<V>, Error<E>>> {
+impl Engine {
+    /// One outcome for each look-up, in their order. Cancel safe: what it began goes on without it.
+    pub(crate) async fn get_many(
+        self: &Arc<Self>,
+        look_ups: Vec<LookUp>,
+    ) -> Vec<Result<Answer, Error<AnyError>>> {
         let want = Want {
             read: Read::new(),
             load: false,
             since: flight::now_in_serials(),
         };
-        let swept = self.sweep(keys, &want);
-        let mut outcomes = Vec::with_capacity(keys.len());
-        for (key, swept) in keys.iter().zip(swept) {
+        let swept = self.sweep(look_ups, &want);
+        let mut outcomes = Vec::with_capacity(swept.len());
+        for swept in swept {
             outcomes.push(match swept {
                 Swept::Hit(answer) => Ok(answer),
-                Swept::Entered(entered) => {
-                    let flown = match entered.at_once() {
-                        Ok(answer) => Some(answer),
-                        Err((flight, role)) => self.outcome(&flight, role, &want).await,
-                    };
-                    self.counted(match flown {
-                        Some(flown) => flown,
-                        None => self.fly_or_join(key, want).await,
-                    })
-                }
+                Swept::Entered(entered) => match entered.or_wait(want) {
+                    Ok(wait) => self.wait_together(wait).await,
+                    Err(flown) => self.counted(flown),
+                },
             });
         }
         outcomes
     }
 
-    fn sweep(self: &Arc<Self>, keys: &[K], want: &Want) -> Vec<Swept<V, E>> {
-        let closed = self.tasks.is_closed();
+    /// The first step of a look-up without the types of its cache: what L1 answers is answered.
+    pub(crate) fn look_up(self: &Arc<Self>, key: AnyKey) -> LookUp {
         let now = Instant::now();
+        let found = self.l1.get(&key, now);
+        let hit = found.and_then(|found| self.hit(found, Read::new(), now, &|| key.clone()));
+        hit.map_or(LookUp::Key(key), LookUp::Hit)
+    }
+
+    fn sweep(self: &Arc<Self>, look_ups: Vec<LookUp>, want: &Want) -> Vec<Swept> {
+        let closed = self.tasks.is_closed();
         let mut leaders = Vec::new();
-        let swept = keys
-            .iter()
-            .map(|key| {
-                if closed {
-                    return Swept::Entered(Entered::Refused(Error::Closed));
-                }
-                let hit = match self.calm_hit(key, || now, |seen, now| seen.slot.answer(now)) {
-                    Calm::Hit(answer) => Some(answer),
-                    Calm::Something => self.hit(key, want.read, now),
-                    Calm::Nothing => None,
-                };
-                match hit {
-                    Some(answer) => Swept::Hit(answer),
-                    None => Swept::Entered(self.enter(key, want, |_, new| leaders.push(new))),
-                }
-            })
-            .collect();
+        let enter = |look_up| match look_up {
+            LookUp::Hit(answer) => Swept::Hit(answer),
+            LookUp::Key(_) if closed => Swept::Entered(Entered::Refused(Error::Closed)),
+            LookUp::Key(key) => Swept::Entered(match self.admit() {
+                Ok(admission) => self.enter(key, want, admission, |_, new| leaders.push(new)),
+                Err(refused) => Entered::Refused(refused),
+            }),
+        };
+        let swept = look_ups.into_iter().map(enter).collect();
         if let (false, Ok(runtime)) = (leaders.is_empty(), Handle::try_current()) {
             self.join_up(&runtime, &leaders);
             for leader in &leaders {
@@ -94,8 +86,20 @@ where
         swept
     }
 
+    /// Waits for a flight that has a task.
+    async fn wait_together(self: &Arc<Self>, wait: FlightWait) -> Result<Answer, Error<AnyError>> {
+        let FlightWait { flight, role, want } = &wait;
+        if let Some(flown) = self.outcome(flight, *role, want).await {
+            return self.counted(flown);
+        }
+        match self.enter_inline(flight.key.clone(), *want, self.admit()?) {
+            Ok(wait) => self.wait(wait).await,
+            Err(flown) => self.counted(flown),
+        }
+    }
+
     /// Lets flights come to their loads together.
-    fn join_up(self: &Arc<Self>, runtime: &Handle, leaders: &[Leader<K, V, E>]) {
+    fn join_up(self: &Arc<Self>, runtime: &Handle, leaders: &[Leader]) {
         let Some(batches) = &self.batches else {
             let turns = Arc::new(Semaphore::new(AT_ONCE));
             for leader in leaders {
@@ -106,7 +110,10 @@ where
             }
             return;
         };
-        let keys = leaders.iter().map(|leader| leader.key.clone()).collect();
+        let keys = leaders
+            .iter()
+            .map(|leader| leader.claim.flight.key.clone())
+            .collect();
         let settings = &batches.settings;
         let seats = Seat::of(self, runtime, keys, settings.max_size, settings.concurrency);
         for (leader, seat) in leaders.iter().zip(seats) {
@@ -115,7 +122,7 @@ where
     }
 
     /// Reads what L2 has, of all of them at once.
-    async fn first_reads(self: &Arc<Self>, leaders: &mut [Leader<K, V, E>]) {
+    async fn first_reads(self: &Arc<Self>, leaders: &mut [Leader]) {
         let Some(shared) = &self.shared else {
             return;
         };
@@ -127,8 +134,8 @@ where
         for leader in leaders {
             let flight = &leader.claim.flight;
             flight.register(epoch);
-            if known && !self.repairs.block(&flight.id.encoded) {
-                names.push(shared.key(&flight.id).bytes);
+            if known && !self.repairs.block(&flight.key.id.encoded) {
+                names.push(shared.key(&flight.key.id).bytes);
                 asking.push(leader);
             } else {
                 leader.read = Some(Err(()));
@@ -142,18 +149,20 @@ where
     }
 }
 
-enum Swept<V, E> {
-    Hit(Answer<V>),
-    Entered(Entered<V, E>),
+/// One look-up of many.
+pub(crate) enum LookUp {
+    /// L1 has answered it.
+    Hit(Answer),
+    Key(AnyKey),
+}
+
+enum Swept {
+    Hit(Answer),
+    Entered(Entered),
 }
 
 /// The task of flights that begin together.
-async fn fly_together<K, V, E>(engine: Arc<Engine<K, V, E>>, mut leaders: Vec<Leader<K, V, E>>)
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+async fn fly_together(engine: Arc<Engine>, mut leaders: Vec<Leader>) {
     engine.first_reads(&mut leaders).await;
     drop(engine);
     for (index, leader) in leaders.into_iter().enumerate() {

@@ -1,8 +1,6 @@
 //! What happens behind a handle: see the architecture page of the crate.
 
-use std::borrow::Borrow;
 use std::fmt;
-use std::hash::Hash;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +15,7 @@ use tokio::time::Instant;
 use self::aboard::Leg;
 use self::budget::Budget;
 use self::fence::Fence;
-use self::flight::{Aim, Flight, Flights, Found, Id, Outcome};
+use self::flight::{Aim, Flight, Flights, Found, Outcome};
 use self::gather::Gather;
 use self::marks::Marks;
 use self::numbers::Numbers;
@@ -28,13 +26,14 @@ use self::shared::Shared;
 use self::tasks::Tasks;
 use self::together::Company;
 use crate::batch::Batching;
-use crate::codec::ErasedCodec;
+use crate::codec::AnyCodec;
 use crate::config::Config;
 use crate::entry::{Freshness, Read, Source};
+use crate::erased::{AnyError, AnyKey};
 use crate::error::Error;
 use crate::health::{Channel, Event, Health};
-use crate::key::{self, CacheKey};
-use crate::l1::{Answer, L1, Meta, SAMPLE, Seen, Weigher};
+use crate::key::HashedKey;
+use crate::l1::{Answer, HitView, L1, Meta, TypedEntries};
 use crate::l2::{At, Tier};
 use crate::life::Standing;
 use crate::loader::{ErasedBatchLoader, ErasedLoader};
@@ -53,7 +52,7 @@ mod flight;
 mod gather;
 mod lease;
 mod load;
-mod many;
+pub(crate) mod many;
 pub(crate) mod marks;
 mod mutate;
 mod numbers;
@@ -72,18 +71,18 @@ pub(crate) mod write;
 mod tests;
 
 /// One cache: shared by its handles and by the tasks that work for it.
-pub(crate) struct Engine<K, V, E> {
+pub(crate) struct Engine {
     pub(crate) name: String,
     config: Config,
-    loader: Arc<dyn ErasedLoader<K, V, E>>,
-    batches: Option<Batches<K, V, E>>,
-    l1: L1<K, V>,
+    loader: Arc<dyn ErasedLoader>,
+    batches: Option<Batches>,
+    pub(crate) l1: L1,
     fence: Fence,
     marks: Marks,
     numbers: Mutex<Numbers>,
     repairs: Repairs,
-    flights: Flights<V, E>,
-    shared: Option<Shared<V>>,
+    flights: Flights,
+    shared: Option<Shared>,
     /// Places for loads.
     places: Option<Arc<Places>>,
     /// Places for work that nobody waits for.
@@ -95,36 +94,28 @@ pub(crate) struct Engine<K, V, E> {
     pub(crate) telemetry: Arc<Telemetry>,
     tasks: Arc<Tasks>,
     born: Instant,
-    zero: Zero,
+    pub(crate) zero: Zero,
 }
 
-impl<K, V, E> Engine<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Engine {
     pub(crate) fn new(
         name: &str,
         config: Config,
-        loader: Arc<dyn ErasedLoader<K, V, E>>,
-        batches: Option<Batches<K, V, E>>,
-        weigher: Option<Weigher<K, V>>,
-        shared: Option<(At, Arc<dyn ErasedCodec<V>>)>,
+        loader: Arc<dyn ErasedLoader>,
+        batches: Option<Batches>,
+        typed: Arc<dyn TypedEntries>,
+        weighs: bool,
+        shared: Option<(At, Arc<dyn AnyCodec>)>,
     ) -> Arc<Self> {
         let (now, telemetry) = (Instant::now(), Telemetry::new(name));
         let zero = Zero::at(now);
         // With a weigher the capacity is not a number of entries.
-        let entries = if weigher.is_some() {
-            10_000
-        } else {
-            config.l1_capacity
-        };
+        let entries = if weighs { 10_000 } else { config.l1_capacity };
         Arc::new(Self {
             name: name.to_owned(),
             loader,
             batches,
-            l1: L1::new(config.l1_capacity, config.negative_capacity, weigher),
+            l1: L1::new(config.l1_capacity, config.negative_capacity, weighs, typed),
             fence: Fence::new(entries, config.hold_off, zero),
             marks: if shared.is_some() {
                 Marks::default()
@@ -153,92 +144,45 @@ where
         })
     }
 
-    /// The read path, from the caller's side. Cancel safe: what it began goes on without it. `look`: L1
-    /// may have something.
-    pub(crate) async fn get<Q>(
+    /// Lets a call in, unless the cache is closed or there is no runtime.
+    pub(crate) fn admit(self: &Arc<Self>) -> Result<Admission, Error<AnyError>> {
+        // Nothing can fail between putting a flight into the table and spawning its task.
+        let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
+        let since = flight::now_in_serials();
+        let running = self.tasks.enter().ok_or(Error::Closed)?;
+        #[cfg(feature = "metrics")]
+        self.publish_from_now_on(&runtime);
+        Ok(Admission {
+            runtime,
+            running,
+            since,
+        })
+    }
+
+    /// A look-up that goes past L1: joins the flight of its key, or begins one.
+    pub(crate) fn begin(
         self: &Arc<Self>,
-        key: &Q,
+        key: AnyKey,
         read: Read,
-        look: bool,
-    ) -> Result<Answer<V>, Error<E>>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
-    {
-        if self.tasks.is_closed() {
-            return Err(Error::Closed);
-        }
-        if look && !read.skip_l1 {
-            if let Some(answer) = self.hit(key, read, Instant::now()) {
-                return Ok(answer);
-            }
-        }
+        admission: Admission,
+    ) -> Result<FlightWait, Result<Answer, Error<AnyError>>> {
         let want = Want {
             read,
             load: false,
-            since: flight::now_in_serials(),
+            since: admission.since,
         };
-        let got = self.fly_or_join(key, want).await;
-        self.counted(got)
-    }
-
-    /// A hit of the front, counted: fresh, and nothing to do but to answer it.
-    pub(crate) fn quick<Q, T>(
-        &self,
-        key: &Q,
-        now: impl FnOnce() -> Instant,
-        answer: impl FnOnce(&Seen<'_, V>, Instant) -> T,
-    ) -> Option<T>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
-    {
-        let hot = self.l1.hot(key)?;
-        let (seen, now) = (hot.seen()?, now());
-        if !self.is_calm(&seen, now) {
-            return None;
-        }
-        let answer = answer(&seen, now);
-        if self.stats.quick_hits.add() % SAMPLE == 0 {
-            self.l1.touch(key, &hot, self.zero.nanos(now));
-        }
-        Some(answer)
-    }
-
-    /// The same of all of L1.
-    pub(crate) fn calm_hit<Q, T>(
-        &self,
-        key: &Q,
-        now: impl Fn() -> Instant,
-        answer: impl Fn(&Seen<'_, V>, Instant) -> T,
-    ) -> Calm<T>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
-    {
-        if let Some(answer) = self.quick(key, &now, &answer) {
-            return Calm::Hit(answer);
-        }
-        let Some(slot) = self.l1.slot(key) else {
-            return Calm::Nothing;
-        };
-        let now = now();
-        let seen = slot.seen();
-        if !self.is_calm(&seen, now) {
-            return Calm::Something;
-        }
-        if self.stats.calm_hits.add() % SAMPLE == SAMPLE - 1 && self.l1.may_move_up(key) {
-            self.promote(key);
-        }
-        Calm::Hit(answer(&seen, now))
+        let entered = self.enter_inline(key, want, admission);
+        entered.map_err(|got| self.counted(got))
     }
 
     /// Whether a hit has nothing to do but to answer this; an absence is counted.
     #[inline]
-    fn is_calm(&self, seen: &Seen<'_, V>, now: Instant) -> bool {
-        let proven = |shared: &Shared<V>| {
-            shared.link.is_proven(now) || self.reads_l1(seen.slot.meta.begun, now)
-        };
+    pub(crate) fn is_calm<V>(&self, seen: &HitView<'_, V>, now: Instant) -> bool
+    where
+        V: Send + Sync + 'static,
+    {
+        let proven =
+            |shared: &Shared| shared.link.is_proven(now) || self.reads_l1(seen.meta.begun, now);
         let usable = seen.calm_until.is_some_and(|until| now < until)
             && self.fence.holds(seen.stamp)
             && self.shared.as_ref().is_none_or(proven)
@@ -250,34 +194,31 @@ where
         is_calm
     }
 
-    /// Puts what is a hit now and then in front.
-    fn promote<Q>(&self, key: &Q)
-    where
-        K: Borrow<Q>,
-        Q: ToOwned<Owned = K> + ?Sized,
-    {
-        let key = key.to_owned();
-        let hash = self.id(&key).hash;
-        let _shard = self.flights.lock(hash);
+    /// Puts an entry that is a hit now and then in front.
+    pub(crate) fn promote(&self, key: &AnyKey) {
+        let _shard = self.flights.lock(key.id.hash);
         self.l1.promote(key);
     }
 
-    /// A hit in L1, counted.
-    fn hit<Q>(self: &Arc<Self>, key: &Q, read: Read, now: Instant) -> Option<Answer<V>>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
-    {
-        let local = self.look(key, now).filter(|local| local.is_for(read))?;
+    /// A hit in L1, counted. `key`: for the refresh that it may begin.
+    pub(crate) fn hit(
+        self: &Arc<Self>,
+        found: (Answer, Meta),
+        read: Read,
+        now: Instant,
+        key: &dyn Fn() -> AnyKey,
+    ) -> Option<Answer> {
+        let local = self.judge_local(found, now);
+        let local = local.filter(|local| local.is_for(read))?;
         if local.late {
-            self.refresh_behind(key, &local);
+            self.refresh_behind(key(), &local);
         }
         self.count(&local.answer);
         Some(local.answer)
     }
 
     /// Counts a look-up that L1 has not answered.
-    fn counted(&self, got: Result<Flown<V>, Error<E>>) -> Result<Answer<V>, Error<E>> {
+    fn counted(&self, got: Result<Flown, Error<AnyError>>) -> Result<Answer, Error<AnyError>> {
         match &got {
             Ok(Flown { answer, .. }) => self.count(answer),
             Err(Error::Closed | Error::NoRuntime) => {}
@@ -294,37 +235,32 @@ where
     }
 
     /// A load now, or the one that is under way. Its error is the caller's, whatever is there.
-    pub(crate) async fn refresh<Q>(self: &Arc<Self>, key: &Q) -> Result<Answer<V>, Error<E>>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
-    {
-        if self.tasks.is_closed() {
-            return Err(Error::Closed);
-        }
+    pub(crate) async fn refresh(
+        self: &Arc<Self>,
+        key: AnyKey,
+        admission: Admission,
+    ) -> Result<Answer, Error<AnyError>> {
         let want = Want {
             read: Read::fresh().skip_l1(),
             load: true,
-            since: flight::now_in_serials(),
+            since: admission.since,
         };
-        self.fly_or_join(key, want).await.map(|flown| flown.answer)
+        match self.enter_inline(key, want, admission) {
+            Ok(wait) => self.wait(wait).await,
+            Err(flown) => flown.map(|flown| flown.answer),
+        }
     }
 
-    async fn fly_or_join<Q>(self: &Arc<Self>, key: &Q, want: Want) -> Result<Flown<V>, Error<E>>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
-    {
+    /// Waits for what comes of a flight, and of another one where it comes to nothing. Counted, unless
+    /// a load was asked for. Cancel safe: what was begun goes on without it.
+    pub(crate) async fn wait(
+        self: &Arc<Self>,
+        mut wait: FlightWait,
+    ) -> Result<Answer, Error<AnyError>> {
         loop {
-            let entered = self.enter(key, &want, |runtime, leader| {
-                self.board(runtime, leader);
-            });
-            let (flight, role) = match entered.at_once() {
-                Ok(answer) => return answer,
-                Err(entered) => entered,
-            };
+            let FlightWait { flight, role, want } = &wait;
             let news = match role {
-                Role::Leads => self.fly_first_leg(&flight, &want).await,
+                Role::Leads => self.fly_first_leg(flight, want).await,
                 Role::Joins | Role::Follows => None,
             };
             let answer = match news {
@@ -334,17 +270,46 @@ where
                         joined: false,
                     })
                 }),
-                None => self.outcome(&flight, role, &want).await,
+                None => self.outcome(flight, *role, want).await,
             };
             if let Some(answer) = answer {
-                return answer;
+                return self.counted_if(!want.load, answer);
             }
+            wait = match self.enter_inline(flight.key.clone(), *want, self.admit()?) {
+                Ok(wait) => wait,
+                Err(flown) => return self.counted_if(!want.load, flown),
+            };
         }
+    }
+
+    fn counted_if(
+        &self,
+        counts: bool,
+        got: Result<Flown, Error<AnyError>>,
+    ) -> Result<Answer, Error<AnyError>> {
+        if counts {
+            self.counted(got)
+        } else {
+            got.map(|flown| flown.answer)
+        }
+    }
+
+    /// Joins the flight of a key, or begins one that its leader polls.
+    fn enter_inline(
+        self: &Arc<Self>,
+        key: AnyKey,
+        want: Want,
+        admission: Admission,
+    ) -> Result<FlightWait, Result<Flown, Error<AnyError>>> {
+        let entered = self.enter(key, &want, admission, |runtime, leader| {
+            self.board(runtime, leader);
+        });
+        entered.or_wait(want)
     }
 
     /// Polls a flight for as long as it has no task. `None`: it has one, and its leader waits for it
     /// like everybody else.
-    async fn fly_first_leg(&self, flight: &Flight<V, E>, want: &Want) -> Option<News<V, E>> {
+    async fn fly_first_leg(&self, flight: &Flight, want: &Want) -> Option<News> {
         let aboard = Aboard(flight);
         std::future::poll_fn(|cx| {
             let leg = aboard.0.craft.poll(cx, || self.tasks.is_closed());
@@ -364,10 +329,10 @@ where
     /// Waits for what comes of a flight for one of its callers. `None`: it has to look again.
     async fn outcome(
         &self,
-        flight: &Flight<V, E>,
+        flight: &Flight,
         role: Role,
         want: &Want,
-    ) -> Option<Result<Flown<V>, Error<E>>> {
+    ) -> Option<Result<Flown, Error<AnyError>>> {
         let mut waits_since = None;
         let news = loop {
             // Listen first, then look: a landing between the two is not missed.
@@ -395,7 +360,7 @@ where
 
     /// What a flight means for a caller at this moment: nothing yet, or an answer or error, or that it
     /// has to look again.
-    fn news(&self, flight: &Flight<V, E>, role: Role, want: &Want) -> Option<News<V, E>> {
+    fn news(&self, flight: &Flight, role: Role, want: &Want) -> Option<News> {
         let outcome = flight.outcome();
         if role == Role::Follows {
             return outcome.map(|_| None);
@@ -429,7 +394,7 @@ where
     }
 
     /// What a caller may have at this moment of a flight that has not landed, or has failed.
-    fn instead(&self, flight: &Flight<V, E>, want: &Want, failed: bool) -> Option<Answer<V>> {
+    fn instead(&self, flight: &Flight, want: &Want, failed: bool) -> Option<Answer> {
         if want.read.fresh || !flight.has_offer() {
             return None;
         }
@@ -445,16 +410,12 @@ where
     }
 
     /// What L1 has, if it may be used at all now.
-    pub(crate) fn look<Q>(&self, key: &Q, now: Instant) -> Option<Local<V>>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
-    {
+    pub(crate) fn look(&self, key: &AnyKey, now: Instant) -> Option<Local> {
         self.judge_local(self.l1.get(key, now)?, now)
     }
 
     /// Whether what L1 has may be used, and for what.
-    fn judge_local(&self, (answer, meta): (Answer<V>, Meta), now: Instant) -> Option<Local<V>> {
+    fn judge_local(&self, (answer, meta): (Answer, Meta), now: Instant) -> Option<Local> {
         if !self.usable(&meta, now) || !answer.tags_hold() {
             return None;
         }
@@ -479,12 +440,8 @@ where
     }
 
     /// What L1 may answer now.
-    pub(crate) fn peek<Q>(&self, key: &Q, now: Instant) -> Option<Answer<V>>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
-    {
-        let local = self.look(key, now)?;
+    pub(crate) fn peek(&self, found: (Answer, Meta), now: Instant) -> Option<Answer> {
+        let local = self.judge_local(found, now)?;
         local.is_for(Read::new()).then_some(local.answer)
     }
 
@@ -512,30 +469,19 @@ where
 
     /// Joins the flight of a key or begins one, in one critical section. `begin` is given the one that
     /// is new, and sees to it that it is flown.
-    fn enter<Q>(
+    fn enter(
         self: &Arc<Self>,
-        key: &Q,
+        key: AnyKey,
         want: &Want,
-        begin: impl FnOnce(Handle, Leader<K, V, E>),
-    ) -> Entered<V, E>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
-    {
-        // Nothing can fail between putting a flight into the table and spawning its task.
-        let Ok(runtime) = Handle::try_current() else {
-            return Entered::Refused(Error::NoRuntime);
-        };
-        let Some(running) = self.tasks.enter() else {
-            return Entered::Refused(Error::Closed);
-        };
-        #[cfg(feature = "metrics")]
-        self.publish_from_now_on(&runtime);
-        let owned = key.to_owned();
-        let id = self.flights.id(key::encode(&owned));
+        admission: Admission,
+        begin: impl FnOnce(Handle, Leader),
+    ) -> Entered {
+        let Admission {
+            runtime, running, ..
+        } = admission;
         let nesting = load::nesting();
-        let mut shard = self.flights.lock(id.hash);
-        if let Some(flight) = shard.find(&id) {
+        let mut shard = self.flights.lock(key.id.hash);
+        if let Some(flight) = shard.find(&key.id) {
             if nesting.serials().contains(&flight.serial) {
                 return Entered::Refused(Error::LoadCycle);
             }
@@ -553,14 +499,14 @@ where
                 flight.craft.hand_over();
                 return Entered::Flight(flight, role);
             }
-            shard.detach(id.hash, &id.encoded);
+            shard.detach(key.id.hash, &key.id.encoded);
         }
         // Look again, now that nobody can land:
         //   1. this call misses in L1;
         //   2. another call's flight of the key lands: stored in L1, out of the table;
         //   3. this call finds no flight, and would load what is already there.
         let now = Instant::now();
-        let again = self.l1.get_again(key, now);
+        let again = self.l1.get_again(&key, now);
         let local = again.and_then(|found| self.judge_local(found, now));
         if let Some(local) = local.as_ref().filter(|local| local.is_for(want.read)) {
             if !want.read.skip_l1 {
@@ -572,10 +518,10 @@ where
             Want { read, .. } if read.fresh => Aim::Fresh,
             _ => Aim::Any,
         };
-        let mut flight = Flight::new(id, aim, now);
+        let mut flight = Flight::new(key, aim, now);
         flight.past_l1 = want.read.skip_l1 && !want.load;
-        flight.failures = shard.failures(&flight.id, now);
-        if let Some((error, _)) = shard.held(&flight.id, now) {
+        flight.failures = shard.failures(&flight.key.id, now);
+        if let Some((error, _)) = shard.held(&flight.key.id, now) {
             if want.read.fresh {
                 self.stats.errors_held.add();
                 return Entered::Refused(error);
@@ -601,12 +547,12 @@ where
         let flight = Arc::new(flight);
         shard.insert(Arc::clone(&flight));
         drop(shard);
-        begin(runtime, self.leader(&flight, owned, nesting, running));
+        begin(runtime, self.leader(&flight, nesting, running));
         Entered::Flight(flight, Role::Leads)
     }
 
     /// Lets the caller fly it, as far as that goes.
-    fn board(self: &Arc<Self>, runtime: Handle, leader: Leader<K, V, E>) {
+    fn board(self: &Arc<Self>, runtime: Handle, leader: Leader) {
         let gathers = self.batches.as_ref().is_some_and(Batches::gathers);
         if self.shared.is_none() || gathers {
             return self.take_off(&runtime, leader);
@@ -616,7 +562,7 @@ where
         flight.craft.board(runtime, flying);
     }
 
-    fn take_off(self: &Arc<Self>, runtime: &Handle, leader: Leader<K, V, E>) {
+    fn take_off(self: &Arc<Self>, runtime: &Handle, leader: Leader) {
         let batches = self.batches.as_ref();
         if let Some(gather) = batches.and_then(|batches| batches.gather.as_ref()) {
             let approach = gather.approach();
@@ -629,16 +575,15 @@ where
     /// A flight that was put into the table a moment ago.
     fn leader(
         self: &Arc<Self>,
-        flight: &Arc<Flight<V, E>>,
-        key: K,
+        flight: &Arc<Flight>,
         nesting: load::Nesting,
         running: tasks::Running,
-    ) -> Leader<K, V, E> {
+    ) -> Leader {
         // Not under the lock: whoever collects traces may be slow.
         let behind = matches!(flight.aim, Aim::Replace(_));
         flight.traced(
             self.telemetry
-                .flight_trace(flight.serial, behind, &flight.id.encoded),
+                .flight_trace(flight.serial, behind, &flight.key.id.encoded),
         );
         Leader {
             claim: Claim {
@@ -646,7 +591,6 @@ where
                 flight: Arc::clone(flight),
                 landed: false,
             },
-            key,
             nesting,
             running,
             read: None,
@@ -654,7 +598,7 @@ where
     }
 
     /// Counts one answered look-up.
-    fn count(&self, answer: &Answer<V>) {
+    fn count(&self, answer: &Answer) {
         let stats = &self.stats;
         match answer.source {
             Source::L1 => stats.l1_hits.add(),
@@ -701,8 +645,9 @@ where
         }
     }
 
-    fn id(&self, key: &K) -> Id {
-        self.flights.id(key::encode(key))
+    /// An encoded key with its hash.
+    pub(crate) fn id(&self, encoded: Vec<u8>) -> HashedKey {
+        self.flights.id(encoded)
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -775,24 +720,19 @@ where
 }
 
 /// How keys are loaded together.
-pub(crate) struct Batches<K, V, E> {
-    loader: Arc<dyn ErasedBatchLoader<K, V, E>>,
+pub(crate) struct Batches {
+    loader: Arc<dyn ErasedBatchLoader>,
     settings: Batching,
     /// Where single look-ups meet, if they do.
-    gather: Option<Arc<Gather<K, V, E>>>,
+    gather: Option<Arc<Gather>>,
 }
 
-impl<K, V, E> Batches<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Batches {
     fn gathers(&self) -> bool {
         self.gather.is_some()
     }
 
-    pub(crate) fn new(loader: Arc<dyn ErasedBatchLoader<K, V, E>>, settings: Batching) -> Self {
+    pub(crate) fn new(loader: Arc<dyn ErasedBatchLoader>, settings: Batching) -> Self {
         let gathers = !settings.window.is_zero();
         Self {
             loader,
@@ -802,9 +742,17 @@ where
     }
 }
 
+/// A call that was let in.
+pub(crate) struct Admission {
+    runtime: Handle,
+    running: tasks::Running,
+    /// When the call began, in numbers of flights.
+    since: u64,
+}
+
 /// What a call is after.
 #[derive(Clone, Copy)]
-struct Want {
+pub(crate) struct Want {
     read: Read,
     /// A load, whatever there is.
     load: bool,
@@ -813,7 +761,7 @@ struct Want {
 }
 
 impl Want {
-    fn joins<V, E>(&self, flight: &Flight<V, E>) -> bool {
+    fn joins(&self, flight: &Flight) -> bool {
         if self.load {
             flight.loads() || flight.aim == Aim::Load
         } else {
@@ -822,24 +770,16 @@ impl Want {
     }
 }
 
-/// What L1 has for a hit that asks for nothing special.
-pub(crate) enum Calm<T> {
-    Hit(T),
-    /// Something that takes a closer look.
-    Something,
-    Nothing,
-}
-
 /// What L1 has.
-pub(crate) struct Local<V> {
-    answer: Answer<V>,
+pub(crate) struct Local {
+    answer: Answer,
     meta: Meta,
     standing: Standing,
     /// Somebody should see about a new one.
     late: bool,
 }
 
-impl<V> Local<V> {
+impl Local {
     /// Whether a caller may have it.
     fn is_for(&self, read: Read) -> bool {
         match self.standing {
@@ -849,7 +789,7 @@ impl<V> Local<V> {
         }
     }
 
-    fn found(&self) -> Found<V> {
+    fn found(&self) -> Found {
         Found {
             answer: self.answer.clone(),
             life: self.meta.life,
@@ -859,43 +799,48 @@ impl<V> Local<V> {
     }
 }
 
-enum Entered<V, E> {
-    Flight(Arc<Flight<V, E>>, Role),
-    Answered(Answer<V>),
-    Refused(Error<E>),
+enum Entered {
+    Flight(Arc<Flight>, Role),
+    Answered(Answer),
+    Refused(Error<AnyError>),
 }
 
-/// What nobody has to wait for, or a flight.
-type AtOnce<V, E> = Result<Result<Flown<V>, Error<E>>, (Arc<Flight<V, E>>, Role)>;
+/// A caller's wait for a flight.
+pub(crate) struct FlightWait {
+    flight: Arc<Flight>,
+    role: Role,
+    want: Want,
+}
 
-impl<V, E> Entered<V, E> {
-    fn at_once(self) -> AtOnce<V, E> {
+impl Entered {
+    /// `Err`: nobody has to wait for it.
+    fn or_wait(self, want: Want) -> Result<FlightWait, Result<Flown, Error<AnyError>>> {
         match self {
-            Self::Flight(flight, role) => Err((flight, role)),
-            Self::Answered(answer) => Ok(Ok(Flown {
+            Self::Flight(flight, role) => Ok(FlightWait { flight, role, want }),
+            Self::Answered(answer) => Err(Ok(Flown {
                 answer,
                 joined: false,
             })),
-            Self::Refused(error) => Ok(Err(error)),
+            Self::Refused(error) => Err(Err(error)),
         }
     }
 }
 
 /// A leader's part in a flight. When he is dropped, it goes on without him.
-struct Aboard<'a, V, E>(&'a Flight<V, E>);
+struct Aboard<'a>(&'a Flight);
 
-impl<V, E> Drop for Aboard<'_, V, E> {
+impl Drop for Aboard<'_> {
     fn drop(&mut self) {
         self.0.craft.hand_over();
     }
 }
 
 /// What a flight means for one of its callers: an answer or an error, or that he has to look again.
-type News<V, E> = Option<Result<Answer<V>, Error<E>>>;
+type News = Option<Result<Answer, Error<AnyError>>>;
 
 /// What a caller has to do with a flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+pub(crate) enum Role {
     Leads,
     Joins,
     /// Waits for its end, and does not take what comes of it.
@@ -903,12 +848,12 @@ enum Role {
 }
 
 /// What came of a flight for one of its callers.
-struct Flown<V> {
-    answer: Answer<V>,
+struct Flown {
+    answer: Answer,
     joined: bool,
 }
 
-impl<K, V, E> Drop for Engine<K, V, E> {
+impl Drop for Engine {
     fn drop(&mut self) {
         if let Some(shared) = &self.shared {
             shared.tier.unlisten(&shared.channel);
@@ -918,7 +863,7 @@ impl<K, V, E> Drop for Engine<K, V, E> {
     }
 }
 
-impl<K, V, E> fmt::Debug for Engine<K, V, E> {
+impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cache")
             .field("name", &self.name)

@@ -13,16 +13,17 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::flight::{Flight, Id};
+use super::flight::Flight;
 use super::lease::Seal;
 use super::marks::{Marked, News, TagMark};
 use super::repairs::Repair;
 use super::shared::Shared;
 use crate::codec::envelope::{self, Header, Kind};
 use crate::entry::Forward;
+use crate::erased::{AnyKey, AnyValue};
 use crate::error::{RemoteError, RemoteKind};
 use crate::health::Event;
-use crate::key::CacheKey;
+use crate::key::HashedKey;
 use crate::l1::Meta;
 use crate::l2::message::Operation;
 use crate::l2::{Keys, Look, Raise};
@@ -34,13 +35,8 @@ use crate::ttl;
 /// Keys of one call that are under way at once.
 const PIPELINED: usize = 256;
 
-impl<K, V, E> Engine<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
-    pub(crate) async fn invalidate(self: &Arc<Self>, key: K) -> Result<(), RemoteError> {
+impl Engine {
+    pub(crate) async fn invalidate(self: &Arc<Self>, key: AnyKey) -> Result<(), RemoteError> {
         self.owned("invalidate", move |engine| async move {
             engine.invalidate_one(&key).await
         })
@@ -48,7 +44,10 @@ where
     }
 
     /// `invalidate`, and the time after which no process can answer the old value.
-    pub(crate) async fn invalidate_everywhere(self: &Arc<Self>, key: K) -> Result<(), RemoteError> {
+    pub(crate) async fn invalidate_everywhere(
+        self: &Arc<Self>,
+        key: AnyKey,
+    ) -> Result<(), RemoteError> {
         self.invalidate(key).await?;
         if self.shared.is_some() {
             // One that is cut off answers until its proof has ended, and then what it has for
@@ -59,7 +58,7 @@ where
         Ok(())
     }
 
-    pub(crate) async fn expire(self: &Arc<Self>, key: K) -> Result<(), RemoteError> {
+    pub(crate) async fn expire(self: &Arc<Self>, key: AnyKey) -> Result<(), RemoteError> {
         self.owned("expire", move |engine| async move {
             engine.expire_one(&key).await
         })
@@ -80,7 +79,10 @@ where
         .await
     }
 
-    pub(crate) async fn invalidate_many(self: &Arc<Self>, keys: Vec<K>) -> Result<(), RemoteError> {
+    pub(crate) async fn invalidate_many(
+        self: &Arc<Self>,
+        keys: Vec<AnyKey>,
+    ) -> Result<(), RemoteError> {
         self.pipelined("invalidate_many", keys, |engine, key| async move {
             engine.invalidate_one(&key).await
         })
@@ -89,7 +91,7 @@ where
 
     pub(crate) async fn insert_many(
         self: &Arc<Self>,
-        entries: Vec<(K, Loaded<V>)>,
+        entries: Vec<(AnyKey, Loaded<AnyValue>)>,
     ) -> Result<(), RemoteError> {
         self.pipelined("insert_many", entries, |engine, (key, loaded)| async move {
             engine.insert_one(key, loaded).await
@@ -126,8 +128,8 @@ where
 
     pub(crate) async fn insert(
         self: &Arc<Self>,
-        key: K,
-        loaded: Loaded<V>,
+        key: AnyKey,
+        loaded: Loaded<AnyValue>,
     ) -> Result<(), RemoteError> {
         self.owned("insert", move |engine| async move {
             engine.insert_one(key, loaded).await
@@ -162,24 +164,22 @@ where
         }
     }
 
-    pub(crate) async fn invalidate_one(self: &Arc<Self>, key: &K) -> Result<(), RemoteError> {
-        let id = self.id(key);
+    pub(crate) async fn invalidate_one(self: &Arc<Self>, key: &AnyKey) -> Result<(), RemoteError> {
         self.stats.invalidations.add();
         let last = self.repairs.last();
-        let result = self.tell_invalidated(&id).await;
+        let result = self.tell_invalidated(&key.id).await;
         // After the reply, and whatever it was.
-        self.settle_key(key, &id, last, result, Repair::Invalidate)
+        self.settle_key(key, last, result, Repair::Invalidate)
     }
 
-    pub(crate) async fn expire_one(self: &Arc<Self>, key: &K) -> Result<(), RemoteError> {
-        let id = self.id(key);
+    pub(crate) async fn expire_one(self: &Arc<Self>, key: &AnyKey) -> Result<(), RemoteError> {
         self.stats.expirations.add();
         let last = self.repairs.last();
-        let result = self.tell_expired(&id).await;
-        self.settle_key(key, &id, last, result, Repair::Expire)
+        let result = self.tell_expired(&key.id).await;
+        self.settle_key(key, last, result, Repair::Expire)
     }
 
-    async fn tell_invalidated(&self, id: &Id) -> Result<(), RemoteError> {
+    async fn tell_invalidated(&self, id: &HashedKey) -> Result<(), RemoteError> {
         let Some(shared) = &self.shared else {
             return Ok(());
         };
@@ -201,7 +201,7 @@ where
         )
     }
 
-    async fn tell_expired(&self, id: &Id) -> Result<(), RemoteError> {
+    async fn tell_expired(&self, id: &HashedKey) -> Result<(), RemoteError> {
         let Some(shared) = &self.shared else {
             return Ok(());
         };
@@ -214,12 +214,12 @@ where
     /// L2 has not confirmed is repeated.
     fn settle_key(
         self: &Arc<Self>,
-        key: &K,
-        id: &Id,
+        key: &AnyKey,
         last: u64,
         result: Result<(), RemoteError>,
-        repair: impl FnOnce(Id) -> Repair,
+        repair: impl FnOnce(HashedKey) -> Repair,
     ) -> Result<(), RemoteError> {
+        let id = &key.id;
         let repair = repair(id.clone());
         let expires = matches!(repair, Repair::Expire(_));
         if matches!(repair, Repair::Invalidate(_)) {
@@ -232,7 +232,7 @@ where
             self.repairs.settled(&id.encoded, last, expires);
         }
         let keeps = expires && !self.config.windows.if_error.is_zero();
-        let detached = self.evict(key, id, keeps);
+        let detached = self.evict(key, keeps);
         if let (Err(_), Some(flight)) = (&result, detached) {
             flight.revoke();
         }
@@ -295,8 +295,8 @@ where
 
     pub(crate) async fn insert_one(
         self: &Arc<Self>,
-        key: K,
-        loaded: Loaded<V>,
+        key: AnyKey,
+        loaded: Loaded<AnyValue>,
     ) -> Result<(), RemoteError> {
         if let Some(shared) = &self.shared {
             self.attach(shared).await;
@@ -327,7 +327,7 @@ where
         let life = found.life.fresh_until.saturating_duration_since(answer.at);
         self.stats.inserts.add();
         let last = self.repairs.last();
-        let insert = Insert::begin(self, self.id(&key));
+        let insert = Insert::begin(self, key.id.clone());
         if let Some(shared) = &self.shared {
             let seal = Seal {
                 token,
@@ -337,7 +337,7 @@ where
                 version,
                 tags: &tags,
             };
-            let value = answer.value.as_deref();
+            let value = answer.value.as_ref();
             let result = match self.inserted(shared, &insert.id, value, seal) {
                 Ok(record) => {
                     let keys = Keys::of(&shared.key(&insert.id).bytes);
@@ -356,12 +356,12 @@ where
                 Ok(true) => self.repairs.settled(&insert.id.encoded, last, false),
                 Ok(false) => {
                     self.stats.inserts_superseded.add();
-                    self.evict(&key, &insert.id, false);
+                    self.evict(&key, false);
                     return Err(RemoteError::new(RemoteKind::Superseded, "insert"));
                 }
                 Err(error) => {
                     let failed = Err(error);
-                    return self.settle_key(&key, &insert.id, last, failed, Repair::Invalidate);
+                    return self.settle_key(&key, last, failed, Repair::Invalidate);
                 }
             }
         }
@@ -383,7 +383,7 @@ where
                 print,
                 stamp: self.fence.stamp_in(hash, epoch),
             };
-            self.l1.store(key, answer, meta);
+            self.l1.store(&key, answer, meta);
         } else {
             self.l1.remove(&key);
         }
@@ -393,9 +393,9 @@ where
 
     fn inserted(
         &self,
-        shared: &Shared<V>,
-        id: &Id,
-        value: Option<&V>,
+        shared: &Shared,
+        id: &HashedKey,
+        value: Option<&AnyValue>,
         seal: Seal<'_>,
     ) -> Result<Vec<u8>, RemoteError> {
         let now_ms = shared.now_ms()?;
@@ -441,9 +441,9 @@ where
 
     /// From now on nothing older is answered or joined here. `keeps`: but the entry stays, for the
     /// case that a load fails.
-    fn evict(&self, key: &K, id: &Id, keeps: bool) -> Option<Arc<Flight<V, E>>> {
-        let mut shard = self.flights.lock(id.hash);
-        let detached = shard.detach(id.hash, &id.encoded);
+    fn evict(&self, key: &AnyKey, keeps: bool) -> Option<Arc<Flight>> {
+        let mut shard = self.flights.lock(key.id.hash);
+        let detached = shard.detach(key.id.hash, &key.id.encoded);
         if keeps {
             self.l1.amend(key, |meta| {
                 meta.life.expired = true;
@@ -457,20 +457,20 @@ where
 }
 
 /// An insert that is under way; taken out of the table when it is over, however that is.
-struct Insert<'a, K, V, E> {
-    engine: &'a Engine<K, V, E>,
-    id: Arc<Id>,
+struct Insert<'a> {
+    engine: &'a Engine,
+    id: Arc<HashedKey>,
 }
 
-impl<'a, K, V, E> Insert<'a, K, V, E> {
-    fn begin(engine: &'a Engine<K, V, E>, id: Id) -> Self {
+impl<'a> Insert<'a> {
+    fn begin(engine: &'a Engine, id: HashedKey) -> Self {
         let id = Arc::new(id);
         engine.flights.lock(id.hash).begin_insert(&id);
         Self { engine, id }
     }
 }
 
-impl<K, V, E> Drop for Insert<'_, K, V, E> {
+impl Drop for Insert<'_> {
     fn drop(&mut self) {
         self.engine.flights.lock(self.id.hash).end_insert(&self.id);
     }
@@ -481,12 +481,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Works at the list of repairs until it is empty, one after the other.
-async fn work<K, V, E>(engine: Weak<Engine<K, V, E>>, nudge: Arc<Notify>)
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+async fn work(engine: Weak<Engine>, nudge: Arc<Notify>) {
     let mut pause = FIRST_PAUSE;
     loop {
         {

@@ -33,8 +33,8 @@ use super::{Engine, Local};
 use crate::codec::RecordContext;
 use crate::codec::envelope::{Era, Header, Kind, MOST_TAGS, Malformed, STATED};
 use crate::entry::{Forward, Freshness, Read, Source, Way};
+use crate::erased::{AnyError, AnyValue};
 use crate::error::{Error, RemoteError};
-use crate::key::CacheKey;
 use crate::l1::Answer;
 use crate::l2::{Acquired, Look, Raise, Read as FirstRead};
 use crate::life::Life;
@@ -44,24 +44,24 @@ use crate::telemetry::Wait;
 use crate::ttl;
 
 /// What a flight comes down with.
-pub(crate) struct Landing<V, E> {
+pub(crate) struct Landing {
     /// `None`: it has come to nothing, and nobody who waits is to blame it for that.
-    pub(crate) outcome: Option<Result<Answer<V>, Error<E>>>,
-    pub(crate) keep: Keep<V, E>,
+    pub(crate) outcome: Option<Result<Answer, Error<AnyError>>>,
+    pub(crate) keep: Keep,
 }
 
 /// What is kept of it in this process.
-pub(crate) enum Keep<V, E> {
+pub(crate) enum Keep {
     Nothing,
     /// An entry, which L1 may answer for so long at most.
-    Entry(Found<V>, Duration),
+    Entry(Found, Duration),
     /// An error.
-    Failure(Failure<E>),
+    Failure(Failure),
 }
 
-impl<V, E> Landing<V, E> {
+impl Landing {
     /// An answer that is kept in L1, if it may be.
-    pub(crate) fn entry(found: Found<V>, bound: Option<Duration>) -> Self {
+    pub(crate) fn entry(found: Found, bound: Option<Duration>) -> Self {
         let outcome = Some(Ok(found.answer.clone()));
         let keep = match bound {
             Some(bound) if !bound.is_zero() => Keep::Entry(found, bound),
@@ -70,7 +70,7 @@ impl<V, E> Landing<V, E> {
         Self { outcome, keep }
     }
 
-    pub(crate) fn error(error: Error<E>) -> Self {
+    pub(crate) fn error(error: Error<AnyError>) -> Self {
         Self {
             outcome: Some(Err(error)),
             keep: Keep::Nothing,
@@ -78,7 +78,7 @@ impl<V, E> Landing<V, E> {
     }
 
     /// An error that is answered again for a while.
-    pub(crate) fn failure(failure: Failure<E>) -> Self {
+    pub(crate) fn failure(failure: Failure) -> Self {
         Self {
             outcome: Some(Err(failure.error.clone())),
             keep: Keep::Failure(failure),
@@ -95,9 +95,9 @@ impl<V, E> Landing<V, E> {
 
 /// What a record of L2 says.
 #[expect(clippy::large_enum_variant, reason = "taken apart where it is made")]
-enum Reading<V> {
+enum Reading {
     /// An entry, fresh or not.
-    Entry(Found<V>, Header),
+    Entry(Found, Header),
     /// Somebody loads it.
     Leased,
     /// Somebody failed to load it: no attempt for so long.
@@ -144,24 +144,18 @@ const BELIEVED: Duration = Duration::from_secs(60);
 const MOST_ROUNDS: usize = 100;
 
 /// How far a flight has come with its first read.
-struct Approach<V> {
+struct Approach {
     remote: RemoteKey,
     place_behind: Option<OwnedSemaphorePermit>,
     replaces: Replaces,
     /// What was found, and what it says.
     record: Option<Bytes>,
-    reading: Option<Result<Reading<V>, RemoteError>>,
+    reading: Option<Result<Reading, RemoteError>>,
 }
 
 /// A flight that is to be flown: whoever drops it instead lets its callers go on.
-pub(crate) struct Leader<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
-    pub(crate) claim: Claim<K, V, E>,
-    pub(crate) key: K,
+pub(crate) struct Leader {
+    pub(crate) claim: Claim,
     pub(crate) nesting: Nesting,
     pub(crate) running: Running,
     /// What L2 has of it, if that was read already.
@@ -169,51 +163,33 @@ where
 }
 
 /// Flies it, in a task or for its leader.
-pub(crate) async fn fly<K, V, E>(leader: Leader<K, V, E>)
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+pub(crate) async fn fly(leader: Leader) {
     let Leader {
         claim,
-        key,
         nesting,
         running,
         read,
     } = leader;
-    let flying = claim
-        .engine
-        .resolve_in_time(&key, &claim.flight, &nesting, read);
+    let flying = claim.engine.resolve_in_time(&claim.flight, &nesting, read);
     let landing = claim.flight.trace().within(flying).await;
-    claim.land(key, landing);
+    claim.land(landing);
     drop(running);
 }
 
 /// A flight that has not landed yet. Dropped with its task, it leaves nothing behind and lets its
 /// waiters go on.
-pub(crate) struct Claim<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
-    pub(crate) engine: Arc<Engine<K, V, E>>,
-    pub(crate) flight: Arc<Flight<V, E>>,
+pub(crate) struct Claim {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) flight: Arc<Flight>,
     pub(crate) landed: bool,
 }
 
-impl<K, V, E> Claim<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
-    fn land(mut self, key: K, landing: Landing<V, E>) {
+impl Claim {
+    fn land(mut self, landing: Landing) {
         let (engine, flight) = (&self.engine, &self.flight);
         let (now, mut stored, mut in_l1) = (Instant::now(), false, false);
         {
-            let mut shard = engine.flights.lock(flight.id.hash);
+            let mut shard = engine.flights.lock(flight.key.id.hash);
             let mut quiet = refresh::QUIET;
             // The fence: a flight that was detached stores nothing, in one critical section with
             // whatever detaches.
@@ -221,23 +197,23 @@ where
             match landing.keep {
                 Keep::Entry(found, bound) if current => {
                     if found.life.freshness(now) == Freshness::Fresh {
-                        shard.forgive(&flight.id);
+                        shard.forgive(&flight.key.id);
                     }
-                    in_l1 = engine.store(key.clone(), flight, &found, bound, (now, None));
+                    in_l1 = engine.store(flight, &found, bound, (now, None));
                     stored = true;
                 }
                 Keep::Failure(failure) if current && !failure.hold.is_zero() => {
                     quiet = failure.hold;
-                    shard.hold(&flight.id, failure, now);
+                    shard.hold(&flight.key.id, failure, now);
                 }
                 // What was loaded is not kept, and nobody is answered what is older.
                 Keep::Nothing if current && landing.outcome.as_ref().is_some_and(Result::is_ok) => {
-                    engine.l1.remove(&key);
+                    engine.l1.remove(&flight.key);
                 }
                 _ => {}
             }
             if flight.calms() && !stored {
-                engine.end_calm(&key, ttl::deadline(now, quiet));
+                engine.end_calm(&flight.key, ttl::deadline(now, quiet));
             }
             shard.remove(flight);
         }
@@ -254,19 +230,14 @@ where
     }
 }
 
-impl<K, V, E> Drop for Claim<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Drop for Claim {
     fn drop(&mut self) {
         if self.landed {
             return;
         }
         self.engine
             .flights
-            .lock(self.flight.id.hash)
+            .lock(self.flight.key.id.hash)
             .remove(&self.flight);
         self.flight.land(if std::thread::panicking() {
             Outcome::Landed(Err(Error::LoadPanicked))
@@ -276,24 +247,18 @@ where
     }
 }
 
-impl<K, V, E> Engine<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Engine {
     /// Lets callers have what is there when the soft timeout is over, and goes on.
     async fn resolve_in_time(
         self: &Arc<Self>,
-        key: &K,
-        flight: &Arc<Flight<V, E>>,
+        flight: &Arc<Flight>,
         nesting: &Nesting,
         read: Option<FirstRead>,
-    ) -> Landing<V, E> {
+    ) -> Landing {
         let Some(after) = self.config.load_soft_timeout else {
-            return self.resolve(key, flight, nesting, read).await;
+            return self.resolve(flight, nesting, read).await;
         };
-        let mut resolving = Box::pin(self.resolve(key, flight, nesting, read));
+        let mut resolving = Box::pin(self.resolve(flight, nesting, read));
         tokio::select! {
             biased;
             landing = &mut resolving => return landing,
@@ -304,8 +269,8 @@ where
 
     async fn first_read(
         self: &Arc<Self>,
-        shared: &Shared<V>,
-        flight: &Flight<V, E>,
+        shared: &Shared,
+        flight: &Flight,
         remote: &RemoteKey,
     ) -> FirstRead {
         self.attach(shared).await;
@@ -318,7 +283,7 @@ where
         };
         // Before the read is sent, so that whatever is missed from now on ends this flight.
         flight.register(self.fence.epoch());
-        if known.is_err() || self.repairs.block(&flight.id.encoded) {
+        if known.is_err() || self.repairs.block(&flight.key.id.encoded) {
             return Err(());
         }
         self.tier(shared.tier.get(&remote.bytes).await)
@@ -327,11 +292,10 @@ where
 
     async fn resolve(
         self: &Arc<Self>,
-        key: &K,
-        flight: &Arc<Flight<V, E>>,
+        flight: &Arc<Flight>,
         nesting: &Nesting,
         read: Option<FirstRead>,
-    ) -> Landing<V, E> {
+    ) -> Landing {
         let mut place_behind = None;
         if flight.is_behind(&self.config.windows) {
             place_behind = self.place_behind();
@@ -341,10 +305,10 @@ where
         }
         let Some(shared) = &self.shared else {
             flight.register(self.fence.epoch());
-            let load = self.load_alone(key, flight, nesting, None, Alone::NoTier);
+            let load = self.load_alone(flight, nesting, None, Alone::NoTier);
             return Box::pin(load).await;
         };
-        let remote = shared.key(&flight.id);
+        let remote = shared.key(&flight.key.id);
         let read = match read {
             Some(read) => read,
             None => self.first_read(shared, flight, &remote).await,
@@ -363,7 +327,7 @@ where
             Ok(None) => (None, None),
             Err(()) => {
                 flight.craft.depart().await;
-                let landing = self.unreachable(key, flight, nesting, None);
+                let landing = self.unreachable(flight, nesting, None);
                 return Box::pin(landing).await;
             }
         };
@@ -376,18 +340,17 @@ where
             reading,
         });
         flight.craft.depart().await;
-        Box::pin(self.go_on(shared, key, flight, nesting, *approach)).await
+        Box::pin(self.go_on(shared, flight, nesting, *approach)).await
     }
 
     /// What L2 has is not enough: loads it, or waits for who does.
     async fn go_on(
         self: &Arc<Self>,
-        shared: &Shared<V>,
-        key: &K,
-        flight: &Arc<Flight<V, E>>,
+        shared: &Shared,
+        flight: &Arc<Flight>,
         nesting: &Nesting,
-        approach: Approach<V>,
-    ) -> Landing<V, E> {
+        approach: Approach,
+    ) -> Landing {
         let Approach {
             remote,
             mut place_behind,
@@ -410,7 +373,7 @@ where
                             if let Some(error) = &flight.spared {
                                 return self.spare(flight, error, found);
                             }
-                            self.put_up(key, flight, &found);
+                            self.put_up(flight, &found);
                             if flight.is_behind(&self.config.windows) && place_behind.is_none() {
                                 place_behind = self.place_behind();
                                 match place_behind {
@@ -435,21 +398,17 @@ where
                         return self.failed_elsewhere(flight, left);
                     }
                     Ok(Reading::Newer) => {
-                        return self
-                            .load_alone(key, flight, nesting, None, Alone::Newer)
-                            .await;
+                        return self.load_alone(flight, nesting, None, Alone::Newer).await;
                     }
                     Ok(Reading::HeldOff) => {
-                        return self
-                            .load_alone(key, flight, nesting, None, Alone::HeldOff)
-                            .await;
+                        return self.load_alone(flight, nesting, None, Alone::HeldOff).await;
                     }
                     Ok(Reading::Leased) => {}
                     Ok(Reading::Replace(failed)) => {
                         failures = failures.max(failed);
                         replacing = Some(bytes.slice(..bytes.len().min(STATED)));
                     }
-                    Err(_) => return self.unreachable(key, flight, nesting, None).await,
+                    Err(_) => return self.unreachable(flight, nesting, None).await,
                 }
             }
             if let Some(error) = &flight.spared {
@@ -458,16 +417,16 @@ where
             }
             // A place first, the lease then: who waits for a place holds nobody up.
             let deadline = self.load_deadline();
-            let place = match self.place(key, deadline, flight).await {
+            let place = match self.place(deadline, flight).await {
                 Ok(place) => place,
                 Err(error) => return Landing::error(error),
             };
             // Hear of wake-ups before the attempt that asks for them.
-            self.flights.lock(flight.id.hash).listen(flight);
+            self.flights.lock(flight.key.id.hash).listen(flight);
             // And know what is invalidated as a whole before the load begins.
             let mut lease = Lease::new(shared, &remote, self.marks.era(), seen, failures);
             let Ok(lease_record) = lease.record() else {
-                return self.unreachable(key, flight, nesting, Some(place)).await;
+                return self.unreachable(flight, nesting, Some(place)).await;
             };
             let ttl_ms = ttl::millis(self.config.lease_ttl);
             let known = self.marks.known().unwrap_or_default();
@@ -480,7 +439,7 @@ where
                 Ok(Acquired::Granted(failed)) => {
                     lease.failures = failures.max(failed);
                     return self
-                        .regenerate(shared, key, flight, nesting, place, deadline, &lease)
+                        .regenerate(shared, flight, nesting, place, deadline, &lease)
                         .await;
                 }
                 Ok(Acquired::Record(found)) => record = found,
@@ -492,7 +451,7 @@ where
                     // Nobody of us has said so.
                     self.stats.decode_failures.add();
                     return self
-                        .load_alone(key, flight, nesting, Some(place), Alone::WaitedEnough)
+                        .load_alone(flight, nesting, Some(place), Alone::WaitedEnough)
                         .await;
                 }
                 Ok(Acquired::Held(remaining_ms)) => {
@@ -516,29 +475,29 @@ where
                     if !goes_on {
                         self.stats.lease_wait_exceeded.add();
                         return self
-                            .load_alone(key, flight, nesting, None, Alone::WaitedEnough)
+                            .load_alone(flight, nesting, None, Alone::WaitedEnough)
                             .await;
                     }
                     if waited.woken() || lease.is_claim() {
                         // Most likely the value is there: the cheapest command will do.
                         match self.tier(shared.tier.get(&remote.bytes).await) {
                             Ok(found) => record = found,
-                            Err(_) => return self.unreachable(key, flight, nesting, None).await,
+                            Err(_) => return self.unreachable(flight, nesting, None).await,
                         }
                     }
                 }
                 Err(error) => {
-                    let landing = self.unreachable(key, flight, nesting, Some(place)).await;
+                    let landing = self.unreachable(flight, nesting, Some(place)).await;
                     if error.is_timeout() {
                         // It may have been granted after all, too late to fill against.
-                        self.release_later(&lease, &flight.id);
+                        self.release_later(&lease, &flight.key.id);
                     }
                     return landing;
                 }
             }
         }
         // Others are quicker all the time, or L2 says one thing to a read and another to an attempt.
-        self.unreachable(key, flight, nesting, None).await
+        self.unreachable(flight, nesting, None).await
     }
 
     /// For how long a mark in L2 is believed that says that a load failed: as long as any process of
@@ -559,7 +518,7 @@ where
     }
 
     /// Sees to it that the marks are known: from the channel while it is proven, else from L2.
-    pub(crate) async fn know_marks(&self, shared: &Shared<V>) -> Result<(), RemoteError> {
+    pub(crate) async fn know_marks(&self, shared: &Shared) -> Result<(), RemoteError> {
         if self.marks.is_certain() && shared.link.is_proven(Instant::now()) {
             return Ok(());
         }
@@ -569,7 +528,7 @@ where
     }
 
     /// Asks L2 for the marks. Answers the latest one that concerns the tags.
-    async fn look_at_marks(&self, shared: &Shared<V>, tags: Vec<u64>) -> Result<u64, RemoteError> {
+    async fn look_at_marks(&self, shared: &Shared, tags: Vec<u64>) -> Result<u64, RemoteError> {
         let look = Look {
             raise: Raise::Nothing,
             known: self.marks.known().unwrap_or_default(),
@@ -586,7 +545,7 @@ where
     }
 
     /// As far as that is known here.
-    fn judge_now(&self, shared: &Shared<V>, era: Era, tags: &[u64], ask: bool) -> Verdict {
+    fn judge_now(&self, shared: &Shared, era: Era, tags: &[u64], ask: bool) -> Verdict {
         // Which is asked about tags alone.
         let proven = !ask && !tags.is_empty() && shared.link.is_proven(Instant::now());
         self.marks.judge(era, tags.iter().copied(), proven)
@@ -596,7 +555,7 @@ where
     /// where what the messages have told would do.
     async fn judge(
         &self,
-        shared: &Shared<V>,
+        shared: &Shared,
         era: Era,
         tags: &[u64],
         ask: bool,
@@ -628,11 +587,11 @@ where
 
     async fn interpret(
         &self,
-        shared: &Shared<V>,
-        flight: &Flight<V, E>,
+        shared: &Shared,
+        flight: &Flight,
         remote: &RemoteKey,
         record: &Bytes,
-    ) -> Result<Reading<V>, RemoteError> {
+    ) -> Result<Reading, RemoteError> {
         let known = |era, tags: &[u64]| self.judge_now(shared, era, tags, flight.past_l1);
         let (era, tags) = match self.read_off(shared, remote, record, known) {
             Ok(reading) => return Ok(reading),
@@ -654,11 +613,11 @@ where
     /// What a record says, if it is known whether it is alive.
     fn read_off(
         &self,
-        shared: &Shared<V>,
+        shared: &Shared,
         remote: &RemoteKey,
         record: &Bytes,
         judge: impl FnOnce(Era, &[u64]) -> Verdict,
-    ) -> Result<Reading<V>, Unread> {
+    ) -> Result<Reading, Unread> {
         let unreadable = || {
             self.stats.decode_failures.add();
             Ok(Reading::Replace(0))
@@ -733,7 +692,7 @@ where
             let fields = header.fields();
             let context = RecordContext::new(&remote.bytes, &fields, body.raw_tags);
             match shared.decode(body.payload, &context) {
-                Ok(value) => Some(Arc::new(value)),
+                Ok(value) => Some(value),
                 Err(_) => return unreadable(),
             }
         } else {
@@ -762,19 +721,18 @@ where
     /// L2 cannot be asked, or must not be.
     async fn unreachable(
         self: &Arc<Self>,
-        key: &K,
-        flight: &Flight<V, E>,
+        flight: &Flight,
         nesting: &Nesting,
-        place: Option<Place<V, E>>,
-    ) -> Landing<V, E> {
+        place: Option<Place>,
+    ) -> Landing {
         // Now that it is known, L1 may answer for a while what it could not when the call came.
-        let local = self.look(key, Instant::now());
-        let is_fresh = |local: &Local<V>| local.is_for(Read::fresh());
+        let local = self.look(&flight.key, Instant::now());
+        let is_fresh = |local: &Local| local.is_for(Read::fresh());
         let has_l1 = !flight.past_l1 && local.as_ref().is_some_and(is_fresh);
         if let Some(local) = local.filter(|_| flight.offered().is_none()) {
             flight.offer(local.found());
         }
-        let fresh = |found: Found<V>| found.life.freshness(Instant::now()) == Freshness::Fresh;
+        let fresh = |found: Found| found.life.freshness(Instant::now()) == Freshness::Fresh;
         let is_done = match flight.aim {
             Aim::Load => false,
             // There is time, and without L2 everybody would load for himself.
@@ -790,23 +748,22 @@ where
             self.stats.errors_held.add();
             return Landing::error(error.clone());
         }
-        self.load_alone(key, flight, nesting, place, Alone::Unreachable)
+        self.load_alone(flight, nesting, place, Alone::Unreachable)
             .await
     }
 
     /// A load that nobody in the fleet knows of: its value enters no L2.
     async fn load_alone(
         self: &Arc<Self>,
-        key: &K,
-        flight: &Flight<V, E>,
+        flight: &Flight,
         nesting: &Nesting,
-        place: Option<Place<V, E>>,
+        place: Option<Place>,
         why: Alone,
-    ) -> Landing<V, E> {
+    ) -> Landing {
         let deadline = self.load_deadline();
         let place = match place {
             Some(place) => Ok(place),
-            None => self.place(key, deadline, flight).await,
+            None => self.place(deadline, flight).await,
         };
         let era = self.marks.era();
         let previous = flight.offered().filter(|found| self.is_of_use(found));
@@ -814,7 +771,7 @@ where
             Ok(place) => {
                 let previous = previous.as_ref();
                 let meanwhile = std::future::pending();
-                self.load(key, flight, nesting, place, deadline, previous, meanwhile)
+                self.load(flight, nesting, place, deadline, previous, meanwhile)
                     .await
             }
             Err(error) => Err(error),
@@ -844,12 +801,7 @@ where
     }
 
     /// What a failed load comes down with.
-    pub(crate) fn failed(
-        &self,
-        flight: &Flight<V, E>,
-        error: Error<E>,
-        failures: u32,
-    ) -> Landing<V, E> {
+    pub(crate) fn failed(&self, flight: &Flight, error: Error<AnyError>, failures: u32) -> Landing {
         match error {
             Error::Overloaded | Error::Closed => Landing::error(error),
             error => {
@@ -868,12 +820,12 @@ where
     /// began. `previous`: what it was told to compare with.
     pub(crate) fn found(
         &self,
-        loaded: Loaded<V>,
+        loaded: Loaded<AnyValue>,
         era: Era,
-        previous: Option<&Found<V>>,
+        previous: Option<&Found>,
         (cost, why): (Duration, Forward),
         print: u64,
-    ) -> (Found<V>, bool) {
+    ) -> (Found, bool) {
         let at = Instant::now();
         let previous = previous.filter(|_| loaded.unchanged);
         let too_many_tags = loaded.tags.len() > MOST_TAGS;
@@ -882,7 +834,7 @@ where
         }
         let value = match previous {
             Some(previous) => previous.answer.value.clone(),
-            None => loaded.value.map(Arc::new),
+            None => loaded.value,
         };
         let tags = match previous {
             Some(previous) => previous.answer.tags.as_ref().map(|tags| tags.renewed(era)),

@@ -15,8 +15,6 @@
 //! A refresher that dies is replaced when its claim ends, one that hangs when `load_timeout` does, and
 //! one that fails leaves a mark in the place of its claim: for `error_backoff` nobody tries.
 
-use std::borrow::Borrow;
-use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,8 +27,8 @@ use super::lease::Waited;
 use super::read::{Keep, Landing};
 use super::{Engine, Local, load};
 use crate::entry::Freshness;
+use crate::erased::{AnyError, AnyKey};
 use crate::error::Error;
-use crate::key::{self, CacheKey};
 use crate::l1::Meta;
 use crate::life::Standing;
 use crate::ttl;
@@ -51,59 +49,48 @@ pub(crate) struct Replaces {
     early: Option<u64>,
 }
 
-impl<K, V, E> Engine<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Engine {
     /// Begins a refresh that no caller waits for, unless one is under way, or one failed a moment ago.
-    pub(crate) fn refresh_behind<Q>(self: &Arc<Self>, key: &Q, local: &Local<V>)
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
-    {
+    pub(crate) fn refresh_behind(self: &Arc<Self>, key: AnyKey, local: &Local) {
         let (Ok(runtime), Some(running)) = (Handle::try_current(), self.tasks.enter()) else {
             return;
         };
         if self.behind.available_permits() == 0 {
             return;
         }
-        let owned = key.to_owned();
-        let id = self.flights.id(key::encode(&owned));
         let now = Instant::now();
-        let mut shard = self.flights.lock(id.hash);
+        let mut shard = self.flights.lock(key.id.hash);
         // Look again, now that nobody can invalidate it: the flight puts up what is found here.
         let Some(local) = self
-            .look(key, now)
+            .look(&key, now)
             .filter(|found| found.meta.print == local.meta.print)
         else {
             return;
         };
-        if let Some((_, until)) = shard.held(&id, now) {
-            return self.calm(&owned, until);
+        if let Some((_, until)) = shard.held(&key.id, now) {
+            return self.calm(&key, until);
         }
         let until = self.load_deadline();
-        if let Some(flight) = shard.find(&id) {
+        if let Some(flight) = shard.find(&key.id) {
             flight.calm();
-            return self.calm(&owned, until);
+            return self.calm(&key, until);
         }
-        let mut flight = Flight::new(id, Aim::Replace(local.meta.print), now);
-        flight.failures = shard.failures(&flight.id, now);
+        let mut flight = Flight::new(key, Aim::Replace(local.meta.print), now);
+        flight.failures = shard.failures(&flight.key.id, now);
         flight.offer(local.found());
         flight.calm();
         let flight = Arc::new(flight);
         shard.insert(Arc::clone(&flight));
-        self.calm(&owned, until);
+        self.calm(&flight.key, until);
         drop(shard);
         self.stats.refreshes.add();
-        let leader = self.leader(&flight, owned, load::nesting(), running);
+        let leader = self.leader(&flight, load::nesting(), running);
         self.take_off(&runtime, leader);
     }
 
     /// Until then hits answer what L1 has and do nothing else, as long as it may be answered at all.
     /// Under the shard's lock.
-    fn calm(&self, key: &K, until: Instant) {
+    fn calm(&self, key: &AnyKey, until: Instant) {
         let now = Instant::now();
         self.l1.amend(key, |meta| {
             let stands = meta.life.stands_until(now, &self.config.windows);
@@ -112,7 +99,7 @@ where
     }
 
     /// Hits look after the entry themselves again, from then on. Under the shard's lock.
-    pub(crate) fn end_calm(&self, key: &K, at: Instant) {
+    pub(crate) fn end_calm(&self, key: &AnyKey, at: Instant) {
         self.l1.amend(key, |meta| {
             if meta.calm_until > meta.life.calm_until(meta.born(), &self.config.windows) {
                 meta.calm_until = meta.calm_until.min(at);
@@ -124,14 +111,13 @@ where
     /// the flight is current. With an end of its calm other than its life's.
     pub(crate) fn store(
         &self,
-        key: K,
-        flight: &Flight<V, E>,
-        found: &Found<V>,
+        flight: &Flight,
+        found: &Found,
         bound: Duration,
         (now, calm_until): (Instant, Option<Instant>),
     ) -> bool {
-        let (hash, at) = (flight.id.hash, found.answer.at);
-        if self.fence.is_held_off(hash, now) {
+        let (hash, at) = (flight.key.id.hash, found.answer.at);
+        if self.l1.is_off() || self.fence.is_held_off(hash, now) {
             return false;
         }
         let bound = ttl::deadline(at, bound);
@@ -150,16 +136,16 @@ where
                 .fence
                 .stamp_in(hash, flight.epoch().unwrap_or_default()),
         };
-        self.l1.store(key, &found.answer, meta)
+        self.l1.store(&flight.key, &found.answer, meta)
     }
 
     /// Puts up an entry that is about to be refreshed: for the callers of the flight, and in L1 for
     /// those who come.
-    pub(crate) fn put_up(&self, key: &K, flight: &Arc<Flight<V, E>>, found: &Found<V>) {
+    pub(crate) fn put_up(&self, flight: &Arc<Flight>, found: &Found) {
         if !self.is_of_use(found) {
             return;
         }
-        let shard = self.flights.lock(flight.id.hash);
+        let shard = self.flights.lock(flight.key.id.hash);
         if shard.is_current(flight) {
             let now = Instant::now();
             let stands = found.life.stands_until(now, &self.config.windows);
@@ -169,22 +155,22 @@ where
             };
             flight.calm();
             let bound = self.config.l1_bound();
-            self.store(key.clone(), flight, found, bound, (now, Some(calm_until)));
+            self.store(flight, found, bound, (now, Some(calm_until)));
         }
         drop(shard);
         flight.offer(found.clone());
     }
 
     /// Whether an entry is good for anything now.
-    pub(crate) fn is_of_use(&self, found: &Found<V>) -> bool {
+    pub(crate) fn is_of_use(&self, found: &Found) -> bool {
         found.life.standing(Instant::now(), &self.config.windows) != Standing::Gone
     }
 
     /// Whether a flight that has found this entry in L2 is to replace it.
     pub(crate) fn replaces(
         &self,
-        flight: &Flight<V, E>,
-        found: &Found<V>,
+        flight: &Flight,
+        found: &Found,
         replaces: &mut Replaces,
         waited: &Waited,
     ) -> bool {
@@ -222,12 +208,7 @@ where
     }
 
     /// What a flight that must not load comes down with, having found this entry.
-    pub(crate) fn spare(
-        &self,
-        flight: &Flight<V, E>,
-        error: &Error<E>,
-        found: Found<V>,
-    ) -> Landing<V, E> {
+    pub(crate) fn spare(&self, flight: &Flight, error: &Error<AnyError>, found: Found) -> Landing {
         let keep = if self.is_of_use(&found) {
             flight.offer(found.clone());
             Keep::Entry(found, self.config.l1_bound())
@@ -242,7 +223,7 @@ where
     }
 
     /// A load failed in another process a moment ago.
-    pub(crate) fn failed_elsewhere(&self, flight: &Flight<V, E>, left: Duration) -> Landing<V, E> {
+    pub(crate) fn failed_elsewhere(&self, flight: &Flight, left: Duration) -> Landing {
         Landing::failure(Failure {
             error: Error::LoadFailedElsewhere,
             hold: left,
@@ -284,7 +265,11 @@ mod tests {
         };
         let (a, b) = (build(), build());
         let calm_until = |cache: &Cache<u64, u64, BoxError>| {
-            let (_, meta) = cache.engine().l1.get(&1, Instant::now()).unwrap();
+            let (_, meta) = cache
+                .engine()
+                .l1
+                .get(&cache.key(1), Instant::now())
+                .unwrap();
             meta.calm_until
         };
         a.get(&1).await.unwrap();

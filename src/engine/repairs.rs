@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::flight::Id;
 use super::marks::TagMark;
+use crate::key::HashedKey;
 
 /// Repairs that are kept apart; one more, and everything is invalidated instead.
 pub(crate) const MOST: usize = 10_000;
@@ -27,8 +27,8 @@ pub(crate) const MOST: usize = 10_000;
 /// What is to be repeated.
 #[derive(Clone, Debug)]
 pub(crate) enum Repair {
-    Invalidate(Id),
-    Expire(Id),
+    Invalidate(HashedKey),
+    Expire(HashedKey),
     Tag(u64),
     All,
 }
@@ -215,8 +215,8 @@ fn stronger(repair: Repair) -> Repair {
 mod tests {
     use super::*;
 
-    fn id(key: u64) -> Id {
-        Id {
+    fn id(key: u64) -> HashedKey {
+        HashedKey {
             hash: key,
             encoded: key.to_string().into_bytes().into(),
         }

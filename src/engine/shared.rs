@@ -11,20 +11,20 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::flight::Id;
 use super::marks::Marked;
-use crate::codec::{CodecError, ErasedCodec, RecordContext, envelope};
+use crate::codec::{AnyCodec, CodecError, RecordContext, envelope};
+use crate::erased::AnyValue;
 use crate::error::{RemoteError, RemoteKind};
-use crate::key;
+use crate::key::{self, HashedKey};
 use crate::l2::message::{About, Message, Operation, Origin};
 use crate::l2::{Listener, Notice, Tier};
 use crate::random;
 use crate::ttl;
 use crate::zero::Zero;
 
-pub(crate) struct Shared<V> {
+pub(crate) struct Shared {
     pub(crate) tier: Tier,
-    codec: Arc<dyn ErasedCodec<V>>,
+    codec: Arc<dyn AnyCodec>,
     /// `prefix:name:`
     namespace: Vec<u8>,
     pub(crate) channel: Bytes,
@@ -42,11 +42,11 @@ pub(crate) struct RemoteKey {
     pub(crate) hash: u64,
 }
 
-impl<V> Shared<V> {
+impl Shared {
     pub(crate) fn new(
         name: &str,
         tier: Tier,
-        codec: Arc<dyn ErasedCodec<V>>,
+        codec: Arc<dyn AnyCodec>,
         channel_lease: Duration,
         now: Instant,
         zero: Zero,
@@ -67,7 +67,7 @@ impl<V> Shared<V> {
         }
     }
 
-    pub(crate) fn key(&self, id: &Id) -> RemoteKey {
+    pub(crate) fn key(&self, id: &HashedKey) -> RemoteKey {
         let bytes: Bytes = [self.namespace.as_slice(), &id.encoded].concat().into();
         RemoteKey {
             hash: envelope::key_hash(&bytes),
@@ -77,7 +77,7 @@ impl<V> Shared<V> {
 
     /// A message about one key. Those that change something are numbered, so that whoever misses
     /// one can notice.
-    pub(crate) fn notice(&self, operation: Operation, id: &Id) -> Notice {
+    pub(crate) fn notice(&self, operation: Operation, id: &HashedKey) -> Notice {
         self.say(operation, About::Keys(vec![&id.encoded]))
     }
 
@@ -136,7 +136,7 @@ impl<V> Shared<V> {
     /// A codec that panics is a codec that fails.
     pub(crate) fn encode(
         &self,
-        value: &V,
+        value: &AnyValue,
         context: &RecordContext<'_>,
         out: &mut Vec<u8>,
     ) -> Result<(), CodecError> {
@@ -147,7 +147,7 @@ impl<V> Shared<V> {
         &self,
         payload: &[u8],
         context: &RecordContext<'_>,
-    ) -> Result<V, CodecError> {
+    ) -> Result<AnyValue, CodecError> {
         unpanicked(|| self.codec.decode(payload, context))
     }
 

@@ -20,13 +20,13 @@ mod cancel;
 mod coherence;
 mod fences;
 mod first_leg;
-mod front;
+mod hot_slots;
 mod leases;
 mod life;
 mod loads;
+mod refresh;
 mod simulation;
 mod stale;
-mod stale2;
 
 type Users = Cache<u64, String, BoxError>;
 type Got = Result<Option<Arc<String>>, Error<BoxError>>;

@@ -26,79 +26,74 @@ use super::Engine;
 use super::gather::Approach;
 use super::load::{self, Nesting};
 use super::places::{self, Hopeless, Places, Turn};
-use crate::entry::Entry;
+use crate::erased::{AnyEntry, AnyError, AnyKey, AnyValue};
 use crate::error::Error;
-use crate::key::CacheKey;
 use crate::loader::Loaded;
 use crate::telemetry::Trace;
 
 /// How a flight comes to its load.
 #[derive(Debug)]
-pub(crate) enum Company<V, E> {
+pub(crate) enum Company {
     Alone,
     /// On its way to where single look-ups gather.
     Approaching(Approach),
     /// Alone, but so many of one call at once.
     InTurn(Arc<Semaphore>),
     /// With the other keys of one call.
-    Seat(Seat<V, E>),
+    Seat(Seat),
 }
 
-impl<V, E> Company<V, E> {
+impl Company {
     pub(crate) fn take(&mut self) -> Self {
         std::mem::replace(self, Self::Alone)
     }
 }
 
 /// The flights of one call whose ways have not parted.
-pub(crate) struct Formation<V, E> {
+pub(crate) struct Formation {
     most: usize,
     /// How many of its chunks are loaded at once.
     turns: Arc<Semaphore>,
-    form: Form<V, E>,
-    muster: Mutex<Muster<V, E>>,
+    form: Form,
+    muster: Mutex<Muster>,
 }
 
 /// Makes a chunk of the flights with these numbers.
-type Form<V, E> = Box<dyn Fn(Vec<Arrived<V, E>>, Arc<Semaphore>) + Send + Sync>;
+type Form = Box<dyn Fn(Vec<Arrived>, Arc<Semaphore>) + Send + Sync>;
 
 #[derive(Debug)]
-struct Muster<V, E> {
+struct Muster {
     undecided: usize,
-    arrived: Vec<Arrived<V, E>>,
+    arrived: Vec<Arrived>,
 }
 
 /// A flight that needs a load.
 #[derive(Debug)]
-struct Arrived<V, E> {
+struct Arrived {
     index: usize,
     turn: Turn,
-    pass: oneshot::Sender<ChunkSeat<V, E>>,
+    pass: oneshot::Sender<ChunkSeat>,
 }
 
 /// One flight's part in a formation.
 #[derive(Debug)]
-pub(crate) struct Seat<V, E> {
+pub(crate) struct Seat {
     index: usize,
     /// Until it is decided whether the flight needs a load.
-    formation: Option<Arc<Formation<V, E>>>,
+    formation: Option<Arc<Formation>>,
 }
 
-impl<V, E> Seat<V, E>
-where
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Seat {
     /// Seats for so many keys, in their order.
-    pub(crate) fn of<K: CacheKey>(
-        engine: &Arc<Engine<K, V, E>>,
+    pub(crate) fn of(
+        engine: &Arc<Engine>,
         runtime: &Handle,
-        keys: Vec<K>,
+        keys: Vec<AnyKey>,
         most: usize,
         at_once: usize,
     ) -> Vec<Self> {
         let (engine, runtime, count) = (Arc::clone(engine), runtime.clone(), keys.len());
-        let form = move |arrived: Vec<Arrived<V, E>>, turns| {
+        let form = move |arrived: Vec<Arrived>, turns| {
             let (keys, passes) = arrived
                 .into_iter()
                 .map(|arrived| ((keys[arrived.index].clone(), arrived.turn), arrived.pass))
@@ -122,7 +117,7 @@ where
     }
 
     /// The flight needs a load: waits for a seat in a chunk.
-    pub(crate) async fn chunk(mut self, turn: Turn) -> Option<ChunkSeat<V, E>> {
+    pub(crate) async fn chunk(mut self, turn: Turn) -> Option<ChunkSeat> {
         let (pass, mine) = oneshot::channel();
         let arrived = Arrived {
             index: self.index,
@@ -136,7 +131,7 @@ where
     }
 }
 
-impl<V, E> Drop for Seat<V, E> {
+impl Drop for Seat {
     fn drop(&mut self) {
         if let Some(formation) = self.formation.take() {
             formation.decide(None);
@@ -144,8 +139,8 @@ impl<V, E> Drop for Seat<V, E> {
     }
 }
 
-impl<V, E> Formation<V, E> {
-    fn decide(&self, arrived: Option<Arrived<V, E>>) {
+impl Formation {
+    fn decide(&self, arrived: Option<Arrived>) {
         let mut all = {
             let mut muster = self.muster.lock();
             muster.undecided -= 1;
@@ -165,11 +160,11 @@ impl<V, E> Formation<V, E> {
 }
 
 /// Flights that are loaded with one call.
-pub(crate) struct Chunk<V, E> {
+pub(crate) struct Chunk {
     turn: Turn,
     turns: Option<Arc<Semaphore>>,
     held: OnceCell<Arc<Held>>,
-    boarding: Mutex<Boarding<V, E>>,
+    boarding: Mutex<Boarding>,
     load: OnceLock<AbortHandle>,
 }
 
@@ -180,60 +175,55 @@ struct Held(
     #[expect(dead_code, reason = "held, not read")] Option<places::Place>,
 );
 
-struct Boarding<V, E> {
+struct Boarding {
     undecided: usize,
-    aboard: Vec<Passenger<V, E>>,
-    depart: Option<Depart<V, E>>,
+    aboard: Vec<Passenger>,
+    depart: Option<Depart>,
 }
 
 /// Begins the load.
-type Depart<V, E> =
-    Box<dyn FnOnce(Vec<Passenger<V, E>>, Option<Arc<Held>>) -> Option<AbortHandle> + Send>;
+type Depart = Box<dyn FnOnce(Vec<Passenger>, Option<Arc<Held>>) -> Option<AbortHandle> + Send>;
 
 /// A flight that has its lease, or needs none.
-struct Passenger<V, E> {
+struct Passenger {
     index: usize,
     serial: u64,
     nesting: Nesting,
-    previous: Option<Entry<V>>,
+    previous: Option<AnyEntry>,
     trace: Trace,
-    answer: Answer<V, E>,
+    answer: Answer,
 }
 
 /// One flight's part in a chunk.
 #[derive(Debug)]
-pub(crate) struct ChunkSeat<V, E> {
+pub(crate) struct ChunkSeat {
     index: usize,
-    chunk: Arc<Chunk<V, E>>,
+    chunk: Arc<Chunk>,
     decided: bool,
 }
 
 /// What a chunk's load has found for one of its keys.
 #[derive(Debug)]
-pub(crate) struct Share<V, E> {
-    found: oneshot::Receiver<Result<Loaded<V>, Error<E>>>,
+pub(crate) struct Share {
+    found: oneshot::Receiver<Result<Loaded<AnyValue>, Error<AnyError>>>,
     /// The last one to go ends the load.
-    _chunk: Arc<Chunk<V, E>>,
+    _chunk: Arc<Chunk>,
 }
 
-impl<V, E> Chunk<V, E>
-where
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Chunk {
     /// Hands a seat to each. `until_loaded`: single look-ups that have come together, with what is to
     /// be dropped when the load has ended.
-    pub(super) fn form<K: CacheKey>(
-        engine: &Arc<Engine<K, V, E>>,
+    pub(super) fn form(
+        engine: &Arc<Engine>,
         runtime: &Handle,
-        keys: Vec<(K, Turn)>,
-        passes: Vec<oneshot::Sender<ChunkSeat<V, E>>>,
+        keys: Vec<(AnyKey, Turn)>,
+        passes: Vec<oneshot::Sender<ChunkSeat>>,
         turns: Option<Arc<Semaphore>>,
-        until_loaded: Option<super::gather::Loading<K, V, E>>,
+        until_loaded: Option<super::gather::Loading>,
     ) {
         let known = keys.iter().all(|(_, turn)| *turn == Turn::Known);
         let (engine, runtime) = (Arc::clone(engine), runtime.clone());
-        let depart = move |aboard: Vec<Passenger<V, E>>, held| {
+        let depart = move |aboard: Vec<Passenger>, held| {
             if aboard.is_empty() {
                 return None;
             }
@@ -271,8 +261,8 @@ where
     }
 }
 
-impl<V, E> Chunk<V, E> {
-    fn decide(&self, passenger: Option<Passenger<V, E>>) {
+impl Chunk {
+    fn decide(&self, passenger: Option<Passenger>) {
         let (mut aboard, depart) = {
             let mut boarding = self.boarding.lock();
             boarding.undecided -= 1;
@@ -290,7 +280,7 @@ impl<V, E> Chunk<V, E> {
     }
 }
 
-impl<V, E> Drop for Chunk<V, E> {
+impl Drop for Chunk {
     fn drop(&mut self) {
         if let Some(load) = self.load.get() {
             load.abort();
@@ -298,7 +288,7 @@ impl<V, E> Drop for Chunk<V, E> {
     }
 }
 
-impl<V, E> ChunkSeat<V, E> {
+impl ChunkSeat {
     /// Waits until the chunk has its place, until the deadline at most.
     pub(crate) async fn place(
         &self,
@@ -329,8 +319,8 @@ impl<V, E> ChunkSeat<V, E> {
         mut self,
         serial: u64,
         nesting: Nesting,
-        previous: Option<Entry<V>>,
-    ) -> Share<V, E> {
+        previous: Option<AnyEntry>,
+    ) -> Share {
         let (answer, found) = oneshot::channel();
         let passenger = Passenger {
             index: self.index,
@@ -349,7 +339,7 @@ impl<V, E> ChunkSeat<V, E> {
     }
 }
 
-impl<V, E> Drop for ChunkSeat<V, E> {
+impl Drop for ChunkSeat {
     fn drop(&mut self) {
         if !self.decided {
             self.chunk.decide(None);
@@ -357,8 +347,8 @@ impl<V, E> Drop for ChunkSeat<V, E> {
     }
 }
 
-impl<V, E> Share<V, E> {
-    pub(crate) async fn found(self) -> Result<Loaded<V>, Error<E>> {
+impl Share {
+    pub(crate) async fn found(self) -> Result<Loaded<AnyValue>, Error<AnyError>> {
         match self.found.await {
             Ok(found) => found,
             // The runtime is shutting down, and this task goes with it.
@@ -368,17 +358,17 @@ impl<V, E> Share<V, E> {
 }
 
 /// The way back to one who waits for a load. When that panics, he is told.
-struct Answer<V, E>(Option<oneshot::Sender<Result<Loaded<V>, Error<E>>>>);
+struct Answer(Option<oneshot::Sender<Result<Loaded<AnyValue>, Error<AnyError>>>>);
 
-impl<V, E> Answer<V, E> {
-    fn give(mut self, answer: Result<Loaded<V>, Error<E>>) {
+impl Answer {
+    fn give(mut self, answer: Result<Loaded<AnyValue>, Error<AnyError>>) {
         if let Some(waits) = self.0.take() {
             let _ = waits.send(answer);
         }
     }
 }
 
-impl<V, E> Drop for Answer<V, E> {
+impl Drop for Answer {
     fn drop(&mut self) {
         if let Some(waits) = self.0.take().filter(|_| std::thread::panicking()) {
             let _ = waits.send(Err(Error::LoadPanicked));
@@ -387,35 +377,19 @@ impl<V, E> Drop for Answer<V, E> {
 }
 
 /// `singles`: a key that came alone is loaded as one.
-async fn load_all<K, V, E>(
-    engine: &Engine<K, V, E>,
-    mut aboard: Vec<(K, Passenger<V, E>)>,
-    singles: bool,
-) where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+async fn load_all(engine: &Engine, mut aboard: Vec<(AnyKey, Passenger)>, singles: bool) {
     while !aboard.is_empty() {
         // One that was detached may sit here beside its successor: each wants a value of its own.
         let mut keys = HashSet::with_capacity(aboard.len());
         let (first, twice) = aboard
             .into_iter()
-            .partition(|(key, _)| keys.insert(key.clone()));
+            .partition(|(key, _)| keys.insert(Arc::clone(&key.id.encoded)));
         load_once(engine, first, singles).await;
         aboard = twice;
     }
 }
 
-async fn load_once<K, V, E>(
-    engine: &Engine<K, V, E>,
-    aboard: Vec<(K, Passenger<V, E>)>,
-    singles: bool,
-) where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+async fn load_once(engine: &Engine, aboard: Vec<(AnyKey, Passenger)>, singles: bool) {
     // A load of several must wait for none of them, nor for what any of their callers load.
     let around = aboard.iter().flat_map(|(_, passenger)| {
         let around = passenger.nesting.serials().iter().copied();
@@ -434,17 +408,11 @@ async fn load_once<K, V, E>(
     }
     let loading = async {
         match (&engine.batches, keys.as_slice()) {
-            (None, [key, ..]) => engine.loader.load(key, previous.as_ref()).await.map(one),
-            (Some(_), [key]) if singles => {
-                engine.loader.load(key, previous.as_ref()).await.map(one)
-            }
+            (None, [key, ..]) => engine.loader.load(key, previous).await.map(one),
+            (Some(_), [key]) if singles => engine.loader.load(key, previous).await.map(one),
             (Some(batches), keys) => {
                 engine.stats.batch_loads.add();
-                let mut found = batches.loader.load_many(keys).await?;
-                let found = keys
-                    .iter()
-                    .map(|key| found.remove(key).unwrap_or_else(Loaded::missing));
-                Ok(found.collect())
+                batches.loader.load_many(keys).await
             }
             (None, []) => Ok(Vec::new()),
         }
@@ -466,17 +434,17 @@ async fn load_once<K, V, E>(
     }
 }
 
-fn one<V>(loaded: Loaded<V>) -> Vec<Loaded<V>> {
+fn one(loaded: Loaded<AnyValue>) -> Vec<Loaded<AnyValue>> {
     vec![loaded]
 }
 
-impl<V, E> std::fmt::Debug for Formation<V, E> {
+impl std::fmt::Debug for Formation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Formation").finish_non_exhaustive()
     }
 }
 
-impl<V, E> std::fmt::Debug for Chunk<V, E> {
+impl std::fmt::Debug for Chunk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Chunk").finish_non_exhaustive()
     }

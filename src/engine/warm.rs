@@ -11,11 +11,11 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::flight::Id;
 use super::lease::Lease;
 use super::shared::RemoteKey;
 use crate::entry::Source;
-use crate::key::CacheKey;
+use crate::erased::AnyKey;
+use crate::key::HashedKey;
 use crate::l2::{Acquired, Over};
 use crate::many::WarmProgress;
 use crate::random;
@@ -31,17 +31,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// keys hold no `:`.
 const TURN: &[u8] = b":warm";
 
+type Keys<'a> = &'a mut (dyn Iterator<Item = AnyKey> + Send);
 type Tell<'a> = &'a mut (dyn FnMut(&WarmProgress) + Send);
 
-impl<K, V, E> Engine<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Engine {
     pub(crate) async fn warm(
         self: &Arc<Self>,
-        keys: impl Iterator<Item = K> + Send,
+        keys: Keys<'_>,
         loads_per_second: u32,
         tell: Tell<'_>,
     ) -> WarmProgress {
@@ -76,11 +72,11 @@ where
     /// Waits for this process's turn. `None`: nobody can say whose it is.
     async fn turn<'a>(
         self: &'a Arc<Self>,
-        id: &'a Id,
+        id: &'a HashedKey,
         remote: &'a RemoteKey,
         progress: &mut WarmProgress,
         tell: Tell<'_>,
-    ) -> Option<Turn<'a, K, V, E>> {
+    ) -> Option<Turn<'a>> {
         let shared = self.shared.as_ref()?;
         self.attach(shared).await;
         while !self.is_closed() {
@@ -127,7 +123,7 @@ where
 
     async fn warm_all(
         self: &Arc<Self>,
-        mut keys: impl Iterator<Item = K>,
+        keys: Keys<'_>,
         loads_per_second: u32,
         progress: &mut WarmProgress,
         tell: Tell<'_>,
@@ -138,12 +134,13 @@ where
         };
         let together = usize::try_from(together).unwrap_or(1);
         while !self.is_closed() {
-            let group: Vec<K> = keys.by_ref().take(together).collect();
+            let group: Vec<AnyKey> = (&mut *keys).take(together).collect();
             if group.is_empty() {
                 return;
             }
             let (begun, loaded) = (Instant::now(), progress.loaded);
-            for outcome in self.get_many(&group).await {
+            let look_ups = group.into_iter().map(|key| self.look_up(key)).collect();
+            for outcome in self.get_many(look_ups).await {
                 progress.done += 1;
                 match outcome.map(|answer| answer.source) {
                     Ok(Source::L1 | Source::L2) => progress.cached += 1,
@@ -162,24 +159,14 @@ where
 }
 
 /// This process's turn, until dropped.
-struct Turn<'a, K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
-    engine: &'a Arc<Engine<K, V, E>>,
-    id: &'a Id,
-    lease: Lease<'a, V>,
+struct Turn<'a> {
+    engine: &'a Arc<Engine>,
+    id: &'a HashedKey,
+    lease: Lease<'a>,
     ours: bool,
 }
 
-impl<K, V, E> Drop for Turn<'_, K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
         if self.ours && Handle::try_current().is_ok() {
             self.engine.release_later(&self.lease, self.id);

@@ -7,85 +7,45 @@
 //! | returned an error, or panicked | is invalidated: it may have been carried out after all |
 //! | was dropped with its runtime | is invalidated by nobody: the process ends |
 
+use std::any::Any;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
 use super::Engine;
+use crate::erased::{AnyKey, AnyValue};
 use crate::error::{RemoteError, RemoteKind, WriteError};
-use crate::key::CacheKey;
 use crate::loader::Loaded;
 use crate::telemetry::Trace;
 
+/// A write that answered `Ok`: the value that it wrote, or anything.
+pub(crate) enum Written {
+    Value(Loaded<AnyValue>),
+    Other(Box<dyn Any + Send>),
+}
+
+/// A write to the source, without its types.
+pub(crate) type Write = Pin<Box<dyn Future<Output = Result<Written, Box<dyn Any + Send>>> + Send>>;
+
 /// What follows a write that returned.
+#[derive(Clone, Copy)]
 pub(crate) enum Then {
+    /// The value that it wrote goes into both tiers.
+    Insert,
     Invalidate,
     /// And a load, whose outcome is no concern of the writer.
     Refresh,
 }
 
-impl<K, V, E> Engine<K, V, E>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
-    /// Write-through: what the write answers goes into both tiers.
-    pub(crate) async fn write<X>(
-        self: &Arc<Self>,
-        key: K,
-        write: impl Future<Output = Result<Loaded<V>, X>> + Send + 'static,
-    ) -> Result<(), WriteError<X>>
-    where
-        X: Send + 'static,
-    {
-        let insert = |engine: Arc<Self>, key, loaded| async move {
-            match engine.insert_one(key, loaded).await {
-                // Another writer was later, in the database too: that is what stays.
-                Err(error) if error.is_superseded() => Ok(()),
-                result => result,
-            }
-        };
-        self.written(key, write, insert).await
-    }
-
-    /// A write, and then what makes everybody read again.
-    pub(crate) async fn write_then<T, X>(
-        self: &Arc<Self>,
-        key: K,
-        then: Then,
-        write: impl Future<Output = Result<T, X>> + Send + 'static,
-    ) -> Result<T, WriteError<X>>
-    where
-        T: Send + 'static,
-        X: Send + 'static,
-    {
-        let follow = |engine: Arc<Self>, key: K, written| async move {
-            match then {
-                Then::Invalidate => engine.invalidate_one(&key).await?,
-                Then::Refresh => {
-                    engine.expire_one(&key).await?;
-                    let _ = engine.refresh(&key).await;
-                }
-            }
-            Ok(written)
-        };
-        self.written(key, write, follow).await
-    }
-
+impl Engine {
     /// The write and what follows, in a task of its own.
-    async fn written<T, U, X, Fut>(
+    pub(crate) async fn write(
         self: &Arc<Self>,
-        key: K,
-        write: impl Future<Output = Result<T, X>> + Send + 'static,
-        follow: impl FnOnce(Arc<Self>, K, T) -> Fut + Send + 'static,
-    ) -> Result<U, WriteError<X>>
-    where
-        T: Send + 'static,
-        U: Send + 'static,
-        X: Send + 'static,
-        Fut: Future<Output = Result<U, RemoteError>> + Send,
-    {
+        key: AnyKey,
+        then: Then,
+        write: Write,
+    ) -> Result<Written, WriteError<Box<dyn Any + Send>>> {
         const DOING: &str = "write";
         let Some(running) = self.tasks.enter() else {
             return Err(WriteError::Remote(RemoteError::new(
@@ -106,9 +66,8 @@ where
             let failed = match tokio::spawn(here.within(write)).await {
                 Ok(Ok(written)) => {
                     engine.stats.writes.add();
-                    return follow(engine, key, written)
-                        .await
-                        .map_err(WriteError::Remote);
+                    let followed = engine.follow(key, then, written).await;
+                    return followed.map_err(WriteError::Remote);
                 }
                 Ok(Err(error)) => WriteError::Source(error),
                 Err(_) => WriteError::Panicked,
@@ -122,6 +81,36 @@ where
             Err(ended) => {
                 let error = RemoteError::because(RemoteKind::Unreachable, DOING, ended);
                 Err(WriteError::Remote(error))
+            }
+        }
+    }
+
+    /// What follows a write that returned `Ok`.
+    async fn follow(
+        self: &Arc<Self>,
+        key: AnyKey,
+        then: Then,
+        written: Written,
+    ) -> Result<Written, RemoteError> {
+        match (then, written) {
+            (Then::Insert, Written::Value(loaded)) => {
+                match self.insert_one(key, loaded).await {
+                    // Another writer was later, in the database too: that is what stays.
+                    Err(error) if error.is_superseded() => {}
+                    result => result?,
+                }
+                Ok(Written::Other(Box::new(())))
+            }
+            (Then::Refresh, written) => {
+                self.expire_one(&key).await?;
+                if let Ok(admission) = self.admit() {
+                    let _ = self.refresh(key, admission).await;
+                }
+                Ok(written)
+            }
+            (Then::Invalidate | Then::Insert, written) => {
+                self.invalidate_one(&key).await?;
+                Ok(written)
             }
         }
     }

@@ -643,9 +643,9 @@ async fn a_refresh_behind_puts_up_nothing_that_was_invalidated_meanwhile() {
     source.answer();
     cache.get(&1).await.unwrap();
     tokio::time::advance(TTL).await;
-    let local = cache.engine().look(&1, Instant::now()).unwrap();
+    let local = cache.engine().look(&cache.key(1), Instant::now()).unwrap();
     cache.invalidate(&1).await.unwrap();
-    cache.engine().refresh_behind(&1, &local);
+    cache.engine().refresh_behind(cache.key(1), &local);
     let got = spawn_get(&cache, 1);
     settle().await;
     source.answer();

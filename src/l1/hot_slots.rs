@@ -15,35 +15,32 @@
 //! those reads, and by a look at one slot after the other.
 
 use std::borrow::Borrow;
-use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::{ArcSwapOption, Guard};
-use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
-use super::{Seen, Slot};
+use super::{HitView, Slot};
 use crate::engine::fence::Stamp;
 use crate::engine::marks::Tags;
 
 /// One in how many hits is more than a look at one slot.
 pub(crate) const SAMPLE: u64 = if cfg!(test) { 2 } else { 16 };
 
-/// How long after the map was told of an entry it is told of it again, in nanoseconds: it knows by now that
+/// How long after the map was reported_at of an entry it is reported_at of it again, in nanoseconds: it knows by now that
 /// this one is asked for. And how long after one slot was looked at the next one is: its memory is cold, most
 /// likely.
-const REST: u64 = if cfg!(test) { 0 } else { 100_000 };
+const REPORT_EVERY: u64 = if cfg!(test) { 0 } else { 100_000 };
 
 /// Slots at most.
-const MOST: u64 = 16_384;
+const MOST_SLOTS: u64 = 16_384;
 
-pub(super) struct Front<K, V> {
+pub(super) struct HotSlots<K, V> {
     /// A power of two, or none.
-    slots: Box<[ArcSwapOption<Kept<K, V>>]>,
+    slots: Box<[ArcSwapOption<HotEntry<K, V>>]>,
     /// Hints, which may be behind.
-    marks: Box<[Mark]>,
-    hasher: RandomState,
+    hints: Box<[SlotHint]>,
     /// The slot that is looked at next.
     hand: AtomicUsize,
     /// When one was looked at, in nanoseconds after zero.
@@ -51,7 +48,7 @@ pub(super) struct Front<K, V> {
 }
 
 #[derive(Debug, Default)]
-struct Mark {
+struct SlotHint {
     held_by: AtomicU32,
     /// Zero: nobody.
     asked_by: AtomicU32,
@@ -60,45 +57,45 @@ struct Mark {
 /// What a hit looks at is here as well: one read of memory less.
 #[derive(Debug)]
 #[repr(C)]
-struct Kept<K, V> {
+struct HotEntry<K, V> {
     key: K,
     calm_until: Option<Instant>,
     stamp: Stamp,
     value: Option<Arc<V>>,
     tags: Option<Tags>,
-    slot: Arc<Slot<V>>,
-    /// When the map was told of a hit, in nanoseconds after zero.
-    told: AtomicU64,
+    slot: Arc<Slot>,
+    /// When the map was reported_at of a hit, in nanoseconds after zero.
+    reported_at: AtomicU64,
 }
 
 /// A slot of the front, as it was found.
-pub(crate) struct Hot<K, V> {
+pub(crate) struct HotRef<K, V> {
     at: usize,
-    kept: Guard<Option<Arc<Kept<K, V>>>>,
+    kept: Guard<Option<Arc<HotEntry<K, V>>>>,
 }
 
 /// Whether it is time again, and then it is now.
 fn has_rested(since: &AtomicU64, nanos: u64) -> bool {
-    let has_rested = since.load(Ordering::Relaxed).saturating_add(REST) <= nanos;
+    let has_rested = since.load(Ordering::Relaxed).saturating_add(REPORT_EVERY) <= nanos;
     if has_rested {
         since.store(nanos, Ordering::Relaxed);
     }
     has_rested
 }
 
-impl<K, V> Hot<K, V> {
-    pub(crate) fn seen(&self) -> Option<Seen<'_, V>> {
-        self.kept.as_ref().map(|kept| Seen {
+impl<K, V> HotRef<K, V> {
+    pub(crate) fn view(&self) -> Option<HitView<'_, V>> {
+        self.kept.as_ref().map(|kept| HitView {
             calm_until: kept.calm_until,
             stamp: kept.stamp,
             value: &kept.value,
             tags: &kept.tags,
-            slot: &kept.slot,
+            meta: &kept.slot.meta,
         })
     }
 
     /// Whether this is what is in the map.
-    pub(super) fn is(&self, there: &Arc<Slot<V>>) -> bool {
+    pub(super) fn is(&self, there: &Arc<Slot>) -> bool {
         let kept = self.kept.as_ref();
         kept.is_some_and(|kept| Arc::ptr_eq(&kept.slot, there))
     }
@@ -107,7 +104,7 @@ impl<K, V> Hot<K, V> {
     pub(crate) fn is_news(&self, nanos: u64) -> bool {
         self.kept
             .as_ref()
-            .is_some_and(|kept| has_rested(&kept.told, nanos))
+            .is_some_and(|kept| has_rested(&kept.reported_at, nanos))
     }
 
     pub(super) fn key(&self) -> Option<&K> {
@@ -115,113 +112,113 @@ impl<K, V> Hot<K, V> {
     }
 }
 
-impl<K, V> Front<K, V>
+impl<K, V> HotSlots<K, V>
 where
-    K: Hash + Eq,
+    K: Clone + Eq,
 {
     /// For so many entries; zero turns it off.
     pub(super) fn new(entries: u64) -> Self {
         let slots = match entries {
             0 => 0,
-            entries => entries.div_ceil(2).min(MOST).next_power_of_two(),
+            entries => entries.div_ceil(2).min(MOST_SLOTS).next_power_of_two(),
         };
         Self {
             slots: (0..slots).map(|_| ArcSwapOption::empty()).collect(),
-            marks: (0..slots).map(|_| Mark::default()).collect(),
-            hasher: RandomState::default(),
+            hints: (0..slots).map(|_| SlotHint::default()).collect(),
             hand: AtomicUsize::new(0),
             looked: AtomicU64::new(0),
         }
     }
 
     /// The slot of a key, and what tells it from most others there.
-    fn at<Q: Hash + ?Sized>(&self, key: &Q) -> (usize, u32) {
-        let hash = self.hasher.hash_one(key);
+    fn at(&self, hash: u64) -> (usize, u32) {
         let at = usize::try_from(hash & (self.slots.len() as u64 - 1)).unwrap_or(0);
         (at, u32::try_from(hash >> 32).unwrap_or(0) | 1)
     }
 
     /// What is there of a key.
-    pub(super) fn get<Q>(&self, key: &Q) -> Option<Hot<K, V>>
+    #[inline]
+    pub(super) fn get<Q>(&self, hash: u64, key: &Q) -> Option<HotRef<K, V>>
     where
         K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
+        Q: Eq + ?Sized,
     {
         if self.slots.is_empty() {
             return None;
         }
-        let (at, mark) = self.at(key);
-        if self.marks[at].held_by.load(Ordering::Relaxed) != mark {
+        let (at, mark) = self.at(hash);
+        if self.hints[at].held_by.load(Ordering::Relaxed) != mark {
             return None;
         }
         self.find(at, key)
     }
 
-    fn find<Q>(&self, at: usize, key: &Q) -> Option<Hot<K, V>>
+    fn find<Q>(&self, at: usize, key: &Q) -> Option<HotRef<K, V>>
     where
         K: Borrow<Q>,
         Q: Eq + ?Sized,
     {
         let kept = self.slots[at].load();
         let is_it = kept.as_ref().is_some_and(|kept| kept.key.borrow() == key);
-        is_it.then_some(Hot { at, kept })
+        is_it.then_some(HotRef { at, kept })
     }
 
     /// Asks for the slot of a key.
-    pub(super) fn ask<Q: Hash + ?Sized>(&self, key: &Q) -> bool {
+    pub(super) fn ask(&self, hash: u64) -> bool {
         if self.slots.is_empty() {
             return false;
         }
-        let (at, mark) = self.at(key);
+        let (at, mark) = self.at(hash);
         let is_free = self.slots[at].load().is_none();
-        is_free || self.marks[at].asked_by.swap(mark, Ordering::Relaxed) == mark
+        is_free || self.hints[at].asked_by.swap(mark, Ordering::Relaxed) == mark
     }
 
     /// What is there is asked for.
-    pub(super) fn keep(&self, hot: &Hot<K, V>) {
-        self.marks[hot.at].asked_by.store(0, Ordering::Relaxed);
+    pub(super) fn keep(&self, hot: &HotRef<K, V>) {
+        self.hints[hot.at].asked_by.store(0, Ordering::Relaxed);
     }
 
     /// One slot after the other, if it is time and there is something in it.
-    pub(super) fn next(&self, nanos: u64) -> Option<Hot<K, V>> {
+    pub(super) fn next(&self, nanos: u64) -> Option<HotRef<K, V>> {
         if !has_rested(&self.looked, nanos) {
             return None;
         }
         let at = self.hand.fetch_add(1, Ordering::Relaxed) & (self.slots.len() - 1);
         let kept = self.slots[at].load();
-        kept.is_some().then_some(Hot { at, kept })
+        kept.is_some().then_some(HotRef { at, kept })
     }
 
-    pub(super) fn put(&self, key: K, slot: Arc<Slot<V>>) {
-        if !self.slots.is_empty() {
-            let (at, mark) = self.at(&key);
-            let seen = slot.seen();
-            let kept = Kept {
-                key,
-                calm_until: seen.calm_until,
-                stamp: seen.stamp,
-                value: seen.value.clone(),
-                tags: seen.tags.clone(),
-                slot,
-                told: AtomicU64::new(0),
-            };
-            self.slots[at].store(Some(Arc::new(kept)));
-            self.marks[at].held_by.store(mark, Ordering::Relaxed);
-        }
-    }
-
-    /// Whatever the hints say.
-    pub(super) fn remove(&self, key: &K) {
+    /// Puts an entry into the slot of its key.
+    pub(super) fn put(&self, hash: u64, key: &K, slot: &Arc<Slot>, view: &HitView<'_, V>) {
         if self.slots.is_empty() {
             return;
         }
-        if let Some(hot) = self.find(self.at(key).0, key) {
+        let (at, mark) = self.at(hash);
+        let kept = HotEntry {
+            key: key.clone(),
+            calm_until: view.calm_until,
+            stamp: view.stamp,
+            value: view.value.clone(),
+            tags: view.tags.clone(),
+            slot: Arc::clone(slot),
+            reported_at: AtomicU64::new(0),
+        };
+        self.slots[at].store(Some(Arc::new(kept)));
+        self.hints[at].held_by.store(mark, Ordering::Relaxed);
+    }
+
+    /// Whatever the hints say.
+    pub(super) fn remove(&self, hash: u64, key: &K) {
+        if self.slots.is_empty() {
+            return;
+        }
+        if let Some(hot) = self.find(self.at(hash).0, key) {
             self.drop_if(&hot);
         }
     }
 
     /// Empties a slot, unless something else is in it by now.
-    pub(super) fn drop_if(&self, hot: &Hot<K, V>) {
+    pub(super) fn drop_if(&self, hot: &HotRef<K, V>) {
         self.slots[hot.at].compare_and_swap(&*hot.kept, None);
     }
 }

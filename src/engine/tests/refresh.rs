@@ -592,9 +592,9 @@ async fn without_l2_nothing_is_refreshed_before_its_time() {
     for time in [TTL / 2, TTL / 2] {
         let loads = source.calls();
         tokio::time::advance(time).await;
-        let local = cache.engine().look(&1, Instant::now()).unwrap();
+        let local = cache.engine().look(&cache.key(1), Instant::now()).unwrap();
         tier.fail("get", When::Before, RemoteKind::Unreachable);
-        cache.engine().refresh_behind(&1, &local);
+        cache.engine().refresh_behind(cache.key(1), &local);
         settle().await;
         let due = Instant::now() - cache.engine().born >= TTL;
         assert_eq!(source.calls() - loads, usize::from(due));

@@ -26,13 +26,15 @@ fn builder() -> CacheBuilder<impl Loader<Key = u64, Value = u64, Error = BoxErro
 }
 
 fn is_hot(cache: &Numbers, key: u64) -> bool {
-    cache.engine().l1.hot(&key).is_some()
+    let hash = cache.typed.hash(&key);
+    cache.typed.hot(hash, &key).is_some()
 }
 
 /// What the front answers.
 fn quick(cache: &Numbers, key: u64) -> Option<Option<u64>> {
-    let value = |seen: &crate::l1::Seen<'_, u64>, _| seen.value.as_deref().copied();
-    cache.engine().quick(&key, Instant::now, value)
+    let value = |hit: &crate::l1::HitView<'_, u64>, _| hit.value.as_deref().copied();
+    let hash = cache.typed.hash(&key);
+    cache.hot_hit((&key, hash), Instant::now, value)
 }
 
 /// Asks until the key is in front.
@@ -76,17 +78,17 @@ async fn hits_move_up_and_are_counted_as_what_they_are() {
 async fn a_slot_is_given_to_whoever_asks_twice_in_a_row() {
     let cache = builder().l1_capacity(2).build().unwrap();
     heat(&cache, 1).await;
-    let l1 = &cache.engine().l1;
-    let mut others = (2..100).filter(|key| !l1.may_move_up(key));
+    let may_move_up = |key: &u64| cache.typed.may_move_up(cache.typed.hash(key));
+    let mut others = (2..100).filter(|key| !may_move_up(key));
     let (other, third) = (others.next().unwrap(), others.next().unwrap());
-    assert!(!l1.may_move_up(&other), "the third one has asked meanwhile");
-    assert!(l1.may_move_up(&other));
-    assert!(!l1.may_move_up(&third));
+    assert!(!may_move_up(&other), "the third one has asked meanwhile");
+    assert!(may_move_up(&other));
+    assert!(!may_move_up(&third));
     for _ in 0..2 {
         quick(&cache, 1).unwrap();
     }
-    assert!(!l1.may_move_up(&third), "what is there was asked for");
-    assert!(l1.may_move_up(&third));
+    assert!(!may_move_up(&third), "what is there was asked for");
+    assert!(may_move_up(&third));
 }
 
 #[tokio::test(start_paused = true)]
@@ -183,7 +185,7 @@ async fn moka_hears_of_hits_in_front_and_what_it_evicts_leaves() {
     let cache = builder().build().unwrap();
     heat(&cache, 1).await;
     let engine = Arc::clone(cache.engine());
-    engine.l1.evict_for_tests(&1);
+    engine.l1.evict_for_tests(&cache.key(1));
     for _ in 0..2 * crate::l1::SAMPLE {
         quick(&cache, 1);
     }
@@ -203,7 +205,7 @@ async fn what_was_evicted_and_is_not_asked_for_leaves_in_turn() {
         // One slot for both.
         cold += 1;
     }
-    cache.engine().l1.evict_for_tests(&cold);
+    cache.engine().l1.evict_for_tests(&cache.key(cold));
     for _ in 0..20 * crate::l1::SAMPLE {
         quick(&cache, hot).unwrap();
     }

@@ -1,0 +1,306 @@
+//! The generic shell of a cache: the part of its operations that knows the types of keys and values.
+//!
+//! A hit is answered here. Everything else goes to the engine, which knows no types: the shell
+//! erases the key and the values on their way in, and gives the answers their types on their way
+//! out. It is compiled for every cache type, so it is kept small.
+
+use std::any::Any;
+use std::borrow::Borrow;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::Cache;
+use crate::engine::many::LookUp;
+use crate::engine::write::{Then, Written};
+use crate::engine::{Admission, FlightWait};
+use crate::entry::{Entry, Read};
+use crate::erased::{self, AnyEntry, AnyError, AnyKey};
+use crate::error::{Error, WriteError};
+use crate::key::{self, CacheKey};
+use crate::l1::{Answer, HitView, SAMPLE, Slot};
+
+/// What L1 has for a look-up that asks for nothing special.
+pub(crate) enum PlainHit<T> {
+    /// An answer, and nothing else is to be done.
+    Hit(T),
+    /// An entry that takes a closer look.
+    NeedsCheck(Arc<Slot>),
+    Nothing,
+}
+
+/// What the shell came to with a look-up.
+pub(crate) enum LookedUp<T> {
+    Answered(T),
+    /// The engine answers when a flight has come to something.
+    Waits(FlightWait),
+}
+
+impl<K, V, E> Cache<K, V, E>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    /// The key without its type. `hash`: its hash in L1.
+    pub(crate) fn hashed_key(&self, key: K, hash: u64) -> AnyKey {
+        AnyKey::new(self.engine.id(key::encode(&key)), hash, key)
+    }
+
+    /// The key without its type.
+    pub(crate) fn key(&self, key: K) -> AnyKey {
+        let hash = self.typed.hash(&key);
+        self.hashed_key(key, hash)
+    }
+
+    pub(crate) fn keys(&self, keys: &[K]) -> Vec<AnyKey> {
+        keys.iter().map(|key| self.key(key.clone())).collect()
+    }
+
+    /// A hit of the hot slots, counted: fresh, and nothing to do but to answer it.
+    #[inline]
+    pub(crate) fn hot_hit<Q, T>(
+        &self,
+        (key, hash): (&Q, u64),
+        now: impl FnOnce() -> Instant,
+        answer: impl FnOnce(&HitView<'_, V>, Instant) -> T,
+    ) -> Option<T>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let engine = &*self.engine;
+        let hot = self.typed.hot(hash, key)?;
+        let (view, now) = (hot.view()?, now());
+        if !engine.is_calm(&view, now) {
+            return None;
+        }
+        let answer = answer(&view, now);
+        if engine.stats.quick_hits.add() % SAMPLE == 0 {
+            self.typed
+                .touch(&engine.l1, hash, &hot, engine.zero.nanos(now));
+        }
+        Some(answer)
+    }
+
+    /// The same of all of L1.
+    pub(crate) fn plain_hit<Q, T>(
+        &self,
+        (key, hash): (&Q, u64),
+        now: impl Fn() -> Instant,
+        answer: impl Fn(&HitView<'_, V>, Instant) -> T,
+    ) -> PlainHit<T>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        if let Some(answer) = self.hot_hit((key, hash), &now, &answer) {
+            return PlainHit::Hit(answer);
+        }
+        let Some(slot) = self.engine.l1.slot(hash) else {
+            return PlainHit::Nothing;
+        };
+        let Some(view) = self.typed.view(&slot, key) else {
+            return PlainHit::Nothing;
+        };
+        let now = now();
+        if !self.engine.is_calm(&view, now) {
+            return PlainHit::NeedsCheck(slot);
+        }
+        if self.engine.stats.calm_hits.add() % SAMPLE == SAMPLE - 1 && self.typed.may_move_up(hash)
+        {
+            let key = self.hashed_key(key.to_owned(), hash);
+            self.engine.promote(&key);
+        }
+        PlainHit::Hit(answer(&view, now))
+    }
+
+    /// A look-up that asks for nothing special.
+    pub(crate) fn look_up<Q, T>(
+        &self,
+        key: &Q,
+        hit: impl Fn(&HitView<'_, V>, Instant) -> T,
+        answer: impl FnOnce(Answer) -> T,
+    ) -> Result<LookedUp<T>, Error<E>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let hash = self.typed.hash(key);
+        let slot = match self.plain_hit((key, hash), Instant::now, hit) {
+            PlainHit::Hit(answer) => return Ok(LookedUp::Answered(answer)),
+            PlainHit::NeedsCheck(slot) => Some(slot),
+            PlainHit::Nothing => None,
+        };
+        Ok(match self.look_closer((key, hash), Read::new(), slot)? {
+            LookedUp::Answered(found) => LookedUp::Answered(answer(found)),
+            LookedUp::Waits(wait) => LookedUp::Waits(wait),
+        })
+    }
+
+    /// A look-up with conditions.
+    pub(crate) fn look_up_with<Q>(&self, key: &Q, read: Read) -> Result<LookedUp<Answer>, Error<E>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let hash = self.typed.hash(key);
+        let slot = (!read.skip_l1).then(|| self.engine.l1.slot(hash)).flatten();
+        self.look_closer((key, hash), read, slot)
+    }
+
+    /// A look-up that L1 has not answered at a glance. `slot`: what L1 has.
+    fn look_closer<Q>(
+        &self,
+        (key, hash): (&Q, u64),
+        read: Read,
+        slot: Option<Arc<Slot>>,
+    ) -> Result<LookedUp<Answer>, Error<E>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        if self.engine.is_closed() {
+            return Err(Error::Closed);
+        }
+        let hit = slot.and_then(|slot| self.hit((key, hash), &slot, read, Instant::now()));
+        if let Some(answer) = hit {
+            return Ok(LookedUp::Answered(answer));
+        }
+        let admission = self.engine.admit().map_err(Error::typed)?;
+        let key = self.hashed_key(key.to_owned(), hash);
+        match self.engine.begin(key, read, admission) {
+            Ok(wait) => Ok(LookedUp::Waits(wait)),
+            Err(answered) => answered.map(LookedUp::Answered).map_err(Error::typed),
+        }
+    }
+
+    /// Lets a call in that goes past L1.
+    pub(crate) fn admit<Q>(&self, key: &Q) -> Result<(AnyKey, Admission), Error<E>>
+    where
+        Q: ToOwned<Owned = K> + ?Sized,
+    {
+        if self.engine.is_closed() {
+            return Err(Error::Closed);
+        }
+        let admission = self.engine.admit().map_err(Error::typed)?;
+        Ok((self.key(key.to_owned()), admission))
+    }
+
+    /// A hit in L1 that takes a closer look, counted.
+    fn hit<Q>(
+        &self,
+        (key, hash): (&Q, u64),
+        slot: &Slot,
+        read: Read,
+        now: Instant,
+    ) -> Option<Answer>
+    where
+        K: Borrow<Q>,
+        Q: Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let view = self.typed.view(slot, key)?;
+        let found = (view.answer(now), *view.meta);
+        let key = || self.hashed_key(key.to_owned(), hash);
+        self.engine.hit(found, read, now, &key)
+    }
+
+    /// The first step of a look-up of many keys: what L1 answers is answered.
+    fn sweep(&self, keys: &[K]) -> Vec<LookUp> {
+        let (closed, now) = (self.engine.is_closed(), Instant::now());
+        let look = |key: &K| {
+            let hash = self.typed.hash(key);
+            let hit = || match self.plain_hit((key, hash), || now, |hit, now| hit.answer(now)) {
+                PlainHit::Hit(answer) => Some(answer),
+                PlainHit::NeedsCheck(slot) => self.hit((key, hash), &slot, Read::new(), now),
+                PlainHit::Nothing => None,
+            };
+            match (!closed).then(hit).flatten() {
+                Some(answer) => LookUp::Hit(answer),
+                None => LookUp::Key(self.hashed_key(key.clone(), hash)),
+            }
+        };
+        keys.iter().map(look).collect()
+    }
+
+    /// One outcome for each key, in their order.
+    pub(crate) async fn look_up_many<T>(
+        &self,
+        keys: &[K],
+        answer: impl Fn(Answer) -> T,
+    ) -> Vec<Result<T, Error<E>>> {
+        let look_ups = self.sweep(keys);
+        let got = self.engine.get_many(look_ups).await;
+        let typed = |got: Result<Answer, Error<AnyError>>| got.map(&answer).map_err(Error::typed);
+        got.into_iter().map(typed).collect()
+    }
+
+    /// What L1 may answer now, without being counted.
+    pub(crate) fn peek_l1<Q>(&self, key: &Q) -> Option<Entry<V>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let slot = self.engine.l1.slot(self.typed.hash(key))?;
+        let (view, now) = (self.typed.view(&slot, key)?, Instant::now());
+        let answer = self.engine.peek((view.answer(now), *view.meta), now)?;
+        entry_of(answer)
+    }
+
+    /// A write to the source and what follows.
+    pub(crate) async fn write_through<X>(
+        &self,
+        key: K,
+        then: Then,
+        write: impl Future<Output = Result<Written, X>> + Send + 'static,
+    ) -> Result<Written, WriteError<X>>
+    where
+        X: Send + 'static,
+    {
+        let erased = |error: X| Box::new(error) as Box<dyn Any + Send>;
+        let write = async move { write.await.map_err(erased) };
+        let key = self.key(key);
+        let done = self.engine.write(key, then, Box::pin(write)).await;
+        done.map_err(|error| match error {
+            WriteError::Source(error) => match error.downcast() {
+                Ok(error) => WriteError::Source(*error),
+                Err(_) => erased::other_type(WriteError::Panicked),
+            },
+            WriteError::Panicked => WriteError::Panicked,
+            WriteError::Remote(error) => WriteError::Remote(error),
+        })
+    }
+
+    /// A write that answers something, and what follows.
+    pub(crate) async fn write_then<T, X>(
+        &self,
+        key: K,
+        then: Then,
+        write: impl Future<Output = Result<T, X>> + Send + 'static,
+    ) -> Result<T, WriteError<X>>
+    where
+        T: Send + 'static,
+        X: Send + 'static,
+    {
+        let other = |written: T| Written::Other(Box::new(written));
+        let write = async move { write.await.map(other) };
+        match self.write_through(key, then, write).await? {
+            Written::Other(written) => match written.downcast() {
+                Ok(written) => Ok(*written),
+                Err(_) => erased::other_type(Err(WriteError::Panicked)),
+            },
+            Written::Value(_) => erased::other_type(Err(WriteError::Panicked)),
+        }
+    }
+}
+
+/// The value of an answer; `None` is an absence.
+pub(crate) fn value_of<V: Send + Sync + 'static>(answer: Answer) -> Option<Arc<V>> {
+    answer.value.and_then(erased::typed)
+}
+
+/// The entry of an answer; `None` is an absence.
+pub(crate) fn entry_of<V: Send + Sync + 'static>(answer: Answer) -> Option<Entry<V>> {
+    answer.into_entry().and_then(AnyEntry::typed)
+}
