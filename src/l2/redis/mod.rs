@@ -101,10 +101,10 @@ struct Shared {
     pool: Pool,
     /// Whether the pool is ours to connect.
     owns_pool: bool,
-    /// The line to the bus, where there is one server; in a cluster only its configuration is used.
+    /// The connection to the bus, where there is one server; in a cluster only its configuration is used.
     bus: Client,
     clustered: bool,
-    lines: Mutex<bus::Lines>,
+    bus_connections: Mutex<bus::BusConnections>,
     clock: Clock,
     breaker: breaker::State,
     reads: reads::Reads,
@@ -114,8 +114,8 @@ struct Shared {
     settled: AtomicBool,
     changed: Notify,
     listeners: Mutex<HashMap<Bytes, Vec<bus::Subscriber>>>,
-    /// Of the line, until it is run.
-    ears: Mutex<Option<(u64, bus::Ears)>>,
+    /// Of the connection, until it is run.
+    inbox: Mutex<Option<(u64, bus::Inbox)>>,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
@@ -227,8 +227,8 @@ impl Redis {
 
     fn assemble(settings: &RedisBuilder, pool: Pool, owns_pool: bool, bus: Client) -> Self {
         let clustered = bus.client_config().server.is_clustered();
-        let mut lines = bus::Lines::default();
-        let ears = (!clustered).then(|| lines.add(bus.clone(), &settings.prefix));
+        let mut connections = bus::BusConnections::default();
+        let inbox = (!clustered).then(|| connections.add(bus.clone(), &settings.prefix));
         Self {
             shared: Arc::new(Shared {
                 prefix: settings.prefix.clone(),
@@ -250,10 +250,10 @@ impl Redis {
                 settled: AtomicBool::new(false),
                 changed: Notify::new(),
                 listeners: Mutex::default(),
-                ears: Mutex::new(ears),
+                inbox: Mutex::new(inbox),
                 bus,
                 clustered,
-                lines: Mutex::new(lines),
+                bus_connections: Mutex::new(connections),
                 tasks: Mutex::default(),
             }),
         }
@@ -275,8 +275,8 @@ impl Redis {
         let connected = shared.pool.next().reconnect_rx();
         let failed = shared.pool.next().error_rx();
         // `connect` has done so already.
-        let connects = !shared.clock.is_known();
-        if shared.owns_pool && connects {
+        let needs_connect = !shared.clock.is_known();
+        if shared.owns_pool && needs_connect {
             tasks.extend(
                 shared
                     .pool
@@ -298,13 +298,13 @@ impl Redis {
             shared.pool.next().error_rx(),
             Arc::clone(&shared.rights.look),
             // `connect` has looked.
-            connects,
+            needs_connect,
         );
         tasks.push(runtime.spawn(rights).abort_handle());
-        if let Some((number, ears)) = shared.ears.lock().take() {
+        if let Some((number, inbox)) = shared.inbox.lock().take() {
             let (weak, client) = (Arc::downgrade(shared), shared.bus.clone());
-            let line = bus::run(weak, number, client, ears, connects);
-            tasks.push(runtime.spawn(line).abort_handle());
+            let connection = bus::run(weak, number, client, inbox, needs_connect);
+            tasks.push(runtime.spawn(connection).abort_handle());
         }
         if shared.clustered {
             let watch = bus::watch_cluster(Arc::downgrade(shared));
@@ -376,8 +376,8 @@ impl Redis {
             .entry(channel.clone())
             .or_default()
             .push(subscriber);
-        let order = bus::Order::Subscribe(channel.clone());
-        self.shared.lines.lock().order(&order);
+        let command = bus::BusCommand::Subscribe(channel.clone());
+        self.shared.bus_connections.lock().send_all(&command);
     }
 
     pub(crate) fn unlisten(&self, channel: &Bytes) {
@@ -386,8 +386,8 @@ impl Redis {
             here.retain(|subscriber| subscriber.listener.strong_count() > 0);
             if here.is_empty() {
                 listeners.remove(channel);
-                let order = bus::Order::Unsubscribe(channel.clone());
-                self.shared.lines.lock().order(&order);
+                let command = bus::BusCommand::Unsubscribe(channel.clone());
+                self.shared.bus_connections.lock().send_all(&command);
             }
         }
     }
@@ -430,13 +430,13 @@ impl Shared {
     }
 
     fn tell_breaker(&self, open: bool) {
-        for listener in self.all() {
+        for listener in self.all_listeners() {
             listener.on_breaker(open);
         }
     }
 
     fn tell_denied(&self, denied: bool) {
-        for listener in self.all() {
+        for listener in self.all_listeners() {
             listener.on_denied(denied);
         }
     }
@@ -475,13 +475,13 @@ impl Drop for Shared {
         for task in self.tasks.get_mut().drain(..) {
             task.abort();
         }
-        let lines = self.lines.get_mut().take();
+        let connections = self.bus_connections.get_mut().take();
         // fred's own tasks outlive its handles; `quit` ends them.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let pool = self.owns_pool.then(|| self.pool.clone());
             runtime.spawn(async move {
-                for line in lines {
-                    let _ = line.quit().await;
+                for connection in connections {
+                    let _ = connection.quit().await;
                 }
                 if let Some(pool) = pool {
                     let _ = pool.quit().await;

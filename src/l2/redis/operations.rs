@@ -291,17 +291,17 @@ impl Redis {
             notice: None,
         };
         if self.shared.clustered {
-            // The marks first, then a round over all lines: when it is over, every message that is
+            // The marks first, then a round over all connections: when it is over, every message that is
             // older than these marks has been heard.
             let (marked, _) = self
                 .look(&self.shared.client(), Guarded::No, key, look)
                 .await?;
             let message = with_marks(message, marked);
-            self.shared.send_round(message.into()).await;
+            self.shared.send_heartbeat(message.into()).await;
             return Ok(());
         }
-        let line = self.shared.lines.lock().single();
-        let Some((client, channel)) = line else {
+        let connection = self.shared.bus_connections.lock().only();
+        let Some((client, channel)) = connection else {
             return Ok(());
         };
         look.notice = Some(Notice {
@@ -313,7 +313,10 @@ impl Redis {
     }
 
     pub(crate) fn renew_bus(&self) {
-        self.shared.lines.lock().order(&super::bus::Order::Renew);
+        self.shared
+            .bus_connections
+            .lock()
+            .send_all(&super::bus::BusCommand::Renew);
     }
 
     async fn look(
@@ -475,7 +478,7 @@ impl Redis {
     }
 }
 
-/// Whether the breaker has a say. Not in beats: the line to the bus looks after itself, and what it
+/// Whether the breaker has a say. Not in beats: the connection to the bus looks after itself, and what it
 /// proves is true whatever becomes of commands. Nor in write-behind, which has nowhere else to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Guarded {

@@ -152,7 +152,7 @@ impl Shared {
 
     async fn try_bus_on(&self, client: &Client, missing: &mut Missing) -> Result<(), RemoteError> {
         let failed = |error| remote("connect", error);
-        let channel = bus::private(&self.prefix);
+        let channel = bus::probe_channel(&self.prefix);
         let client = client.with_options(&self.options);
         client.subscribe(&channel).await.map_err(failed)?;
         match receivers(&client, channel.as_bytes()).await {
@@ -191,15 +191,15 @@ impl Shared {
         }
     }
 
-    /// A connection of the bus: in a cluster one of its own, for its lines are made later.
+    /// A connection of the bus: in a cluster one of its own, for its connections are made later.
     async fn bus_to_try(&self) -> Result<Option<Client>, RemoteError> {
         if !self.clustered {
             return Ok(Some(self.bus.clone()));
         }
-        let Some(primary) = self.a_primary().await else {
+        let Some(primary) = self.any_primary().await else {
             return Ok(None);
         };
-        let client = self.client_to(primary, true);
+        let client = self.bus_client_for(primary, true);
         let connected = client.init().await;
         connected.map_err(|error| self.explain("connect", "", error))?;
         Ok(Some(client))
@@ -272,7 +272,7 @@ impl Shared {
         mut channels: Vec<String>,
     ) -> Result<(), RemoteError> {
         const DOING: &str = "subscribe";
-        let proof = bus::private(&self.prefix);
+        let proof = bus::probe_channel(&self.prefix);
         channels.push(proof.clone());
         let mut messages = client.message_rx();
         let subscribed = client.subscribe(channels).await;
@@ -314,7 +314,7 @@ impl Shared {
     }
 }
 
-/// Why a line does not hear its channels.
+/// Why a connection does not hear its channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Heard {
     /// No answer, or no connection.
