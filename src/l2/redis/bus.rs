@@ -28,7 +28,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::rights::{self, Heard};
+use super::acl::{self, SubscribeError};
 use crate::l2::Listener;
 
 /// How long to wait before a subscription that failed is tried again.
@@ -265,21 +265,21 @@ pub(super) async fn run(
                 }
                 let channels: Vec<Bytes> = shared.channels();
                 let ready = shared.answers_commands().await;
-                let heard = if ready {
+                let failed = if ready {
                     shared.subscribe(number, &client, &channels).await
                 } else {
-                    Some(Heard::Nothing)
+                    Some(SubscribeError::NoAnswer)
                 };
-                up = heard.is_none();
-                let wait = |heard| {
+                up = failed.is_none();
+                let wait = |error| {
                     if ready {
-                        retry_delay(heard)
+                        retry_delay(error)
                     } else {
                         COMMANDS_CHECK_INTERVAL
                     }
                 };
-                retry = heard.map(|heard| Instant::now() + wait(heard));
-                unexpected_reply = heard.is_some_and(|heard| heard != Heard::Nothing);
+                retry = failed.map(|error| Instant::now() + wait(error));
+                unexpected_reply = failed.is_some_and(|error| error != SubscribeError::NoAnswer);
                 if up {
                     shared.add_confirmed(number, channels);
                 }
@@ -291,13 +291,13 @@ pub(super) async fn run(
             // Not connected: it is subscribed to with the others when the connection stands.
             Event::Command(BusCommand::Subscribe(channel)) if up => {
                 let channels = vec![channel];
-                let heard = match shared.is_confirmed(number, &channels[0]) {
+                let failed = match shared.is_confirmed(number, &channels[0]) {
                     true => None,
                     false => shared.subscribe(number, &client, &channels).await,
                 };
-                if let Some(heard) = heard {
-                    (up, retry) = (false, Some(planned_or_after(retry, retry_delay(heard))));
-                    unexpected_reply = heard != Heard::Nothing;
+                if let Some(error) = failed {
+                    (up, retry) = (false, Some(planned_or_after(retry, retry_delay(error))));
+                    unexpected_reply = error != SubscribeError::NoAnswer;
                     shared.mark_down(number);
                 } else {
                     shared.add_confirmed(number, channels);
@@ -347,10 +347,10 @@ async fn renew(client: &Client) {
 }
 
 /// How long to wait before a subscription that failed is tried again.
-fn retry_delay(heard: Heard) -> Duration {
-    match heard {
-        Heard::Nothing | Heard::Nonsense => RETRY_DELAY,
-        Heard::Denied => rights::AGAIN,
+fn retry_delay(error: SubscribeError) -> Duration {
+    match error {
+        SubscribeError::NoAnswer | SubscribeError::UnexpectedReply => RETRY_DELAY,
+        SubscribeError::Denied => acl::RECHECK_INTERVAL,
     }
 }
 
@@ -524,7 +524,7 @@ impl Shared {
         connection: u64,
         client: &Client,
         channels: &[Bytes],
-    ) -> Option<Heard> {
+    ) -> Option<SubscribeError> {
         let probe_channel = self
             .bus_connections
             .lock()
@@ -536,8 +536,8 @@ impl Shared {
             .filter_map(|channel| String::from_utf8(channel.to_vec()).ok())
             .collect();
         let client = client.with_options(&self.options);
-        let subscribed = self.subscribe_surely(&client, channels).await;
-        self.saw_bus(subscribed)
+        let subscribed = self.subscribe_confirmed(&client, channels).await;
+        self.note_subscription(subscribed)
     }
 
     fn is_confirmed(&self, connection: u64, channel: &Bytes) -> bool {

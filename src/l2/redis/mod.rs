@@ -36,6 +36,7 @@ use super::Listener;
 use crate::error::{BuildError, RemoteError, RemoteKind};
 use crate::random;
 
+mod acl;
 mod breaker;
 mod builder;
 mod bus;
@@ -47,7 +48,6 @@ mod pauses;
 #[cfg(feature = "write-behind")]
 pub(crate) mod queue;
 mod reads;
-mod rights;
 mod scripts;
 mod server;
 #[cfg(feature = "tls")]
@@ -108,7 +108,7 @@ struct Shared {
     clock: Clock,
     breaker: breaker::State,
     reads: reads::Reads,
-    rights: rights::Rights,
+    acl: acl::Acl,
     started: OnceLock<Instant>,
     /// The first attempt to connect has come to an end, one way or the other.
     settled: AtomicBool,
@@ -194,7 +194,7 @@ impl Redis {
             let bus = shared.bus.init().await.map_err(connected)?;
             shared.tasks.lock().push(bus.abort_handle());
         }
-        shared.check_rights().await?;
+        shared.check_acl().await?;
         shared.learn_time().await?;
         redis.start();
         Ok(redis)
@@ -245,7 +245,7 @@ impl Redis {
                 clock: Clock::new(),
                 breaker: breaker::State::new(settings.breaker.clone()),
                 reads: reads::Reads::default(),
-                rights: rights::Rights::default(),
+                acl: acl::Acl::default(),
                 started: OnceLock::new(),
                 settled: AtomicBool::new(false),
                 changed: Notify::new(),
@@ -292,15 +292,15 @@ impl Redis {
         );
         let probe = probe(Arc::downgrade(shared), Arc::clone(&shared.breaker.opened));
         tasks.push(runtime.spawn(probe).abort_handle());
-        let rights = rights::watch(
+        let acl_watch = acl::watch(
             Arc::downgrade(shared),
             shared.pool.next().reconnect_rx(),
             shared.pool.next().error_rx(),
-            Arc::clone(&shared.rights.look),
+            Arc::clone(&shared.acl.recheck),
             // `connect` has looked.
             needs_connect,
         );
-        tasks.push(runtime.spawn(rights).abort_handle());
+        tasks.push(runtime.spawn(acl_watch).abort_handle());
         if let Some((number, inbox)) = shared.inbox.lock().take() {
             let (weak, client) = (Arc::downgrade(shared), shared.bus.clone());
             let connection = bus::run(weak, number, client, inbox, needs_connect);
@@ -361,7 +361,7 @@ impl Redis {
     }
 
     pub(crate) fn denied(&self) -> Option<Arc<str>> {
-        self.shared.rights.denied()
+        self.shared.acl.denied()
     }
 
     pub(crate) fn listen(&self, channel: &Bytes, listener: Weak<dyn Listener>) {
@@ -416,7 +416,7 @@ impl Shared {
     fn answered<T>(&self, result: &Result<T, RemoteError>) {
         let answered = result.as_ref().err().is_none_or(|error| !is_silence(error));
         if self.breaker.note(answered, Instant::now()) {
-            self.tell_breaker(true);
+            self.notify_breaker(true);
         }
     }
 
@@ -429,13 +429,13 @@ impl Shared {
         }
     }
 
-    fn tell_breaker(&self, open: bool) {
+    fn notify_breaker(&self, open: bool) {
         for listener in self.all_listeners() {
             listener.on_breaker(open);
         }
     }
 
-    fn tell_denied(&self, denied: bool) {
+    fn notify_denied(&self, denied: bool) {
         for listener in self.all_listeners() {
             listener.on_denied(denied);
         }
@@ -563,7 +563,7 @@ async fn probe(shared: Weak<Shared>, opened: Arc<Notify>) {
             return;
         };
         shared.breaker.close();
-        shared.tell_breaker(false);
+        shared.notify_breaker(false);
     }
 }
 

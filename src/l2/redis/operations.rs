@@ -79,7 +79,7 @@ impl Redis {
         let read = read.map_err(|error| remote("read", error));
         self.shared.reads.denied(&read);
         self.shared.answered(&read);
-        self.shared.saw(&read);
+        self.shared.note_denial(&read);
         let read = read?;
         if read.len() != asked {
             return Err(RemoteError::because(
@@ -432,7 +432,7 @@ impl Redis {
         if guarded == Guarded::Yes {
             self.shared.answered(&result);
         }
-        self.shared.saw(&result);
+        self.shared.note_denial(&result);
         result
     }
 }

@@ -157,7 +157,7 @@ impl Redis {
         if !(known && read.is_ok()) {
             self.shared.answered(&read);
         }
-        self.shared.saw(&read);
+        self.shared.note_denial(&read);
         read
     }
 
