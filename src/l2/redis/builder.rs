@@ -4,7 +4,7 @@ use fred::types::config::Config;
 
 use super::Redis;
 use super::breaker::Breaker;
-use super::hello;
+use super::credentials;
 #[cfg(feature = "tls")]
 use super::tls::Tls;
 use super::url::{Address, Place};
@@ -261,7 +261,7 @@ impl RedisBuilder {
 fn check_sentinels(address: &Address) -> Result<(), BuildError> {
     let config = &address.config;
     let mut credentials = [&config.username, &config.password].into_iter().flatten();
-    if address.place == Place::Sentinel && !credentials.all(|words| hello::is_plain(words)) {
+    if address.place == Place::Sentinel && !credentials.all(|words| credentials::is_plain(words)) {
         return Err(BuildError::Url {
             reason: "with sentinels, name and password are of printable ASCII, without spaces, \
                      quotation marks and backslashes"

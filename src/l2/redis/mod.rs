@@ -28,7 +28,7 @@ use self::clock::Clock;
 use self::errors::{is_silence, remote};
 #[cfg(feature = "inspect")]
 pub(crate) use self::operations::{tag_member, tags_key};
-use self::pauses::reconnect;
+use self::reconnect_policy::reconnect_policy;
 pub use self::server::{NodeStats, Role, ServerStats};
 #[cfg(feature = "tls")]
 pub use self::tls::Tls;
@@ -41,13 +41,13 @@ mod breaker;
 mod builder;
 mod bus;
 mod clock;
+mod credentials;
 mod errors;
-mod hello;
+mod mget;
 mod operations;
-mod pauses;
 #[cfg(feature = "write-behind")]
 pub(crate) mod queue;
-mod reads;
+mod reconnect_policy;
 mod scripts;
 mod server;
 #[cfg(feature = "tls")]
@@ -107,7 +107,7 @@ struct Shared {
     bus_connections: Mutex<bus::BusConnections>,
     clock: Clock,
     breaker: breaker::State,
-    reads: reads::Reads,
+    mget: mget::MgetBatcher,
     acl: acl::Acl,
     started: OnceLock<Instant>,
     /// The first attempt to connect has come to an end, one way or the other.
@@ -212,7 +212,7 @@ impl Redis {
         };
         let mut builder = Builder::from_config(config.clone());
         builder
-            .set_policy(reconnect())
+            .set_policy(reconnect_policy())
             .set_connection_config(connection(settings));
         let pool = builder.build_pool(settings.connections).map_err(url)?;
         let mut bus = Builder::from_config(config);
@@ -244,7 +244,7 @@ impl Redis {
                 owns_pool,
                 clock: Clock::new(),
                 breaker: breaker::State::new(settings.breaker.clone()),
-                reads: reads::Reads::default(),
+                mget: mget::MgetBatcher::default(),
                 acl: acl::Acl::default(),
                 started: OnceLock::new(),
                 settled: AtomicBool::new(false),
@@ -586,11 +586,11 @@ fn connection(settings: &RedisBuilder) -> ConnectionConfig {
 /// The bus has a client of its own: a refused SUBSCRIBE shifts the replies of its connection. RESP3,
 /// so that commands work on a connection that is subscribed.
 fn bus_client(mut builder: Builder, fail_fast: bool) -> Client {
-    builder.set_policy(reconnect());
+    builder.set_policy(reconnect_policy());
     builder.with_config(|config| {
         config.fail_fast = fail_fast;
         config.version = RespVersion::RESP3;
-        hello::quote(config);
+        credentials::quote(config);
     });
     builder.set_performance_config(PerformanceConfig {
         broadcast_channel_capacity: BUS_CAPACITY,

@@ -21,15 +21,15 @@ use crate::l2::{
 };
 
 /// Keys of one MGET: a longer reply keeps the server from others for too long.
-const MOST_TOGETHER: usize = 1_000;
+const MAX_MGET_KEYS: usize = 1_000;
 
 impl Redis {
     pub(crate) async fn get_many(&self, keys: &[Bytes]) -> (Vec<Read>, Result<(), RemoteError>) {
         self.ready().await;
-        let groups = self.together(keys);
+        let groups = self.group_by_command(keys);
         let replies = groups.iter().map(|group| {
             let names = group.iter().map(|index| keys[*index].clone()).collect();
-            self.get_together(names)
+            self.mget(names)
         });
         // All are sent before the first is answered.
         let replies = join_all(replies).await;
@@ -48,13 +48,13 @@ impl Redis {
     }
 
     /// Which keys one command can ask for.
-    fn together(&self, keys: &[Bytes]) -> Vec<Vec<usize>> {
+    fn group_by_command(&self, keys: &[Bytes]) -> Vec<Vec<usize>> {
         let all: Vec<usize> = (0..keys.len()).collect();
-        if self.shared.reads.are_apart() {
+        if self.shared.mget.is_mget_denied() {
             return all.into_iter().map(|index| vec![index]).collect();
         }
         if !self.shared.clustered {
-            return all.chunks(MOST_TOGETHER).map(<[usize]>::to_vec).collect();
+            return all.chunks(MAX_MGET_KEYS).map(<[usize]>::to_vec).collect();
         }
         // Those of one slot. What is alone there is a GET, and all of them are sent at once.
         let mut slots: HashMap<u16, Vec<usize>> = HashMap::new();
@@ -65,7 +65,7 @@ impl Redis {
         slots.into_values().collect()
     }
 
-    async fn get_together(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, RemoteError> {
+    async fn mget(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, RemoteError> {
         if let [key] = keys.as_slice() {
             return self.get(key).await.map(|record| vec![record]);
         }
@@ -77,7 +77,7 @@ impl Redis {
         let read = self.send(&client, command, keys).await;
         let read = read.and_then(Value::convert::<Vec<Option<Bytes>>>);
         let read = read.map_err(|error| remote("read", error));
-        self.shared.reads.denied(&read);
+        self.shared.mget.note_denial(&read);
         self.shared.answered(&read);
         self.shared.note_denial(&read);
         let read = read?;
