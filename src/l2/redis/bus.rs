@@ -512,10 +512,10 @@ impl Shared {
         if self.breaker.is_open() || !self.pool.next_connected().is_connected() {
             return false;
         }
-        let answered = self.learn_time().await;
+        let answered = self.sync_clock().await;
         answered
             .err()
-            .is_none_or(|error| !super::is_silence(&error))
+            .is_none_or(|error| !super::is_no_answer(&error))
     }
 
     /// Subscribes and waits for the server's confirmation. `None`: it is there.

@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::errors::is_denial;
-use super::{Redis, remote};
+use super::{Redis, remote_error};
 use crate::error::{RemoteError, RemoteKind};
 
 /// MgetBatcher under way from which on they are sent together.
@@ -134,7 +134,7 @@ impl MgetBatcher {
 
 impl Redis {
     pub(crate) async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
-        self.ready().await;
+        self.ensure_started().await;
         self.shared.admit("read")?;
         let batcher = &self.shared.mget;
         let others_in_flight = batcher.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -150,12 +150,12 @@ impl Redis {
             Some(reply) => (reply, true),
             None => {
                 let reply = self.get_single(key.clone()).await;
-                (reply.map_err(|error| remote("read", error)), false)
+                (reply.map_err(|error| remote_error("read", error)), false)
             }
         };
         drop(in_flight);
         if !(counted && read.is_ok()) {
-            self.shared.answered(&read);
+            self.shared.report_to_breaker(&read);
         }
         self.shared.note_denial(&read);
         read
@@ -200,7 +200,7 @@ impl Redis {
         } else {
             receiver.await
         };
-        Some(reply.ok()?.map_err(|error| remote("read", error)))
+        Some(reply.ok()?.map_err(|error| remote_error("read", error)))
     }
 
     async fn send_batch(&self, pending: Vec<PendingRead>) {
@@ -218,7 +218,7 @@ impl Redis {
         });
         match records {
             Ok(records) if records.len() == pending.len() => {
-                self.shared.breaker.note_answers(commands, Instant::now());
+                self.shared.breaker.record_answers(commands, Instant::now());
                 for (read, record) in pending.into_iter().zip(records) {
                     let _ = read.send(Ok(record));
                 }

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 pub use self::breaker::Breaker;
 pub use self::builder::RedisBuilder;
 use self::clock::Clock;
-use self::errors::{is_silence, remote};
+use self::errors::{is_no_answer, remote_error};
 #[cfg(feature = "inspect")]
 pub(crate) use self::operations::{tag_member, tags_key};
 use self::reconnect_policy::reconnect_policy;
@@ -59,9 +59,9 @@ mod url;
 const BUS_CAPACITY: usize = 8192;
 
 /// How often the server's clock is asked for.
-const CLOCK_EVERY: Duration = Duration::from_secs(60);
+const CLOCK_SYNC_INTERVAL: Duration = Duration::from_secs(60);
 /// And while it is not known.
-const CLOCK_RETRY: Duration = Duration::from_millis(200);
+const CLOCK_RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// A Redis or Valkey server, sentinel set-up or cluster: the shared tier of a fleet.
 ///
@@ -106,13 +106,13 @@ struct Shared {
     clustered: bool,
     bus_connections: Mutex<bus::BusConnections>,
     clock: Clock,
-    breaker: breaker::State,
+    breaker: breaker::BreakerState,
     mget: mget::MgetBatcher,
     acl: acl::Acl,
     started: OnceLock<Instant>,
     /// The first attempt to connect has come to an end, one way or the other.
-    settled: AtomicBool,
-    changed: Notify,
+    first_attempt_ended: AtomicBool,
+    first_attempt_notify: Notify,
     listeners: Mutex<HashMap<Bytes, Vec<bus::Subscriber>>>,
     /// Of the connection, until it is run.
     inbox: Mutex<Option<(u64, bus::Inbox)>>,
@@ -182,7 +182,7 @@ impl Redis {
     async fn connect_with(settings: RedisBuilder) -> Result<Self, RemoteError> {
         let unusable =
             |error: BuildError| RemoteError::because(RemoteKind::Unreachable, "connect", error);
-        let (settings, config) = settings.check_aside().await?;
+        let (settings, config) = settings.check_blocking().await?;
         let redis = Self::from_config(&settings, config.map_err(unusable)?, true);
         let redis = redis.map_err(unusable)?;
         // Cleaned up by `Drop` when this fails.
@@ -195,7 +195,7 @@ impl Redis {
             shared.tasks.lock().push(bus.abort_handle());
         }
         shared.check_acl().await?;
-        shared.learn_time().await?;
+        shared.sync_clock().await?;
         redis.start();
         Ok(redis)
     }
@@ -243,12 +243,12 @@ impl Redis {
                 pool,
                 owns_pool,
                 clock: Clock::new(),
-                breaker: breaker::State::new(settings.breaker.clone()),
+                breaker: breaker::BreakerState::new(settings.breaker.clone()),
                 mget: mget::MgetBatcher::default(),
                 acl: acl::Acl::default(),
                 started: OnceLock::new(),
-                settled: AtomicBool::new(false),
-                changed: Notify::new(),
+                first_attempt_ended: AtomicBool::new(false),
+                first_attempt_notify: Notify::new(),
                 listeners: Mutex::default(),
                 inbox: Mutex::new(inbox),
                 bus,
@@ -287,11 +287,15 @@ impl Redis {
         }
         tasks.push(
             runtime
-                .spawn(keep_time(Arc::downgrade(shared), connected, failed))
+                .spawn(keep_clock_in_sync(
+                    Arc::downgrade(shared),
+                    connected,
+                    failed,
+                ))
                 .abort_handle(),
         );
-        let probe = probe(Arc::downgrade(shared), Arc::clone(&shared.breaker.opened));
-        tasks.push(runtime.spawn(probe).abort_handle());
+        let probes = run_probes(Arc::downgrade(shared), Arc::clone(&shared.breaker.opened));
+        tasks.push(runtime.spawn(probes).abort_handle());
         let acl_watch = acl::watch(
             Arc::downgrade(shared),
             shared.pool.next().reconnect_rx(),
@@ -314,15 +318,15 @@ impl Redis {
 
     /// Waits for the first attempt to connect, for one command's timeout at most and only right
     /// after the start.
-    async fn settle(&self) {
+    async fn wait_for_first_attempt(&self) {
         let shared = &self.shared;
         let Some(started) = shared.started.get() else {
             return;
         };
         let until = *started + shared.timeout;
         while !shared.clock.is_known() {
-            let changed = shared.changed.notified();
-            if shared.clock.is_known() || shared.settled.load(Ordering::SeqCst) {
+            let changed = shared.first_attempt_notify.notified();
+            if shared.clock.is_known() || shared.first_attempt_ended.load(Ordering::SeqCst) {
                 return;
             }
             if tokio::time::timeout_at(until, changed).await.is_err() {
@@ -331,10 +335,10 @@ impl Redis {
         }
     }
 
-    async fn ready(&self) {
+    async fn ensure_started(&self) {
         if !self.shared.clock.is_known() {
             self.start();
-            self.settle().await;
+            self.wait_for_first_attempt().await;
         }
     }
 
@@ -404,18 +408,25 @@ impl Shared {
     }
 
     /// Whether a command may be sent: not while the breaker is open.
-    fn admit(&self, doing: &'static str) -> Result<(), RemoteError> {
+    fn admit(&self, operation: &'static str) -> Result<(), RemoteError> {
         if self.breaker.is_open() {
             let cause = "the breaker is open: the server has not answered of late";
-            return Err(RemoteError::because(RemoteKind::Unreachable, doing, cause));
+            return Err(RemoteError::because(
+                RemoteKind::Unreachable,
+                operation,
+                cause,
+            ));
         }
         Ok(())
     }
 
     /// Tells the breaker what came of a command.
-    fn answered<T>(&self, result: &Result<T, RemoteError>) {
-        let answered = result.as_ref().err().is_none_or(|error| !is_silence(error));
-        if self.breaker.note(answered, Instant::now()) {
+    fn report_to_breaker<T>(&self, result: &Result<T, RemoteError>) {
+        let answered = result
+            .as_ref()
+            .err()
+            .is_none_or(|error| !is_no_answer(error));
+        if self.breaker.record(answered, Instant::now()) {
             self.notify_breaker(true);
         }
     }
@@ -441,7 +452,7 @@ impl Shared {
         }
     }
 
-    async fn learn_time(&self) -> Result<(), RemoteError> {
+    async fn sync_clock(&self) -> Result<(), RemoteError> {
         let command = CustomCommand::new_static("TIME", ClusterHash::Random, false);
         let asked = Instant::now();
         let reply: Vec<u64> = self
@@ -456,17 +467,17 @@ impl Shared {
                 "unexpected reply",
             ));
         };
-        self.clock.learn(
+        self.clock.set(
             asked,
             Duration::from_secs(seconds) + Duration::from_micros(micros),
         );
-        self.settled();
+        self.end_first_attempt();
         Ok(())
     }
 
-    fn settled(&self) {
-        self.settled.store(true, Ordering::SeqCst);
-        self.changed.notify_waiters();
+    fn end_first_attempt(&self) {
+        self.first_attempt_ended.store(true, Ordering::SeqCst);
+        self.first_attempt_notify.notify_waiters();
     }
 }
 
@@ -492,7 +503,7 @@ impl Drop for Shared {
 }
 
 /// Learns the server's clock at every connection and once a minute.
-async fn keep_time(
+async fn keep_clock_in_sync(
     shared: Weak<Shared>,
     mut connected: tokio::sync::broadcast::Receiver<fred::types::config::Server>,
     mut failed: tokio::sync::broadcast::Receiver<(FredError, Option<fred::types::config::Server>)>,
@@ -502,11 +513,11 @@ async fn keep_time(
             let Some(shared) = shared.upgrade() else {
                 return;
             };
-            let _ = shared.learn_time().await;
+            let _ = shared.sync_clock().await;
             if shared.clock.is_known() {
-                CLOCK_EVERY
+                CLOCK_SYNC_INTERVAL
             } else {
-                CLOCK_RETRY
+                CLOCK_RETRY_DELAY
             }
         };
         tokio::select! {
@@ -517,9 +528,9 @@ async fn keep_time(
             }
             event = failed.recv() => {
                 let Some(shared) = shared.upgrade() else { return };
-                shared.settled();
+                shared.end_first_attempt();
                 if event.is_err() {
-                    tokio::time::sleep(CLOCK_RETRY).await;
+                    tokio::time::sleep(CLOCK_RETRY_DELAY).await;
                 }
             }
             () = tokio::time::sleep(every) => {}
@@ -528,26 +539,26 @@ async fn keep_time(
 }
 
 /// How long after it has opened the breaker probes for the first time.
-const FIRST_PROBE: Duration = Duration::from_millis(50);
+const FIRST_PROBE_DELAY: Duration = Duration::from_millis(50);
 /// Probes that must be answered in a row.
-const PROBES: u32 = 2;
+const PROBES_TO_CLOSE: u32 = 2;
 /// After so long without an answer a connection counts as dead.
 const DEAD_AFTER: Duration = Duration::from_secs(1);
 
 /// Probes while the breaker is open, and closes it.
-async fn probe(shared: Weak<Shared>, opened: Arc<Notify>) {
+async fn run_probes(shared: Weak<Shared>, opened: Arc<Notify>) {
     loop {
         opened.notified().await;
-        let (mut pause, mut answered, mut silent_since) = (FIRST_PROBE, 0, Instant::now());
-        while answered < PROBES {
+        let (mut pause, mut answered, mut silent_since) = (FIRST_PROBE_DELAY, 0, Instant::now());
+        while answered < PROBES_TO_CLOSE {
             tokio::time::sleep(random::duration(pause.mul_f64(0.75), pause.mul_f64(1.25))).await;
             let Some(shared) = shared.upgrade() else {
                 return;
             };
-            match shared.learn_time().await {
-                Err(error) if is_silence(&error) => {
+            match shared.sync_clock().await {
+                Err(error) if is_no_answer(&error) => {
                     answered = 0;
-                    pause = (pause * 2).min(shared.breaker.settings().pause());
+                    pause = (pause * 2).min(shared.breaker.settings().max_probe_interval());
                     if silent_since.elapsed() >= DEAD_AFTER {
                         silent_since = Instant::now();
                         shared.reconnect().await;

@@ -9,9 +9,9 @@ use fred::error::Error as FredError;
 use fred::interfaces::ClientLike;
 use fred::types::{ClusterHash, CustomCommand, Value};
 
-use super::operations::Guarded;
+use super::operations::BreakerUse;
 use super::scripts::Script;
-use super::{Redis, remote};
+use super::{Redis, remote_error};
 use crate::error::{RemoteError, RemoteKind};
 use crate::l2::Notice;
 
@@ -134,12 +134,12 @@ impl Redis {
         state: &Bytes,
         partitions: u16,
     ) -> Result<String, RemoteError> {
-        const DOING: &str = "open a write-behind";
-        self.ready().await;
+        const OPERATION: &str = "open a write-behind";
+        self.ensure_started().await;
         let args = vec![number(partitions.into())];
         let keys = std::slice::from_ref(state);
-        let reply = self.queue(DOING, &ATTACH, keys, args).await?;
-        reply.into_string().ok_or_else(|| unexpected(DOING))
+        let reply = self.queue(OPERATION, &ATTACH, keys, args).await?;
+        reply.into_string().ok_or_else(|| unexpected(OPERATION))
     }
 
     pub(crate) async fn queue_accept(
@@ -150,7 +150,7 @@ impl Redis {
         record: Vec<u8>,
         wake: Notice,
     ) -> Result<Accepted, RemoteError> {
-        self.ready().await;
+        self.ensure_started().await;
         let client = self.shared.client();
         if !client.is_connected() {
             return Ok(Accepted::NotConnected);
@@ -164,7 +164,13 @@ impl Redis {
         ];
         let keys = [keys.stream.clone(), keys.state.clone()];
         let reply = self
-            .run_on((&client, Guarded::No), "write", &ACCEPT, &keys, args)
+            .run_on(
+                (&client, BreakerUse::Bypassed),
+                "write",
+                &ACCEPT,
+                &keys,
+                args,
+            )
             .await?;
         reply::accepted(reply).ok_or_else(|| unexpected("write"))
     }
@@ -176,8 +182,8 @@ impl Redis {
         max: u64,
         wake: Notice,
     ) -> Result<Accepted, RemoteError> {
-        const DOING: &str = "re-drive a dead letter";
-        self.ready().await;
+        const OPERATION: &str = "re-drive a dead letter";
+        self.ensure_started().await;
         let client = self.shared.client();
         if !client.is_connected() {
             return Ok(Accepted::NotConnected);
@@ -190,9 +196,15 @@ impl Redis {
         ];
         let keys = [keys.stream.clone(), keys.dead.clone()];
         let reply = self
-            .run_on((&client, Guarded::No), DOING, &REDRIVE, &keys, args)
+            .run_on(
+                (&client, BreakerUse::Bypassed),
+                OPERATION,
+                &REDRIVE,
+                &keys,
+                args,
+            )
             .await?;
-        reply::accepted(reply).ok_or_else(|| unexpected(DOING))
+        reply::accepted(reply).ok_or_else(|| unexpected(OPERATION))
     }
 
     pub(crate) async fn queue_claim(
@@ -201,16 +213,16 @@ impl Redis {
         hold: &Hold,
         partitions: u16,
     ) -> Result<Claimed, RemoteError> {
-        const DOING: &str = "claim a partition";
-        self.ready().await;
+        const OPERATION: &str = "claim a partition";
+        self.ensure_started().await;
         let args = vec![
             hold.token.clone().into(),
             number(hold.ttl_ms),
             number(partitions.into()),
         ];
         let keys = [keys.lease.clone(), keys.state.clone()];
-        let reply = self.queue(DOING, &CLAIM, &keys, args).await?;
-        reply::claimed(reply).ok_or_else(|| unexpected(DOING))
+        let reply = self.queue(OPERATION, &CLAIM, &keys, args).await?;
+        reply::claimed(reply).ok_or_else(|| unexpected(OPERATION))
     }
 
     /// Acknowledges, renews the lease, and reads up to `count` unacknowledged entries, the oldest
@@ -222,7 +234,7 @@ impl Redis {
         applied: &[StreamId],
         count: usize,
     ) -> Result<Option<Vec<RawEntry>>, RemoteError> {
-        const DOING: &str = "read a partition";
+        const OPERATION: &str = "read a partition";
         let mut args = vec![
             hold.token.clone().into(),
             number(hold.ttl_ms),
@@ -230,15 +242,15 @@ impl Redis {
         ];
         args.extend(applied.iter().copied().map(id));
         let keys = [keys.stream.clone(), keys.lease.clone()];
-        let reply = self.queue(DOING, &ADVANCE, &keys, args).await?;
+        let reply = self.queue(OPERATION, &ADVANCE, &keys, args).await?;
         let mut reply = reply.into_array().into_iter();
         match reply.next().and_then(|code| code.as_u64()) {
             Some(0) => Ok(None),
             Some(1) => {
                 let entries = reply.next().and_then(reply::entries);
-                entries.map(Some).ok_or_else(|| unexpected(DOING))
+                entries.map(Some).ok_or_else(|| unexpected(OPERATION))
             }
-            _ => Err(unexpected(DOING)),
+            _ => Err(unexpected(OPERATION)),
         }
     }
 
@@ -273,7 +285,7 @@ impl Redis {
         attempts: u32,
         max: u64,
     ) -> Result<Option<u64>, RemoteError> {
-        const DOING: &str = "dead-letter a write";
+        const OPERATION: &str = "dead-letter a write";
         let args = vec![
             hold.token.clone().into(),
             number(hold.ttl_ms),
@@ -283,12 +295,12 @@ impl Redis {
             number(max),
         ];
         let keys = [keys.stream.clone(), keys.lease.clone(), keys.dead.clone()];
-        let reply = self.queue(DOING, &BURY, &keys, args).await?;
+        let reply = self.queue(OPERATION, &BURY, &keys, args).await?;
         let mut reply = reply.into_array().into_iter();
         match reply.next().and_then(|code| code.as_u64()) {
             Some(0) => Ok(None),
             Some(1) => Ok(reply.next().and_then(|dropped| dropped.as_u64())),
-            _ => Err(unexpected(DOING)),
+            _ => Err(unexpected(OPERATION)),
         }
     }
 
@@ -316,12 +328,12 @@ impl Redis {
         worker: &Bytes,
         ttl_ms: u64,
     ) -> Result<u64, RemoteError> {
-        const DOING: &str = "count the workers";
-        self.ready().await;
+        const OPERATION: &str = "count the workers";
+        self.ensure_started().await;
         let args = vec![worker.clone().into(), number(ttl_ms)];
         let keys = std::slice::from_ref(workers);
-        let reply = self.queue(DOING, &ENLIST, keys, args).await?;
-        reply.as_u64().ok_or_else(|| unexpected(DOING))
+        let reply = self.queue(OPERATION, &ENLIST, keys, args).await?;
+        reply.as_u64().ok_or_else(|| unexpected(OPERATION))
     }
 
     /// How many entries there are, and the id of the oldest.
@@ -329,28 +341,30 @@ impl Redis {
         &self,
         stream: &Bytes,
     ) -> Result<(u64, Option<StreamId>), RemoteError> {
-        const DOING: &str = "look at a partition";
-        self.ready().await;
+        const OPERATION: &str = "look at a partition";
+        self.ensure_started().await;
         let client = self.shared.client();
         let command = |name| CustomCommand::new_static(name, ClusterHash::FirstKey, false);
         let length = self.send(&client, command("XLEN"), vec![stream.clone().into()]);
-        let length = length.await.map_err(|error| remote(DOING, error))?;
-        let length = length.as_u64().ok_or_else(|| unexpected(DOING))?;
+        let length = length
+            .await
+            .map_err(|error| remote_error(OPERATION, error))?;
+        let length = length.as_u64().ok_or_else(|| unexpected(OPERATION))?;
         if length == 0 {
             return Ok((0, None));
         }
-        let oldest = self.queue_range(DOING, stream, 1).await?;
+        let oldest = self.queue_range(OPERATION, stream, 1).await?;
         Ok((length, oldest.first().map(|entry| entry.id)))
     }
 
     /// The oldest entries of a stream.
     pub(crate) async fn queue_range(
         &self,
-        doing: &'static str,
+        operation: &'static str,
         stream: &Bytes,
         count: u64,
     ) -> Result<Vec<RawEntry>, RemoteError> {
-        self.ready().await;
+        self.ensure_started().await;
         let command = CustomCommand::new_static("XRANGE", ClusterHash::FirstKey, false);
         let word = Value::from_static_str;
         let args = vec![
@@ -362,36 +376,36 @@ impl Redis {
         ];
         let client = self.shared.client();
         let reply = self.send(&client, command, args).await;
-        let reply = reply.map_err(|error| remote(doing, error))?;
-        reply::entries(reply).ok_or_else(|| unexpected(doing))
+        let reply = reply.map_err(|error| remote_error(operation, error))?;
+        reply::entries(reply).ok_or_else(|| unexpected(operation))
     }
 
     /// Deletes an entry. `false`: there was none.
     pub(crate) async fn queue_delete(
         &self,
-        doing: &'static str,
+        operation: &'static str,
         stream: &Bytes,
         entry: StreamId,
     ) -> Result<bool, RemoteError> {
-        self.ready().await;
+        self.ensure_started().await;
         let command = CustomCommand::new_static("XDEL", ClusterHash::FirstKey, false);
         let args = vec![stream.clone().into(), id(entry)];
         let client = self.shared.client();
         let reply = self.send(&client, command, args).await;
-        let reply = reply.map_err(|error| remote(doing, error))?;
+        let reply = reply.map_err(|error| remote_error(operation, error))?;
         Ok(reply.as_u64() == Some(1))
     }
 
     async fn queue(
         &self,
-        doing: &'static str,
+        operation: &'static str,
         script: &Script,
         keys: &[Bytes],
         args: Vec<Value>,
     ) -> Result<Value, RemoteError> {
         self.run_on(
-            (&self.shared.client(), Guarded::No),
-            doing,
+            (&self.shared.client(), BreakerUse::Bypassed),
+            operation,
             script,
             keys,
             args,
@@ -408,6 +422,6 @@ fn id((ms, seq): StreamId) -> Value {
     Value::from(format!("{ms}-{seq}"))
 }
 
-fn unexpected(doing: &'static str) -> RemoteError {
-    RemoteError::because(RemoteKind::Refused, doing, "unexpected reply")
+fn unexpected(operation: &'static str) -> RemoteError {
+    RemoteError::because(RemoteKind::Refused, operation, "unexpected reply")
 }

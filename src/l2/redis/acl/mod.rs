@@ -20,7 +20,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use self::missing::MissingPermissions;
-use super::errors::{is_denial, is_of_database, is_silence, remote, suspect};
+use super::errors::{is_database_error, is_denial, is_no_answer, remote_error, with_hint};
 use super::{Shared, bus, scripts};
 
 use crate::error::{RemoteError, RemoteKind};
@@ -82,7 +82,7 @@ impl Shared {
     /// An error of the client; what it says of rights with the rules that grant them.
     pub(super) fn explain(
         &self,
-        doing: &'static str,
+        operation: &'static str,
         command: &str,
         error: FredError,
     ) -> RemoteError {
@@ -90,28 +90,32 @@ impl Shared {
         if error.details().contains("NOPERM") {
             missing.note(command, error.details());
         }
-        self.denied_error(doing, &missing)
-            .unwrap_or_else(|| remote(doing, error))
+        self.denied_error(operation, &missing)
+            .unwrap_or_else(|| remote_error(operation, error))
     }
 
     /// Why there is no connection.
     pub(super) fn explain_failure(&self, error: FredError) -> RemoteError {
-        if is_of_database(&error) {
-            return remote("select the database", error);
+        if is_database_error(&error) {
+            return remote_error("select the database", error);
         }
-        let error = suspect(error, &self.config());
+        let error = with_hint(error, &self.config());
         self.explain("connect", "", error)
     }
 
     fn denied_error(
         &self,
-        doing: &'static str,
+        operation: &'static str,
         missing: &MissingPermissions,
     ) -> Option<RemoteError> {
         let config = self.config();
         let user = config.username.as_deref().unwrap_or("default");
         let described = missing.describe(user, &self.prefix)?;
-        Some(RemoteError::because(RemoteKind::Denied, doing, described))
+        Some(RemoteError::because(
+            RemoteKind::Denied,
+            operation,
+            described,
+        ))
     }
 
     async fn probe_commands(&self, missing: &mut MissingPermissions) -> Result<(), RemoteError> {
@@ -159,7 +163,7 @@ impl Shared {
         client: &Client,
         missing: &mut MissingPermissions,
     ) -> Result<(), RemoteError> {
-        let failed = |error| remote("connect", error);
+        let failed = |error| remote_error("connect", error);
         let channel = bus::probe_channel(&self.prefix);
         let client = client.with_options(&self.options);
         client.subscribe(&channel).await.map_err(failed)?;
@@ -192,8 +196,8 @@ impl Shared {
             missing.note(command, error.details());
             return Ok(());
         }
-        let error = remote("connect", suspect(error, &self.config()));
-        match is_silence(&error) {
+        let error = remote_error("connect", with_hint(error, &self.config()));
+        match is_no_answer(&error) {
             true => Err(error),
             false => Ok(()),
         }
@@ -248,7 +252,10 @@ impl Shared {
 
     /// What came of an attempt to connect.
     fn note_connect_failure(&self, error: &FredError) {
-        if *error.kind() == ErrorKind::Auth || is_denial(error.details()) || is_of_database(error) {
+        if *error.kind() == ErrorKind::Auth
+            || is_denial(error.details())
+            || is_database_error(error)
+        {
             let error = self.explain("connect", "", error.clone());
             self.set_denied(&Scope::Commands, Some(reason(&error)));
         }
@@ -268,7 +275,7 @@ impl Shared {
                 self.set_denied(&Scope::Bus, Some(reason(&error)));
                 Some(SubscribeError::Denied)
             }
-            Err(error) if is_silence(&error) => Some(SubscribeError::NoAnswer),
+            Err(error) if is_no_answer(&error) => Some(SubscribeError::NoAnswer),
             Err(_) => Some(SubscribeError::UnexpectedReply),
         }
     }
@@ -282,12 +289,12 @@ impl Shared {
         client: &WithOptions<Client>,
         mut channels: Vec<String>,
     ) -> Result<(), RemoteError> {
-        const DOING: &str = "subscribe";
+        const OPERATION: &str = "subscribe";
         let proof = bus::probe_channel(&self.prefix);
         channels.push(proof.clone());
         let mut messages = client.message_rx();
         let subscribed = client.subscribe(channels).await;
-        subscribed.map_err(|error| remote(DOING, error))?;
+        subscribed.map_err(|error| remote_error(OPERATION, error))?;
         let mut missing = MissingPermissions::default();
         match publish_and_count(client, proof.as_bytes()).await {
             Ok(1..) => {
@@ -305,9 +312,10 @@ impl Shared {
             }
             Err(error) => self.note_error(&mut missing, "SUBSCRIBE", error)?,
         }
-        let unexpected = || RemoteError::because(RemoteKind::Refused, DOING, "unexpected reply");
+        let unexpected =
+            || RemoteError::because(RemoteKind::Refused, OPERATION, "unexpected reply");
         Err(self
-            .denied_error(DOING, &missing)
+            .denied_error(OPERATION, &missing)
             .unwrap_or_else(unexpected))
     }
 
