@@ -20,7 +20,7 @@ mod reply;
 macro_rules! scripts {
     ($($name:ident $file:literal)*) => {$(
         static $name: LazyLock<Script> = LazyLock::new(|| {
-            let body = include_str!(concat!("../../write_behind/lua/", $file));
+            let body = include_str!(concat!("../../../write_behind/lua/", $file));
             Script { body, sha: fred::util::sha1_hash(body) }
         });
     )*};
@@ -31,10 +31,10 @@ scripts! {
     CLAIM "claim.lua"
     ADVANCE "advance.lua"
     NOTE "note.lua"
-    BURY "bury.lua"
+    DEAD_LETTER "dead_letter.lua"
     REDRIVE "redrive.lua"
     FREE "free.lua"
-    ENLIST "enlist.lua"
+    REGISTER "register.lua"
 }
 
 /// The keys of one partition.
@@ -51,7 +51,7 @@ pub(crate) type StreamId = (u64, u64);
 
 /// A right to work on a partition, as scripts compare it.
 #[derive(Clone, Debug)]
-pub(crate) struct Hold {
+pub(crate) struct PartitionLease {
     pub(crate) token: Bytes,
     pub(crate) ttl_ms: u64,
 }
@@ -82,12 +82,12 @@ pub(crate) enum Claimed {
 #[derive(Debug)]
 pub(crate) struct Granted {
     pub(crate) epoch: u64,
-    pub(crate) noted: Noted,
+    pub(crate) failure_state: FailureState,
 }
 
 /// What a failure leaves for those who come after.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Noted {
+pub(crate) struct FailureState {
     /// The entry that has failed alone, and how often.
     pub(crate) failed: Option<StreamId>,
     pub(crate) failures: u32,
@@ -112,7 +112,7 @@ impl RawEntry {
 
 /// Whether the server itself answered this error. Such answers begin with a word in capitals, and
 /// what the client says of itself does not.
-pub(crate) fn is_answer(error: &RemoteError) -> bool {
+pub(crate) fn is_server_error(error: &RemoteError) -> bool {
     let source = std::error::Error::source(error);
     let Some(error) = source.and_then(|source| source.downcast_ref::<FredError>()) else {
         return false;
@@ -210,14 +210,14 @@ impl Redis {
     pub(crate) async fn queue_claim(
         &self,
         keys: &QueueKeys,
-        hold: &Hold,
+        lease: &PartitionLease,
         partitions: u16,
     ) -> Result<Claimed, RemoteError> {
         const OPERATION: &str = "claim a partition";
         self.ensure_started().await;
         let args = vec![
-            hold.token.clone().into(),
-            number(hold.ttl_ms),
+            lease.token.clone().into(),
+            number(lease.ttl_ms),
             number(partitions.into()),
         ];
         let keys = [keys.lease.clone(), keys.state.clone()];
@@ -230,14 +230,14 @@ impl Redis {
     pub(crate) async fn queue_advance(
         &self,
         keys: &QueueKeys,
-        hold: &Hold,
+        lease: &PartitionLease,
         applied: &[StreamId],
         count: usize,
     ) -> Result<Option<Vec<RawEntry>>, RemoteError> {
         const OPERATION: &str = "read a partition";
         let mut args = vec![
-            hold.token.clone().into(),
-            number(hold.ttl_ms),
+            lease.token.clone().into(),
+            number(lease.ttl_ms),
             number(count as u64),
         ];
         args.extend(applied.iter().copied().map(id));
@@ -255,19 +255,19 @@ impl Redis {
     }
 
     /// Stores what failed. `false`: the lease is lost, nothing was done.
-    pub(crate) async fn queue_note(
+    pub(crate) async fn queue_store_failures(
         &self,
         keys: &QueueKeys,
-        hold: &Hold,
-        noted: Noted,
+        lease: &PartitionLease,
+        failure_state: FailureState,
     ) -> Result<bool, RemoteError> {
         let none = || Value::from_static_str("");
         let args = vec![
-            hold.token.clone().into(),
-            number(hold.ttl_ms),
-            noted.failed.map_or_else(none, id),
-            number(noted.failures.into()),
-            noted.isolate.map_or_else(none, id),
+            lease.token.clone().into(),
+            number(lease.ttl_ms),
+            failure_state.failed.map_or_else(none, id),
+            number(failure_state.failures.into()),
+            failure_state.isolate.map_or_else(none, id),
         ];
         let keys = [keys.lease.clone(), keys.state.clone()];
         let reply = self.queue("note a failure", &NOTE, &keys, args).await?;
@@ -276,10 +276,10 @@ impl Redis {
 
     /// Moves an entry to the dead letters; answers how many of these were dropped for it. `None`:
     /// the lease is lost, nothing was done.
-    pub(crate) async fn queue_bury(
+    pub(crate) async fn queue_dead_letter(
         &self,
         keys: &QueueKeys,
-        hold: &Hold,
+        lease: &PartitionLease,
         entry: StreamId,
         error: &str,
         attempts: u32,
@@ -287,15 +287,15 @@ impl Redis {
     ) -> Result<Option<u64>, RemoteError> {
         const OPERATION: &str = "dead-letter a write";
         let args = vec![
-            hold.token.clone().into(),
-            number(hold.ttl_ms),
+            lease.token.clone().into(),
+            number(lease.ttl_ms),
             id(entry),
             Value::from(error),
             number(attempts.into()),
             number(max),
         ];
         let keys = [keys.stream.clone(), keys.lease.clone(), keys.dead.clone()];
-        let reply = self.queue(OPERATION, &BURY, &keys, args).await?;
+        let reply = self.queue(OPERATION, &DEAD_LETTER, &keys, args).await?;
         let mut reply = reply.into_array().into_iter();
         match reply.next().and_then(|code| code.as_u64()) {
             Some(0) => Ok(None),
@@ -305,16 +305,16 @@ impl Redis {
     }
 
     /// Gives a partition up, and tells those who wait for one.
-    pub(crate) async fn queue_free(
+    pub(crate) async fn queue_release(
         &self,
         keys: &QueueKeys,
-        hold: &Hold,
-        tell: Notice,
+        lease: &PartitionLease,
+        notice: Notice,
     ) -> Result<(), RemoteError> {
         let args = vec![
-            hold.token.clone().into(),
-            tell.channel.into(),
-            tell.message.into(),
+            lease.token.clone().into(),
+            notice.channel.into(),
+            notice.message.into(),
         ];
         let keys = std::slice::from_ref(&keys.lease);
         let freed = self.queue("give up a partition", &FREE, keys, args).await;
@@ -322,7 +322,7 @@ impl Redis {
     }
 
     /// Says that a worker lives, for so long, or with zero that it leaves. Answers how many live.
-    pub(crate) async fn queue_enlist(
+    pub(crate) async fn queue_register(
         &self,
         workers: &Bytes,
         worker: &Bytes,
@@ -332,7 +332,7 @@ impl Redis {
         self.ensure_started().await;
         let args = vec![worker.clone().into(), number(ttl_ms)];
         let keys = std::slice::from_ref(workers);
-        let reply = self.queue(OPERATION, &ENLIST, keys, args).await?;
+        let reply = self.queue(OPERATION, &REGISTER, keys, args).await?;
         reply.as_u64().ok_or_else(|| unexpected(OPERATION))
     }
 
