@@ -742,7 +742,7 @@ where
             runtime.spawn(async move {
                 let _publishing = publishing;
                 loop {
-                    tokio::time::sleep(telemetry::EVERY).await;
+                    tokio::time::sleep(telemetry::PUBLISH_INTERVAL).await;
                     match engine.upgrade() {
                         Some(engine) if !engine.is_closed() => engine.publish(),
                         _ => return,
