@@ -103,7 +103,7 @@ impl Engine {
             () = self.cut_off(flight) => return Err(Error::Closed),
         };
         if self.places.is_some() || self.batches.is_some() {
-            self.telemetry.waited(Wait::Place, since);
+            self.telemetry.waited(Wait::Permit, since);
         }
         place.map_err(|Hopeless| {
             self.stats.overloaded.add();

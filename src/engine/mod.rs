@@ -687,7 +687,7 @@ impl Engine {
             runtime.spawn(async move {
                 let _publishing = publishing;
                 loop {
-                    tokio::time::sleep(telemetry::EVERY).await;
+                    tokio::time::sleep(telemetry::PUBLISH_INTERVAL).await;
                     match engine.upgrade() {
                         Some(engine) if !engine.is_closed() => engine.publish(),
                         _ => return,

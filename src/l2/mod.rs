@@ -143,7 +143,7 @@ pub(crate) struct Look {
 
 /// How long the marks live after somebody last looked at them.
 #[cfg(feature = "redis")]
-const MARKS_LIFE: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
+const MARKS_TTL: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
 
 /// Adds the marks to a message about them.
 fn with_marks(mut message: Vec<u8>, marked: Marked) -> Vec<u8> {

@@ -24,15 +24,15 @@ const OPERATION: &str = "db_client_operation_duration_seconds";
 const EVENTS: &str = "tidegate_events_total";
 
 /// A counter that is published from [`Stats`].
-struct Counted {
+struct CounterSeries {
     name: &'static str,
     labels: &'static [(&'static str, &'static str)],
     of: fn(&Stats) -> u64,
 }
 
-macro_rules! counted {
+macro_rules! counter_series {
     ($($name:literal { $($label:ident: $value:literal),* } = $field:ident;)*) => {
-        &[$(Counted {
+        &[$(CounterSeries {
             name: $name,
             labels: &[$((stringify!($label), $value)),*],
             of: |stats| stats.$field,
@@ -40,7 +40,7 @@ macro_rules! counted {
     };
 }
 
-const COUNTERS: &[Counted] = counted! {
+const COUNTERS: &[CounterSeries] = counter_series! {
     "tidegate_lookups_total" { tier: "l1", outcome: "hit" } = l1_hits;
     "tidegate_lookups_total" { tier: "l2", outcome: "hit" } = l2_hits;
     "tidegate_lookups_total" { tier: "source", outcome: "miss" } = misses;
@@ -126,7 +126,7 @@ impl Meters {
         let what = match what {
             Wait::Flight => "flight",
             Wait::Lease => "lease",
-            Wait::Place => "place",
+            Wait::Permit => "place",
         };
         let labels = vec![self.cache(), Label::from_static_parts("reason", what)];
         histogram!(WAIT, labels).record(took);
@@ -162,7 +162,7 @@ impl Meters {
             describe();
         }
         let new = stats.since(&before.unwrap_or_default());
-        for Counted { name, labels, of } in COUNTERS {
+        for CounterSeries { name, labels, of } in COUNTERS {
             let labels = labels
                 .iter()
                 .map(|(label, value)| Label::from_static_parts(label, value));
@@ -243,7 +243,7 @@ fn describe() {
         "Duration of database client operations."
     );
     describe_counter!(EVENTS, Unit::Count, "What `on_event` was told");
-    for Counted { name, .. } in COUNTERS {
+    for CounterSeries { name, .. } in COUNTERS {
         describe_counter!(
             *name,
             Unit::Count,

@@ -39,7 +39,7 @@ pub(crate) enum Wait {
     /// The load of another process.
     Lease,
     /// A place among `max_concurrent_loads`, or a batch.
-    Place,
+    Permit,
 }
 
 /// One cache's voice.
@@ -48,7 +48,7 @@ pub(crate) struct Telemetry {
     #[cfg(feature = "metrics")]
     meters: meters::Meters,
     #[cfg(feature = "tracing")]
-    log: spans::Log,
+    tracer: spans::Tracer,
 }
 
 impl Telemetry {
@@ -61,13 +61,17 @@ impl Telemetry {
             #[cfg(feature = "metrics")]
             meters: meters::Meters::new(name),
             #[cfg(feature = "tracing")]
-            log: spans::Log::new(name),
+            tracer: spans::Tracer::new(name),
         })
     }
 
     /// An operation of the shared tier begins.
-    pub(crate) fn measure(&self, system: &'static str, operation: &'static str) -> Measure<'_> {
-        Measure {
+    pub(crate) fn measure(
+        &self,
+        system: &'static str,
+        operation: &'static str,
+    ) -> OperationTimer<'_> {
+        OperationTimer {
             trace: self.operation_trace(system, operation),
             telemetry: self,
             #[cfg(feature = "metrics")]
@@ -110,7 +114,7 @@ impl Telemetry {
         self.meters.event(event);
         #[cfg(feature = "tracing")]
         if first {
-            self.log.event(event);
+            self.tracer.event(event);
         }
         let _ = first;
     }
@@ -123,15 +127,15 @@ impl Telemetry {
     /// Whether nobody publishes yet; whoever is told so does from now on, until what it is given is
     /// dropped.
     #[cfg(feature = "metrics")]
-    pub(crate) fn begin_publishing(self: &Arc<Self>) -> Option<Publishing> {
+    pub(crate) fn begin_publishing(self: &Arc<Self>) -> Option<PublishGuard> {
         self.meters
             .begin_publishing()
-            .then(|| Publishing(Arc::clone(self)))
+            .then(|| PublishGuard(Arc::clone(self)))
     }
 
     fn operation_trace(&self, system: &'static str, operation: &'static str) -> Trace {
         #[cfg(feature = "tracing")]
-        return self.log.operation(system, operation);
+        return self.tracer.operation(system, operation);
         #[cfg(not(feature = "tracing"))]
         {
             let _ = (system, operation);
@@ -145,9 +149,9 @@ impl Telemetry {
         not(feature = "tracing"),
         expect(unused_variables, clippy::unused_self, reason = "nobody is told")
     )]
-    pub(crate) fn flight_trace(&self, serial: u64, behind: bool, encoded: &[u8]) -> Trace {
+    pub(crate) fn flight_trace(&self, serial: u64, background: bool, encoded: &[u8]) -> Trace {
         #[cfg(feature = "tracing")]
-        return self.log.flight(serial, behind, encoded);
+        return self.tracer.flight(serial, background, encoded);
         #[cfg(not(feature = "tracing"))]
         Trace::none()
     }
@@ -159,14 +163,14 @@ impl Telemetry {
     )]
     pub(crate) fn load_trace(&self, why: Option<Forward>, keys: usize) -> Trace {
         #[cfg(feature = "tracing")]
-        return self.log.load(why, keys);
+        return self.tracer.load(why, keys);
         #[cfg(not(feature = "tracing"))]
         Trace::none()
     }
 }
 
 /// An operation of the shared tier that is under way.
-pub(crate) struct Measure<'a> {
+pub(crate) struct OperationTimer<'a> {
     pub(crate) trace: Trace,
     #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "nobody is told"))]
     telemetry: &'a Telemetry,
@@ -174,7 +178,7 @@ pub(crate) struct Measure<'a> {
     of: (&'static str, &'static str, Instant),
 }
 
-impl Measure<'_> {
+impl OperationTimer<'_> {
     pub(crate) fn end(&self, outcome: &impl Outcome) {
         let error = outcome.error_type();
         if let Some(error) = error {
@@ -192,10 +196,10 @@ impl Measure<'_> {
 /// Whoever publishes.
 #[cfg(feature = "metrics")]
 #[derive(Debug)]
-pub(crate) struct Publishing(Arc<Telemetry>);
+pub(crate) struct PublishGuard(Arc<Telemetry>);
 
 #[cfg(feature = "metrics")]
-impl Drop for Publishing {
+impl Drop for PublishGuard {
     fn drop(&mut self) {
         self.0.meters.end_publishing();
     }
@@ -203,7 +207,7 @@ impl Drop for Publishing {
 
 /// How often counters are published.
 #[cfg(feature = "metrics")]
-pub(crate) const EVERY: Duration = Duration::from_secs(1);
+pub(crate) const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How an operation ended, in one word.
 pub(crate) trait Outcome {

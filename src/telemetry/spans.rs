@@ -63,16 +63,16 @@ impl Trace {
 
 /// What one cache says.
 #[derive(Debug)]
-pub(super) struct Log {
+pub(super) struct Tracer {
     name: Arc<str>,
     /// When a gap was last told.
     last_gap: Mutex<Option<Instant>>,
 }
 
 /// Whatever a fleet says to a process, it logs no more gaps than one in this time.
-const GAPS_EVERY: Duration = Duration::from_secs(1);
+const GAP_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-impl Log {
+impl Tracer {
     pub(super) fn new(name: &str) -> Self {
         Self {
             name: name.into(),
@@ -80,9 +80,9 @@ impl Log {
         }
     }
 
-    pub(super) fn flight(&self, serial: u64, behind: bool, encoded: &[u8]) -> Trace {
+    pub(super) fn flight(&self, serial: u64, background: bool, encoded: &[u8]) -> Trace {
         let cache = &*self.name;
-        let trace = if behind {
+        let trace = if background {
             let span = debug_span!(parent: None, "flight", cache, flight = serial);
             let trace = Trace(span);
             trace.follows(&Trace::here());
@@ -117,7 +117,7 @@ impl Log {
     }
 
     pub(super) fn event(&self, event: &Event) {
-        if *event == Event::Gap && !self.is_time_for_a_gap() {
+        if *event == Event::Gap && !self.may_log_gap() {
             return;
         }
         let (cache, name) = (&*self.name, event.name());
@@ -129,9 +129,9 @@ impl Log {
         }
     }
 
-    fn is_time_for_a_gap(&self) -> bool {
+    fn may_log_gap(&self) -> bool {
         let (mut last, now) = (self.last_gap.lock(), Instant::now());
-        let due = last.is_none_or(|last| now.saturating_duration_since(last) >= GAPS_EVERY);
+        let due = last.is_none_or(|last| now.saturating_duration_since(last) >= GAP_LOG_INTERVAL);
         if due {
             *last = Some(now);
         }

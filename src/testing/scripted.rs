@@ -44,7 +44,7 @@ struct Script<L: Loader> {
     loader: L,
     loads: AtomicUsize,
     /// Loads that stand at a hold.
-    standing: watch::Sender<usize>,
+    waiting: watch::Sender<usize>,
     /// Holds that have not been dropped.
     holds: watch::Sender<usize>,
     failing: Mutex<Failing<L::Error>>,
@@ -53,11 +53,11 @@ struct Script<L: Loader> {
 /// How loads fail: so many of them, or all.
 enum Failing<E> {
     No,
-    Next(usize, Make<E>),
-    All(Make<E>),
+    Next(usize, MakeError<E>),
+    All(MakeError<E>),
 }
 
-type Make<E> = Box<dyn Fn() -> E + Send>;
+type MakeError<E> = Box<dyn Fn() -> E + Send>;
 
 impl<L: Loader> Clone for Scripted<L> {
     fn clone(&self) -> Self {
@@ -71,7 +71,7 @@ impl<L: Loader> Scripted<L> {
         Self(Arc::new(Script {
             loader,
             loads: AtomicUsize::new(0),
-            standing: watch::Sender::new(0),
+            waiting: watch::Sender::new(0),
             holds: watch::Sender::new(0),
             failing: Mutex::new(Failing::No),
         }))
@@ -107,7 +107,7 @@ impl<L: Loader> Scripted<L> {
         self.0.holds.send_modify(|holds| *holds += 1);
         Held {
             holds: self.0.holds.clone(),
-            standing: self.0.standing.subscribe(),
+            waiting: self.0.waiting.subscribe(),
         }
     }
 
@@ -115,7 +115,7 @@ impl<L: Loader> Scripted<L> {
         self.0.loads.fetch_add(1, Ordering::SeqCst);
         let mut holds = self.0.holds.subscribe();
         if *holds.borrow_and_update() > 0 {
-            let _stands = Stands::at(&self.0.standing);
+            let _waiting = WaitingLoad::count(&self.0.waiting);
             // The sender is ours, so it is there.
             let _ = holds.wait_for(|holds| *holds == 0).await;
         }
@@ -174,14 +174,14 @@ impl<L: Loader> fmt::Debug for Scripted<L> {
 #[must_use = "loads go on when it is dropped"]
 pub struct Held {
     holds: watch::Sender<usize>,
-    standing: watch::Receiver<usize>,
+    waiting: watch::Receiver<usize>,
 }
 
 impl Held {
     /// Waits until a load stands here. Cancel safe.
     pub async fn reached(&self) {
         // An end of the loader ends the wait.
-        let _ = self.standing.clone().wait_for(|loads| *loads > 0).await;
+        let _ = self.waiting.clone().wait_for(|loads| *loads > 0).await;
     }
 }
 
@@ -192,16 +192,16 @@ impl Drop for Held {
 }
 
 /// One load at a hold; counted until it goes on or is cut off.
-struct Stands<'a>(&'a watch::Sender<usize>);
+struct WaitingLoad<'a>(&'a watch::Sender<usize>);
 
-impl<'a> Stands<'a> {
-    fn at(standing: &'a watch::Sender<usize>) -> Self {
-        standing.send_modify(|loads| *loads += 1);
-        Self(standing)
+impl<'a> WaitingLoad<'a> {
+    fn count(waiting: &'a watch::Sender<usize>) -> Self {
+        waiting.send_modify(|loads| *loads += 1);
+        Self(waiting)
     }
 }
 
-impl Drop for Stands<'_> {
+impl Drop for WaitingLoad<'_> {
     fn drop(&mut self) {
         self.0.send_modify(|loads| *loads -= 1);
     }

@@ -12,7 +12,7 @@ use super::error::OpenError;
 use super::event::Event;
 use super::record::Records;
 use super::sink::{ErasedSink, Sink};
-use super::{WriteBehind, steward};
+use super::{WriteBehind, partition_manager};
 use crate::codec::{Codec, ErasedCodec};
 use crate::error::BuildError;
 use crate::key::CacheKey;
@@ -337,7 +337,7 @@ where
         };
         let core = Core::new(&self.name, self.redis, records, self.config);
         core.attach().await?;
-        Ok(steward::start(Arc::new(core), self.sink))
+        Ok(partition_manager::start(Arc::new(core), self.sink))
     }
 }
 

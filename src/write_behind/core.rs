@@ -161,7 +161,7 @@ impl<K, V> Core<K, V> {
         }
     }
 
-    pub(super) fn tell(&self, event: &Event) {
+    pub(super) fn emit(&self, event: &Event) {
         if let Some(on_event) = &self.config.on_event {
             // A panic there, which went to the panic hook, is no reason to apply nothing any more.
             let _ = catch_unwind(AssertUnwindSafe(|| on_event(event)));

@@ -1,7 +1,7 @@
 //! Dead letters: writes that were given up.
 
 use super::error::WriteError;
-use super::handle::{WriteBehind, answer};
+use super::handle::{WriteBehind, write_result};
 use super::sink::WriteId;
 use crate::error::RemoteError;
 use crate::l2::redis::queue::{RawEntry, StreamId, parse_id};
@@ -10,7 +10,7 @@ use crate::l2::redis::queue::{RawEntry, StreamId, parse_id};
 #[derive(Debug)]
 pub struct DeadLetter<K, V> {
     partition: u16,
-    place: StreamId,
+    entry_id: StreamId,
     id: Option<WriteId>,
     error: String,
     attempts: u32,
@@ -67,17 +67,21 @@ impl<K, V> WriteBehind<K, V> {
     ///
     /// [`RemoteError`] when Redis does not answer.
     pub async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter<K, V>>, RemoteError> {
-        const DOING: &str = "read the dead letters";
+        const OPERATION: &str = "read the dead letters";
         let core = &self.inner.core;
         let mut letters = Vec::new();
-        for (number, partition) in (0..).zip(&core.partitions) {
+        for (partition_number, partition) in (0..).zip(&core.partitions) {
             let left = limit - letters.len();
             if left == 0 {
                 break;
             }
             let dead = &partition.keys.dead;
-            let entries = core.redis.queue_range(DOING, dead, left as u64).await?;
-            letters.extend(entries.into_iter().map(|entry| self.letter(number, &entry)));
+            let entries = core.redis.queue_range(OPERATION, dead, left as u64).await?;
+            letters.extend(
+                entries
+                    .into_iter()
+                    .map(|entry| self.to_dead_letter(partition_number, &entry)),
+            );
         }
         Ok(letters)
     }
@@ -101,11 +105,11 @@ impl<K, V> WriteBehind<K, V> {
         };
         let redriven = core.redis.queue_redrive(
             &partition.keys,
-            letter.place,
+            letter.entry_id,
             core.config.max_unapplied,
             core.written(letter.partition),
         );
-        let accepted = self.counted(answer(redriven.await))?;
+        let accepted = self.count(write_result(redriven.await))?;
         Ok(letter.id.unwrap_or(accepted))
     }
 
@@ -115,16 +119,18 @@ impl<K, V> WriteBehind<K, V> {
     ///
     /// [`RemoteError`] when Redis does not answer. The letter may be gone.
     pub async fn discard(&self, letter: &DeadLetter<K, V>) -> Result<bool, RemoteError> {
-        const DOING: &str = "discard a dead letter";
+        const OPERATION: &str = "discard a dead letter";
         let core = &self.inner.core;
         let Some(partition) = core.partitions.get(usize::from(letter.partition)) else {
             return Ok(false);
         };
         let dead = &partition.keys.dead;
-        core.redis.queue_delete(DOING, dead, letter.place).await
+        core.redis
+            .queue_delete(OPERATION, dead, letter.entry_id)
+            .await
     }
 
-    fn letter(&self, partition: u16, entry: &RawEntry) -> DeadLetter<K, V> {
+    fn to_dead_letter(&self, partition: u16, entry: &RawEntry) -> DeadLetter<K, V> {
         // The first fields are ours, what follows is the entry as it was.
         let text = |name| {
             let field = entry.field(name);
@@ -134,7 +140,7 @@ impl<K, V> WriteBehind<K, V> {
         let record = entry.field("w");
         DeadLetter {
             partition,
-            place: entry.id,
+            entry_id: entry.id,
             id: id.and_then(|id| parse_id(&id)).map(WriteId::from),
             error: text("error").unwrap_or_default(),
             attempts: text("attempts")

@@ -13,7 +13,7 @@ use super::record::partition;
 use super::sink::WriteId;
 use crate::error::RemoteError;
 use crate::key::{self, CacheKey};
-use crate::l2::redis::queue::{Accepted, is_answer};
+use crate::l2::redis::queue::{Accepted, is_server_error};
 
 /// Accepts writes now, and has them applied to the source of truth later: see the
 /// [module](crate::write_behind) for what may be lost.
@@ -61,7 +61,7 @@ impl<K: CacheKey, V> WriteBehind<K, V> {
         let core = &self.inner.core;
         let record = match self.record(key, value) {
             Ok(record) => record,
-            Err(error) => return self.counted(Err(error)),
+            Err(error) => return self.count(Err(error)),
         };
         let (config, number) = (&core.config, self.partition(key));
         let keys = &core.partitions[usize::from(number)].keys;
@@ -72,7 +72,7 @@ impl<K: CacheKey, V> WriteBehind<K, V> {
             record,
             core.written(number),
         );
-        self.counted(answer(accepted.await))
+        self.count(write_result(accepted.await))
     }
 
     fn record(&self, key: &K, value: Option<&V>) -> Result<Vec<u8>, WriteError> {
@@ -97,10 +97,7 @@ impl<K: CacheKey, V> WriteBehind<K, V> {
 }
 
 impl<K, V> WriteBehind<K, V> {
-    pub(super) fn counted(
-        &self,
-        result: Result<WriteId, WriteError>,
-    ) -> Result<WriteId, WriteError> {
+    pub(super) fn count(&self, result: Result<WriteId, WriteError>) -> Result<WriteId, WriteError> {
         let counters = &self.inner.core.counters;
         match &result {
             Ok(_) => counters.accepted.add(1),
@@ -164,7 +161,7 @@ impl<K, V> WriteBehind<K, V> {
 }
 
 /// What an answer to a write means for who wrote.
-pub(super) fn answer(accepted: Result<Accepted, RemoteError>) -> Result<WriteId, WriteError> {
+pub(super) fn write_result(accepted: Result<Accepted, RemoteError>) -> Result<WriteId, WriteError> {
     match accepted {
         Ok(Accepted::Id(id)) => Ok(id.into()),
         Ok(Accepted::Full(unapplied)) => Err(WriteError::Full { unapplied }),
@@ -175,7 +172,7 @@ pub(super) fn answer(accepted: Result<Accepted, RemoteError>) -> Result<WriteId,
             "write",
         ))),
         // What the server itself answers came before the write; a lost connection may not have.
-        Err(error) if is_answer(&error) => Err(WriteError::Refused(error)),
+        Err(error) if is_server_error(&error) => Err(WriteError::Refused(error)),
         Err(error) => Err(WriteError::Unknown(error)),
     }
 }

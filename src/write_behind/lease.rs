@@ -7,20 +7,20 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::event::Event;
+use super::partition_manager::set;
 use super::sink::WriteId;
-use super::steward::set;
 use super::worker::{Lost, Worker};
 use crate::error::RemoteError;
 use crate::l2::redis::queue::{QueueKeys, RawEntry, StreamId};
 use crate::random;
 
 /// How soon what Redis did not answer is asked again.
-const RETRY: Duration = Duration::from_millis(20);
-const MOST_RETRY: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_millis(20);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 impl<K, V> Worker<K, V> {
     pub(super) fn keys(&self) -> &QueueKeys {
-        &self.core.partitions[usize::from(self.number)].keys
+        &self.core.partitions[usize::from(self.partition)].keys
     }
 
     /// From here on another worker may have the partition, as far as this one knows.
@@ -42,14 +42,14 @@ impl<K, V> Worker<K, V> {
         applied: &[StreamId],
         count: usize,
     ) -> Result<Vec<RawEntry>, Lost> {
-        let (mut count, mut pause) = (count, RETRY);
+        let (mut count, mut delay) = (count, RETRY_DELAY);
         loop {
             let sent = Instant::now();
             if sent >= self.deadline() {
                 return Err(Lost);
             }
             let redis = &self.core.redis;
-            let entries = redis.queue_advance(self.keys(), &self.hold, applied, count);
+            let entries = redis.queue_advance(self.keys(), &self.lease, applied, count);
             match entries.await {
                 Ok(Some(entries)) => {
                     self.was_renewed(sent);
@@ -62,21 +62,21 @@ impl<K, V> Worker<K, V> {
                     if error.is_timeout() && count > 1 {
                         count /= 2;
                     }
-                    self.pause(&mut pause).await;
+                    self.back_off(&mut delay).await;
                 }
             }
         }
     }
 
     /// Moves an entry to the dead letters.
-    pub(super) async fn bury(
+    pub(super) async fn dead_letter(
         &mut self,
         entry: StreamId,
         id: WriteId,
         error: &str,
         attempts: u32,
     ) -> Result<(), Lost> {
-        let mut pause = RETRY;
+        let mut delay = RETRY_DELAY;
         loop {
             let sent = Instant::now();
             if sent >= self.deadline() {
@@ -84,16 +84,16 @@ impl<K, V> Worker<K, V> {
             }
             let (core, keys) = (&self.core, self.keys());
             let max = core.config.max_dead_letters;
-            let buried = core
-                .redis
-                .queue_bury(keys, &self.hold, entry, error, attempts, max);
-            match buried.await {
+            let moved =
+                core.redis
+                    .queue_dead_letter(keys, &self.lease, entry, error, attempts, max);
+            match moved.await {
                 Ok(Some(dropped)) => {
                     self.was_renewed(sent);
                     self.core.counters.dead_lettered.add(1);
                     self.core.counters.dead_letters_dropped.add(dropped);
-                    self.core.tell(&Event::DeadLettered {
-                        partition: self.number,
+                    self.core.emit(&Event::DeadLettered {
+                        partition: self.partition,
                         id,
                         error: error.to_owned(),
                         dropped,
@@ -101,20 +101,20 @@ impl<K, V> Worker<K, V> {
                     return Ok(());
                 }
                 Ok(None) => return Err(Lost),
-                Err(_) => self.pause(&mut pause).await,
+                Err(_) => self.back_off(&mut delay).await,
             }
         }
     }
 
     /// Stores what failed, for a worker that comes after. Where Redis does not answer only the count
     /// of attempts is at stake.
-    pub(super) async fn note(&mut self) -> Result<(), Lost> {
+    pub(super) async fn store_failures(&mut self) -> Result<(), Lost> {
         let sent = Instant::now();
-        let noted = self
-            .core
-            .redis
-            .queue_note(self.keys(), &self.hold, self.noted);
-        match noted.await {
+        let stored =
+            self.core
+                .redis
+                .queue_store_failures(self.keys(), &self.lease, self.failure_state);
+        match stored.await {
             Ok(true) => self.was_renewed(sent),
             Ok(false) => return Err(Lost),
             Err(_) => {}
@@ -123,7 +123,10 @@ impl<K, V> Worker<K, V> {
     }
 
     /// Waits for something, and keeps the lease meanwhile.
-    pub(super) async fn keep<T>(&mut self, what: impl Future<Output = T>) -> Result<T, Lost> {
+    pub(super) async fn keep_lease_during<T>(
+        &mut self,
+        what: impl Future<Output = T>,
+    ) -> Result<T, Lost> {
         let mut what = pin!(what);
         loop {
             tokio::select! {
@@ -141,7 +144,7 @@ impl<K, V> Worker<K, V> {
         }
         let redis = &self.core.redis;
         let renewed: Result<_, RemoteError> =
-            redis.queue_advance(self.keys(), &self.hold, &[], 0).await;
+            redis.queue_advance(self.keys(), &self.lease, &[], 0).await;
         match renewed {
             Ok(Some(_)) => self.was_renewed(sent),
             Ok(None) => return Err(Lost),
@@ -159,7 +162,7 @@ impl<K, V> Worker<K, V> {
         time: Duration,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<(), Lost> {
-        self.keep(async {
+        self.keep_lease_during(async {
             tokio::select! {
                 () = tokio::time::sleep(time) => {}
                 () = set(stop) => {}
@@ -171,7 +174,7 @@ impl<K, V> Worker<K, V> {
     /// Waits until there may be something to read, or the lease is to be renewed, which is the same
     /// question.
     pub(super) async fn wait_for_writes(&self, stop: &mut watch::Receiver<bool>) {
-        let written = &self.core.partitions[usize::from(self.number)].written;
+        let written = &self.core.partitions[usize::from(self.partition)].written;
         tokio::select! {
             () = written.notified() => {}
             () = tokio::time::sleep_until(self.renew_at) => {}
@@ -179,9 +182,9 @@ impl<K, V> Worker<K, V> {
         }
     }
 
-    async fn pause(&self, pause: &mut Duration) {
-        let until = Instant::now() + random::duration(*pause / 2, *pause);
+    async fn back_off(&self, delay: &mut Duration) {
+        let until = Instant::now() + random::duration(*delay / 2, *delay);
         tokio::time::sleep_until(until.min(self.deadline())).await;
-        *pause = (*pause * 2).min(MOST_RETRY);
+        *delay = (*delay * 2).min(MAX_RETRY_DELAY);
     }
 }

@@ -126,7 +126,7 @@ mod error;
 mod event;
 mod handle;
 mod lease;
+mod partition_manager;
 mod record;
 mod sink;
-mod steward;
 mod worker;

@@ -183,12 +183,12 @@ impl fmt::Display for WriteId {
 
 /// An error of a sink, without its type.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct SinkFailure {
     pub(super) text: String,
     pub(super) rejected: Option<WriteId>,
 }
 
-impl Failure {
+impl SinkFailure {
     pub(super) fn new(text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
@@ -198,39 +198,39 @@ impl Failure {
 }
 
 /// Bytes of an error's text that are kept.
-const LONGEST_TEXT: usize = 1_000;
+const MAX_ERROR_TEXT: usize = 1_000;
 
 /// An error with its causes, of bounded length.
-fn text(error: &dyn StdError) -> String {
+fn error_text(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
-    while let Some(error) = cause.filter(|_| text.len() <= LONGEST_TEXT) {
+    while let Some(error) = cause.filter(|_| text.len() <= MAX_ERROR_TEXT) {
         text.push_str(": ");
         text.push_str(&error.to_string());
         cause = error.source();
     }
-    let end = (0..=LONGEST_TEXT.min(text.len()))
+    let end = (0..=MAX_ERROR_TEXT.min(text.len()))
         .rev()
         .find(|&at| text.is_char_boundary(at));
     text.truncate(end.unwrap_or_default());
     text
 }
 
-pub(super) type Applying = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+pub(super) type ApplyFuture = Pin<Box<dyn Future<Output = Result<(), SinkFailure>> + Send>>;
 
 /// A sink without its type.
 pub(super) trait ErasedSink<K, V>: Send + Sync {
-    fn apply(self: Arc<Self>, batch: Batch<K, V>) -> Applying;
+    fn apply(self: Arc<Self>, batch: Batch<K, V>) -> ApplyFuture;
 }
 
 impl<S: Sink> ErasedSink<S::Key, S::Value> for S {
-    fn apply(self: Arc<Self>, batch: Batch<S::Key, S::Value>) -> Applying {
+    fn apply(self: Arc<Self>, batch: Batch<S::Key, S::Value>) -> ApplyFuture {
         // The call is inside the future, so a sink that panics before its first await panics where
         // it is caught.
         Box::pin(async move {
             let applied = Sink::apply(&*self, &batch).await;
-            applied.map_err(|error| Failure {
-                text: text(&error),
+            applied.map_err(|error| SinkFailure {
+                text: error_text(&error),
                 rejected: self.rejected(&error),
             })
         })
@@ -260,8 +260,8 @@ mod tests {
     #[test]
     fn an_error_is_kept_with_its_causes_and_not_for_ever() {
         let error = crate::Error::Load(Arc::new(BoxError::new("no such table")));
-        assert_eq!(text(&error), "the loader failed: no such table");
-        let long = text(&BoxError::new("ß".repeat(2_000)));
-        assert!((LONGEST_TEXT - 1..=LONGEST_TEXT).contains(&long.len()));
+        assert_eq!(error_text(&error), "the loader failed: no such table");
+        let long = error_text(&BoxError::new("ß".repeat(2_000)));
+        assert!((MAX_ERROR_TEXT - 1..=MAX_ERROR_TEXT).contains(&long.len()));
     }
 }

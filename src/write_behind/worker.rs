@@ -16,11 +16,13 @@ use tokio::time::Instant;
 
 use super::core::Core;
 use super::event::Event;
+use super::partition_manager::is_set;
 use super::record::Unreadable;
-use super::sink::{Batch, ErasedSink, Failure, Write, WriteId};
-use super::steward::is_set;
+use super::sink::{Batch, ErasedSink, SinkFailure, Write, WriteId};
 use crate::key::CacheKey;
-use crate::l2::redis::queue::{Granted, Hold, Noted, RawEntry, StreamId, parse_id};
+use crate::l2::redis::queue::{
+    FailureState, Granted, PartitionLease, RawEntry, StreamId, parse_id,
+};
 use crate::random;
 
 /// The lease is lost: nothing of the partition may be touched any more.
@@ -29,26 +31,26 @@ pub(super) struct Lost;
 pub(super) struct Worker<K, V> {
     pub(super) core: Arc<Core<K, V>>,
     sink: Arc<dyn ErasedSink<K, V>>,
-    pub(super) number: u16,
-    pub(super) hold: Hold,
+    pub(super) partition: u16,
+    pub(super) lease: PartitionLease,
     epoch: u64,
     /// When the lease was last renewed for sure. The server counts from later.
     pub(super) renewed: Instant,
     /// When to renew it again.
     pub(super) renew_at: Instant,
     /// What failed, as it is in Redis too.
-    pub(super) noted: Noted,
+    pub(super) failure_state: FailureState,
     /// Failures in a row.
     failures: u32,
 }
 
 /// The writes of a batch, and the entries that are acknowledged when it is applied.
-struct Readable<K, V> {
+struct DecodedBatch<K, V> {
     writes: Vec<Write<K, V>>,
     /// Of each write.
-    places: Vec<StreamId>,
+    entry_ids: Vec<StreamId>,
     /// Those of the writes and of what was coalesced into them.
-    entries: Vec<StreamId>,
+    acknowledged: Vec<StreamId>,
 }
 
 impl<K, V> Worker<K, V>
@@ -59,29 +61,29 @@ where
     pub(super) fn new(
         core: Arc<Core<K, V>>,
         sink: Arc<dyn ErasedSink<K, V>>,
-        number: u16,
-        hold: Hold,
+        partition: u16,
+        lease: PartitionLease,
         claimed: Instant,
         granted: Granted,
     ) -> Self {
         Self {
             core,
             sink,
-            number,
-            hold,
+            partition,
+            lease,
             epoch: granted.epoch,
             renewed: claimed,
             renew_at: claimed,
-            noted: granted.noted,
+            failure_state: granted.failure_state,
             failures: 0,
         }
     }
 
     pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) {
-        let partition = self.number;
+        let partition = self.partition;
         if self.work(&mut stop).await.is_err() {
             self.core.counters.lost.add(1);
-            self.core.tell(&Event::Lost { partition });
+            self.core.emit(&Event::Lost { partition });
             return;
         }
         // Where this is lost, the lease ends by itself.
@@ -89,7 +91,7 @@ where
         let _ = self
             .core
             .redis
-            .queue_free(self.keys(), &self.hold, freed)
+            .queue_release(self.keys(), &self.lease, freed)
             .await;
     }
 
@@ -100,7 +102,7 @@ where
             if stopping && applied.is_empty() {
                 return Ok(());
             }
-            let count = match self.noted.isolate {
+            let count = match self.failure_state.isolate {
                 _ if stopping => 0,
                 Some(_) => 1,
                 None => self.core.config.batch_size,
@@ -116,8 +118,8 @@ where
                 self.wait(linger, stop).await?;
                 entries = self.advance(&[], count).await?;
             }
-            if self.noted.isolate < entries.first().map(|entry| entry.id) {
-                self.noted.isolate = None;
+            if self.failure_state.isolate < entries.first().map(|entry| entry.id) {
+                self.failure_state.isolate = None;
             }
             applied = self.apply(&entries, stop).await?;
         }
@@ -130,21 +132,21 @@ where
         entries: &[RawEntry],
         stop: &mut watch::Receiver<bool>,
     ) -> Result<Vec<StreamId>, Lost> {
-        let batch = self.read(entries).await?;
+        let batch = self.decode(entries).await?;
         if batch.writes.is_empty() {
             return Ok(Vec::new());
         }
         let ids: Vec<_> = batch.writes.iter().map(Write::id).collect();
         let attempt = batch.writes[0].attempt;
-        let coalesced = batch.entries.len() - ids.len();
-        match self.call(batch.writes).await? {
+        let coalesced = batch.acknowledged.len() - ids.len();
+        match self.call_sink(batch.writes).await? {
             Ok(()) => {
                 self.failures = 0;
                 self.core.counters.coalesced.add(coalesced as u64);
-                Ok(batch.entries)
+                Ok(batch.acknowledged)
             }
             Err(failure) => {
-                self.failed(&ids, &batch.places, attempt, failure, stop)
+                self.handle_failure(&ids, &batch.entry_ids, attempt, failure, stop)
                     .await?;
                 Ok(Vec::new())
             }
@@ -152,8 +154,8 @@ where
     }
 
     /// Decodes entries, and buries at once those that cannot be.
-    async fn read(&mut self, entries: &[RawEntry]) -> Result<Readable<K, V>, Lost> {
-        let (mut writes, mut places) = (Vec::new(), Vec::new());
+    async fn decode(&mut self, entries: &[RawEntry]) -> Result<DecodedBatch<K, V>, Lost> {
+        let (mut writes, mut entry_ids) = (Vec::new(), Vec::new());
         for entry in entries {
             let write = match (entry.fields.is_empty(), entry.field("w")) {
                 (true, _) => Err(Unreadable::Deleted),
@@ -165,8 +167,8 @@ where
             let id = WriteId::from(was.unwrap_or(entry.id));
             match write {
                 Ok((key, value)) => {
-                    let attempt = self.attempt(entry.id);
-                    places.push(entry.id);
+                    let attempt = self.attempt_of(entry.id);
+                    entry_ids.push(entry.id);
                     writes.push(Write {
                         id,
                         key,
@@ -176,52 +178,57 @@ where
                 }
                 Err(why) => {
                     self.core.counters.unreadable.add(1);
-                    self.bury(entry.id, id, &why.to_string(), 0).await?;
+                    self.dead_letter(entry.id, id, &why.to_string(), 0).await?;
                 }
             }
         }
-        let entries = places.clone();
+        let acknowledged = entry_ids.clone();
         if self.core.config.coalesce {
-            coalesce(&mut writes, &mut places);
+            coalesce(&mut writes, &mut entry_ids);
         }
-        Ok(Readable {
+        Ok(DecodedBatch {
             writes,
-            places,
-            entries,
+            entry_ids,
+            acknowledged,
         })
     }
 
-    fn attempt(&self, entry: StreamId) -> u32 {
-        let in_a_batch = u32::from(self.noted.isolate >= Some(entry));
-        let alone = match self.noted.failed {
-            Some(failed) if failed == entry => self.noted.failures,
+    fn attempt_of(&self, entry: StreamId) -> u32 {
+        let in_a_batch = u32::from(self.failure_state.isolate >= Some(entry));
+        let alone = match self.failure_state.failed {
+            Some(failed) if failed == entry => self.failure_state.failures,
             _ => 0,
         };
         alone.saturating_add(in_a_batch).saturating_add(1)
     }
 
     /// Calls the sink, and keeps the lease meanwhile. It has ended when this answers.
-    async fn call(&mut self, writes: Vec<Write<K, V>>) -> Result<Result<(), Failure>, Lost> {
+    async fn call_sink(
+        &mut self,
+        writes: Vec<Write<K, V>>,
+    ) -> Result<Result<(), SinkFailure>, Lost> {
         let batch = Batch {
-            partition: self.number,
+            partition: self.partition,
             epoch: self.epoch,
             writes,
         };
         self.core.counters.batches.add(1);
         let sink = Arc::clone(&self.sink);
-        let mut task = Task(tokio::spawn(sink.apply(batch)));
+        let mut task = AbortOnDrop(tokio::spawn(sink.apply(batch)));
         let timeout = self.core.config.sink_timeout;
-        let in_time = self.keep(tokio::time::timeout(timeout, &mut task.0)).await;
+        let in_time = self
+            .keep_lease_during(tokio::time::timeout(timeout, &mut task.0))
+            .await;
         match in_time {
-            Ok(Ok(applied)) => Ok(ended(applied)),
+            Ok(Ok(applied)) => Ok(sink_result(applied)),
             Ok(Err(_)) => {
                 task.0.abort();
-                match self.keep(&mut task.0).await? {
+                match self.keep_lease_during(&mut task.0).await? {
                     // It had ended just before.
                     Ok(applied) => Ok(applied),
                     Err(_) => {
                         let text = format!("the sink did not end within {timeout:?}");
-                        Ok(Err(Failure::new(text)))
+                        Ok(Err(SinkFailure::new(text)))
                     }
                 }
             }
@@ -234,40 +241,44 @@ where
         }
     }
 
-    async fn failed(
+    async fn handle_failure(
         &mut self,
         ids: &[WriteId],
-        places: &[StreamId],
+        entry_ids: &[StreamId],
         attempt: u32,
-        failure: Failure,
+        failure: SinkFailure,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<(), Lost> {
         self.core.counters.failed.add(1);
-        self.core.tell(&Event::Failed {
-            partition: self.number,
+        self.core.emit(&Event::Failed {
+            partition: self.partition,
             writes: ids.len(),
             error: failure.text.clone(),
         });
         let rejected = failure.rejected;
         if let Some(at) = rejected.and_then(|rejected| ids.iter().position(|id| *id == rejected)) {
             // The others were not at fault: they are tried again at once.
-            let attempt = self.attempt(places[at]);
-            return self.bury(places[at], ids[at], &failure.text, attempt).await;
+            let attempt = self.attempt_of(entry_ids[at]);
+            return self
+                .dead_letter(entry_ids[at], ids[at], &failure.text, attempt)
+                .await;
         }
-        if let [place] = places {
+        if let [entry_id] = entry_ids {
             if attempt >= self.core.config.attempts {
-                return self.bury(*place, ids[0], &failure.text, attempt).await;
+                return self
+                    .dead_letter(*entry_id, ids[0], &failure.text, attempt)
+                    .await;
             }
-            let failures = match self.noted.failed {
-                Some(failed) if failed == *place => self.noted.failures,
+            let failures = match self.failure_state.failed {
+                Some(failed) if failed == *entry_id => self.failure_state.failures,
                 _ => 0,
             };
-            self.noted.failed = Some(*place);
-            self.noted.failures = failures.saturating_add(1);
+            self.failure_state.failed = Some(*entry_id);
+            self.failure_state.failures = failures.saturating_add(1);
         } else {
-            self.noted.isolate = places.last().copied();
+            self.failure_state.isolate = entry_ids.last().copied();
         }
-        self.note().await?;
+        self.store_failures().await?;
         self.failures = self.failures.saturating_add(1);
         self.wait(self.backoff(), stop).await
     }
@@ -283,7 +294,7 @@ where
 }
 
 /// Leaves the last write of each key, and its place.
-fn coalesce<K: CacheKey, V>(writes: &mut Vec<Write<K, V>>, places: &mut Vec<StreamId>) {
+fn coalesce<K: CacheKey, V>(writes: &mut Vec<Write<K, V>>, entry_ids: &mut Vec<StreamId>) {
     let mut seen = HashSet::new();
     let last: Vec<bool> = writes
         .iter()
@@ -292,21 +303,21 @@ fn coalesce<K: CacheKey, V>(writes: &mut Vec<Write<K, V>>, places: &mut Vec<Stre
         .collect();
     let kept = || last.iter().rev().copied();
     let mut keep = kept();
-    places.retain(|_| keep.next().unwrap_or(true));
+    entry_ids.retain(|_| keep.next().unwrap_or(true));
     let mut keep = kept();
     writes.retain(|_| keep.next().unwrap_or(true));
 }
 
 /// A task that ends with its owner.
-struct Task(JoinHandle<Result<(), Failure>>);
+struct AbortOnDrop(JoinHandle<Result<(), SinkFailure>>);
 
-impl Drop for Task {
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-fn ended(task: Result<Result<(), Failure>, JoinError>) -> Result<(), Failure> {
+fn sink_result(task: Result<Result<(), SinkFailure>, JoinError>) -> Result<(), SinkFailure> {
     // Its message went to the panic hook.
-    task.unwrap_or_else(|_| Err(Failure::new("the sink panicked")))
+    task.unwrap_or_else(|_| Err(SinkFailure::new("the sink panicked")))
 }

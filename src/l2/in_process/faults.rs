@@ -70,10 +70,10 @@ pub struct Faults {
 
 /// The state of the tier's trouble.
 #[derive(Debug, Default)]
-pub(crate) struct Trouble(Mutex<State>);
+pub(crate) struct FaultState(Mutex<FaultPlan>);
 
 #[derive(Debug, Default)]
-struct State {
+struct FaultPlan {
     /// For so many operations each, in the order in which they were asked for.
     next: Vec<(usize, Operations, Fault)>,
     /// Until they are switched off; the latest one counts.
@@ -91,8 +91,8 @@ enum Channel {
     Silent,
 }
 
-impl State {
-    fn draw(&mut self, operation: &str) -> Option<Fault> {
+impl FaultPlan {
+    fn next_fault(&mut self, operation: &str) -> Option<Fault> {
         // A beat comes by itself: nobody could say which operation is the next one.
         let mut next = self.next.iter().filter(|_| operation != "beat");
         if let Some(at) = next.position(|(_, which, _)| which.include(operation)) {
@@ -119,25 +119,25 @@ impl Faults {
     /// again, it comes after what was asked for before. Beats have none and do not count.
     pub fn next(&self, count: usize, operations: Operations, fault: Fault) {
         if count > 0 {
-            self.change(|state| state.next.push((count, operations, fault)));
+            self.change(|plan| plan.next.push((count, operations, fault)));
         }
     }
 
     /// Such operations have this fault until [`clear`](Self::clear) or [`recover`](Self::recover). Of several
     /// that are for one operation the latest counts.
     pub fn set(&self, operations: Operations, fault: Fault) {
-        self.change(|state| {
-            state.set.retain(|(which, _)| *which != operations);
-            state.set.push((operations, fault));
+        self.change(|plan| {
+            plan.set.retain(|(which, _)| *which != operations);
+            plan.set.push((operations, fault));
         });
     }
 
     /// No operation has a fault any more, those among the next ones included. The channel and the clock
     /// stay as they are.
     pub fn clear(&self) {
-        self.change(|state| {
-            state.next.clear();
-            state.set.clear();
+        self.change(|plan| {
+            plan.next.clear();
+            plan.set.clear();
         });
     }
 
@@ -166,24 +166,23 @@ impl Faults {
     /// The connection of the invalidation bus is lost, and caches are told so: messages reach nobody, L1
     /// is not used while L2 answers.
     pub fn cut_channel(&self) {
-        if self.change(|state| std::mem::replace(&mut state.channel, Channel::Cut)) != Channel::Cut
-        {
-            self.tell(|listener| listener.on_down());
+        if self.change(|plan| std::mem::replace(&mut plan.channel, Channel::Cut)) != Channel::Cut {
+            self.for_each_listener(|listener| listener.on_down());
         }
     }
 
     /// The connection of the invalidation bus stands, and nothing comes out of it any more: caches notice
     /// within their [`channel_lease`](crate::CacheBuilder::channel_lease).
     pub fn silence_channel(&self) {
-        self.change(|state| state.channel = Channel::Silent);
+        self.change(|plan| plan.channel = Channel::Silent);
     }
 
     /// A new connection of the bus: what was said meanwhile is lost, and caches are told so. Nothing where
     /// the channel stands.
     pub fn heal_channel(&self) {
-        let before = self.change(|state| std::mem::take(&mut state.channel));
+        let before = self.change(|plan| std::mem::take(&mut plan.channel));
         if before != Channel::Stands {
-            self.tell(|listener| listener.on_up());
+            self.for_each_listener(|listener| listener.on_up());
         }
     }
 
@@ -199,21 +198,21 @@ impl Faults {
     /// by as much; in L1, and for expiries, nothing changes.
     pub fn clock_ahead(&self, by: Duration) {
         let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
-        self.change(|state| state.clock = by);
+        self.change(|plan| plan.clock = by);
     }
 
     /// The server's clock is so far behind: see [`clock_ahead`](Self::clock_ahead).
     pub fn clock_behind(&self, by: Duration) {
         let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
-        self.change(|state| state.clock = -by);
+        self.change(|plan| plan.clock = -by);
     }
 
-    fn change<T: Default>(&self, what: impl FnOnce(&mut State) -> T) -> T {
-        let trouble = self.tier.shared.trouble.as_ref();
-        trouble.map_or_else(T::default, |trouble| what(&mut trouble.0.lock()))
+    fn change<T: Default>(&self, what: impl FnOnce(&mut FaultPlan) -> T) -> T {
+        let faults = self.tier.shared.faults.as_ref();
+        faults.map_or_else(T::default, |faults| what(&mut faults.0.lock()))
     }
 
-    fn tell(&self, what: impl Fn(&dyn Listener)) {
+    fn for_each_listener(&self, what: impl Fn(&dyn Listener)) {
         for listener in self.tier.all_listeners() {
             what(&*listener);
         }
@@ -224,7 +223,7 @@ impl fmt::Debug for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Faults")
             .field("tier", &self.tier)
-            .field("trouble", &self.tier.shared.trouble)
+            .field("trouble", &self.tier.shared.faults)
             .finish()
     }
 }
@@ -237,13 +236,13 @@ impl InProcess {
     #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
     pub fn with_faults() -> (Self, Faults) {
         let shared = Shared {
-            trouble: Some(Trouble::default()),
+            faults: Some(FaultState::default()),
             ..Shared::new()
         };
         let tier = Self {
             shared: Arc::new(shared),
             #[cfg(all(test, feature = "bincode"))]
-            dead: Arc::default(),
+            killed: Arc::default(),
         };
         (tier.clone(), Faults { tier })
     }
@@ -255,36 +254,36 @@ impl InProcess {
     }
 
     fn channel(&self) -> Channel {
-        let trouble = self.shared.trouble.as_ref();
-        trouble.map_or(Channel::Stands, |trouble| trouble.0.lock().channel)
+        let faults = self.shared.faults.as_ref();
+        faults.map_or(Channel::Stands, |faults| faults.0.lock().channel)
     }
 
-    pub(super) fn is_heard(&self) -> bool {
+    pub(super) fn channel_stands(&self) -> bool {
         self.channel() == Channel::Stands
     }
 
     /// Somebody began to listen to a channel that does not stand.
-    pub(super) fn turn_away(&self, listener: &dyn Listener) {
+    pub(super) fn refuse_listener(&self, listener: &dyn Listener) {
         if self.channel() == Channel::Cut {
             listener.on_down();
         }
     }
 
-    pub(super) fn shift(&self, now_ms: u64) -> u64 {
-        let trouble = self.shared.trouble.as_ref();
-        let by = trouble.map_or(0, |trouble| trouble.0.lock().clock);
+    pub(super) fn shifted_clock(&self, now_ms: u64) -> u64 {
+        let faults = self.shared.faults.as_ref();
+        let by = faults.map_or(0, |faults| faults.0.lock().clock);
         now_ms.saturating_add_signed(by)
     }
 
     /// What happens to an operation on its way there. Answers what is to happen on its way back.
-    pub(super) async fn set_out(
+    pub(super) async fn before_operation(
         &self,
         operation: &'static str,
     ) -> Result<Option<Fault>, RemoteError> {
-        let Some(trouble) = &self.shared.trouble else {
+        let Some(faults) = &self.shared.faults else {
             return Ok(None);
         };
-        let fault = trouble.0.lock().draw(operation);
+        let fault = faults.0.lock().next_fault(operation);
         match fault {
             Some(Fault::Unreachable) => Err(RemoteError::new(RemoteKind::Unreachable, operation)),
             Some(Fault::Refused) => Err(RemoteError::new(RemoteKind::Refused, operation)),
@@ -296,7 +295,7 @@ impl InProcess {
     }
 
     /// What happens to its answer.
-    pub(super) async fn come_back(
+    pub(super) async fn after_operation(
         &self,
         operation: &'static str,
         fault: Option<Fault>,
@@ -314,9 +313,9 @@ impl InProcess {
 }
 
 /// Waits so long, or until the operation's time is up.
-async fn wait(operation: &'static str, so_long: Duration) -> Result<(), RemoteError> {
-    tokio::time::sleep(so_long.min(Faults::TIMEOUT)).await;
-    if so_long < Faults::TIMEOUT {
+async fn wait(operation: &'static str, duration: Duration) -> Result<(), RemoteError> {
+    tokio::time::sleep(duration.min(Faults::TIMEOUT)).await;
+    if duration < Faults::TIMEOUT {
         Ok(())
     } else {
         Err(RemoteError::new(RemoteKind::Timeout, operation))

@@ -40,7 +40,7 @@ impl InProcess {
         tier
     }
 
-    pub(super) fn put_on_wires(&self, notice: &Notice) {
+    pub(super) fn send_over_wires(&self, notice: &Notice) {
         for wire in self.shared.wires.lock().iter_mut().flatten() {
             if wire.up && (notice.channel.is_empty() || notice.channel == wire.channel) {
                 wire.queue.push_back(notice.message.clone());
@@ -173,16 +173,16 @@ impl InProcess {
     pub(crate) fn mortal(&self) -> Self {
         Self {
             shared: Arc::clone(&self.shared),
-            dead: Arc::default(),
+            killed: Arc::default(),
         }
     }
 
     pub(crate) fn kill(&self) {
-        self.dead.store(true, Ordering::SeqCst);
+        self.killed.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn is_dead(&self) -> bool {
-        self.dead.load(Ordering::SeqCst)
+        self.killed.load(Ordering::SeqCst)
     }
 
     pub(crate) fn no_more_failures(&self) {
@@ -244,7 +244,7 @@ impl InProcess {
         let live = store
             .records
             .iter()
-            .filter(|(_, stored)| stored.until > now);
+            .filter(|(_, stored)| stored.expires_at > now);
         live.map(|(key, stored)| {
             let parsed = envelope::Header::parse(&stored.bytes, envelope::key_hash(key));
             (key.clone(), parsed.ok().map(|(header, _)| header.kind))

@@ -38,7 +38,7 @@ use crate::error::BuildError;
 #[derive(Clone, Debug, PartialEq)]
 #[must_use = "it is a setting of `RedisBuilder`"]
 pub struct Breaker {
-    on: bool,
+    enabled: bool,
     window: Duration,
     failure_rate: f64,
     least_failures: u32,
@@ -48,7 +48,7 @@ pub struct Breaker {
 impl Default for Breaker {
     fn default() -> Self {
         Self {
-            on: true,
+            enabled: true,
             window: Duration::from_secs(2),
             failure_rate: 0.5,
             least_failures: 3,
@@ -67,7 +67,7 @@ impl Breaker {
     /// No breaker: every command is sent, and may cost its timeout.
     pub fn off() -> Self {
         Self {
-            on: false,
+            enabled: false,
             ..Self::default()
         }
     }
@@ -127,19 +127,19 @@ impl Breaker {
         Ok(())
     }
 
-    pub(super) fn pause(&self) -> Duration {
+    pub(super) fn max_probe_interval(&self) -> Duration {
         self.longest_pause
     }
 }
 
 /// Parts of the window that are forgotten one after the other.
-const PARTS: u32 = 10;
+const BUCKETS: u32 = 10;
 
 /// The state of one handle's breaker.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct BreakerState {
     settings: Breaker,
-    zero: Instant,
+    started: Instant,
     open: AtomicBool,
     counts: Mutex<Counts>,
     /// It has opened: probe.
@@ -149,54 +149,54 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 struct Counts {
     /// Failures since the last answer.
-    in_a_row: u32,
-    parts: [Part; PARTS as usize],
+    consecutive_failures: u32,
+    buckets: [Bucket; BUCKETS as usize],
 }
 
 /// Answers and failures of one part of the window.
 #[derive(Clone, Copy, Debug, Default)]
-struct Part {
+struct Bucket {
     number: u64,
     answered: u32,
     failed: u32,
 }
 
 impl Counts {
-    fn part(&mut self, number: u64) -> &mut Part {
-        let at = usize::try_from(number % u64::from(PARTS)).unwrap_or(0);
-        let part = &mut self.parts[at];
-        if part.number != number {
-            *part = Part {
+    fn bucket(&mut self, number: u64) -> &mut Bucket {
+        let at = usize::try_from(number % u64::from(BUCKETS)).unwrap_or(0);
+        let bucket = &mut self.buckets[at];
+        if bucket.number != number {
+            *bucket = Bucket {
                 number,
-                ..Part::default()
+                ..Bucket::default()
             };
         }
-        part
+        bucket
     }
 
-    fn is_too_much(&self, number: u64, settings: &Breaker) -> bool {
-        let of_late = self
-            .parts
+    fn should_open(&self, number: u64, settings: &Breaker) -> bool {
+        let recent = self
+            .buckets
             .iter()
-            .filter(|part| part.number + u64::from(PARTS) > number);
+            .filter(|bucket| bucket.number + u64::from(BUCKETS) > number);
         let (mut answered, mut failed) = (0_u64, 0_u64);
-        for part in of_late {
-            answered += u64::from(part.answered);
-            failed += u64::from(part.failed);
+        for bucket in recent {
+            answered += u64::from(bucket.answered);
+            failed += u64::from(bucket.failed);
         }
         #[expect(clippy::cast_precision_loss, reason = "a share of a count")]
         let share = failed as f64 / (answered + failed) as f64;
         let least = settings.least_failures;
-        self.in_a_row >= least.saturating_mul(3)
+        self.consecutive_failures >= least.saturating_mul(3)
             || (failed >= u64::from(least) && share >= settings.failure_rate)
     }
 }
 
-impl State {
+impl BreakerState {
     pub(super) fn new(settings: Breaker) -> Self {
         Self {
             settings,
-            zero: Instant::now(),
+            started: Instant::now(),
             open: AtomicBool::new(false),
             counts: Mutex::default(),
             opened: Arc::default(),
@@ -212,16 +212,16 @@ impl State {
     }
 
     /// A command was answered, or not. `true`: that has opened it.
-    pub(super) fn note(&self, answered: bool, now: Instant) -> bool {
+    pub(super) fn record(&self, answered: bool, now: Instant) -> bool {
         if answered {
-            self.note_answers(1, now);
+            self.record_answers(1, now);
             return false;
         }
         self.within_window(now, |counts, number| {
-            let part = counts.part(number);
-            part.failed = part.failed.saturating_add(1);
-            counts.in_a_row = counts.in_a_row.saturating_add(1);
-            let opens = counts.is_too_much(number, &self.settings);
+            let bucket = counts.bucket(number);
+            bucket.failed = bucket.failed.saturating_add(1);
+            counts.consecutive_failures = counts.consecutive_failures.saturating_add(1);
+            let opens = counts.should_open(number, &self.settings);
             if opens {
                 self.open.store(true, Ordering::Release);
                 self.opened.notify_one();
@@ -232,11 +232,11 @@ impl State {
     }
 
     /// So many were answered.
-    pub(super) fn note_answers(&self, commands: u32, now: Instant) {
+    pub(super) fn record_answers(&self, commands: u32, now: Instant) {
         self.within_window(now, |counts, number| {
-            let part = counts.part(number);
-            part.answered = part.answered.saturating_add(commands);
-            counts.in_a_row = 0;
+            let bucket = counts.bucket(number);
+            bucket.answered = bucket.answered.saturating_add(commands);
+            counts.consecutive_failures = 0;
         });
     }
 
@@ -244,16 +244,16 @@ impl State {
     fn within_window<T>(
         &self,
         now: Instant,
-        note: impl FnOnce(&mut Counts, u64) -> T,
+        record: impl FnOnce(&mut Counts, u64) -> T,
     ) -> Option<T> {
         // An answer to what was sent before it opened says nothing: that is for the probes.
-        if !self.settings.on || self.is_open() {
+        if !self.settings.enabled || self.is_open() {
             return None;
         }
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        let length = nanos(self.settings.window / PARTS);
-        let number = nanos(now.saturating_duration_since(self.zero)) / length.max(1);
-        Some(note(&mut self.counts.lock(), number))
+        let length = nanos(self.settings.window / BUCKETS);
+        let number = nanos(now.saturating_duration_since(self.started)) / length.max(1);
+        Some(record(&mut self.counts.lock(), number))
     }
 
     /// Probes were answered.
@@ -269,77 +269,84 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn state(settings: Breaker) -> (State, Instant) {
-        let state = State::new(settings);
-        let zero = state.zero;
-        (state, zero)
+    fn state(settings: Breaker) -> (BreakerState, Instant) {
+        let state = BreakerState::new(settings);
+        let started = state.started;
+        (state, started)
     }
 
     #[test]
     fn it_opens_when_enough_have_failed_and_they_are_a_large_share() {
-        let (state, zero) = state(Breaker::new());
+        let (state, started) = state(Breaker::new());
         for answer in 0..3 {
-            assert!(!state.note(true, zero + MS * answer));
+            assert!(!state.record(true, started + MS * answer));
         }
-        assert!(!state.note(false, zero) && !state.note(false, zero));
-        assert!(state.note(false, zero), "three of six");
+        assert!(!state.record(false, started) && !state.record(false, started));
+        assert!(state.record(false, started), "three of six");
         assert!(state.is_open());
-        assert!(!state.note(false, zero), "opened once");
-        state.note(true, zero);
+        assert!(!state.record(false, started), "opened once");
+        state.record(true, started);
         assert!(state.is_open(), "late answers do not close it");
         state.close();
         assert!(!state.is_open());
-        assert!(!state.note(false, zero), "what was before is forgotten");
+        assert!(
+            !state.record(false, started),
+            "what was before is forgotten"
+        );
     }
 
     #[test]
     fn what_is_answered_together_counts_as_often() {
-        let (state, zero) = state(Breaker::new());
-        state.note_answers(64, zero);
+        let (state, started) = state(Breaker::new());
+        state.record_answers(64, started);
         for failure in 1..=8 {
-            assert!(!state.note(false, zero), "{failure} of {}", 64 + failure);
+            assert!(
+                !state.record(false, started),
+                "{failure} of {}",
+                64 + failure
+            );
         }
-        state.note_answers(64, zero);
+        state.record_answers(64, started);
         for failure in 1..=9 {
-            assert_eq!(state.note(false, zero), failure == 9, "in a row");
+            assert_eq!(state.record(false, started), failure == 9, "in a row");
         }
     }
 
     #[test]
     fn failures_among_many_answers_and_failures_of_long_ago_do_not_open_it() {
-        let (state, zero) = state(Breaker::new());
+        let (state, started) = state(Breaker::new());
         for at in 0..1_000 {
-            assert!(!state.note(at % 3 != 0, zero + MS * at));
+            assert!(!state.record(at % 3 != 0, started + MS * at));
         }
-        let (state, zero) = self::state(Breaker::new());
+        let (state, started) = self::state(Breaker::new());
         for at in 0..100 {
-            let now = zero + MS * 1_001 * at;
-            assert!(!state.note(false, now), "two in a window");
+            let now = started + MS * 1_001 * at;
+            assert!(!state.record(false, now), "two in a window");
             if at % 8 == 7 {
-                state.note(true, now);
+                state.record(true, now);
             }
         }
     }
 
     #[test]
     fn it_opens_on_failures_in_a_row_whatever_was_answered_before() {
-        let (state, zero) = state(Breaker::new());
+        let (state, started) = state(Breaker::new());
         for _ in 0..1_000 {
-            state.note(true, zero);
+            state.record(true, started);
         }
         for failures in [8, 9] {
             for failure in 1..=failures {
-                assert_eq!(state.note(false, zero), failure == 9);
+                assert_eq!(state.record(false, started), failure == 9);
             }
-            state.note(true, zero);
+            state.record(true, started);
         }
     }
 
     #[test]
     fn without_one_nothing_opens() {
-        let (state, zero) = state(Breaker::off());
+        let (state, started) = state(Breaker::off());
         for _ in 0..100 {
-            assert!(!state.note(false, zero));
+            assert!(!state.record(false, started));
         }
     }
 }

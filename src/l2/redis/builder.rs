@@ -4,10 +4,10 @@ use fred::types::config::Config;
 
 use super::Redis;
 use super::breaker::Breaker;
-use super::hello;
+use super::credentials;
 #[cfg(feature = "tls")]
 use super::tls::Tls;
-use super::url::{Address, Place};
+use super::url::{Address, Topology};
 use crate::error::{BuildError, RemoteError, RemoteKind};
 
 /// Settings of a [`Redis`] handle: see [`Redis::builder`].
@@ -192,7 +192,7 @@ impl RedisBuilder {
     }
 
     /// The same where files may be read.
-    pub(super) async fn check_aside(
+    pub(super) async fn check_blocking(
         self,
     ) -> Result<(Self, Result<Config, BuildError>), RemoteError> {
         let check = move || {
@@ -239,8 +239,8 @@ impl RedisBuilder {
                 value: format!("{tls:?}"),
                 other: "builder",
                 other_value: "a URL without TLS".to_owned(),
-                why: match address.place {
-                    Place::Socket => "there is no TLS on a socket of this machine",
+                why: match address.topology {
+                    Topology::Socket => "there is no TLS on a socket of this machine",
                     _ => "nothing would be encrypted; the URL begins with rediss",
                 },
             });
@@ -261,7 +261,9 @@ impl RedisBuilder {
 fn check_sentinels(address: &Address) -> Result<(), BuildError> {
     let config = &address.config;
     let mut credentials = [&config.username, &config.password].into_iter().flatten();
-    if address.place == Place::Sentinel && !credentials.all(|words| hello::is_plain(words)) {
+    if address.topology == Topology::Sentinel
+        && !credentials.all(|words| credentials::is_plain(words))
+    {
         return Err(BuildError::Url {
             reason: "with sentinels, name and password are of printable ASCII, without spaces, \
                      quotation marks and backslashes"

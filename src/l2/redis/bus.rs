@@ -1,13 +1,13 @@
-//! The invalidation bus: one line to a server, one channel per cache.
+//! The invalidation bus: one connection to a server, one channel per cache.
 //!
 //! The order that keeps L1 honest: the connection is lost, L1 is not used; the channels are
 //! subscribed to again; the server has confirmed it (fred returns before it has, so a `PING` on the
 //! same connection is waited for); what was read before is forgotten; L1 is used.
 //!
-//! In a cluster there is a line to each primary. A script publishes on the node of its key, and only
+//! In a cluster there is a connection to each primary. A script publishes on the node of its key, and only
 //! what comes from that node itself comes in the order of execution; what the cluster's own bus
 //! passes on comes again, which changes nothing, and may get lost, which changes nothing either. L1
-//! is used while **every** line has proven itself, so that each entry is tied to the proof of its own
+//! is used while **every** connection has proven itself, so that each entry is tied to the proof of its own
 //! node, whichever that is, and also while its slot moves from one to the other.
 
 use std::collections::{HashMap, HashSet};
@@ -28,15 +28,15 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::rights::{self, Heard};
+use super::acl::{self, SubscribeError};
 use crate::l2::Listener;
 
 /// How long to wait before a subscription that failed is tried again.
-const RETRY: Duration = Duration::from_millis(500);
-const RENEWED_AT_MOST_EVERY: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often to look whether commands are answered, before the bus is used.
-const COMMANDS_EVERY: Duration = Duration::from_millis(20);
+const COMMANDS_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A listener, and whether it has been told that its channel stands.
 #[derive(Debug)]
@@ -46,41 +46,41 @@ pub(super) struct Subscriber {
 }
 
 /// How often the nodes of a cluster are asked for.
-const CLUSTER_EVERY: Duration = Duration::from_secs(1);
+const TOPOLOGY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Rounds of beats that are remembered.
-const ROUNDS: usize = 64;
+const MAX_ROUNDS: usize = 64;
 
-/// The lines of a handle: to a server one, to a cluster one for each primary.
+/// The connections of a handle: to a server one, to a cluster one for each primary.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
-    all: Vec<Line>,
+pub(super) struct BusConnections {
+    all: Vec<BusConnection>,
     next: u64,
-    /// Beats of a cluster: they are over when they have come back on every line.
-    rounds: HashMap<u64, Round>,
+    /// Beats of a cluster: they are over when they have come back on every connection.
+    rounds: HashMap<u64, HeartbeatRound>,
 }
 
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct BusConnection {
     number: u64,
     pub(super) client: Client,
-    /// A channel that this handle alone publishes to, and hears on this line.
-    pub(super) private: Bytes,
-    orders: mpsc::UnboundedSender<Order>,
+    /// A channel that this handle alone publishes to, and hears on this connection.
+    pub(super) probe_channel: Bytes,
+    commands: mpsc::UnboundedSender<BusCommand>,
     /// Channels that the server has confirmed.
     confirmed: HashSet<Bytes>,
     pub(super) task: Option<AbortHandle>,
 }
 
 #[derive(Debug)]
-struct Round {
+struct HeartbeatRound {
     message: Bytes,
     missing: HashSet<u64>,
 }
 
 /// What handles ask of the bus.
 #[derive(Clone, Debug)]
-pub(super) enum Order {
+pub(super) enum BusCommand {
     Subscribe(Bytes),
     Unsubscribe(Bytes),
     /// The connection is silent: make another.
@@ -88,106 +88,118 @@ pub(super) enum Order {
 }
 
 /// A channel of which nobody knows yet.
-pub(super) fn private(prefix: &str) -> String {
+pub(super) fn probe_channel(prefix: &str) -> String {
     format!("{prefix}::beat:{:016x}", crate::random::number())
 }
 
 /// What the bus hears of its connection and of its handle. Made before the connection is, so that
 /// nothing is missed.
-pub(super) struct Ears {
+pub(super) struct Inbox {
     messages: Receiver<Message>,
     connected: Receiver<Server>,
     failed: Receiver<(FredError, Option<Server>)>,
-    orders: mpsc::UnboundedReceiver<Order>,
+    commands: mpsc::UnboundedReceiver<BusCommand>,
 }
 
-impl Ears {
-    pub(super) fn new(client: &Client, orders: mpsc::UnboundedReceiver<Order>) -> Self {
+impl Inbox {
+    pub(super) fn new(client: &Client, commands: mpsc::UnboundedReceiver<BusCommand>) -> Self {
         Self {
             messages: client.message_rx(),
             connected: client.reconnect_rx(),
             failed: client.error_rx(),
-            orders,
+            commands,
         }
     }
 }
 
-impl Lines {
-    /// A new line, and what it hears. It is not run yet.
-    pub(super) fn add(&mut self, client: Client, prefix: &str) -> (u64, Ears) {
-        let (orders, orders_in) = mpsc::unbounded_channel();
-        let ears = Ears::new(&client, orders_in);
-        let private = private(prefix);
+impl BusConnections {
+    /// A new connection, and what it hears. It is not run yet.
+    pub(super) fn add(&mut self, client: Client, prefix: &str) -> (u64, Inbox) {
+        let (commands, command_rx) = mpsc::unbounded_channel();
+        let inbox = Inbox::new(&client, command_rx);
+        let probe_channel = probe_channel(prefix);
         let number = self.next;
         self.next += 1;
-        self.all.push(Line {
+        self.all.push(BusConnection {
             number,
             client,
-            private: private.into(),
-            orders,
+            probe_channel: probe_channel.into(),
+            commands,
             confirmed: HashSet::new(),
             task: None,
         });
-        (number, ears)
+        (number, inbox)
     }
 
-    pub(super) fn runs(&mut self, number: u64, task: AbortHandle) {
-        if let Some(line) = self.line(number) {
-            line.task = Some(task);
+    pub(super) fn set_task(&mut self, number: u64, task: AbortHandle) {
+        if let Some(connection) = self.connection(number) {
+            connection.task = Some(task);
         }
     }
 
-    /// Asks something of every line.
-    pub(super) fn order(&self, order: &Order) {
-        for line in &self.all {
-            let _ = line.orders.send(order.clone());
+    /// Asks something of every connection.
+    pub(super) fn send_all(&self, command: &BusCommand) {
+        for connection in &self.all {
+            let _ = connection.commands.send(command.clone());
         }
     }
 
-    /// The only line, where there is one server.
-    pub(super) fn single(&self) -> Option<(Client, Bytes)> {
-        let line = self.all.first()?;
-        Some((line.client.clone(), line.private.clone()))
+    /// The only connection, where there is one server.
+    pub(super) fn only(&self) -> Option<(Client, Bytes)> {
+        let connection = self.all.first()?;
+        Some((connection.client.clone(), connection.probe_channel.clone()))
     }
 
-    /// Ends every line. The caller has their clients quit.
+    /// Ends every connection. The caller has their clients quit.
     pub(super) fn take(&mut self) -> Vec<Client> {
         self.rounds.clear();
-        let ended = self.all.drain(..).map(|line| {
-            if let Some(task) = line.task {
+        let ended = self.all.drain(..).map(|connection| {
+            if let Some(task) = connection.task {
                 task.abort();
             }
-            line.client
+            connection.client
         });
         ended.collect()
     }
 
-    fn line(&mut self, number: u64) -> Option<&mut Line> {
-        self.all.iter_mut().find(|line| line.number == number)
+    fn connection(&mut self, number: u64) -> Option<&mut BusConnection> {
+        self.all
+            .iter_mut()
+            .find(|connection| connection.number == number)
     }
 
-    /// Whether every line hears a channel.
-    fn hear(&self, channel: &[u8]) -> bool {
-        !self.all.is_empty() && self.all.iter().all(|line| line.confirmed.contains(channel))
+    /// Whether every connection hears a channel.
+    fn all_confirmed(&self, channel: &[u8]) -> bool {
+        !self.all.is_empty()
+            && self
+                .all
+                .iter()
+                .all(|connection| connection.confirmed.contains(channel))
     }
 
-    /// Begins a round: a message that is to be heard when it has come back on every line.
+    /// Begins a round: a message that is to be heard when it has come back on every connection.
     fn begin_round(&mut self, message: Bytes) -> (u64, Vec<(Client, Bytes)>) {
-        if self.rounds.len() >= ROUNDS {
+        if self.rounds.len() >= MAX_ROUNDS {
             self.rounds.clear();
         }
         self.next += 1;
-        let missing = self.all.iter().map(|line| line.number).collect();
-        self.rounds.insert(self.next, Round { message, missing });
-        let lines = self.all.iter();
-        let lines = lines.map(|line| (line.client.clone(), line.private.clone()));
-        (self.next, lines.collect())
+        let missing = self
+            .all
+            .iter()
+            .map(|connection| connection.number)
+            .collect();
+        self.rounds
+            .insert(self.next, HeartbeatRound { message, missing });
+        let connections = self.all.iter();
+        let connections = connections
+            .map(|connection| (connection.client.clone(), connection.probe_channel.clone()));
+        (self.next, connections.collect())
     }
 
-    /// A beat came back on a line. The message, if that was the last one.
-    fn end_round(&mut self, line: u64, round: u64) -> Option<Bytes> {
+    /// A beat came back on a connection. The message, if that was the last one.
+    fn end_round(&mut self, connection: u64, round: u64) -> Option<Bytes> {
         let open = self.rounds.get_mut(&round)?;
-        open.missing.remove(&line);
+        open.missing.remove(&connection);
         if !open.missing.is_empty() {
             return None;
         }
@@ -195,27 +207,27 @@ impl Lines {
     }
 }
 
-/// Runs one line. `connects`: whether the connection is still to be made.
+/// Runs one connection. `needs_connect`: whether the connection is still to be made.
 pub(super) async fn run(
     shared: Weak<Shared>,
     number: u64,
     client: Client,
-    ears: Ears,
-    connects: bool,
+    inbox: Inbox,
+    needs_connect: bool,
 ) {
-    let Ears {
+    let Inbox {
         mut messages,
         mut connected,
         mut failed,
-        mut orders,
-    } = ears;
-    let connection = connects.then(|| client.connect());
+        mut commands,
+    } = inbox;
+    let connect_task = needs_connect.then(|| client.connect());
     let mut up = false;
     // When to try again, whatever is heard until then; and on another connection if the server has
     // answered on this one.
     let mut retry: Option<Instant> = None;
-    let mut misheard = false;
-    let mut renewed = Instant::now();
+    let mut unexpected_reply = false;
+    let mut last_renewal = Instant::now();
     loop {
         // Nothing below keeps the handle alive while it waits.
         let event = tokio::select! {
@@ -226,12 +238,12 @@ pub(super) async fn run(
             },
             _ = connected.recv() => Event::Connected,
             _ = failed.recv() => Event::Failed,
-            order = orders.recv() => match order {
-                Some(order) => Event::Order(order),
+            command = commands.recv() => match command {
+                Some(command) => Event::Command(command),
                 None => break,
             },
-            () = at(retry) => match misheard {
-                true => Event::Misheard,
+            () = sleep_until(retry) => match unexpected_reply {
+                true => Event::UnexpectedReply,
                 false => Event::Connected,
             },
         };
@@ -239,101 +251,110 @@ pub(super) async fn run(
             break;
         };
         match event {
-            Event::Message(message) => shared.heard(number, &message),
-            Event::Gap => shared.gap(),
+            Event::Message(message) => shared.deliver(number, &message),
+            Event::Gap => shared.notify_gap(),
             Event::Failed => {
                 // Try again even if no news of a connection follows: it may have come before.
-                (up, retry, misheard) = (false, Some(soon(retry, RETRY)), false);
-                shared.lower(number);
+                (up, retry, unexpected_reply) =
+                    (false, Some(planned_or_after(retry, RETRY_DELAY)), false);
+                shared.mark_down(number);
             }
             Event::Connected => {
                 if up {
-                    shared.lower(number);
+                    shared.mark_down(number);
                 }
                 let channels: Vec<Bytes> = shared.channels();
-                let ready = shared.takes_commands().await;
-                let heard = if ready {
+                let ready = shared.answers_commands().await;
+                let failed = if ready {
                     shared.subscribe(number, &client, &channels).await
                 } else {
-                    Some(Heard::Nothing)
+                    Some(SubscribeError::NoAnswer)
                 };
-                up = heard.is_none();
-                let wait = |heard| if ready { pause(heard) } else { COMMANDS_EVERY };
-                retry = heard.map(|heard| Instant::now() + wait(heard));
-                misheard = heard.is_some_and(|heard| heard != Heard::Nothing);
+                up = failed.is_none();
+                let wait = |error| {
+                    if ready {
+                        retry_delay(error)
+                    } else {
+                        COMMANDS_CHECK_INTERVAL
+                    }
+                };
+                retry = failed.map(|error| Instant::now() + wait(error));
+                unexpected_reply = failed.is_some_and(|error| error != SubscribeError::NoAnswer);
                 if up {
-                    shared.confirm(number, channels);
+                    shared.add_confirmed(number, channels);
                 }
             }
-            Event::Misheard => {
-                (up, retry, misheard) = (false, Some(Instant::now() + RETRY), false);
+            Event::UnexpectedReply => {
+                (up, retry, unexpected_reply) = (false, Some(Instant::now() + RETRY_DELAY), false);
                 renew(&client).await;
             }
             // Not connected: it is subscribed to with the others when the connection stands.
-            Event::Order(Order::Subscribe(channel)) if up => {
+            Event::Command(BusCommand::Subscribe(channel)) if up => {
                 let channels = vec![channel];
-                let heard = match shared.has_confirmed(number, &channels[0]) {
+                let failed = match shared.is_confirmed(number, &channels[0]) {
                     true => None,
                     false => shared.subscribe(number, &client, &channels).await,
                 };
-                if let Some(heard) = heard {
-                    (up, retry) = (false, Some(soon(retry, pause(heard))));
-                    misheard = heard != Heard::Nothing;
-                    shared.lower(number);
+                if let Some(error) = failed {
+                    (up, retry) = (false, Some(planned_or_after(retry, retry_delay(error))));
+                    unexpected_reply = error != SubscribeError::NoAnswer;
+                    shared.mark_down(number);
                 } else {
-                    shared.confirm(number, channels);
+                    shared.add_confirmed(number, channels);
                 }
             }
-            Event::Order(Order::Subscribe(_)) => {}
+            Event::Command(BusCommand::Subscribe(_)) => {}
             // All caches of the process see the same silence.
-            Event::Order(Order::Renew) if renewed.elapsed() < RENEWED_AT_MOST_EVERY => {}
-            Event::Order(Order::Renew) => {
-                renewed = Instant::now();
-                (up, retry, misheard) = (false, Some(soon(retry, RETRY)), false);
-                shared.lower(number);
+            Event::Command(BusCommand::Renew) if last_renewal.elapsed() < MIN_RENEWAL_INTERVAL => {}
+            Event::Command(BusCommand::Renew) => {
+                last_renewal = Instant::now();
+                (up, retry, unexpected_reply) =
+                    (false, Some(planned_or_after(retry, RETRY_DELAY)), false);
+                shared.mark_down(number);
                 renew(&client).await;
             }
             // Somebody may have begun to listen to it again.
-            Event::Order(Order::Unsubscribe(channel)) if shared.is_listened_to(&channel) => {}
-            Event::Order(Order::Unsubscribe(channel)) => {
-                shared.unconfirm(number, &channel);
+            Event::Command(BusCommand::Unsubscribe(channel)) if shared.is_listened_to(&channel) => {
+            }
+            Event::Command(BusCommand::Unsubscribe(channel)) => {
+                shared.remove_confirmed(number, &channel);
                 if let Ok(channel) = String::from_utf8(channel.to_vec()) {
                     let _ = client.unsubscribe(channel).await;
                 }
             }
         }
     }
-    if let Some(connection) = connection {
-        connection.abort();
+    if let Some(connect_task) = connect_task {
+        connect_task.abort();
     }
 }
 
-fn soon(planned: Option<Instant>, pause: Duration) -> Instant {
+fn planned_or_after(planned: Option<Instant>, pause: Duration) -> Instant {
     planned.unwrap_or_else(|| Instant::now() + pause)
 }
 
-async fn at(moment: Option<Instant>) {
+async fn sleep_until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
     }
 }
 
-/// Makes the connection of a line anew.
+/// Makes the connection of a connection anew.
 async fn renew(client: &Client) {
     // It waits for the old connection's writer, which may be what is stuck.
-    let _ = tokio::time::timeout(RETRY, client.force_reconnection()).await;
+    let _ = tokio::time::timeout(RETRY_DELAY, client.force_reconnection()).await;
 }
 
 /// How long to wait before a subscription that failed is tried again.
-fn pause(heard: Heard) -> Duration {
-    match heard {
-        Heard::Nothing | Heard::Nonsense => RETRY,
-        Heard::Denied => rights::AGAIN,
+fn retry_delay(error: SubscribeError) -> Duration {
+    match error {
+        SubscribeError::NoAnswer | SubscribeError::UnexpectedReply => RETRY_DELAY,
+        SubscribeError::Denied => acl::RECHECK_INTERVAL,
     }
 }
 
-/// Keeps a line to each primary of a cluster.
+/// Keeps a connection to each primary of a cluster.
 pub(super) async fn watch_cluster(shared: Weak<Shared>) {
     let mut known: Vec<(u16, Server)> = Vec::new();
     loop {
@@ -346,14 +367,14 @@ pub(super) async fn watch_cluster(shared: Weak<Shared>) {
                 let (before, now) = (primaries(&known), primaries(&slots));
                 if before == now {
                     // A slot has moved: both its nodes are heard, but be on the safe side.
-                    shared.gap();
+                    shared.notify_gap();
                 } else {
-                    shared.rewire(now);
+                    shared.replace_connections(now);
                 }
                 known = slots;
             }
         }
-        tokio::time::sleep(CLUSTER_EVERY).await;
+        tokio::time::sleep(TOPOLOGY_INTERVAL).await;
     }
 }
 
@@ -370,57 +391,59 @@ enum Event {
     Connected,
     Failed,
     /// The server has refused to subscribe: the replies on this connection may be out of step.
-    Misheard,
-    Order(Order),
+    UnexpectedReply,
+    Command(BusCommand),
 }
 
 impl Shared {
-    /// Something came over a line.
-    fn heard(&self, line: u64, message: &Message) {
+    /// Something came over a connection.
+    fn deliver(&self, connection: u64, message: &Message) {
         let bytes = message.value.as_bytes().unwrap_or_default();
         let channel = message.channel.as_bytes();
-        let is_private = self
-            .lines
+        let is_probe = self
+            .bus_connections
             .lock()
-            .line(line)
-            .is_some_and(|line| *line.private == *channel);
-        if !is_private {
-            for listener in self.on(channel) {
+            .connection(connection)
+            .is_some_and(|connection| *connection.probe_channel == *channel);
+        if !is_probe {
+            for listener in self.listeners_on(channel) {
                 listener.on_message(bytes);
             }
         } else if self.clustered {
             let round = bytes.try_into().map(u64::from_le_bytes);
             let ended = round
                 .ok()
-                .and_then(|round| self.lines.lock().end_round(line, round));
+                .and_then(|round| self.bus_connections.lock().end_round(connection, round));
             if let Some(message) = ended {
-                self.tell_all(&message);
+                self.deliver_to_all(&message);
             }
         } else {
-            self.tell_all(bytes);
+            self.deliver_to_all(bytes);
         }
     }
 
-    fn tell_all(&self, message: &[u8]) {
-        for listener in self.all() {
+    fn deliver_to_all(&self, message: &[u8]) {
+        for listener in self.all_listeners() {
             listener.on_message(message);
         }
     }
 
-    pub(super) fn gap(&self) {
-        self.all().iter().for_each(|listener| listener.on_gap());
+    pub(super) fn notify_gap(&self) {
+        self.all_listeners()
+            .iter()
+            .for_each(|listener| listener.on_gap());
     }
 
     /// Sends a message to this handle through every primary of a cluster.
-    pub(super) async fn send_round(&self, message: Bytes) {
-        let (round, lines) = self.lines.lock().begin_round(message);
-        for (client, private) in lines {
+    pub(super) async fn send_heartbeat(&self, message: Bytes) {
+        let (round, connections) = self.bus_connections.lock().begin_round(message);
+        for (client, probe_channel) in connections {
             let command = CustomCommand::new_static("PUBLISH", ClusterHash::FirstKey, false);
             let beat = Bytes::copy_from_slice(&round.to_le_bytes());
-            // What comes of it is heard on the line, or not.
+            // What comes of it is heard on the connection, or not.
             let _ = client
                 .with_options(&self.options)
-                .custom::<Value, _>(command, vec![private, beat])
+                .custom::<Value, _>(command, vec![probe_channel, beat])
                 .await;
         }
     }
@@ -443,26 +466,26 @@ impl Shared {
         Some(slots)
     }
 
-    /// Gives up all lines, and makes one to each of these.
-    fn rewire(self: &Arc<Self>, primaries: Vec<Server>) {
-        let old = self.lines.lock().take();
-        self.lower_all();
+    /// Gives up all connections, and makes one to each of these.
+    fn replace_connections(self: &Arc<Self>, primaries: Vec<Server>) {
+        let old = self.bus_connections.lock().take();
+        self.mark_all_down();
         tokio::spawn(async move {
             for client in old {
                 let _ = client.quit().await;
             }
         });
-        let mut lines = self.lines.lock();
+        let mut connections = self.bus_connections.lock();
         for server in primaries {
-            let client = self.client_to(server, false);
-            let (number, ears) = lines.add(client.clone(), &self.prefix);
-            let line = run(Arc::downgrade(self), number, client, ears, true);
-            lines.runs(number, tokio::spawn(line).abort_handle());
+            let client = self.bus_client_for(server, false);
+            let (number, inbox) = connections.add(client.clone(), &self.prefix);
+            let connection = run(Arc::downgrade(self), number, client, inbox, true);
+            connections.set_task(number, tokio::spawn(connection).abort_handle());
         }
     }
 
     /// A client for the bus of one node.
-    pub(super) fn client_to(&self, server: Server, fail_fast: bool) -> Client {
+    pub(super) fn bus_client_for(&self, server: Server, fail_fast: bool) -> Client {
         let mut config = self.config();
         config.server = ServerConfig::Centralized { server };
         let mut builder = Builder::from_config(config);
@@ -470,7 +493,7 @@ impl Shared {
         super::bus_client(builder, fail_fast)
     }
 
-    pub(super) async fn a_primary(&self) -> Option<Server> {
+    pub(super) async fn any_primary(&self) -> Option<Server> {
         let slots = self.slots().await?;
         slots.into_iter().next().map(|(_, server)| server)
     }
@@ -485,92 +508,99 @@ impl Shared {
 
     /// Whether commands are answered, too. While they are not, L1 has to do; once the bus stands L2 is
     /// asked about all that was read before, and a whole fleet would load it.
-    async fn takes_commands(&self) -> bool {
+    async fn answers_commands(&self) -> bool {
         if self.breaker.is_open() || !self.pool.next_connected().is_connected() {
             return false;
         }
-        let answered = self.learn_time().await;
+        let answered = self.sync_clock().await;
         answered
             .err()
-            .is_none_or(|error| !super::is_silence(&error))
+            .is_none_or(|error| !super::is_no_answer(&error))
     }
 
     /// Subscribes and waits for the server's confirmation. `None`: it is there.
-    async fn subscribe(&self, line: u64, client: &Client, channels: &[Bytes]) -> Option<Heard> {
-        let private = self
-            .lines
+    async fn subscribe(
+        &self,
+        connection: u64,
+        client: &Client,
+        channels: &[Bytes],
+    ) -> Option<SubscribeError> {
+        let probe_channel = self
+            .bus_connections
             .lock()
-            .line(line)
-            .map(|line| line.private.clone());
+            .connection(connection)
+            .map(|connection| connection.probe_channel.clone());
         let channels: Vec<String> = channels
             .iter()
-            .chain(&private)
+            .chain(&probe_channel)
             .filter_map(|channel| String::from_utf8(channel.to_vec()).ok())
             .collect();
         let client = client.with_options(&self.options);
-        let subscribed = self.subscribe_surely(&client, channels).await;
-        self.saw_bus(subscribed)
+        let subscribed = self.subscribe_confirmed(&client, channels).await;
+        self.note_subscription(subscribed)
     }
 
-    fn has_confirmed(&self, line: u64, channel: &Bytes) -> bool {
-        let mut lines = self.lines.lock();
-        lines
-            .line(line)
-            .is_some_and(|line| line.confirmed.contains(channel))
+    fn is_confirmed(&self, connection: u64, channel: &Bytes) -> bool {
+        let mut connections = self.bus_connections.lock();
+        connections
+            .connection(connection)
+            .is_some_and(|connection| connection.confirmed.contains(channel))
     }
 
-    fn unconfirm(&self, line: u64, channel: &Bytes) {
-        if let Some(line) = self.lines.lock().line(line) {
-            line.confirmed.remove(channel);
+    fn remove_confirmed(&self, connection: u64, channel: &Bytes) {
+        if let Some(connection) = self.bus_connections.lock().connection(connection) {
+            connection.confirmed.remove(channel);
         }
     }
 
-    /// A line hears channels. Tells those who have not heard that theirs is heard on every line.
-    fn confirm(&self, line: u64, channels: Vec<Bytes>) {
+    /// A connection hears channels. Tells those who have not heard that theirs is heard on every connection.
+    fn add_confirmed(&self, connection: u64, channels: Vec<Bytes>) {
         let heard: Vec<Bytes> = {
-            let mut lines = self.lines.lock();
-            if let Some(line) = lines.line(line) {
-                line.confirmed.extend(channels.iter().cloned());
+            let mut connections = self.bus_connections.lock();
+            if let Some(connection) = connections.connection(connection) {
+                connection.confirmed.extend(channels.iter().cloned());
             }
-            let heard = channels.into_iter().filter(|channel| lines.hear(channel));
+            let heard = channels
+                .into_iter()
+                .filter(|channel| connections.all_confirmed(channel));
             heard.collect()
         };
-        let mut raised = Vec::new();
+        let mut informed = Vec::new();
         let mut listeners = self.listeners.lock();
         for channel in &heard {
             for subscriber in listeners.get_mut(channel).into_iter().flatten() {
                 if !std::mem::replace(&mut subscriber.up, true) {
-                    raised.extend(subscriber.listener.upgrade());
+                    informed.extend(subscriber.listener.upgrade());
                 }
             }
         }
         drop(listeners);
-        raised.iter().for_each(|listener| listener.on_up());
+        informed.iter().for_each(|listener| listener.on_up());
     }
 
-    /// A line is down.
-    fn lower(&self, line: u64) {
+    /// A connection is down.
+    fn mark_down(&self, connection: u64) {
         {
-            let mut lines = self.lines.lock();
-            lines.rounds.clear();
-            if let Some(line) = lines.line(line) {
-                line.confirmed.clear();
+            let mut connections = self.bus_connections.lock();
+            connections.rounds.clear();
+            if let Some(connection) = connections.connection(connection) {
+                connection.confirmed.clear();
             }
         }
-        self.lower_all();
+        self.mark_all_down();
     }
 
     /// Tells everyone that nothing stands.
-    fn lower_all(&self) {
-        let mut lowered = Vec::new();
+    fn mark_all_down(&self) {
+        let mut informed = Vec::new();
         for subscriber in self.listeners.lock().values_mut().flatten() {
             subscriber.up = false;
-            lowered.extend(subscriber.listener.upgrade());
+            informed.extend(subscriber.listener.upgrade());
         }
-        lowered.iter().for_each(|listener| listener.on_down());
+        informed.iter().for_each(|listener| listener.on_down());
     }
 
-    fn on(&self, channel: &[u8]) -> Vec<Arc<dyn Listener>> {
+    fn listeners_on(&self, channel: &[u8]) -> Vec<Arc<dyn Listener>> {
         let listeners = self.listeners.lock();
         listeners
             .get(channel)
@@ -580,7 +610,7 @@ impl Shared {
             .collect()
     }
 
-    pub(super) fn all(&self) -> Vec<Arc<dyn Listener>> {
+    pub(super) fn all_listeners(&self) -> Vec<Arc<dyn Listener>> {
         self.listeners
             .lock()
             .values()

@@ -12,7 +12,7 @@ const UNKNOWN: i64 = i64::MIN;
 
 #[derive(Debug)]
 pub(super) struct Clock {
-    zero: Instant,
+    started: Instant,
     /// Milliseconds from `zero` to the server's time.
     offset_ms: AtomicI64,
 }
@@ -20,7 +20,7 @@ pub(super) struct Clock {
 impl Clock {
     pub(super) fn new() -> Self {
         Self {
-            zero: Instant::now(),
+            started: Instant::now(),
             offset_ms: AtomicI64::new(UNKNOWN),
         }
     }
@@ -30,7 +30,7 @@ impl Clock {
         if offset_ms == UNKNOWN {
             return None;
         }
-        let since_ms = i64::try_from(self.zero.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let since_ms = i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX);
         u64::try_from(offset_ms.saturating_add(since_ms)).ok()
     }
 
@@ -39,8 +39,8 @@ impl Clock {
     }
 
     /// The server said `server` to a question that was asked at `asked` and answered just now.
-    pub(super) fn learn(&self, asked: Instant, server: Duration) {
-        let middle = asked.saturating_duration_since(self.zero) + asked.elapsed() / 2;
+    pub(super) fn set(&self, asked: Instant, server: Duration) {
+        let middle = asked.saturating_duration_since(self.started) + asked.elapsed() / 2;
         let ms = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         self.offset_ms
             .store(ms(server).saturating_sub(ms(middle)), Ordering::Relaxed);
@@ -57,7 +57,7 @@ mod tests {
         assert_eq!(clock.now_ms(), None);
         let asked = Instant::now();
         tokio::time::advance(Duration::from_millis(10)).await;
-        clock.learn(asked, Duration::from_millis(1_000_000));
+        clock.set(asked, Duration::from_millis(1_000_000));
         assert_eq!(clock.now_ms(), Some(1_000_005));
         tokio::time::advance(Duration::from_millis(100)).await;
         assert_eq!(clock.now_ms(), Some(1_000_105));

@@ -5,11 +5,11 @@ use fred::types::config::{Config, ServerConfig};
 
 use crate::error::{RemoteError, RemoteKind};
 
-pub(super) fn remote(doing: &'static str, error: FredError) -> RemoteError {
-    let error = discreet(error);
+pub(super) fn remote_error(operation: &'static str, error: FredError) -> RemoteError {
+    let error = redact(error);
     let kind = match error.kind() {
         _ if is_denial(error.details()) => RemoteKind::Denied,
-        _ if is_of_tls(&error) => RemoteKind::Tls,
+        _ if is_tls_error(&error) => RemoteKind::Tls,
         ErrorKind::Timeout => RemoteKind::Timeout,
         ErrorKind::IO
         | ErrorKind::Canceled
@@ -20,11 +20,11 @@ pub(super) fn remote(doing: &'static str, error: FredError) -> RemoteError {
         | ErrorKind::Url => RemoteKind::Unreachable,
         _ => RemoteKind::Refused,
     };
-    RemoteError::because(kind, doing, error)
+    RemoteError::because(kind, operation, error)
 }
 
 /// Without what the server repeats of a command that it does not know: that may be AUTH.
-fn discreet(error: FredError) -> FredError {
+fn redact(error: FredError) -> FredError {
     match error.details().split_once(", with args beginning with") {
         Some((before, _)) => FredError::new(error.kind().clone(), before.to_owned()),
         None => error,
@@ -32,20 +32,20 @@ fn discreet(error: FredError) -> FredError {
 }
 
 #[cfg(feature = "tls")]
-fn is_of_tls(error: &FredError) -> bool {
+fn is_tls_error(error: &FredError) -> bool {
     // As rustls hands its errors to whoever reads or writes.
-    const OF_RUSTLS: &str = "Custom { kind: InvalidData, error: ";
+    const RUSTLS_PREFIX: &str = "Custom { kind: InvalidData, error: ";
     let is_io = *error.kind() == ErrorKind::IO;
-    *error.kind() == ErrorKind::Tls || (is_io && error.details().starts_with(OF_RUSTLS))
+    *error.kind() == ErrorKind::Tls || (is_io && error.details().starts_with(RUSTLS_PREFIX))
 }
 
 #[cfg(not(feature = "tls"))]
-fn is_of_tls(_: &FredError) -> bool {
+fn is_tls_error(_: &FredError) -> bool {
     false
 }
 
 /// No answer, as opposed to an error that the server answered.
-pub(super) fn is_silence(error: &RemoteError) -> bool {
+pub(super) fn is_no_answer(error: &RemoteError) -> bool {
     error.is_timeout() || error.is_unreachable()
 }
 
@@ -60,14 +60,14 @@ pub(super) fn is_denial(details: &str) -> bool {
 }
 
 /// Whether the server refused to select the database.
-pub(super) fn is_of_database(error: &FredError) -> bool {
+pub(super) fn is_database_error(error: &FredError) -> bool {
     let details = error.details();
     details.contains("DB index") || details.contains("SELECT is not allowed")
 }
 
 /// Adds what the other side may have expected, where it does not say so itself: TLS fails in silence,
 /// or with the end of the connection.
-pub(super) fn suspect(error: FredError, config: &Config) -> FredError {
+pub(super) fn with_hint(error: FredError, config: &Config) -> FredError {
     #[cfg(feature = "tls")]
     let tls = config.tls.is_some();
     #[cfg(not(feature = "tls"))]

@@ -25,10 +25,10 @@ use tokio::time::Instant;
 pub use self::breaker::Breaker;
 pub use self::builder::RedisBuilder;
 use self::clock::Clock;
-use self::errors::{is_silence, remote};
+use self::errors::{is_no_answer, remote_error};
 #[cfg(feature = "inspect")]
 pub(crate) use self::operations::{tag_member, tags_key};
-use self::pauses::reconnect;
+use self::reconnect_policy::reconnect_policy;
 pub use self::server::{NodeStats, Role, ServerStats};
 #[cfg(feature = "tls")]
 pub use self::tls::Tls;
@@ -36,18 +36,18 @@ use super::Listener;
 use crate::error::{BuildError, RemoteError, RemoteKind};
 use crate::random;
 
+mod acl;
 mod breaker;
 mod builder;
 mod bus;
 mod clock;
+mod credentials;
 mod errors;
-mod hello;
+mod mget;
 mod operations;
-mod pauses;
 #[cfg(feature = "write-behind")]
 pub(crate) mod queue;
-mod reads;
-mod rights;
+mod reconnect_policy;
 mod scripts;
 mod server;
 #[cfg(feature = "tls")]
@@ -59,9 +59,9 @@ mod url;
 const BUS_CAPACITY: usize = 8192;
 
 /// How often the server's clock is asked for.
-const CLOCK_EVERY: Duration = Duration::from_secs(60);
+const CLOCK_SYNC_INTERVAL: Duration = Duration::from_secs(60);
 /// And while it is not known.
-const CLOCK_RETRY: Duration = Duration::from_millis(200);
+const CLOCK_RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// A Redis or Valkey server, sentinel set-up or cluster: the shared tier of a fleet.
 ///
@@ -101,21 +101,21 @@ struct Shared {
     pool: Pool,
     /// Whether the pool is ours to connect.
     owns_pool: bool,
-    /// The line to the bus, where there is one server; in a cluster only its configuration is used.
+    /// The connection to the bus, where there is one server; in a cluster only its configuration is used.
     bus: Client,
     clustered: bool,
-    lines: Mutex<bus::Lines>,
+    bus_connections: Mutex<bus::BusConnections>,
     clock: Clock,
-    breaker: breaker::State,
-    reads: reads::Reads,
-    rights: rights::Rights,
+    breaker: breaker::BreakerState,
+    mget: mget::MgetBatcher,
+    acl: acl::Acl,
     started: OnceLock<Instant>,
     /// The first attempt to connect has come to an end, one way or the other.
-    settled: AtomicBool,
-    changed: Notify,
+    first_attempt_ended: AtomicBool,
+    first_attempt_notify: Notify,
     listeners: Mutex<HashMap<Bytes, Vec<bus::Subscriber>>>,
-    /// Of the line, until it is run.
-    ears: Mutex<Option<(u64, bus::Ears)>>,
+    /// Of the connection, until it is run.
+    inbox: Mutex<Option<(u64, bus::Inbox)>>,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
@@ -182,7 +182,7 @@ impl Redis {
     async fn connect_with(settings: RedisBuilder) -> Result<Self, RemoteError> {
         let unusable =
             |error: BuildError| RemoteError::because(RemoteKind::Unreachable, "connect", error);
-        let (settings, config) = settings.check_aside().await?;
+        let (settings, config) = settings.check_blocking().await?;
         let redis = Self::from_config(&settings, config.map_err(unusable)?, true);
         let redis = redis.map_err(unusable)?;
         // Cleaned up by `Drop` when this fails.
@@ -194,8 +194,8 @@ impl Redis {
             let bus = shared.bus.init().await.map_err(connected)?;
             shared.tasks.lock().push(bus.abort_handle());
         }
-        shared.check_rights().await?;
-        shared.learn_time().await?;
+        shared.check_acl().await?;
+        shared.sync_clock().await?;
         redis.start();
         Ok(redis)
     }
@@ -212,7 +212,7 @@ impl Redis {
         };
         let mut builder = Builder::from_config(config.clone());
         builder
-            .set_policy(reconnect())
+            .set_policy(reconnect_policy())
             .set_connection_config(connection(settings));
         let pool = builder.build_pool(settings.connections).map_err(url)?;
         let mut bus = Builder::from_config(config);
@@ -227,8 +227,8 @@ impl Redis {
 
     fn assemble(settings: &RedisBuilder, pool: Pool, owns_pool: bool, bus: Client) -> Self {
         let clustered = bus.client_config().server.is_clustered();
-        let mut lines = bus::Lines::default();
-        let ears = (!clustered).then(|| lines.add(bus.clone(), &settings.prefix));
+        let mut connections = bus::BusConnections::default();
+        let inbox = (!clustered).then(|| connections.add(bus.clone(), &settings.prefix));
         Self {
             shared: Arc::new(Shared {
                 prefix: settings.prefix.clone(),
@@ -243,17 +243,17 @@ impl Redis {
                 pool,
                 owns_pool,
                 clock: Clock::new(),
-                breaker: breaker::State::new(settings.breaker.clone()),
-                reads: reads::Reads::default(),
-                rights: rights::Rights::default(),
+                breaker: breaker::BreakerState::new(settings.breaker.clone()),
+                mget: mget::MgetBatcher::default(),
+                acl: acl::Acl::default(),
                 started: OnceLock::new(),
-                settled: AtomicBool::new(false),
-                changed: Notify::new(),
+                first_attempt_ended: AtomicBool::new(false),
+                first_attempt_notify: Notify::new(),
                 listeners: Mutex::default(),
-                ears: Mutex::new(ears),
+                inbox: Mutex::new(inbox),
                 bus,
                 clustered,
-                lines: Mutex::new(lines),
+                bus_connections: Mutex::new(connections),
                 tasks: Mutex::default(),
             }),
         }
@@ -275,8 +275,8 @@ impl Redis {
         let connected = shared.pool.next().reconnect_rx();
         let failed = shared.pool.next().error_rx();
         // `connect` has done so already.
-        let connects = !shared.clock.is_known();
-        if shared.owns_pool && connects {
+        let needs_connect = !shared.clock.is_known();
+        if shared.owns_pool && needs_connect {
             tasks.extend(
                 shared
                     .pool
@@ -287,24 +287,28 @@ impl Redis {
         }
         tasks.push(
             runtime
-                .spawn(keep_time(Arc::downgrade(shared), connected, failed))
+                .spawn(keep_clock_in_sync(
+                    Arc::downgrade(shared),
+                    connected,
+                    failed,
+                ))
                 .abort_handle(),
         );
-        let probe = probe(Arc::downgrade(shared), Arc::clone(&shared.breaker.opened));
-        tasks.push(runtime.spawn(probe).abort_handle());
-        let rights = rights::watch(
+        let probes = run_probes(Arc::downgrade(shared), Arc::clone(&shared.breaker.opened));
+        tasks.push(runtime.spawn(probes).abort_handle());
+        let acl_watch = acl::watch(
             Arc::downgrade(shared),
             shared.pool.next().reconnect_rx(),
             shared.pool.next().error_rx(),
-            Arc::clone(&shared.rights.look),
+            Arc::clone(&shared.acl.recheck),
             // `connect` has looked.
-            connects,
+            needs_connect,
         );
-        tasks.push(runtime.spawn(rights).abort_handle());
-        if let Some((number, ears)) = shared.ears.lock().take() {
+        tasks.push(runtime.spawn(acl_watch).abort_handle());
+        if let Some((number, inbox)) = shared.inbox.lock().take() {
             let (weak, client) = (Arc::downgrade(shared), shared.bus.clone());
-            let line = bus::run(weak, number, client, ears, connects);
-            tasks.push(runtime.spawn(line).abort_handle());
+            let connection = bus::run(weak, number, client, inbox, needs_connect);
+            tasks.push(runtime.spawn(connection).abort_handle());
         }
         if shared.clustered {
             let watch = bus::watch_cluster(Arc::downgrade(shared));
@@ -314,15 +318,15 @@ impl Redis {
 
     /// Waits for the first attempt to connect, for one command's timeout at most and only right
     /// after the start.
-    async fn settle(&self) {
+    async fn wait_for_first_attempt(&self) {
         let shared = &self.shared;
         let Some(started) = shared.started.get() else {
             return;
         };
         let until = *started + shared.timeout;
         while !shared.clock.is_known() {
-            let changed = shared.changed.notified();
-            if shared.clock.is_known() || shared.settled.load(Ordering::SeqCst) {
+            let changed = shared.first_attempt_notify.notified();
+            if shared.clock.is_known() || shared.first_attempt_ended.load(Ordering::SeqCst) {
                 return;
             }
             if tokio::time::timeout_at(until, changed).await.is_err() {
@@ -331,10 +335,10 @@ impl Redis {
         }
     }
 
-    async fn ready(&self) {
+    async fn ensure_started(&self) {
         if !self.shared.clock.is_known() {
             self.start();
-            self.settle().await;
+            self.wait_for_first_attempt().await;
         }
     }
 
@@ -361,7 +365,7 @@ impl Redis {
     }
 
     pub(crate) fn denied(&self) -> Option<Arc<str>> {
-        self.shared.rights.denied()
+        self.shared.acl.denied()
     }
 
     pub(crate) fn listen(&self, channel: &Bytes, listener: Weak<dyn Listener>) {
@@ -376,8 +380,8 @@ impl Redis {
             .entry(channel.clone())
             .or_default()
             .push(subscriber);
-        let order = bus::Order::Subscribe(channel.clone());
-        self.shared.lines.lock().order(&order);
+        let command = bus::BusCommand::Subscribe(channel.clone());
+        self.shared.bus_connections.lock().send_all(&command);
     }
 
     pub(crate) fn unlisten(&self, channel: &Bytes) {
@@ -386,8 +390,8 @@ impl Redis {
             here.retain(|subscriber| subscriber.listener.strong_count() > 0);
             if here.is_empty() {
                 listeners.remove(channel);
-                let order = bus::Order::Unsubscribe(channel.clone());
-                self.shared.lines.lock().order(&order);
+                let command = bus::BusCommand::Unsubscribe(channel.clone());
+                self.shared.bus_connections.lock().send_all(&command);
             }
         }
     }
@@ -404,19 +408,26 @@ impl Shared {
     }
 
     /// Whether a command may be sent: not while the breaker is open.
-    fn admit(&self, doing: &'static str) -> Result<(), RemoteError> {
+    fn admit(&self, operation: &'static str) -> Result<(), RemoteError> {
         if self.breaker.is_open() {
             let cause = "the breaker is open: the server has not answered of late";
-            return Err(RemoteError::because(RemoteKind::Unreachable, doing, cause));
+            return Err(RemoteError::because(
+                RemoteKind::Unreachable,
+                operation,
+                cause,
+            ));
         }
         Ok(())
     }
 
     /// Tells the breaker what came of a command.
-    fn answered<T>(&self, result: &Result<T, RemoteError>) {
-        let answered = result.as_ref().err().is_none_or(|error| !is_silence(error));
-        if self.breaker.note(answered, Instant::now()) {
-            self.tell_breaker(true);
+    fn report_to_breaker<T>(&self, result: &Result<T, RemoteError>) {
+        let answered = result
+            .as_ref()
+            .err()
+            .is_none_or(|error| !is_no_answer(error));
+        if self.breaker.record(answered, Instant::now()) {
+            self.notify_breaker(true);
         }
     }
 
@@ -429,19 +440,19 @@ impl Shared {
         }
     }
 
-    fn tell_breaker(&self, open: bool) {
-        for listener in self.all() {
+    fn notify_breaker(&self, open: bool) {
+        for listener in self.all_listeners() {
             listener.on_breaker(open);
         }
     }
 
-    fn tell_denied(&self, denied: bool) {
-        for listener in self.all() {
+    fn notify_denied(&self, denied: bool) {
+        for listener in self.all_listeners() {
             listener.on_denied(denied);
         }
     }
 
-    async fn learn_time(&self) -> Result<(), RemoteError> {
+    async fn sync_clock(&self) -> Result<(), RemoteError> {
         let command = CustomCommand::new_static("TIME", ClusterHash::Random, false);
         let asked = Instant::now();
         let reply: Vec<u64> = self
@@ -456,17 +467,17 @@ impl Shared {
                 "unexpected reply",
             ));
         };
-        self.clock.learn(
+        self.clock.set(
             asked,
             Duration::from_secs(seconds) + Duration::from_micros(micros),
         );
-        self.settled();
+        self.end_first_attempt();
         Ok(())
     }
 
-    fn settled(&self) {
-        self.settled.store(true, Ordering::SeqCst);
-        self.changed.notify_waiters();
+    fn end_first_attempt(&self) {
+        self.first_attempt_ended.store(true, Ordering::SeqCst);
+        self.first_attempt_notify.notify_waiters();
     }
 }
 
@@ -475,13 +486,13 @@ impl Drop for Shared {
         for task in self.tasks.get_mut().drain(..) {
             task.abort();
         }
-        let lines = self.lines.get_mut().take();
+        let connections = self.bus_connections.get_mut().take();
         // fred's own tasks outlive its handles; `quit` ends them.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let pool = self.owns_pool.then(|| self.pool.clone());
             runtime.spawn(async move {
-                for line in lines {
-                    let _ = line.quit().await;
+                for connection in connections {
+                    let _ = connection.quit().await;
                 }
                 if let Some(pool) = pool {
                     let _ = pool.quit().await;
@@ -492,7 +503,7 @@ impl Drop for Shared {
 }
 
 /// Learns the server's clock at every connection and once a minute.
-async fn keep_time(
+async fn keep_clock_in_sync(
     shared: Weak<Shared>,
     mut connected: tokio::sync::broadcast::Receiver<fred::types::config::Server>,
     mut failed: tokio::sync::broadcast::Receiver<(FredError, Option<fred::types::config::Server>)>,
@@ -502,11 +513,11 @@ async fn keep_time(
             let Some(shared) = shared.upgrade() else {
                 return;
             };
-            let _ = shared.learn_time().await;
+            let _ = shared.sync_clock().await;
             if shared.clock.is_known() {
-                CLOCK_EVERY
+                CLOCK_SYNC_INTERVAL
             } else {
-                CLOCK_RETRY
+                CLOCK_RETRY_DELAY
             }
         };
         tokio::select! {
@@ -517,9 +528,9 @@ async fn keep_time(
             }
             event = failed.recv() => {
                 let Some(shared) = shared.upgrade() else { return };
-                shared.settled();
+                shared.end_first_attempt();
                 if event.is_err() {
-                    tokio::time::sleep(CLOCK_RETRY).await;
+                    tokio::time::sleep(CLOCK_RETRY_DELAY).await;
                 }
             }
             () = tokio::time::sleep(every) => {}
@@ -528,26 +539,26 @@ async fn keep_time(
 }
 
 /// How long after it has opened the breaker probes for the first time.
-const FIRST_PROBE: Duration = Duration::from_millis(50);
+const FIRST_PROBE_DELAY: Duration = Duration::from_millis(50);
 /// Probes that must be answered in a row.
-const PROBES: u32 = 2;
+const PROBES_TO_CLOSE: u32 = 2;
 /// After so long without an answer a connection counts as dead.
 const DEAD_AFTER: Duration = Duration::from_secs(1);
 
 /// Probes while the breaker is open, and closes it.
-async fn probe(shared: Weak<Shared>, opened: Arc<Notify>) {
+async fn run_probes(shared: Weak<Shared>, opened: Arc<Notify>) {
     loop {
         opened.notified().await;
-        let (mut pause, mut answered, mut silent_since) = (FIRST_PROBE, 0, Instant::now());
-        while answered < PROBES {
+        let (mut pause, mut answered, mut silent_since) = (FIRST_PROBE_DELAY, 0, Instant::now());
+        while answered < PROBES_TO_CLOSE {
             tokio::time::sleep(random::duration(pause.mul_f64(0.75), pause.mul_f64(1.25))).await;
             let Some(shared) = shared.upgrade() else {
                 return;
             };
-            match shared.learn_time().await {
-                Err(error) if is_silence(&error) => {
+            match shared.sync_clock().await {
+                Err(error) if is_no_answer(&error) => {
                     answered = 0;
-                    pause = (pause * 2).min(shared.breaker.settings().pause());
+                    pause = (pause * 2).min(shared.breaker.settings().max_probe_interval());
                     if silent_since.elapsed() >= DEAD_AFTER {
                         silent_since = Instant::now();
                         shared.reconnect().await;
@@ -563,7 +574,7 @@ async fn probe(shared: Weak<Shared>, opened: Arc<Notify>) {
             return;
         };
         shared.breaker.close();
-        shared.tell_breaker(false);
+        shared.notify_breaker(false);
     }
 }
 
@@ -586,11 +597,11 @@ fn connection(settings: &RedisBuilder) -> ConnectionConfig {
 /// The bus has a client of its own: a refused SUBSCRIBE shifts the replies of its connection. RESP3,
 /// so that commands work on a connection that is subscribed.
 fn bus_client(mut builder: Builder, fail_fast: bool) -> Client {
-    builder.set_policy(reconnect());
+    builder.set_policy(reconnect_policy());
     builder.with_config(|config| {
         config.fail_fast = fail_fast;
         config.version = RespVersion::RESP3;
-        hello::quote(config);
+        credentials::quote(config);
     });
     builder.set_performance_config(PerformanceConfig {
         broadcast_channel_capacity: BUS_CAPACITY,

@@ -12,24 +12,24 @@ use fred::util::redis_keyslot;
 use futures_util::future::join_all;
 
 use super::scripts::{self, Script};
-use super::{Redis, remote};
+use super::{Redis, remote_error};
 use crate::codec::envelope::{Expiry, Head};
 use crate::engine::marks::Marked;
 use crate::error::{RemoteError, RemoteKind};
 use crate::l2::{
-    Acquired, Keys, Look, MARKS_LIFE, Notice, Over, Raise, Read, Refill, new_era, with_marks,
+    Acquired, Keys, Look, MARKS_TTL, Notice, Over, Raise, Read, Refill, new_era, with_marks,
 };
 
 /// Keys of one MGET: a longer reply keeps the server from others for too long.
-const MOST_TOGETHER: usize = 1_000;
+const MAX_MGET_KEYS: usize = 1_000;
 
 impl Redis {
     pub(crate) async fn get_many(&self, keys: &[Bytes]) -> (Vec<Read>, Result<(), RemoteError>) {
-        self.ready().await;
-        let groups = self.together(keys);
+        self.ensure_started().await;
+        let groups = self.group_by_command(keys);
         let replies = groups.iter().map(|group| {
             let names = group.iter().map(|index| keys[*index].clone()).collect();
-            self.get_together(names)
+            self.mget(names)
         });
         // All are sent before the first is answered.
         let replies = join_all(replies).await;
@@ -48,13 +48,13 @@ impl Redis {
     }
 
     /// Which keys one command can ask for.
-    fn together(&self, keys: &[Bytes]) -> Vec<Vec<usize>> {
+    fn group_by_command(&self, keys: &[Bytes]) -> Vec<Vec<usize>> {
         let all: Vec<usize> = (0..keys.len()).collect();
-        if self.shared.reads.are_apart() {
+        if self.shared.mget.is_mget_denied() {
             return all.into_iter().map(|index| vec![index]).collect();
         }
         if !self.shared.clustered {
-            return all.chunks(MOST_TOGETHER).map(<[usize]>::to_vec).collect();
+            return all.chunks(MAX_MGET_KEYS).map(<[usize]>::to_vec).collect();
         }
         // Those of one slot. What is alone there is a GET, and all of them are sent at once.
         let mut slots: HashMap<u16, Vec<usize>> = HashMap::new();
@@ -65,7 +65,7 @@ impl Redis {
         slots.into_values().collect()
     }
 
-    async fn get_together(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, RemoteError> {
+    async fn mget(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, RemoteError> {
         if let [key] = keys.as_slice() {
             return self.get(key).await.map(|record| vec![record]);
         }
@@ -76,10 +76,10 @@ impl Redis {
         let keys = keys.into_iter().map(Value::from).collect();
         let read = self.send(&client, command, keys).await;
         let read = read.and_then(Value::convert::<Vec<Option<Bytes>>>);
-        let read = read.map_err(|error| remote("read", error));
-        self.shared.reads.denied(&read);
-        self.shared.answered(&read);
-        self.shared.saw(&read);
+        let read = read.map_err(|error| remote_error("read", error));
+        self.shared.mget.note_denial(&read);
+        self.shared.report_to_breaker(&read);
+        self.shared.note_denial(&read);
         let read = read?;
         if read.len() != asked {
             return Err(RemoteError::because(
@@ -108,12 +108,12 @@ impl Redis {
             bytes(lease),
             number(ttl_ms),
             Value::from_static_str(over),
-            copied(seen),
+            copy_bytes(seen),
             number(known.era),
             number(known.all),
         ];
         let reply = self
-            .run_on_both("acquire a lease", &scripts::ACQUIRE, keys, args)
+            .run_on_record_and_claim("acquire a lease", &scripts::ACQUIRE, keys, args)
             .await?;
         let mut reply = reply.into_array().into_iter();
         let answer = match (reply.next().and_then(|code| code.as_u64()), reply.next()) {
@@ -144,7 +144,7 @@ impl Redis {
         wake: Notice,
     ) -> Result<bool, RemoteError> {
         let args = [
-            copied(&head),
+            copy_bytes(&head),
             bytes(record),
             number(ttl_ms),
             wake.channel.into(),
@@ -170,15 +170,15 @@ impl Redis {
             Refill::Nothing => (Vec::new(), "0"),
         };
         let args = [
-            copied(seen),
-            copied(&head),
+            copy_bytes(seen),
+            copy_bytes(&head),
             bytes(new),
             number(ttl_ms),
             Value::from_static_str(header),
             wake.channel.into(),
             wake.message.into(),
         ];
-        self.run_on_both("refresh", &scripts::REFILL, keys, args)
+        self.run_on_record_and_claim("refresh", &scripts::REFILL, keys, args)
             .await
             .map(|reply| reply.as_u64() == Some(1))
     }
@@ -190,14 +190,14 @@ impl Redis {
         head: Head,
         ttl_ms: u64,
     ) -> Result<bool, RemoteError> {
-        let args = [copied(&head), number(ttl_ms)];
+        let args = [copy_bytes(&head), number(ttl_ms)];
         let keys: Vec<Bytes> = [Some(key), refreshed]
             .into_iter()
             .flatten()
             .cloned()
             .collect();
         self.run_on(
-            (&self.shared.client(), Guarded::Yes),
+            (&self.shared.client(), BreakerUse::Checked),
             "renew a lease",
             &scripts::RENEW,
             &keys,
@@ -213,7 +213,7 @@ impl Redis {
         head: Head,
         wake: Notice,
     ) -> Result<bool, RemoteError> {
-        let args = [copied(&head), wake.channel.into(), wake.message.into()];
+        let args = [copy_bytes(&head), wake.channel.into(), wake.message.into()];
         self.run("release a lease", &scripts::RELEASE, key, args)
             .await
             .map(|reply| reply.as_u64() == Some(1))
@@ -225,12 +225,12 @@ impl Redis {
         hold_off: Option<(Vec<u8>, u64)>,
         notice: Notice,
     ) -> Result<(), RemoteError> {
-        self.ready().await;
+        self.ensure_started().await;
         let mut args = vec![notice.channel.into(), notice.message.into()];
         if let Some((record, ms)) = hold_off {
             args.extend([bytes(record), number(ms)]);
         }
-        self.run_on_both("invalidate", &scripts::INVALIDATE, keys, args)
+        self.run_on_record_and_claim("invalidate", &scripts::INVALIDATE, keys, args)
             .await
             .map(drop)
     }
@@ -241,9 +241,13 @@ impl Redis {
         state: Expiry,
         notice: Notice,
     ) -> Result<(), RemoteError> {
-        self.ready().await;
-        let args = [copied(&state), notice.channel.into(), notice.message.into()];
-        self.run_on_both("expire", &scripts::EXPIRE, keys, args)
+        self.ensure_started().await;
+        let args = [
+            copy_bytes(&state),
+            notice.channel.into(),
+            notice.message.into(),
+        ];
+        self.run_on_record_and_claim("expire", &scripts::EXPIRE, keys, args)
             .await
             .map(drop)
     }
@@ -263,7 +267,7 @@ impl Redis {
             notice.message.into(),
             number(u64::from(versioned)),
         ];
-        self.run_on_both("insert", &scripts::INSERT, keys, args)
+        self.run_on_record_and_claim("insert", &scripts::INSERT, keys, args)
             .await
             .map(|reply| reply.as_u64() == Some(1))
     }
@@ -273,8 +277,8 @@ impl Redis {
         key: &Bytes,
         look: Look,
     ) -> Result<(Marked, u64), RemoteError> {
-        self.ready().await;
-        self.look(&self.shared.client(), Guarded::Yes, key, look)
+        self.ensure_started().await;
+        self.look(&self.shared.client(), BreakerUse::Checked, key, look)
             .await
     }
 
@@ -291,17 +295,17 @@ impl Redis {
             notice: None,
         };
         if self.shared.clustered {
-            // The marks first, then a round over all lines: when it is over, every message that is
+            // The marks first, then a round over all connections: when it is over, every message that is
             // older than these marks has been heard.
             let (marked, _) = self
-                .look(&self.shared.client(), Guarded::No, key, look)
+                .look(&self.shared.client(), BreakerUse::Bypassed, key, look)
                 .await?;
             let message = with_marks(message, marked);
-            self.shared.send_round(message.into()).await;
+            self.shared.send_heartbeat(message.into()).await;
             return Ok(());
         }
-        let line = self.shared.lines.lock().single();
-        let Some((client, channel)) = line else {
+        let connection = self.shared.bus_connections.lock().only();
+        let Some((client, channel)) = connection else {
             return Ok(());
         };
         look.notice = Some(Notice {
@@ -309,21 +313,26 @@ impl Redis {
             message: message.into(),
         });
         let client = client.with_options(&self.shared.options);
-        self.look(&client, Guarded::No, key, look).await.map(drop)
+        self.look(&client, BreakerUse::Bypassed, key, look)
+            .await
+            .map(drop)
     }
 
     pub(crate) fn renew_bus(&self) {
-        self.shared.lines.lock().order(&super::bus::Order::Renew);
+        self.shared
+            .bus_connections
+            .lock()
+            .send_all(&super::bus::BusCommand::Renew);
     }
 
     async fn look(
         &self,
         client: &WithOptions<Client>,
-        guarded: Guarded,
+        breaker_use: BreakerUse,
         key: &Bytes,
         look: Look,
     ) -> Result<(Marked, u64), RemoteError> {
-        const DOING: &str = "look at the marks";
+        const OPERATION: &str = "look at the marks";
         let raise = match look.raise {
             Raise::Nothing => String::new(),
             Raise::All => "all".to_owned(),
@@ -337,20 +346,26 @@ impl Redis {
             number(new_era()),
             number(look.known.era),
             number(look.known.mark),
-            number(crate::ttl::millis(MARKS_LIFE)),
+            number(crate::ttl::millis(MARKS_TTL)),
             channel.into(),
             message.into(),
         ];
         args.extend(look.tags.into_iter().map(|tag| tag_member(tag).into()));
         let keys = [key.clone(), tags_key(key).into()];
         let reply = self
-            .run_on((client, guarded), DOING, &scripts::MARKS, &keys, args)
+            .run_on(
+                (client, breaker_use),
+                OPERATION,
+                &scripts::MARKS,
+                &keys,
+                args,
+            )
             .await?;
         match reply.convert::<Vec<u64>>().as_deref() {
             Ok(&[era, mark, all, latest]) => Ok((Marked { era, mark, all }, latest)),
             _ => {
                 let cause = "unexpected reply";
-                Err(RemoteError::because(RemoteKind::Refused, DOING, cause))
+                Err(RemoteError::because(RemoteKind::Refused, OPERATION, cause))
             }
         }
     }
@@ -359,15 +374,15 @@ impl Redis {
     /// `SCRIPT FLUSH`) is sent the body, which also loads it there.
     async fn run(
         &self,
-        doing: &'static str,
+        operation: &'static str,
         script: &Script,
         key: &Bytes,
         args: impl AsRef<[Value]>,
     ) -> Result<Value, RemoteError> {
         let keys = std::slice::from_ref(key);
         self.run_on(
-            (&self.shared.client(), Guarded::Yes),
-            doing,
+            (&self.shared.client(), BreakerUse::Checked),
+            operation,
             script,
             keys,
             args,
@@ -376,17 +391,17 @@ impl Redis {
     }
 
     /// Runs a script on a record and its claim.
-    async fn run_on_both(
+    async fn run_on_record_and_claim(
         &self,
-        doing: &'static str,
+        operation: &'static str,
         script: &Script,
         keys: &Keys,
         args: impl AsRef<[Value]>,
     ) -> Result<Value, RemoteError> {
         let keys = [keys.record.clone(), keys.claim.clone()];
         self.run_on(
-            (&self.shared.client(), Guarded::Yes),
-            doing,
+            (&self.shared.client(), BreakerUse::Checked),
+            operation,
             script,
             &keys,
             args,
@@ -396,8 +411,8 @@ impl Redis {
 
     pub(super) async fn run_on(
         &self,
-        (client, guarded): (&WithOptions<Client>, Guarded),
-        doing: &'static str,
+        (client, breaker_use): (&WithOptions<Client>, BreakerUse),
+        operation: &'static str,
         script: &Script,
         keys: &[Bytes],
         args: impl AsRef<[Value]>,
@@ -414,8 +429,8 @@ impl Redis {
             all.extend(args.iter().cloned());
             all
         };
-        if guarded == Guarded::Yes {
-            self.shared.admit(doing)?;
+        if breaker_use == BreakerUse::Checked {
+            self.shared.admit(operation)?;
         }
         let evalsha = with(script.sha.as_str().into());
         let result = match self.send(client, command("EVALSHA"), evalsha).await {
@@ -425,20 +440,20 @@ impl Redis {
             }
             result => result,
         };
-        let result = result.map_err(|error| remote(doing, error));
-        if guarded == Guarded::Yes {
-            self.shared.answered(&result);
+        let result = result.map_err(|error| remote_error(operation, error));
+        if breaker_use == BreakerUse::Checked {
+            self.shared.report_to_breaker(&result);
         }
-        self.shared.saw(&result);
+        self.shared.note_denial(&result);
         result
     }
 }
 
 /// What fred answers for a command that would have to be sent on.
-const SENT_ON: &str = "Too many redirections";
+const REDIRECTED: &str = "Too many redirections";
 
 /// How often a command is sent in a cluster whose layout has changed.
-const ATTEMPTS: usize = 3;
+const MAX_ATTEMPTS: usize = 3;
 
 impl Redis {
     /// Sends one command, and again where it belongs to another node and was therefore not carried
@@ -462,9 +477,9 @@ impl Redis {
             if !clustered {
                 return client.custom(command, args).await;
             }
-            for _ in 0..ATTEMPTS {
+            for _ in 0..MAX_ATTEMPTS {
                 match client.custom(command.clone(), args.clone()).await {
-                    Err(error) if error.details().starts_with(SENT_ON) => {}
+                    Err(error) if error.details().starts_with(REDIRECTED) => {}
                     result => return result,
                 }
             }
@@ -475,15 +490,15 @@ impl Redis {
     }
 }
 
-/// Whether the breaker has a say. Not in beats: the line to the bus looks after itself, and what it
+/// Whether the breaker has a say. Not in beats: the connection to the bus looks after itself, and what it
 /// proves is true whatever becomes of commands. Nor in write-behind, which has nowhere else to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Guarded {
-    Yes,
-    No,
+pub(super) enum BreakerUse {
+    Checked,
+    Bypassed,
 }
 
-fn copied(bytes: &[u8]) -> Value {
+fn copy_bytes(bytes: &[u8]) -> Value {
     Value::Bytes(Bytes::copy_from_slice(bytes))
 }
 

@@ -76,7 +76,7 @@ impl ServerStats {
             address: String::new(),
             ..first
         };
-        nodes.fold(first, |total, node| total.and(node))
+        nodes.fold(first, |total, node| total.merge(node))
     }
 }
 
@@ -93,7 +93,7 @@ impl NodeStats {
     /// The share of reads that found their key, from 0 to 1; 0 when there were none. Of all reads by all
     /// clients; the cache's own is [`Stats::hit_ratio`](crate::Stats::hit_ratio).
     pub fn keyspace_hit_ratio(&self) -> f64 {
-        share(
+        ratio(
             self.keyspace_hits,
             self.keyspace_hits.saturating_add(self.keyspace_misses),
         )
@@ -101,10 +101,10 @@ impl NodeStats {
 
     /// The share of `maxmemory` that is in use. `None` where there is no limit.
     pub fn memory_ratio(&self) -> Option<f64> {
-        self.max_memory.map(|most| share(self.used_memory, most))
+        self.max_memory.map(|most| ratio(self.used_memory, most))
     }
 
-    fn and(self, other: &Self) -> Self {
+    fn merge(self, other: &Self) -> Self {
         Self {
             address: self.address,
             used_memory: self.used_memory.saturating_add(other.used_memory),
@@ -167,7 +167,7 @@ impl NodeStats {
                     let heard = number("slave_read_repl_offset").zip(number("slave_repl_offset"));
                     heard.map(|(read, applied)| read.saturating_sub(applied))
                 }
-                _ => behind(info, count("master_repl_offset")),
+                _ => max_replica_lag(info, count("master_repl_offset")),
             },
             primary_link_up: link,
         }
@@ -175,7 +175,7 @@ impl NodeStats {
 }
 
 /// How far the replica is behind that is furthest, from the lines `slave0:ip=…,state=…,offset=…,lag=…`.
-fn behind(info: &str, offset: u64) -> Option<u64> {
+fn max_replica_lag(info: &str, offset: u64) -> Option<u64> {
     let replicas = info.lines().filter_map(|line| {
         let (name, fields) = line.split_once(':')?;
         let number = name.strip_prefix("slave")?;
@@ -192,7 +192,7 @@ fn behind(info: &str, offset: u64) -> Option<u64> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
-fn share(part: u64, whole: u64) -> f64 {
+fn ratio(part: u64, whole: u64) -> f64 {
     if whole > 0 {
         part as f64 / whole as f64
     } else {
@@ -223,7 +223,7 @@ impl Redis {
     ///
     /// Nothing but the questions is lost when the future is dropped.
     pub async fn server_stats(&self) -> ServerStats {
-        self.ready().await;
+        self.ensure_started().await;
         let mut stats = ServerStats::default();
         let servers: Vec<Option<Server>> = if self.shared.clustered {
             // As the client knows them: to ask for them could take as long as the answers.

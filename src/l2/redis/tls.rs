@@ -37,20 +37,20 @@ use crate::error::BuildError;
 #[must_use = "it is a setting of `RedisBuilder`"]
 pub struct Tls {
     ca: Option<Arc<[u8]>>,
-    client: Option<Client>,
-    names: Names,
+    client: Option<ClientCertificate>,
+    name_check: NameCheck,
 }
 
 /// A certificate with its chain, and its key, as PEM.
 #[derive(Clone)]
-struct Client {
+struct ClientCertificate {
     chain: Arc<[u8]>,
     key: Arc<[u8]>,
 }
 
 /// Which name the server's certificate must bear.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-enum Names {
+enum NameCheck {
     /// The one in the URL; in a cluster and with sentinels, the one that these announce.
     #[default]
     Host,
@@ -83,7 +83,7 @@ impl Tls {
         chain_pem: impl AsRef<[u8]>,
         key_pem: impl AsRef<[u8]>,
     ) -> Self {
-        self.client = Some(Client {
+        self.client = Some(ClientCertificate {
             chain: chain_pem.as_ref().into(),
             key: key_pem.as_ref().into(),
         });
@@ -95,7 +95,7 @@ impl Tls {
     ///
     /// Default: the host's name.
     pub fn server_name(mut self, name: &str) -> Self {
-        self.names = Names::Given(name.to_owned());
+        self.name_check = NameCheck::Given(name.to_owned());
         self
     }
 
@@ -104,13 +104,13 @@ impl Tls {
     ///
     /// Default: names are checked.
     pub fn any_server_name(mut self) -> Self {
-        self.names = Names::Any;
+        self.name_check = NameCheck::Any;
         self
     }
 
     /// Reads the system's CAs, unless there are others.
     pub(super) fn connector(&self) -> Result<TlsConnector, BuildError> {
-        if self.names == Names::Any && self.ca.is_none() {
+        if self.name_check == NameCheck::Any && self.ca.is_none() {
             return Err(BuildError::Clash {
                 setter: "any_server_name",
                 value: String::new(),
@@ -175,10 +175,10 @@ impl Tls {
         roots: &Arc<RootCertStore>,
         provider: Arc<CryptoProvider>,
     ) -> Result<Option<Verifier>, BuildError> {
-        let name = match &self.names {
-            Names::Host => return Ok(None),
-            Names::Any => None,
-            Names::Given(name) => match ServerName::try_from(name.clone()) {
+        let name = match &self.name_check {
+            NameCheck::Host => return Ok(None),
+            NameCheck::Any => None,
+            NameCheck::Given(name) => match ServerName::try_from(name.clone()) {
                 Ok(name) => Some(name),
                 Err(_) => {
                     return Err(BuildError::OutOfRange {
@@ -214,7 +214,7 @@ impl fmt::Debug for Tls {
         f.debug_struct("Tls")
             .field("own_ca", &self.ca.is_some())
             .field("client_certificate", &self.client.is_some())
-            .field("server_name", &self.names)
+            .field("server_name", &self.name_check)
             .finish()
     }
 }

@@ -14,7 +14,7 @@ const DATABASE: &str = "its path is the number of a database, from 0 to 255";
 
 /// What there is at the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Topology {
     Server,
     Sentinel,
     Cluster,
@@ -24,7 +24,7 @@ pub(super) enum Place {
 /// A URL that was understood.
 #[derive(Debug)]
 pub(super) struct Address {
-    pub(super) place: Place,
+    pub(super) topology: Topology,
     pub(super) tls: bool,
     /// Without TLS, which is ours to add.
     pub(super) config: Config,
@@ -36,13 +36,13 @@ impl Address {
         // make another scheme of these.
         let (scheme, rest) = url.split_once("://").ok_or_else(|| refuse(SCHEMES))?;
         let scheme = scheme.to_ascii_lowercase();
-        let (place, tls) = kind(&scheme).ok_or_else(|| refuse(SCHEMES))?;
-        check_database(place, rest)?;
-        let plain = match place {
-            Place::Server => "redis",
-            Place::Sentinel => "redis-sentinel",
-            Place::Cluster => "redis-cluster",
-            Place::Socket => "redis+unix",
+        let (topology, tls) = kind(&scheme).ok_or_else(|| refuse(SCHEMES))?;
+        check_database(topology, rest)?;
+        let plain = match topology {
+            Topology::Server => "redis",
+            Topology::Sentinel => "redis-sentinel",
+            Topology::Cluster => "redis-cluster",
+            Topology::Socket => "redis+unix",
         };
         let config = Config::from_url(&format!("{plain}://{rest}")).map_err(|error| {
             let reason = error.details().split(": ").next().unwrap_or_default();
@@ -54,7 +54,11 @@ impl Address {
                  for a user with `nopass` any password will do",
             ));
         }
-        Ok(Self { place, tls, config })
+        Ok(Self {
+            topology,
+            tls,
+            config,
+        })
     }
 }
 
@@ -64,7 +68,7 @@ fn refuse(reason: &str) -> BuildError {
     }
 }
 
-fn kind(scheme: &str) -> Option<(Place, bool)> {
+fn kind(scheme: &str) -> Option<(Topology, bool)> {
     let rest = scheme
         .strip_prefix("redis")
         .or_else(|| scheme.strip_prefix("valkey"))?;
@@ -72,24 +76,24 @@ fn kind(scheme: &str) -> Option<(Place, bool)> {
         Some(rest) => (true, rest),
         None => (false, rest),
     };
-    let place = match rest {
-        "" => Place::Server,
-        "-sentinel" => Place::Sentinel,
-        "-cluster" => Place::Cluster,
-        "+unix" if !tls => Place::Socket,
+    let topology = match rest {
+        "" => Topology::Server,
+        "-sentinel" => Topology::Sentinel,
+        "-cluster" => Topology::Cluster,
+        "+unix" if !tls => Topology::Socket,
         _ => return None,
     };
-    Some((place, tls))
+    Some((topology, tls))
 }
 
-fn check_database(place: Place, rest: &str) -> Result<(), BuildError> {
+fn check_database(topology: Topology, rest: &str) -> Result<(), BuildError> {
     let end = rest.find(['?', '#']).unwrap_or(rest.len());
     let path = rest[..end].split_once('/').map_or("", |(_, path)| path);
-    if place == Place::Socket || path.is_empty() {
+    if topology == Topology::Socket || path.is_empty() {
         return Ok(());
     }
     let database = path.parse::<u8>().map_err(|_| refuse(DATABASE))?;
-    if place == Place::Cluster && database != 0 {
+    if topology == Topology::Cluster && database != 0 {
         return Err(refuse(
             "it names a database, and a cluster has no other than 0",
         ));
@@ -101,22 +105,28 @@ fn check_database(place: Place, rest: &str) -> Result<(), BuildError> {
 mod tests {
     use super::*;
 
-    fn place(url: &str) -> Option<(Place, bool)> {
+    fn topology(url: &str) -> Option<(Topology, bool)> {
         let address = Address::parse(url).ok()?;
-        Some((address.place, address.tls))
+        Some((address.topology, address.tls))
     }
 
     #[test]
     fn schemes_say_what_there_is_and_others_are_refused() {
-        assert_eq!(place("redis://host"), Some((Place::Server, false)));
-        assert_eq!(place("REDISS://host:6380/1"), Some((Place::Server, true)));
-        assert_eq!(place("valkeys://host"), Some((Place::Server, true)));
-        assert_eq!(place("rediss-cluster://host"), Some((Place::Cluster, true)));
-        let sentinel = "rediss-sentinel://host?sentinelServiceName=main";
-        assert_eq!(place(sentinel), Some((Place::Sentinel, true)));
+        assert_eq!(topology("redis://host"), Some((Topology::Server, false)));
         assert_eq!(
-            place("redis+unix:///run/redis"),
-            Some((Place::Socket, false))
+            topology("REDISS://host:6380/1"),
+            Some((Topology::Server, true))
+        );
+        assert_eq!(topology("valkeys://host"), Some((Topology::Server, true)));
+        assert_eq!(
+            topology("rediss-cluster://host"),
+            Some((Topology::Cluster, true))
+        );
+        let sentinel = "rediss-sentinel://host?sentinelServiceName=main";
+        assert_eq!(topology(sentinel), Some((Topology::Sentinel, true)));
+        assert_eq!(
+            topology("redis+unix:///run/redis"),
+            Some((Topology::Socket, false))
         );
         for url in [
             "",
@@ -128,7 +138,7 @@ mod tests {
             "rediss+unix:///run/redis",
             "redis-clusters://host",
         ] {
-            assert_eq!(place(url), None, "{url}");
+            assert_eq!(topology(url), None, "{url}");
         }
     }
 

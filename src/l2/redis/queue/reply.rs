@@ -2,7 +2,7 @@
 
 use fred::types::Value;
 
-use super::{Accepted, Claimed, Granted, Noted, RawEntry, parse_id};
+use super::{Accepted, Claimed, FailureState, Granted, RawEntry, parse_id};
 
 pub(super) fn accepted(reply: Value) -> Option<Accepted> {
     let mut reply = reply.into_array().into_iter();
@@ -26,7 +26,7 @@ pub(super) fn claimed(reply: Value) -> Option<Claimed> {
         0 => Claimed::Granted(Granted {
             epoch: text()?.parse().ok()?,
             // Whatever somebody else has written there is nothing that is known.
-            noted: Noted {
+            failure_state: FailureState {
                 failed: parse_id(&text()?),
                 failures: text()?.parse().unwrap_or_default(),
                 isolate: parse_id(&text()?),

@@ -22,55 +22,55 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::errors::is_denial;
-use super::{Redis, remote};
+use super::{Redis, remote_error};
 use crate::error::{RemoteError, RemoteKind};
 
-/// Reads under way from which on they are sent together.
-const MANY: usize = 4;
+/// MgetBatcher under way from which on they are sent together.
+const MIN_IN_FLIGHT: usize = 4;
 
 /// Keys of one command: enough to share its cost, and few enough that a reply keeps nobody waiting.
-const LEAST: usize = 4;
-const MOST: usize = 64;
+const MIN_BATCH: usize = 4;
+const MAX_BATCH: usize = 64;
 
-type Found = Result<Option<Bytes>, FredError>;
+type Reply = Result<Option<Bytes>, FredError>;
 
 #[derive(Debug, Default)]
-pub(super) struct Reads {
-    under_way: AtomicUsize,
+pub(super) struct MgetBatcher {
+    in_flight: AtomicUsize,
     /// The batch that is joined, and by whom.
     open: Mutex<Option<(Id, Arc<Batch>)>>,
     /// This user may not send `MGET`.
-    apart: AtomicBool,
+    mget_denied: AtomicBool,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct PendingRead {
     key: Bytes,
     /// Dropped: nobody has sent it.
-    found: oneshot::Sender<Found>,
+    reply: oneshot::Sender<Reply>,
 }
 
 /// Empty once somebody has taken them.
-type Batch = Mutex<Vec<Waiting>>;
+type Batch = Mutex<Vec<PendingRead>>;
 
 /// A read that is under way, until dropped.
-struct UnderWay<'a>(&'a Reads);
+struct InFlightGuard<'a>(&'a MgetBatcher);
 
-impl Drop for UnderWay<'_> {
+impl Drop for InFlightGuard<'_> {
     fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Whoever sends a batch. Dropped with its runtime before it has, it leaves nobody waiting.
-struct Sender {
+struct BatchSender {
     redis: Redis,
     batch: Arc<Batch>,
 }
 
-impl Drop for Sender {
+impl Drop for BatchSender {
     fn drop(&mut self) {
-        drop(self.redis.shared.reads.take(&self.batch));
+        drop(self.redis.shared.mget.take(&self.batch));
     }
 }
 
@@ -78,26 +78,26 @@ impl Drop for Sender {
 struct Joined {
     batch: Arc<Batch>,
     /// In their order.
-    place: usize,
+    index: usize,
     /// There are enough of them.
     full: bool,
 }
 
-impl Reads {
+impl MgetBatcher {
     /// Whether every key needs a command of its own.
-    pub(super) fn are_apart(&self) -> bool {
-        self.apart.load(Ordering::Relaxed)
+    pub(super) fn is_mget_denied(&self) -> bool {
+        self.mget_denied.load(Ordering::Relaxed)
     }
 
     /// Notes that this user may not send `MGET`.
-    pub(super) fn denied<T>(&self, read: &Result<T, RemoteError>) {
+    pub(super) fn note_denial<T>(&self, read: &Result<T, RemoteError>) {
         if read.as_ref().is_err_and(RemoteError::is_denied) {
-            self.apart.store(true, Ordering::Relaxed);
+            self.mget_denied.store(true, Ordering::Relaxed);
         }
     }
 
     /// Joins those of its runtime, or begins with a batch of their own.
-    fn join(&self, runtime: Id, waiting: Waiting, enough: usize) -> Joined {
+    fn join(&self, runtime: Id, pending: PendingRead, full_at: usize) -> Joined {
         let mut open = self.open.lock();
         let batch = match &*open {
             Some((of, batch)) if *of == runtime => Arc::clone(batch),
@@ -107,19 +107,19 @@ impl Reads {
                 batch
             }
         };
-        let (place, full) = {
+        let (index, full) = {
             let mut collected = batch.lock();
-            collected.push(waiting);
-            (collected.len() - 1, collected.len() >= enough)
+            collected.push(pending);
+            (collected.len() - 1, collected.len() >= full_at)
         };
         if full {
             *open = None;
         }
-        Joined { batch, place, full }
+        Joined { batch, index, full }
     }
 
     /// Nobody joins these any more.
-    fn take(&self, batch: &Arc<Batch>) -> Vec<Waiting> {
+    fn take(&self, batch: &Arc<Batch>) -> Vec<PendingRead> {
         let mut open = self.open.lock();
         if open
             .as_ref()
@@ -134,117 +134,119 @@ impl Reads {
 
 impl Redis {
     pub(crate) async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
-        self.ready().await;
+        self.ensure_started().await;
         self.shared.admit("read")?;
-        let reads = &self.shared.reads;
-        let others = reads.under_way.fetch_add(1, Ordering::Relaxed);
-        let under_way = UnderWay(reads);
-        let apart = self.shared.clustered || reads.are_apart();
-        let found = if others < MANY || apart {
+        let batcher = &self.shared.mget;
+        let others_in_flight = batcher.in_flight.fetch_add(1, Ordering::Relaxed);
+        let in_flight = InFlightGuard(batcher);
+        let alone = self.shared.clustered || batcher.is_mget_denied();
+        let reply = if others_in_flight < MIN_IN_FLIGHT || alone {
             None
         } else {
-            self.get_with_others(key, others).await
+            self.get_batched(key, others_in_flight).await
         };
         // The breaker knows of what was answered together.
-        let (read, known) = match found {
-            Some(found) => (found, true),
+        let (read, counted) = match reply {
+            Some(reply) => (reply, true),
             None => {
-                let found = self.get_alone(key.clone()).await;
-                (found.map_err(|error| remote("read", error)), false)
+                let reply = self.get_single(key.clone()).await;
+                (reply.map_err(|error| remote_error("read", error)), false)
             }
         };
-        drop(under_way);
-        if !(known && read.is_ok()) {
-            self.shared.answered(&read);
+        drop(in_flight);
+        if !(counted && read.is_ok()) {
+            self.shared.report_to_breaker(&read);
         }
-        self.shared.saw(&read);
+        self.shared.note_denial(&read);
         read
     }
 
-    fn get_alone(&self, key: Bytes) -> impl Future<Output = Found> + Send + use<> {
+    fn get_single(&self, key: Bytes) -> impl Future<Output = Reply> + Send + use<> {
         let command = CustomCommand::new_static("GET", ClusterHash::FirstKey, false);
         let sent = self.send(&self.shared.client(), command, vec![key.into()]);
         async { sent.await.and_then(Value::convert) }
     }
 
     /// `None`: it was not sent.
-    async fn get_with_others(
+    async fn get_batched(
         &self,
         key: &Bytes,
-        others: usize,
+        others_in_flight: usize,
     ) -> Option<Result<Option<Bytes>, RemoteError>> {
         let runtime = Handle::try_current().ok()?;
-        let (found, mine) = oneshot::channel();
+        let (reply, receiver) = oneshot::channel();
         let key = key.clone();
-        let enough = (others + 1).div_ceil(2).clamp(LEAST, MOST);
-        let reads = &self.shared.reads;
-        let joined = reads.join(runtime.id(), Waiting { key, found }, enough);
-        if joined.place == 0 || joined.full {
+        let full_at = (others_in_flight + 1)
+            .div_ceil(2)
+            .clamp(MIN_BATCH, MAX_BATCH);
+        let batcher = &self.shared.mget;
+        let joined = batcher.join(runtime.id(), PendingRead { key, reply }, full_at);
+        if joined.index == 0 || joined.full {
             let (redis, batch) = (self.clone(), Arc::clone(&joined.batch));
-            let sender = Sender { redis, batch };
+            let sender = BatchSender { redis, batch };
             runtime.spawn(sender.send(joined.full));
         }
         // The command has a timeout of its own.
-        let watches = joined.place == 0 || joined.place.is_power_of_two();
-        let found = if watches {
-            match tokio::time::timeout(self.shared.timeout, mine).await {
-                Ok(found) => found,
+        let watches_timeout = joined.index == 0 || joined.index.is_power_of_two();
+        let reply = if watches_timeout {
+            match tokio::time::timeout(self.shared.timeout, receiver).await {
+                Ok(reply) => reply,
                 Err(_) => {
                     // If these have not been sent, the others send theirs alone.
-                    drop(reads.take(&joined.batch));
+                    drop(batcher.take(&joined.batch));
                     return Some(Err(RemoteError::new(RemoteKind::Timeout, "read")));
                 }
             }
         } else {
-            mine.await
+            receiver.await
         };
-        Some(found.ok()?.map_err(|error| remote("read", error)))
+        Some(reply.ok()?.map_err(|error| remote_error("read", error)))
     }
 
-    async fn send_together(&self, waiting: Vec<Waiting>) {
-        let commands = u32::try_from(waiting.len()).unwrap_or(u32::MAX);
-        let (keys, waiting): (Vec<Value>, Vec<_>) = waiting
+    async fn send_batch(&self, pending: Vec<PendingRead>) {
+        let commands = u32::try_from(pending.len()).unwrap_or(u32::MAX);
+        let (keys, pending): (Vec<Value>, Vec<_>) = pending
             .into_iter()
-            .map(|one| (one.key.into(), one.found))
+            .map(|read| (read.key.into(), read.reply))
             .unzip();
         let name = if commands == 1 { "GET" } else { "MGET" };
         let command = CustomCommand::new_static(name, ClusterHash::FirstKey, false);
         let records = self.send(&self.shared.client(), command, keys).await;
-        let records = records.and_then(|found| match commands {
-            1 => found.convert().map(|record| vec![record]),
-            _ => found.convert::<Vec<Option<Bytes>>>(),
+        let records = records.and_then(|reply| match commands {
+            1 => reply.convert().map(|record| vec![record]),
+            _ => reply.convert::<Vec<Option<Bytes>>>(),
         });
         match records {
-            Ok(records) if records.len() == waiting.len() => {
-                self.shared.breaker.note_answers(commands, Instant::now());
-                for (one, record) in waiting.into_iter().zip(records) {
-                    let _ = one.send(Ok(record));
+            Ok(records) if records.len() == pending.len() => {
+                self.shared.breaker.record_answers(commands, Instant::now());
+                for (read, record) in pending.into_iter().zip(records) {
+                    let _ = read.send(Ok(record));
                 }
             }
             // Not understood: each of them tries alone.
             Ok(_) => {}
             Err(error) if is_denial(error.details()) && commands > 1 => {
-                self.shared.reads.apart.store(true, Ordering::Relaxed);
+                self.shared.mget.mget_denied.store(true, Ordering::Relaxed);
             }
             Err(error) => {
-                for one in waiting {
-                    let _ = one.send(Err(error.clone()));
+                for read in pending {
+                    let _ = read.send(Err(error.clone()));
                 }
             }
         }
     }
 }
 
-impl Sender {
-    async fn send(self, at_once: bool) {
-        if !at_once {
+impl BatchSender {
+    async fn send(self, immediately: bool) {
+        if !immediately {
             // Until those have run that are ready to.
             tokio::task::yield_now().await;
         }
-        let waiting = self.redis.shared.reads.take(&self.batch);
+        let pending = self.redis.shared.mget.take(&self.batch);
         // Nothing is left where they were enough, or somebody has lost patience.
-        if !waiting.is_empty() {
-            self.redis.send_together(waiting).await;
+        if !pending.is_empty() {
+            self.redis.send_batch(pending).await;
         }
     }
 }

@@ -19,8 +19,8 @@ use tokio::sync::Notify;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
-use self::missing::Missing;
-use super::errors::{is_denial, is_of_database, is_silence, remote, suspect};
+use self::missing::MissingPermissions;
+use super::errors::{is_database_error, is_denial, is_no_answer, remote_error, with_hint};
 use super::{Shared, bus, scripts};
 
 use crate::error::{RemoteError, RemoteKind};
@@ -28,31 +28,31 @@ use crate::error::{RemoteError, RemoteKind};
 mod missing;
 
 /// How often to look again while something is denied.
-pub(super) const AGAIN: Duration = Duration::from_secs(5);
+pub(super) const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What is denied, as far as is known.
 #[derive(Debug, Default)]
-pub(super) struct Rights {
-    state: Mutex<State>,
+pub(super) struct Acl {
+    state: Mutex<Denials>,
     /// A command was denied: look.
-    pub(super) look: Arc<Notify>,
+    pub(super) recheck: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Denials {
     commands: Option<Arc<str>>,
     bus: Option<Arc<str>>,
     /// A command was denied since the last look.
-    seen: bool,
+    denied_since_check: bool,
 }
 
-impl State {
+impl Denials {
     fn is_denied(&self) -> bool {
         self.commands.is_some() || self.bus.is_some()
     }
 }
 
-impl Rights {
+impl Acl {
     /// In words.
     pub(super) fn denied(&self) -> Option<Arc<str>> {
         let state = self.state.lock();
@@ -63,54 +63,62 @@ impl Rights {
     }
 }
 
-enum Part {
+enum Scope {
     Commands,
     Bus,
 }
 
 impl Shared {
     /// Tries all that the handle will need.
-    pub(super) async fn check_rights(&self) -> Result<(), RemoteError> {
-        let mut missing = Missing::default();
-        self.try_commands(&mut missing).await?;
-        if missing == Missing::default() {
-            self.try_bus(&mut missing).await?;
+    pub(super) async fn check_acl(&self) -> Result<(), RemoteError> {
+        let mut missing = MissingPermissions::default();
+        self.probe_commands(&mut missing).await?;
+        if missing == MissingPermissions::default() {
+            self.probe_bus(&mut missing).await?;
         }
-        self.lacks("connect", &missing).map_or(Ok(()), Err)
+        self.denied_error("connect", &missing).map_or(Ok(()), Err)
     }
 
     /// An error of the client; what it says of rights with the rules that grant them.
     pub(super) fn explain(
         &self,
-        doing: &'static str,
+        operation: &'static str,
         command: &str,
         error: FredError,
     ) -> RemoteError {
-        let mut missing = Missing::default();
+        let mut missing = MissingPermissions::default();
         if error.details().contains("NOPERM") {
             missing.note(command, error.details());
         }
-        self.lacks(doing, &missing)
-            .unwrap_or_else(|| remote(doing, error))
+        self.denied_error(operation, &missing)
+            .unwrap_or_else(|| remote_error(operation, error))
     }
 
     /// Why there is no connection.
     pub(super) fn explain_failure(&self, error: FredError) -> RemoteError {
-        if is_of_database(&error) {
-            return remote("select the database", error);
+        if is_database_error(&error) {
+            return remote_error("select the database", error);
         }
-        let error = suspect(error, &self.config());
+        let error = with_hint(error, &self.config());
         self.explain("connect", "", error)
     }
 
-    fn lacks(&self, doing: &'static str, missing: &Missing) -> Option<RemoteError> {
+    fn denied_error(
+        &self,
+        operation: &'static str,
+        missing: &MissingPermissions,
+    ) -> Option<RemoteError> {
         let config = self.config();
         let user = config.username.as_deref().unwrap_or("default");
-        let told = missing.tell(user, &self.prefix)?;
-        Some(RemoteError::because(RemoteKind::Denied, doing, told))
+        let described = missing.describe(user, &self.prefix)?;
+        Some(RemoteError::because(
+            RemoteKind::Denied,
+            operation,
+            described,
+        ))
     }
 
-    async fn try_commands(&self, missing: &mut Missing) -> Result<(), RemoteError> {
+    async fn probe_commands(&self, missing: &mut MissingPermissions) -> Result<(), RemoteError> {
         let client = self.client();
         let probe = &*scripts::PROBE;
         // A record's key has a name after the prefix, and a claim's has more after the colons.
@@ -139,23 +147,27 @@ impl Shared {
 
     /// The server answers a refused SUBSCRIBE where nobody waits for an answer. So what counts is who
     /// hears a message.
-    async fn try_bus(&self, missing: &mut Missing) -> Result<(), RemoteError> {
-        let Some(client) = self.bus_to_try().await? else {
+    async fn probe_bus(&self, missing: &mut MissingPermissions) -> Result<(), RemoteError> {
+        let Some(client) = self.bus_client_to_probe().await? else {
             return Ok(());
         };
-        let tried = self.try_bus_on(&client, missing).await;
+        let tried = self.probe_bus_on(&client, missing).await;
         if self.clustered {
             let _ = client.quit().await;
         }
         tried
     }
 
-    async fn try_bus_on(&self, client: &Client, missing: &mut Missing) -> Result<(), RemoteError> {
-        let failed = |error| remote("connect", error);
-        let channel = bus::private(&self.prefix);
+    async fn probe_bus_on(
+        &self,
+        client: &Client,
+        missing: &mut MissingPermissions,
+    ) -> Result<(), RemoteError> {
+        let failed = |error| remote_error("connect", error);
+        let channel = bus::probe_channel(&self.prefix);
         let client = client.with_options(&self.options);
         client.subscribe(&channel).await.map_err(failed)?;
-        match receivers(&client, channel.as_bytes()).await {
+        match publish_and_count(&client, channel.as_bytes()).await {
             Ok(1..) => {}
             Ok(0) => {
                 missing.note_command("subscribe");
@@ -165,7 +177,7 @@ impl Shared {
             Err(error) => return self.note_error(missing, "SUBSCRIBE", error),
         }
         client.unsubscribe(&channel).await.map_err(failed)?;
-        match receivers(&client, channel.as_bytes()).await {
+        match publish_and_count(&client, channel.as_bytes()).await {
             Ok(0) => {}
             Ok(1..) => missing.note_command("unsubscribe"),
             Err(error) => return self.note_error(missing, "UNSUBSCRIBE", error),
@@ -176,7 +188,7 @@ impl Shared {
     /// Notes a denial. No answer is an error; any other answer says nothing of rights.
     fn note_error(
         &self,
-        missing: &mut Missing,
+        missing: &mut MissingPermissions,
         command: &str,
         error: FredError,
     ) -> Result<(), RemoteError> {
@@ -184,81 +196,87 @@ impl Shared {
             missing.note(command, error.details());
             return Ok(());
         }
-        let error = remote("connect", suspect(error, &self.config()));
-        match is_silence(&error) {
+        let error = remote_error("connect", with_hint(error, &self.config()));
+        match is_no_answer(&error) {
             true => Err(error),
             false => Ok(()),
         }
     }
 
-    /// A connection of the bus: in a cluster one of its own, for its lines are made later.
-    async fn bus_to_try(&self) -> Result<Option<Client>, RemoteError> {
+    /// A connection of the bus: in a cluster one of its own, for its connections are made later.
+    async fn bus_client_to_probe(&self) -> Result<Option<Client>, RemoteError> {
         if !self.clustered {
             return Ok(Some(self.bus.clone()));
         }
-        let Some(primary) = self.a_primary().await else {
+        let Some(primary) = self.any_primary().await else {
             return Ok(None);
         };
-        let client = self.client_to(primary, true);
+        let client = self.bus_client_for(primary, true);
         let connected = client.init().await;
         connected.map_err(|error| self.explain("connect", "", error))?;
         Ok(Some(client))
     }
 
     /// Looks again, and tells who listens of what has changed. `false`: nobody answers.
-    async fn look_at_rights(&self) -> bool {
-        let seen = std::mem::take(&mut self.rights.state.lock().seen);
-        let mut missing = Missing::default();
-        if self.try_commands(&mut missing).await.is_err() {
-            self.rights.state.lock().seen |= seen;
+    async fn recheck_acl(&self) -> bool {
+        let denied_since_check = std::mem::take(&mut self.acl.state.lock().denied_since_check);
+        let mut missing = MissingPermissions::default();
+        if self.probe_commands(&mut missing).await.is_err() {
+            self.acl.state.lock().denied_since_check |= denied_since_check;
             return false;
         }
-        match self.lacks("look at the rights", &missing) {
-            Some(error) => self.set_denied(&Part::Commands, Some(reason(&error))),
+        match self.denied_error("look at the rights", &missing) {
+            Some(error) => self.set_denied(&Scope::Commands, Some(reason(&error))),
             // It is finer than what can be tried: for one cache, perhaps.
-            None if seen => {}
-            None => self.set_denied(&Part::Commands, None),
+            None if denied_since_check => {}
+            None => self.set_denied(&Scope::Commands, None),
         }
         true
     }
 
     /// What came of a command.
-    pub(super) fn saw<T>(&self, result: &Result<T, RemoteError>) {
+    pub(super) fn note_denial<T>(&self, result: &Result<T, RemoteError>) {
         let Some(error) = result.as_ref().err().filter(|error| error.is_denied()) else {
             return;
         };
         let known = {
-            let mut state = self.rights.state.lock();
-            state.seen = true;
+            let mut state = self.acl.state.lock();
+            state.denied_since_check = true;
             state.commands.is_some()
         };
         if !known {
-            self.set_denied(&Part::Commands, Some(reason(error)));
-            self.rights.look.notify_one();
+            self.set_denied(&Scope::Commands, Some(reason(error)));
+            self.acl.recheck.notify_one();
         }
     }
 
     /// What came of an attempt to connect.
-    fn saw_failure(&self, error: &FredError) {
-        if *error.kind() == ErrorKind::Auth || is_denial(error.details()) || is_of_database(error) {
+    fn note_connect_failure(&self, error: &FredError) {
+        if *error.kind() == ErrorKind::Auth
+            || is_denial(error.details())
+            || is_database_error(error)
+        {
             let error = self.explain("connect", "", error.clone());
-            self.set_denied(&Part::Commands, Some(reason(&error)));
+            self.set_denied(&Scope::Commands, Some(reason(&error)));
         }
     }
 
     /// What came of a subscription.
-    pub(super) fn saw_bus(&self, subscribed: Result<(), RemoteError>) -> Option<Heard> {
+    pub(super) fn note_subscription(
+        &self,
+        subscribed: Result<(), RemoteError>,
+    ) -> Option<SubscribeError> {
         match subscribed {
             Ok(()) => {
-                self.set_denied(&Part::Bus, None);
+                self.set_denied(&Scope::Bus, None);
                 None
             }
             Err(error) if error.is_denied() => {
-                self.set_denied(&Part::Bus, Some(reason(&error)));
-                Some(Heard::Denied)
+                self.set_denied(&Scope::Bus, Some(reason(&error)));
+                Some(SubscribeError::Denied)
             }
-            Err(error) if is_silence(&error) => Some(Heard::Nothing),
-            Err(_) => Some(Heard::Nonsense),
+            Err(error) if is_no_answer(&error) => Some(SubscribeError::NoAnswer),
+            Err(_) => Some(SubscribeError::UnexpectedReply),
         }
     }
 
@@ -266,21 +284,21 @@ impl Shared {
     /// refusal goes to whichever command waits for a reply next, or to nobody, so that no reply proves
     /// anything. But the command is carried out or refused as a whole: with a new channel in it, it was
     /// carried out if a message is heard there.
-    pub(super) async fn subscribe_surely(
+    pub(super) async fn subscribe_confirmed(
         &self,
         client: &WithOptions<Client>,
         mut channels: Vec<String>,
     ) -> Result<(), RemoteError> {
-        const DOING: &str = "subscribe";
-        let proof = bus::private(&self.prefix);
+        const OPERATION: &str = "subscribe";
+        let proof = bus::probe_channel(&self.prefix);
         channels.push(proof.clone());
         let mut messages = client.message_rx();
         let subscribed = client.subscribe(channels).await;
-        subscribed.map_err(|error| remote(DOING, error))?;
-        let mut missing = Missing::default();
-        match receivers(client, proof.as_bytes()).await {
+        subscribed.map_err(|error| remote_error(OPERATION, error))?;
+        let mut missing = MissingPermissions::default();
+        match publish_and_count(client, proof.as_bytes()).await {
             Ok(1..) => {
-                let heard = hears(&mut messages, &proof);
+                let heard = receives(&mut messages, &proof);
                 let heard = tokio::time::timeout(self.timeout, heard).await;
                 if heard == Ok(true) {
                     // Should it fail, nobody says anything there.
@@ -294,38 +312,41 @@ impl Shared {
             }
             Err(error) => self.note_error(&mut missing, "SUBSCRIBE", error)?,
         }
-        let unheard = || RemoteError::because(RemoteKind::Refused, DOING, "unexpected reply");
-        Err(self.lacks(DOING, &missing).unwrap_or_else(unheard))
+        let unexpected =
+            || RemoteError::because(RemoteKind::Refused, OPERATION, "unexpected reply");
+        Err(self
+            .denied_error(OPERATION, &missing)
+            .unwrap_or_else(unexpected))
     }
 
-    fn set_denied(&self, part: &Part, what: Option<Arc<str>>) {
+    fn set_denied(&self, scope: &Scope, what: Option<Arc<str>>) {
         let (before, now) = {
-            let mut state = self.rights.state.lock();
+            let mut state = self.acl.state.lock();
             let before = state.is_denied();
-            match part {
-                Part::Commands => state.commands = what,
-                Part::Bus => state.bus = what,
+            match scope {
+                Scope::Commands => state.commands = what,
+                Scope::Bus => state.bus = what,
             }
             (before, state.is_denied())
         };
         if before != now {
-            self.tell_denied(now);
+            self.notify_denied(now);
         }
     }
 }
 
-/// Why a line does not hear its channels.
+/// Why a connection does not hear its channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(super) enum SubscribeError {
     /// No answer, or no connection.
-    Nothing,
+    NoAnswer,
     /// An answer to something else.
-    Nonsense,
+    UnexpectedReply,
     Denied,
 }
 
 /// Waits for a message on a channel.
-async fn hears(messages: &mut Receiver<Message>, channel: &str) -> bool {
+async fn receives(messages: &mut Receiver<Message>, channel: &str) -> bool {
     loop {
         match messages.recv().await {
             Ok(message) if *message.channel == *channel => return true,
@@ -336,7 +357,7 @@ async fn hears(messages: &mut Receiver<Message>, channel: &str) -> bool {
 }
 
 /// How many hear a message on a channel that nobody else knows. It is empty, and means nothing.
-async fn receivers(client: &WithOptions<Client>, channel: &[u8]) -> Result<u64, FredError> {
+async fn publish_and_count(client: &WithOptions<Client>, channel: &[u8]) -> Result<u64, FredError> {
     let command = CustomCommand::new_static("PUBLISH", ClusterHash::FirstKey, false);
     let args = vec![Bytes::copy_from_slice(channel), Bytes::new()];
     let reply: Value = client.custom(command, args).await?;
@@ -346,7 +367,7 @@ async fn receivers(client: &WithOptions<Client>, channel: &[u8]) -> Result<u64, 
     }
 }
 
-fn note_refused(missing: &mut Missing, refused: Value) {
+fn note_refused(missing: &mut MissingPermissions, refused: Value) {
     let mut refused = refused.into_array().into_iter();
     while let (Some(command), Some(error)) = (refused.next(), refused.next()) {
         let (command, error) = (command.into_string(), error.into_string());
@@ -375,7 +396,7 @@ pub(super) async fn watch(
     shared: Weak<Shared>,
     mut connected: Receiver<Server>,
     mut failed: Receiver<(FredError, Option<Server>)>,
-    look: Arc<Notify>,
+    recheck: Arc<Notify>,
     mut due: bool,
 ) {
     loop {
@@ -383,8 +404,8 @@ pub(super) async fn watch(
             let Some(shared) = shared.upgrade() else {
                 return;
             };
-            let answered = !due || shared.look_at_rights().await;
-            (answered, shared.rights.state.lock().is_denied())
+            let answered = !due || shared.recheck_acl().await;
+            (answered, shared.acl.state.lock().is_denied())
         };
         due = tokio::select! {
             event = connected.recv() => match event {
@@ -394,14 +415,14 @@ pub(super) async fn watch(
             event = failed.recv() => match event {
                 Ok((error, _)) => {
                     let Some(shared) = shared.upgrade() else { return };
-                    shared.saw_failure(&error);
+                    shared.note_connect_failure(&error);
                     false
                 }
                 Err(RecvError::Lagged(_)) => false,
                 Err(RecvError::Closed) => return,
             },
-            () = look.notified() => !denied,
-            () = tokio::time::sleep(AGAIN), if denied || !answered => true,
+            () = recheck.notified() => !denied,
+            () = tokio::time::sleep(RECHECK_INTERVAL), if denied || !answered => true,
         };
     }
 }

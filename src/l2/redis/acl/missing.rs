@@ -2,7 +2,7 @@
 
 /// Rights that a user lacks.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Missing {
+pub(super) struct MissingPermissions {
     commands: Vec<String>,
     keys: bool,
     pub(super) channels: bool,
@@ -10,7 +10,7 @@ pub(super) struct Missing {
     other: Option<String>,
 }
 
-impl Missing {
+impl MissingPermissions {
     /// Notes what an answer to `command` says. What it says has changed with the versions of Redis.
     pub(super) fn note(&mut self, command: &str, details: &str) {
         let named = details.split_once("run the '").and_then(|(_, rest)| {
@@ -37,7 +37,7 @@ impl Missing {
     }
 
     /// What is missing, and the rules that grant it.
-    pub(super) fn tell(&self, user: &str, prefix: &str) -> Option<String> {
+    pub(super) fn describe(&self, user: &str, prefix: &str) -> Option<String> {
         if *self == Self::default() {
             return None;
         }
@@ -78,13 +78,13 @@ mod tests {
     use super::super::is_denial;
     use super::*;
 
-    fn told(answers: &[(&str, &str)]) -> Option<String> {
-        let mut missing = Missing::default();
+    fn described(answers: &[(&str, &str)]) -> Option<String> {
+        let mut missing = MissingPermissions::default();
         for (command, details) in answers {
             assert!(is_denial(details), "{details}");
             missing.note(command, details);
         }
-        missing.tell("app", "tidegate")
+        missing.describe("app", "tidegate")
     }
 
     /// As the servers say it, from 6.0 to 8.0.
@@ -98,12 +98,12 @@ mod tests {
             "ERR The user executing the script can't run this command or subcommand",
             "ERR ACL failure in script: User app has no permissions to run the 'set' command",
         ] {
-            assert_eq!(told(&[("SET", details)]), set, "{details}");
+            assert_eq!(described(&[("SET", details)]), set, "{details}");
         }
         let keys = "the user app may not use the keys tidegate:*: ACL SETUSER app ~tidegate:*";
         let channels =
             "the user app may not use the channels tidegate:*: ACL SETUSER app &tidegate:*";
-        for (details, told_) in [
+        for (details, expected) in [
             (
                 "NOPERM this user has no permissions to access one of the keys used as arguments",
                 keys,
@@ -119,14 +119,14 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                told(&[("EVAL", details)]).as_deref(),
-                Some(told_),
+                described(&[("EVAL", details)]).as_deref(),
+                Some(expected),
                 "{details}"
             );
         }
         let both = "NOPERM User app has no permissions to run the 'cluster|info' command";
         assert_eq!(
-            told(&[
+            described(&[
                 ("", both),
                 ("SET", "NOPERM No permissions to access a key"),
                 ("", both)
@@ -137,7 +137,7 @@ mod tests {
                  ACL SETUSER app +cluster|info ~tidegate:*"
             )
         );
-        assert_eq!(told(&[]), None);
+        assert_eq!(described(&[]), None);
         assert!(!is_denial(
             "READONLY You can't write against a read only replica."
         ));

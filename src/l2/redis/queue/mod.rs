@@ -9,9 +9,9 @@ use fred::error::Error as FredError;
 use fred::interfaces::ClientLike;
 use fred::types::{ClusterHash, CustomCommand, Value};
 
-use super::operations::Guarded;
+use super::operations::BreakerUse;
 use super::scripts::Script;
-use super::{Redis, remote};
+use super::{Redis, remote_error};
 use crate::error::{RemoteError, RemoteKind};
 use crate::l2::Notice;
 
@@ -20,7 +20,7 @@ mod reply;
 macro_rules! scripts {
     ($($name:ident $file:literal)*) => {$(
         static $name: LazyLock<Script> = LazyLock::new(|| {
-            let body = include_str!(concat!("../../write_behind/lua/", $file));
+            let body = include_str!(concat!("../../../write_behind/lua/", $file));
             Script { body, sha: fred::util::sha1_hash(body) }
         });
     )*};
@@ -31,10 +31,10 @@ scripts! {
     CLAIM "claim.lua"
     ADVANCE "advance.lua"
     NOTE "note.lua"
-    BURY "bury.lua"
+    DEAD_LETTER "dead_letter.lua"
     REDRIVE "redrive.lua"
     FREE "free.lua"
-    ENLIST "enlist.lua"
+    REGISTER "register.lua"
 }
 
 /// The keys of one partition.
@@ -51,7 +51,7 @@ pub(crate) type StreamId = (u64, u64);
 
 /// A right to work on a partition, as scripts compare it.
 #[derive(Clone, Debug)]
-pub(crate) struct Hold {
+pub(crate) struct PartitionLease {
     pub(crate) token: Bytes,
     pub(crate) ttl_ms: u64,
 }
@@ -82,12 +82,12 @@ pub(crate) enum Claimed {
 #[derive(Debug)]
 pub(crate) struct Granted {
     pub(crate) epoch: u64,
-    pub(crate) noted: Noted,
+    pub(crate) failure_state: FailureState,
 }
 
 /// What a failure leaves for those who come after.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Noted {
+pub(crate) struct FailureState {
     /// The entry that has failed alone, and how often.
     pub(crate) failed: Option<StreamId>,
     pub(crate) failures: u32,
@@ -112,7 +112,7 @@ impl RawEntry {
 
 /// Whether the server itself answered this error. Such answers begin with a word in capitals, and
 /// what the client says of itself does not.
-pub(crate) fn is_answer(error: &RemoteError) -> bool {
+pub(crate) fn is_server_error(error: &RemoteError) -> bool {
     let source = std::error::Error::source(error);
     let Some(error) = source.and_then(|source| source.downcast_ref::<FredError>()) else {
         return false;
@@ -134,12 +134,12 @@ impl Redis {
         state: &Bytes,
         partitions: u16,
     ) -> Result<String, RemoteError> {
-        const DOING: &str = "open a write-behind";
-        self.ready().await;
+        const OPERATION: &str = "open a write-behind";
+        self.ensure_started().await;
         let args = vec![number(partitions.into())];
         let keys = std::slice::from_ref(state);
-        let reply = self.queue(DOING, &ATTACH, keys, args).await?;
-        reply.into_string().ok_or_else(|| unexpected(DOING))
+        let reply = self.queue(OPERATION, &ATTACH, keys, args).await?;
+        reply.into_string().ok_or_else(|| unexpected(OPERATION))
     }
 
     pub(crate) async fn queue_accept(
@@ -150,7 +150,7 @@ impl Redis {
         record: Vec<u8>,
         wake: Notice,
     ) -> Result<Accepted, RemoteError> {
-        self.ready().await;
+        self.ensure_started().await;
         let client = self.shared.client();
         if !client.is_connected() {
             return Ok(Accepted::NotConnected);
@@ -164,7 +164,13 @@ impl Redis {
         ];
         let keys = [keys.stream.clone(), keys.state.clone()];
         let reply = self
-            .run_on((&client, Guarded::No), "write", &ACCEPT, &keys, args)
+            .run_on(
+                (&client, BreakerUse::Bypassed),
+                "write",
+                &ACCEPT,
+                &keys,
+                args,
+            )
             .await?;
         reply::accepted(reply).ok_or_else(|| unexpected("write"))
     }
@@ -176,8 +182,8 @@ impl Redis {
         max: u64,
         wake: Notice,
     ) -> Result<Accepted, RemoteError> {
-        const DOING: &str = "re-drive a dead letter";
-        self.ready().await;
+        const OPERATION: &str = "re-drive a dead letter";
+        self.ensure_started().await;
         let client = self.shared.client();
         if !client.is_connected() {
             return Ok(Accepted::NotConnected);
@@ -190,27 +196,33 @@ impl Redis {
         ];
         let keys = [keys.stream.clone(), keys.dead.clone()];
         let reply = self
-            .run_on((&client, Guarded::No), DOING, &REDRIVE, &keys, args)
+            .run_on(
+                (&client, BreakerUse::Bypassed),
+                OPERATION,
+                &REDRIVE,
+                &keys,
+                args,
+            )
             .await?;
-        reply::accepted(reply).ok_or_else(|| unexpected(DOING))
+        reply::accepted(reply).ok_or_else(|| unexpected(OPERATION))
     }
 
     pub(crate) async fn queue_claim(
         &self,
         keys: &QueueKeys,
-        hold: &Hold,
+        lease: &PartitionLease,
         partitions: u16,
     ) -> Result<Claimed, RemoteError> {
-        const DOING: &str = "claim a partition";
-        self.ready().await;
+        const OPERATION: &str = "claim a partition";
+        self.ensure_started().await;
         let args = vec![
-            hold.token.clone().into(),
-            number(hold.ttl_ms),
+            lease.token.clone().into(),
+            number(lease.ttl_ms),
             number(partitions.into()),
         ];
         let keys = [keys.lease.clone(), keys.state.clone()];
-        let reply = self.queue(DOING, &CLAIM, &keys, args).await?;
-        reply::claimed(reply).ok_or_else(|| unexpected(DOING))
+        let reply = self.queue(OPERATION, &CLAIM, &keys, args).await?;
+        reply::claimed(reply).ok_or_else(|| unexpected(OPERATION))
     }
 
     /// Acknowledges, renews the lease, and reads up to `count` unacknowledged entries, the oldest
@@ -218,44 +230,44 @@ impl Redis {
     pub(crate) async fn queue_advance(
         &self,
         keys: &QueueKeys,
-        hold: &Hold,
+        lease: &PartitionLease,
         applied: &[StreamId],
         count: usize,
     ) -> Result<Option<Vec<RawEntry>>, RemoteError> {
-        const DOING: &str = "read a partition";
+        const OPERATION: &str = "read a partition";
         let mut args = vec![
-            hold.token.clone().into(),
-            number(hold.ttl_ms),
+            lease.token.clone().into(),
+            number(lease.ttl_ms),
             number(count as u64),
         ];
         args.extend(applied.iter().copied().map(id));
         let keys = [keys.stream.clone(), keys.lease.clone()];
-        let reply = self.queue(DOING, &ADVANCE, &keys, args).await?;
+        let reply = self.queue(OPERATION, &ADVANCE, &keys, args).await?;
         let mut reply = reply.into_array().into_iter();
         match reply.next().and_then(|code| code.as_u64()) {
             Some(0) => Ok(None),
             Some(1) => {
                 let entries = reply.next().and_then(reply::entries);
-                entries.map(Some).ok_or_else(|| unexpected(DOING))
+                entries.map(Some).ok_or_else(|| unexpected(OPERATION))
             }
-            _ => Err(unexpected(DOING)),
+            _ => Err(unexpected(OPERATION)),
         }
     }
 
     /// Stores what failed. `false`: the lease is lost, nothing was done.
-    pub(crate) async fn queue_note(
+    pub(crate) async fn queue_store_failures(
         &self,
         keys: &QueueKeys,
-        hold: &Hold,
-        noted: Noted,
+        lease: &PartitionLease,
+        failure_state: FailureState,
     ) -> Result<bool, RemoteError> {
         let none = || Value::from_static_str("");
         let args = vec![
-            hold.token.clone().into(),
-            number(hold.ttl_ms),
-            noted.failed.map_or_else(none, id),
-            number(noted.failures.into()),
-            noted.isolate.map_or_else(none, id),
+            lease.token.clone().into(),
+            number(lease.ttl_ms),
+            failure_state.failed.map_or_else(none, id),
+            number(failure_state.failures.into()),
+            failure_state.isolate.map_or_else(none, id),
         ];
         let keys = [keys.lease.clone(), keys.state.clone()];
         let reply = self.queue("note a failure", &NOTE, &keys, args).await?;
@@ -264,45 +276,45 @@ impl Redis {
 
     /// Moves an entry to the dead letters; answers how many of these were dropped for it. `None`:
     /// the lease is lost, nothing was done.
-    pub(crate) async fn queue_bury(
+    pub(crate) async fn queue_dead_letter(
         &self,
         keys: &QueueKeys,
-        hold: &Hold,
+        lease: &PartitionLease,
         entry: StreamId,
         error: &str,
         attempts: u32,
         max: u64,
     ) -> Result<Option<u64>, RemoteError> {
-        const DOING: &str = "dead-letter a write";
+        const OPERATION: &str = "dead-letter a write";
         let args = vec![
-            hold.token.clone().into(),
-            number(hold.ttl_ms),
+            lease.token.clone().into(),
+            number(lease.ttl_ms),
             id(entry),
             Value::from(error),
             number(attempts.into()),
             number(max),
         ];
         let keys = [keys.stream.clone(), keys.lease.clone(), keys.dead.clone()];
-        let reply = self.queue(DOING, &BURY, &keys, args).await?;
+        let reply = self.queue(OPERATION, &DEAD_LETTER, &keys, args).await?;
         let mut reply = reply.into_array().into_iter();
         match reply.next().and_then(|code| code.as_u64()) {
             Some(0) => Ok(None),
             Some(1) => Ok(reply.next().and_then(|dropped| dropped.as_u64())),
-            _ => Err(unexpected(DOING)),
+            _ => Err(unexpected(OPERATION)),
         }
     }
 
     /// Gives a partition up, and tells those who wait for one.
-    pub(crate) async fn queue_free(
+    pub(crate) async fn queue_release(
         &self,
         keys: &QueueKeys,
-        hold: &Hold,
-        tell: Notice,
+        lease: &PartitionLease,
+        notice: Notice,
     ) -> Result<(), RemoteError> {
         let args = vec![
-            hold.token.clone().into(),
-            tell.channel.into(),
-            tell.message.into(),
+            lease.token.clone().into(),
+            notice.channel.into(),
+            notice.message.into(),
         ];
         let keys = std::slice::from_ref(&keys.lease);
         let freed = self.queue("give up a partition", &FREE, keys, args).await;
@@ -310,18 +322,18 @@ impl Redis {
     }
 
     /// Says that a worker lives, for so long, or with zero that it leaves. Answers how many live.
-    pub(crate) async fn queue_enlist(
+    pub(crate) async fn queue_register(
         &self,
         workers: &Bytes,
         worker: &Bytes,
         ttl_ms: u64,
     ) -> Result<u64, RemoteError> {
-        const DOING: &str = "count the workers";
-        self.ready().await;
+        const OPERATION: &str = "count the workers";
+        self.ensure_started().await;
         let args = vec![worker.clone().into(), number(ttl_ms)];
         let keys = std::slice::from_ref(workers);
-        let reply = self.queue(DOING, &ENLIST, keys, args).await?;
-        reply.as_u64().ok_or_else(|| unexpected(DOING))
+        let reply = self.queue(OPERATION, &REGISTER, keys, args).await?;
+        reply.as_u64().ok_or_else(|| unexpected(OPERATION))
     }
 
     /// How many entries there are, and the id of the oldest.
@@ -329,28 +341,30 @@ impl Redis {
         &self,
         stream: &Bytes,
     ) -> Result<(u64, Option<StreamId>), RemoteError> {
-        const DOING: &str = "look at a partition";
-        self.ready().await;
+        const OPERATION: &str = "look at a partition";
+        self.ensure_started().await;
         let client = self.shared.client();
         let command = |name| CustomCommand::new_static(name, ClusterHash::FirstKey, false);
         let length = self.send(&client, command("XLEN"), vec![stream.clone().into()]);
-        let length = length.await.map_err(|error| remote(DOING, error))?;
-        let length = length.as_u64().ok_or_else(|| unexpected(DOING))?;
+        let length = length
+            .await
+            .map_err(|error| remote_error(OPERATION, error))?;
+        let length = length.as_u64().ok_or_else(|| unexpected(OPERATION))?;
         if length == 0 {
             return Ok((0, None));
         }
-        let oldest = self.queue_range(DOING, stream, 1).await?;
+        let oldest = self.queue_range(OPERATION, stream, 1).await?;
         Ok((length, oldest.first().map(|entry| entry.id)))
     }
 
     /// The oldest entries of a stream.
     pub(crate) async fn queue_range(
         &self,
-        doing: &'static str,
+        operation: &'static str,
         stream: &Bytes,
         count: u64,
     ) -> Result<Vec<RawEntry>, RemoteError> {
-        self.ready().await;
+        self.ensure_started().await;
         let command = CustomCommand::new_static("XRANGE", ClusterHash::FirstKey, false);
         let word = Value::from_static_str;
         let args = vec![
@@ -362,36 +376,36 @@ impl Redis {
         ];
         let client = self.shared.client();
         let reply = self.send(&client, command, args).await;
-        let reply = reply.map_err(|error| remote(doing, error))?;
-        reply::entries(reply).ok_or_else(|| unexpected(doing))
+        let reply = reply.map_err(|error| remote_error(operation, error))?;
+        reply::entries(reply).ok_or_else(|| unexpected(operation))
     }
 
     /// Deletes an entry. `false`: there was none.
     pub(crate) async fn queue_delete(
         &self,
-        doing: &'static str,
+        operation: &'static str,
         stream: &Bytes,
         entry: StreamId,
     ) -> Result<bool, RemoteError> {
-        self.ready().await;
+        self.ensure_started().await;
         let command = CustomCommand::new_static("XDEL", ClusterHash::FirstKey, false);
         let args = vec![stream.clone().into(), id(entry)];
         let client = self.shared.client();
         let reply = self.send(&client, command, args).await;
-        let reply = reply.map_err(|error| remote(doing, error))?;
+        let reply = reply.map_err(|error| remote_error(operation, error))?;
         Ok(reply.as_u64() == Some(1))
     }
 
     async fn queue(
         &self,
-        doing: &'static str,
+        operation: &'static str,
         script: &Script,
         keys: &[Bytes],
         args: Vec<Value>,
     ) -> Result<Value, RemoteError> {
         self.run_on(
-            (&self.shared.client(), Guarded::No),
-            doing,
+            (&self.shared.client(), BreakerUse::Bypassed),
+            operation,
             script,
             keys,
             args,
@@ -408,6 +422,6 @@ fn id((ms, seq): StreamId) -> Value {
     Value::from(format!("{ms}-{seq}"))
 }
 
-fn unexpected(doing: &'static str) -> RemoteError {
-    RemoteError::because(RemoteKind::Refused, doing, "unexpected reply")
+fn unexpected(operation: &'static str) -> RemoteError {
+    RemoteError::because(RemoteKind::Refused, operation, "unexpected reply")
 }

@@ -22,7 +22,7 @@ use super::sink::ErasedSink;
 use super::worker::Worker;
 use crate::key::CacheKey;
 use crate::l2::Listener;
-use crate::l2::redis::queue::{Claimed, Hold};
+use crate::l2::redis::queue::{Claimed, PartitionLease};
 use crate::random;
 
 /// Makes the handle, and with a sink the tasks that work.
@@ -39,17 +39,17 @@ where
     if let Some(sink) = sink {
         let listener: Arc<dyn Listener> = core.clone();
         core.redis.listen(&core.channel, Arc::downgrade(&listener));
-        let steward = Steward {
+        let manager = PartitionManager {
             core: Arc::clone(&core),
             sink,
-            name: token(),
+            worker_id: random_token(),
             share: core.partitions.len(),
-            held: HashMap::new(),
+            owned: HashMap::new(),
             tasks: JoinSet::new(),
             not_before: vec![Instant::now(); core.partitions.len()],
         };
         tokio::spawn(async move {
-            steward.run(stopped).await;
+            manager.run(stopped).await;
             drop(ending);
         });
     }
@@ -60,65 +60,70 @@ where
 }
 
 /// What nobody else has.
-fn token() -> Bytes {
+fn random_token() -> Bytes {
     let token: String = random::bytes().map(|byte| format!("{byte:02x}")).concat();
     token.into()
 }
 
-struct Steward<K, V> {
+struct PartitionManager<K, V> {
     core: Arc<Core<K, V>>,
     sink: Arc<dyn ErasedSink<K, V>>,
-    name: Bytes,
+    worker_id: Bytes,
     /// How many partitions are for this worker.
     share: usize,
-    held: HashMap<u16, Held>,
+    owned: HashMap<u16, OwnedPartition>,
     tasks: JoinSet<()>,
     /// When another worker's lease on a partition may have ended.
     not_before: Vec<Instant>,
 }
 
 /// A partition that a task of this process works on.
-struct Held {
+struct OwnedPartition {
     task: Id,
     stop: watch::Sender<bool>,
 }
 
-impl<K, V> Steward<K, V>
+impl<K, V> PartitionManager<K, V>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
     async fn run(mut self, mut stopped: watch::Receiver<bool>) {
         let core = Arc::clone(&self.core);
-        let beat = core.config.lease_ttl / 3;
+        let heartbeat = core.config.lease_ttl / 3;
         let mut next = Instant::now();
         while !is_set(&stopped) {
             if next <= Instant::now() {
-                next = Instant::now() + random::duration(beat * 3 / 4, beat);
-                self.count_workers().await;
+                next = Instant::now() + random::duration(heartbeat * 3 / 4, heartbeat);
+                self.register().await;
             }
-            self.take_share(&stopped).await;
+            self.claim_share(&stopped).await;
             tokio::select! {
                 () = set(&mut stopped) => {}
                 () = core.free.notified() => {}
                 () = tokio::time::sleep_until(next) => {}
-                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+                Some(ended) = self.tasks.join_next_with_id() => self.remove_ended(ended),
             }
         }
-        for held in self.held.values() {
-            held.stop.send_replace(true);
+        for owned in self.owned.values() {
+            owned.stop.send_replace(true);
         }
         while let Some(ended) = self.tasks.join_next_with_id().await {
-            self.ended(ended);
+            self.remove_ended(ended);
         }
         // Where this is lost, it counts as alive for one lease.
-        let _ = core.redis.queue_enlist(&core.workers, &self.name, 0).await;
+        let _ = core
+            .redis
+            .queue_register(&core.workers, &self.worker_id, 0)
+            .await;
     }
 
-    async fn count_workers(&mut self) {
+    async fn register(&mut self) {
         let core = &self.core;
         let ttl_ms = crate::ttl::millis(core.config.lease_ttl);
-        let live = core.redis.queue_enlist(&core.workers, &self.name, ttl_ms);
+        let live = core
+            .redis
+            .queue_register(&core.workers, &self.worker_id, ttl_ms);
         // Without an answer the share stays what it was: the leases decide.
         if let Ok(live) = live.await {
             let live = usize::try_from(live).unwrap_or(usize::MAX).max(1);
@@ -126,11 +131,11 @@ where
         }
     }
 
-    async fn take_share(&mut self, stopped: &watch::Receiver<bool>) {
+    async fn claim_share(&mut self, stopped: &watch::Receiver<bool>) {
         // Those that were told to stop stay among those held until their batch is done.
-        let staying = || self.held.values().filter(|held| !*held.stop.borrow());
-        for held in staying().take(staying().count().saturating_sub(self.share)) {
-            held.stop.send_replace(true);
+        let kept = || self.owned.values().filter(|owned| !*owned.stop.borrow());
+        for owned in kept().take(kept().count().saturating_sub(self.share)) {
+            owned.stop.send_replace(true);
         }
         let core = Arc::clone(&self.core);
         let count = core.config.partitions;
@@ -138,12 +143,12 @@ where
         let first = u16::try_from(random::number() % u64::from(count)).unwrap_or_default();
         for partition in (first..count).chain(0..first) {
             let at = usize::from(partition);
-            if self.held.len() >= self.share || is_set(stopped) {
+            if self.owned.len() >= self.share || is_set(stopped) {
                 return;
             }
             let freed = core.partitions[at].freed.swap(false, Ordering::SeqCst);
             let due = freed || self.not_before[at] <= Instant::now();
-            if due && !self.held.contains_key(&partition) {
+            if due && !self.owned.contains_key(&partition) {
                 self.claim(partition).await;
             }
         }
@@ -151,23 +156,23 @@ where
 
     async fn claim(&mut self, partition: u16) {
         let (core, at) = (&self.core, usize::from(partition));
-        let hold = Hold {
-            token: token(),
+        let lease = PartitionLease {
+            token: random_token(),
             ttl_ms: crate::ttl::millis(core.config.lease_ttl),
         };
         let sent = Instant::now();
         let keys = &core.partitions[at].keys;
-        let claimed = core.redis.queue_claim(keys, &hold, core.config.partitions);
+        let claimed = core.redis.queue_claim(keys, &lease, core.config.partitions);
         match claimed.await {
             Ok(Claimed::Granted(granted)) => {
                 core.counters.claimed.add(1);
                 let epoch = granted.epoch;
-                core.tell(&Event::Claimed { partition, epoch });
+                core.emit(&Event::Claimed { partition, epoch });
                 let (stop, stopped) = watch::channel(false);
                 let (core, sink) = (Arc::clone(core), Arc::clone(&self.sink));
-                let worker = Worker::new(core, sink, partition, hold, sent, granted);
+                let worker = Worker::new(core, sink, partition, lease, sent, granted);
                 let task = self.tasks.spawn(worker.run(stopped)).id();
-                self.held.insert(partition, Held { task, stop });
+                self.owned.insert(partition, OwnedPartition { task, stop });
             }
             Ok(Claimed::Held(ms)) => {
                 let left = Duration::from_millis(ms).min(core.config.lease_ttl);
@@ -175,23 +180,23 @@ where
             }
             Ok(Claimed::Partitions(there)) => {
                 self.not_before[at] = Instant::now() + core.config.lease_ttl;
-                core.tell(&Event::Disagreement { partition, there });
+                core.emit(&Event::Disagreement { partition, there });
             }
             Err(_) => self.not_before[at] = Instant::now() + core.config.lease_ttl / 3,
         }
     }
 
     /// A task has ended: it gave its partition up, or lost it.
-    fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
+    fn remove_ended(&mut self, ended: Result<(Id, ()), JoinError>) {
         let id = match &ended {
             Ok((id, ())) => *id,
             Err(error) => error.id(),
         };
-        let partition = self.held.iter().find(|(_, held)| held.task == id);
+        let partition = self.owned.iter().find(|(_, owned)| owned.task == id);
         let Some((&partition, _)) = partition else {
             return;
         };
-        self.held.remove(&partition);
+        self.owned.remove(&partition);
         // Others come first, whether it was given up or lost.
         let pause = self.core.config.lease_ttl / 3;
         self.not_before[usize::from(partition)] = Instant::now() + pause;

@@ -11,7 +11,7 @@ use crate::random;
 /// A fleet that has lost its server at one moment does not come back as one. fred adds its jitter to a
 /// pause *before* it cuts it off at the longest, which is therefore the same for everybody; so each
 /// connection draws its first pause and its longest, and falls out of step with the others.
-pub(super) fn reconnect() -> ReconnectPolicy {
+pub(super) fn reconnect_policy() -> ReconnectPolicy {
     let ms = |least, most| {
         let drawn = random::duration(Duration::from_millis(least), Duration::from_millis(most));
         u32::try_from(drawn.as_millis()).unwrap_or(u32::MAX)
@@ -51,7 +51,7 @@ mod tests {
     }
 
     fn first_after(outage: u64) -> u64 {
-        let (mut policy, mut at) = (reconnect(), 0);
+        let (mut policy, mut at) = (reconnect_policy(), 0);
         while at < outage {
             at += policy.next_delay().unwrap_or(outage);
         }
@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn the_first_attempts_come_soon() {
         for _ in 0..100 {
-            let mut policy = reconnect();
+            let mut policy = reconnect_policy();
             let first: u64 = (0..4).filter_map(|_| policy.next_delay()).sum();
             assert!(first < 250, "{first} ms");
         }

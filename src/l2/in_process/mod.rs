@@ -58,7 +58,7 @@ pub struct InProcess {
     shared: Arc<Shared>,
     /// Whoever works with this handle is dead: nothing of it is carried out any more.
     #[cfg(all(test, feature = "bincode"))]
-    dead: Arc<std::sync::atomic::AtomicBool>,
+    killed: Arc<std::sync::atomic::AtomicBool>,
 }
 
 struct Shared {
@@ -66,9 +66,9 @@ struct Shared {
     store: Mutex<Store>,
     listeners: Mutex<HashMap<Bytes, Vec<Weak<dyn Listener>>>>,
     /// Messages that nobody has been told yet.
-    said: Mutex<VecDeque<Notice>>,
+    undelivered: Mutex<VecDeque<Notice>>,
     /// Held by whoever tells them.
-    telling: Mutex<()>,
+    delivery: Mutex<()>,
     commands: AtomicU64,
     /// Where the tier's clock began: the wall clock at that moment, and tokio's.
     started_ms: u64,
@@ -81,24 +81,24 @@ struct Shared {
     #[cfg(all(test, feature = "bincode"))]
     latency_ms: AtomicU64,
     #[cfg(feature = "testing")]
-    trouble: Option<faults::Trouble>,
+    faults: Option<faults::FaultState>,
 }
 
 #[derive(Default)]
 struct Store {
-    records: HashMap<Bytes, Stored>,
-    marks: HashMap<Bytes, Marks>,
+    records: HashMap<Bytes, StoredRecord>,
+    marks: HashMap<Bytes, StoredMarks>,
     /// Expired records are swept when the map has grown to this.
     sweep_at: usize,
 }
 
-struct Stored {
+struct StoredRecord {
     bytes: Bytes,
-    until: Instant,
+    expires_at: Instant,
 }
 
 /// What was invalidated as a whole in one cache.
-struct Marks {
+struct StoredMarks {
     marked: Marked,
     /// What was loaded before and has any tag is dead.
     floor: u64,
@@ -106,16 +106,16 @@ struct Marks {
 }
 
 /// Tags whose marks are kept; then the older half goes.
-const MOST_TAGS: usize = 100_000;
+const MAX_TAGS: usize = 100_000;
 
-const SWEEP_FROM: usize = 1024;
+const MIN_SWEEP_SIZE: usize = 1024;
 
 impl Store {
-    fn get(&mut self, key: &[u8], now: Instant) -> Option<&mut Stored> {
+    fn get(&mut self, key: &[u8], now: Instant) -> Option<&mut StoredRecord> {
         if self
             .records
             .get(key)
-            .is_some_and(|stored| stored.until <= now)
+            .is_some_and(|stored| stored.expires_at <= now)
         {
             self.records.remove(key);
         }
@@ -123,24 +123,24 @@ impl Store {
     }
 
     fn set(&mut self, key: &Bytes, bytes: impl Into<Bytes>, ttl_ms: u64, now: Instant) {
-        if self.records.len() >= self.sweep_at.max(SWEEP_FROM) {
-            self.records.retain(|_, stored| stored.until > now);
+        if self.records.len() >= self.sweep_at.max(MIN_SWEEP_SIZE) {
+            self.records.retain(|_, stored| stored.expires_at > now);
             self.sweep_at = self.records.len() * 2;
         }
-        let until = ttl::deadline(now, Duration::from_millis(ttl_ms));
+        let expires_at = ttl::deadline(now, Duration::from_millis(ttl_ms));
         self.records.insert(
             key.clone(),
-            Stored {
+            StoredRecord {
                 bytes: bytes.into(),
-                until,
+                expires_at,
             },
         );
     }
 
     /// Looks at the marks of a cache, as the script does on a server.
-    fn look(&mut self, key: &Bytes, look: &Look) -> (Marked, u64) {
+    fn update_marks(&mut self, key: &Bytes, look: &Look) -> (Marked, u64) {
         if !self.marks.contains_key(key) {
-            let marks = Marks {
+            let marks = StoredMarks {
                 marked: Marked {
                     era: new_era(),
                     ..Marked::default()
@@ -168,9 +168,9 @@ impl Store {
             Raise::Tag(tag) => {
                 marked.mark += 1;
                 marks.tags.insert(tag, marked.mark);
-                if marks.tags.len() > MOST_TAGS {
+                if marks.tags.len() > MAX_TAGS {
                     let mut ages: Vec<u64> = marks.tags.values().copied().collect();
-                    let (_, middle, _) = ages.select_nth_unstable(MOST_TAGS / 2);
+                    let (_, middle, _) = ages.select_nth_unstable(MAX_TAGS / 2);
                     marks.floor = *middle;
                     marks.tags.retain(|_, mark| *mark > marks.floor);
                 }
@@ -195,25 +195,25 @@ impl Store {
         let mut marked = stored.bytes.to_vec();
         marked[WAITERS] = 1;
         stored.bytes = marked.into();
-        Some(ttl::millis(stored.until - now))
+        Some(ttl::millis(stored.expires_at - now))
     }
 
     /// Keeps a record for so long at least.
-    fn live_on(&mut self, key: &[u8], ttl_ms: u64, now: Instant) {
+    fn extend_ttl(&mut self, key: &[u8], ttl_ms: u64, now: Instant) {
         if let Some(stored) = self.get(key, now) {
             let least = ttl::deadline(now, Duration::from_millis(ttl_ms));
-            stored.until = stored.until.max(least);
+            stored.expires_at = stored.expires_at.max(least);
         }
     }
 
     /// The record that still has this head.
-    fn with_head(&mut self, key: &[u8], head: Head, now: Instant) -> Option<&mut Stored> {
+    fn with_head(&mut self, key: &[u8], head: Head, now: Instant) -> Option<&mut StoredRecord> {
         self.get(key, now)
             .filter(|stored| stored.bytes.get(..HEAD) == Some(&head))
     }
 }
 
-impl Stored {
+impl StoredRecord {
     fn waited_for(&self) -> bool {
         envelope::is_lease(&self.bytes) && self.bytes[WAITERS] != 0
     }
@@ -227,8 +227,8 @@ impl Shared {
         Self {
             store: Mutex::default(),
             listeners: Mutex::default(),
-            said: Mutex::default(),
-            telling: Mutex::default(),
+            undelivered: Mutex::default(),
+            delivery: Mutex::default(),
             commands: AtomicU64::new(0),
             started_ms: ttl::millis(wall),
             started: Instant::now(),
@@ -239,7 +239,7 @@ impl Shared {
             #[cfg(all(test, feature = "bincode"))]
             latency_ms: AtomicU64::new(0),
             #[cfg(feature = "testing")]
-            trouble: None,
+            faults: None,
         }
     }
 }
@@ -256,7 +256,7 @@ impl InProcess {
         Self {
             shared: Arc::new(Shared::new()),
             #[cfg(all(test, feature = "bincode"))]
-            dead: Arc::default(),
+            killed: Arc::default(),
         }
     }
 
@@ -274,7 +274,7 @@ impl InProcess {
             .lock()
             .records
             .values()
-            .filter(|stored| stored.until > now)
+            .filter(|stored| stored.expires_at > now)
             .count()
     }
 
@@ -286,7 +286,7 @@ impl InProcess {
     /// Messages come without a connection, unless a test puts one in between.
     pub(crate) fn is_direct(&self) -> bool {
         #[cfg(feature = "testing")]
-        if self.shared.trouble.is_some() {
+        if self.shared.faults.is_some() {
             return false;
         }
         #[cfg(all(test, feature = "bincode"))]
@@ -310,7 +310,7 @@ impl InProcess {
             .started_ms
             .saturating_add(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
         #[cfg(feature = "testing")]
-        let now = self.shift(now);
+        let now = self.shifted_clock(now);
         Some(now)
     }
 
@@ -334,8 +334,8 @@ impl InProcess {
             .push(listener);
         let Some(listener) = strong else { return };
         #[cfg(feature = "testing")]
-        if !self.is_heard() {
-            return self.turn_away(&*listener);
+        if !self.channel_stands() {
+            return self.refuse_listener(&*listener);
         }
         listener.on_up();
     }
@@ -397,16 +397,16 @@ impl InProcess {
             }
             let mut failures = 0;
             // Whoever refreshes a record that is dead holds up nobody.
-            let heeds = !matches!(over, Over::Useless(_));
+            let respects_claim = !matches!(over, Over::Useless(_));
             if let Some(left) = store
                 .held_by_another(&keys.claim, known, now)
-                .filter(|_| heeds)
+                .filter(|_| respects_claim)
             {
                 return Acquired::Held(left);
             }
-            if let Some(claim) = store.get(&keys.claim, now).filter(|_| heeds) {
+            if let Some(claim) = store.get(&keys.claim, now).filter(|_| respects_claim) {
                 if let Some((hold_ms, failed)) = envelope::failed(&claim.bytes) {
-                    let left = ttl::millis(claim.until - now).saturating_sub(hold_ms);
+                    let left = ttl::millis(claim.expires_at - now).saturating_sub(hold_ms);
                     if left > 0 {
                         return Acquired::Failed(left);
                     }
@@ -415,7 +415,7 @@ impl InProcess {
             }
             if refresh {
                 store.set(&keys.claim, lease, ttl_ms, now);
-                store.live_on(&keys.record, ttl_ms, now);
+                store.extend_ttl(&keys.record, ttl_ms, now);
             } else {
                 store.set(&keys.record, lease, ttl_ms, now);
             }
@@ -486,9 +486,9 @@ impl InProcess {
             let Some(stored) = store.with_head(key, head, now) else {
                 return false;
             };
-            stored.until = ttl::deadline(now, Duration::from_millis(ttl_ms));
+            stored.expires_at = ttl::deadline(now, Duration::from_millis(ttl_ms));
             if let Some(refreshed) = refreshed {
-                store.live_on(refreshed, ttl_ms, now);
+                store.extend_ttl(refreshed, ttl_ms, now);
             }
             true
         })
@@ -583,7 +583,7 @@ impl InProcess {
         };
         self.run(operation, |store, _| {
             let notice = look.notice.take();
-            let (marked, latest) = store.look(key, &look);
+            let (marked, latest) = store.update_marks(key, &look);
             if let Some(notice) = notice {
                 self.publish(marked_notice(notice, marked));
             }
@@ -605,8 +605,8 @@ impl InProcess {
             tags: Vec::new(),
             notice: None,
         };
-        self.uncounted("beat", |store, _| {
-            let (marked, _) = store.look(key, &look);
+        self.run_uncounted("beat", |store, _| {
+            let (marked, _) = store.update_marks(key, &look);
             let notice = Notice {
                 channel: Bytes::new(),
                 message: message.into(),
@@ -652,14 +652,14 @@ impl InProcess {
         what: impl FnOnce(&mut Store, Instant) -> T,
     ) -> Result<T, RemoteError> {
         self.shared.commands.fetch_add(1, Ordering::Relaxed);
-        self.uncounted(operation, what).await
+        self.run_uncounted(operation, what).await
     }
 
     #[cfg_attr(
         not(any(test, feature = "testing")),
         expect(clippy::unused_async, reason = "tests stop it at a gate")
     )]
-    async fn uncounted<T>(
+    async fn run_uncounted<T>(
         &self,
         operation: &'static str,
         what: impl FnOnce(&mut Store, Instant) -> T,
@@ -668,51 +668,51 @@ impl InProcess {
         self.pass(operation, When::Before).await?;
         let _ = operation;
         #[cfg(feature = "testing")]
-        let fault = self.set_out(operation).await?;
+        let fault = self.before_operation(operation).await?;
         let result = what(&mut self.shared.store.lock(), Instant::now());
         self.deliver();
         #[cfg(all(test, feature = "bincode"))]
         self.pass(operation, When::After).await?;
         #[cfg(feature = "testing")]
-        self.come_back(operation, fault).await?;
+        self.after_operation(operation, fault).await?;
         Ok(result)
     }
 
     /// Says something to those who listen: under the store's lock, so in the order of execution.
     fn publish(&self, notice: Notice) {
-        self.shared.said.lock().push_back(notice);
+        self.shared.undelivered.lock().push_back(notice);
     }
 
     /// Tells what was said, each message to everyone before the next one, without the store's lock.
     fn deliver(&self) {
         loop {
             // Whoever finds this locked leaves its message to the one who tells.
-            let Some(telling) = self.shared.telling.try_lock() else {
+            let Some(delivering) = self.shared.delivery.try_lock() else {
                 return;
             };
-            while let Some(notice) = self.next_said() {
+            while let Some(notice) = self.next_undelivered() {
                 #[cfg(all(test, feature = "bincode"))]
-                self.put_on_wires(&notice);
-                for listener in self.listening(&notice.channel) {
+                self.send_over_wires(&notice);
+                for listener in self.listeners_on(&notice.channel) {
                     listener.on_message(&notice.message);
                 }
             }
-            drop(telling);
+            drop(delivering);
             // Left between the last look and the unlocking.
-            if self.shared.said.lock().is_empty() {
+            if self.shared.undelivered.lock().is_empty() {
                 return;
             }
         }
     }
 
-    fn next_said(&self) -> Option<Notice> {
-        self.shared.said.lock().pop_front()
+    fn next_undelivered(&self) -> Option<Notice> {
+        self.shared.undelivered.lock().pop_front()
     }
 
     /// Who hears a channel; the one without a name is heard by all.
-    fn listening(&self, channel: &Bytes) -> Vec<Arc<dyn Listener>> {
+    fn listeners_on(&self, channel: &Bytes) -> Vec<Arc<dyn Listener>> {
         #[cfg(feature = "testing")]
-        if !self.is_heard() {
+        if !self.channel_stands() {
             return Vec::new();
         }
         let listeners = self.shared.listeners.lock();
