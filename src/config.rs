@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::health::OnEvent;
-use crate::life::Windows;
+use crate::lifetime::Windows;
 use crate::random;
 use crate::ttl;
 
@@ -86,7 +86,7 @@ impl Config {
     }
 
     /// How long a value that was just loaded is fresh. `asked`: what the loader said of it.
-    pub(crate) fn life(&self, asked: Option<Duration>, first_life: bool) -> Duration {
+    pub(crate) fn draw_ttl(&self, asked: Option<Duration>, first_life: bool) -> Duration {
         let ttl = asked.unwrap_or(self.ttl).min(ttl::LONGEST);
         if first_life && self.cold_start_spread {
             ttl::first_life(ttl, random::share())
@@ -97,15 +97,15 @@ impl Config {
 
     /// How long L1 may answer what it has just stored. The processes of a fleet draw for themselves,
     /// or they would all come back to L2 together.
-    pub(crate) fn l1_bound(&self) -> Duration {
+    pub(crate) fn l1_lifetime(&self) -> Duration {
         self.l1_ttl.map_or(ttl::LONGEST, |bound| {
             ttl::jittered(bound, self.ttl_jitter, random::share())
         })
     }
 
     /// How long L2 keeps what is fresh for `life`.
-    pub(crate) fn hard_life(&self, life: Duration, lingers: bool) -> Duration {
-        if lingers {
+    pub(crate) fn hard_ttl(&self, life: Duration, has_stale_windows: bool) -> Duration {
+        if has_stale_windows {
             life + self.windows.longest()
         } else {
             life

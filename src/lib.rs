@@ -213,7 +213,7 @@ pub mod inspect;
 mod key;
 mod l1;
 mod l2;
-mod life;
+mod lifetime;
 mod loader;
 mod many;
 mod random;

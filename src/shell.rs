@@ -73,11 +73,11 @@ where
         let engine = &*self.engine;
         let hot = self.typed.hot(hash, key)?;
         let (view, now) = (hot.view()?, now());
-        if !engine.is_calm(&view, now) {
+        if !engine.is_plain_hit(&view, now) {
             return None;
         }
         let answer = answer(&view, now);
-        if engine.stats.quick_hits.add() % SAMPLE == 0 {
+        if engine.stats.hot_hits.add() % SAMPLE == 0 {
             self.typed
                 .touch(&engine.l1, hash, &hot, engine.zero.nanos(now));
         }
@@ -105,10 +105,10 @@ where
             return PlainHit::Nothing;
         };
         let now = now();
-        if !self.engine.is_calm(&view, now) {
+        if !self.engine.is_plain_hit(&view, now) {
             return PlainHit::NeedsCheck(slot);
         }
-        if self.engine.stats.calm_hits.add() % SAMPLE == SAMPLE - 1 && self.typed.may_move_up(hash)
+        if self.engine.stats.plain_hits.add() % SAMPLE == SAMPLE - 1 && self.typed.may_promote(hash)
         {
             let key = self.hashed_key(key.to_owned(), hash);
             self.engine.promote(&key);

@@ -48,9 +48,9 @@ macro_rules! stats {
         pub(crate) struct Counters {
             $(pub(crate) $name: Counter,)*
             /// Hits of the front: counted apart, because many threads count them.
-            pub(crate) quick_hits: Spread,
+            pub(crate) hot_hits: ShardedCounter,
             /// Hits of L1 behind its front.
-            pub(crate) calm_hits: Spread,
+            pub(crate) plain_hits: ShardedCounter,
         }
 
         /// The name of each counter, and a snapshot in which it alone is one.
@@ -62,7 +62,7 @@ macro_rules! stats {
         impl Counters {
             pub(crate) fn snapshot(&self) -> Stats {
                 let mut stats = Stats { $($name: self.$name.so_far(),)* };
-                stats.l1_hits += self.quick_hits.sum() + self.calm_hits.sum();
+                stats.l1_hits += self.hot_hits.sum() + self.plain_hits.sum();
                 stats
             }
         }
@@ -164,58 +164,58 @@ impl Counter {
 }
 
 /// Lanes that are one thread's, which adds without a word to the others.
-const OWN: usize = 16;
+const OWN_CELLS: usize = 16;
 /// All lanes: where there are more threads, those share the rest.
-const LANES: usize = OWN + 8;
+const CELLS: usize = OWN_CELLS + 8;
 
 /// A counter that threads add to side by side: one cache line for each, or for a few.
 #[derive(Debug, Default)]
-pub(crate) struct Spread([Lane; LANES]);
+pub(crate) struct ShardedCounter([Cell; CELLS]);
 
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Lane(AtomicU64);
+struct Cell(AtomicU64);
 
 /// A lane of all such counters, while a thread lives.
-struct Place(usize);
+struct CellOfThread(usize);
 
 /// Places that threads have left, and how many were taken.
-static PLACES: Mutex<(Vec<usize>, usize)> = Mutex::new((Vec::new(), 0));
+static CELLS_TAKEN: Mutex<(Vec<usize>, usize)> = Mutex::new((Vec::new(), 0));
 
-impl Place {
+impl CellOfThread {
     fn take() -> Self {
-        let mut places = PLACES.lock();
+        let mut places = CELLS_TAKEN.lock();
         let (left, taken) = &mut *places;
         Self(left.pop().unwrap_or_else(|| {
             *taken += 1;
             match *taken - 1 {
-                own @ ..OWN => own,
-                more => OWN + more % (LANES - OWN),
+                own @ ..OWN_CELLS => own,
+                more => OWN_CELLS + more % (CELLS - OWN_CELLS),
             }
         }))
     }
 }
 
-impl Drop for Place {
+impl Drop for CellOfThread {
     fn drop(&mut self) {
-        if self.0 < OWN {
-            PLACES.lock().0.push(self.0);
+        if self.0 < OWN_CELLS {
+            CELLS_TAKEN.lock().0.push(self.0);
         }
     }
 }
 
 thread_local! {
-    static PLACE: Place = Place::take();
+    static CELL: CellOfThread = CellOfThread::take();
 }
 
-impl Spread {
+impl ShardedCounter {
     /// Answers how many this thread's lane had before.
     #[inline]
     pub(crate) fn add(&self) -> u64 {
         // A thread that ends has none any more.
-        let at = PLACE.try_with(|place| place.0).unwrap_or(OWN);
-        let Lane(count) = &self.0[at];
-        if at >= OWN {
+        let at = CELL.try_with(|place| place.0).unwrap_or(OWN_CELLS);
+        let Cell(count) = &self.0[at];
+        if at >= OWN_CELLS {
             return count.fetch_add(1, Ordering::Relaxed);
         }
         // Nobody else writes here, and whoever did before has let go of the place.
@@ -239,7 +239,7 @@ mod tests {
     /// Threads come and go, and more of them live at once than have a lane of their own.
     #[test]
     fn every_thread_counts_and_no_lane_is_that_of_two() {
-        let (counter, threads) = (Spread::default(), 2 * LANES);
+        let (counter, threads) = (ShardedCounter::default(), 2 * CELLS);
         for _ in 0..3 {
             let all_live = std::sync::Barrier::new(threads);
             let places: Vec<usize> = std::thread::scope(|scope| {
@@ -251,15 +251,18 @@ mod tests {
                                 counter.add();
                             }
                             all_live.wait();
-                            PLACE.with(|place| place.0)
+                            CELL.with(|place| place.0)
                         })
                     })
                     .collect();
                 let ended = running.into_iter().map(|thread| thread.join());
                 ended.map(|place| place.expect("a place")).collect()
             });
-            assert!(places.iter().all(|&place| place < LANES));
-            let mut own: Vec<usize> = places.into_iter().filter(|&place| place < OWN).collect();
+            assert!(places.iter().all(|&place| place < CELLS));
+            let mut own: Vec<usize> = places
+                .into_iter()
+                .filter(|&place| place < OWN_CELLS)
+                .collect();
             let some = own.len();
             own.sort_unstable();
             own.dedup();

@@ -180,8 +180,8 @@ impl Header {
     }
 
     /// What tells this version of the value from others, short.
-    pub(crate) fn print(&self) -> u64 {
-        print(&self.token)
+    pub(crate) fn version_id(&self) -> u64 {
+        version_id(&self.token)
     }
 
     /// A whole record without payload.
@@ -313,7 +313,7 @@ fn is_expiry(state: &Expiry) -> bool {
 }
 
 /// What tells a version of a value from others, short.
-pub(crate) fn print(token: &Token) -> u64 {
+pub(crate) fn version_id(token: &Token) -> u64 {
     read_u64(token, 0)
 }
 

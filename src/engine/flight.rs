@@ -24,15 +24,15 @@ use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::aboard::Craft;
 use super::fence::Stamp;
+use super::inline::Driver;
 use super::together::Company;
 use crate::entry::Freshness;
 use crate::erased::{AnyError, AnyKey};
 use crate::error::Error;
 use crate::key::HashedKey;
 use crate::l1::Answer;
-use crate::life::{Life, Standing, Windows};
+use crate::lifetime::{Lifetime, Usability, Windows};
 use crate::random;
 use crate::telemetry::Trace;
 use crate::ttl;
@@ -46,13 +46,13 @@ const HELD_PER_SHARD: usize = 256;
 
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    Landed(Result<Answer, Error<AnyError>>),
+    Completed(Result<Answer, Error<AnyError>>),
     Abandoned,
 }
 
 /// What a flight is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Aim {
+pub(crate) enum Purpose {
     /// Callers that take what there is.
     Any,
     /// Callers that take nothing stale.
@@ -67,19 +67,19 @@ pub(crate) enum Aim {
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
     pub(crate) answer: Answer,
-    pub(crate) life: Life,
+    pub(crate) lifetime: Lifetime,
     /// Of an entry from L1: when it began to be read there, and what must not have happened since. The
     /// flight may have begun later, and may not even have registered.
     pub(crate) of_l1: Option<(Instant, Stamp)>,
     /// Which version of the value it is.
-    pub(crate) print: u64,
+    pub(crate) version_id: u64,
 }
 
 impl Found {
     /// As an answer at this moment.
     pub(crate) fn answer_at(&self, now: Instant) -> Answer {
         Answer {
-            freshness: self.life.freshness(now),
+            freshness: self.lifetime.freshness(now),
             ..self.answer.clone()
         }
     }
@@ -97,11 +97,11 @@ pub(crate) struct Flight {
     /// Its key was invalidated since it began, and L2 was not told: its lease may still be there, and
     /// is not to be filled against.
     revoked: AtomicBool,
-    pub(crate) aim: Aim,
+    pub(crate) purpose: Purpose,
     /// Its callers want to miss nothing that messages have not told yet: L2 is asked for everything.
     pub(crate) past_l1: bool,
     /// A load failed a moment ago: this flight may read and not load, and has this error to answer.
-    pub(crate) spared: Option<Error<AnyError>>,
+    pub(crate) held_error: Option<Error<AnyError>>,
     /// Failures in a row before it, as far as this process knows.
     pub(crate) failures: u32,
     /// Its load has begun.
@@ -111,16 +111,16 @@ pub(crate) struct Flight {
     /// The soft timeout is over: who waits may have what is there.
     late: AtomicBool,
     /// L1 was told to let it work.
-    calms: AtomicBool,
-    offer: Mutex<Option<Found>>,
+    suspends_refresh: AtomicBool,
+    interim_value: Mutex<Option<Found>>,
     company: Mutex<Company>,
     /// Who flies it.
-    pub(crate) craft: Craft,
+    pub(crate) driver: Driver,
     /// The lease that it waits for is gone, or the flight was detached: look again.
     pub(crate) wake: Notify,
     outcome: OnceLock<Outcome>,
     /// It has landed, or there is something else for those who wait.
-    news: Notify,
+    changed: Notify,
     trace: OnceLock<Trace>,
 }
 
@@ -135,27 +135,27 @@ pub(crate) fn now_in_serials() -> u64 {
 }
 
 impl Flight {
-    pub(crate) fn new(key: AnyKey, aim: Aim, begun: Instant) -> Self {
+    pub(crate) fn new(key: AnyKey, purpose: Purpose, begun: Instant) -> Self {
         Self {
             key,
             serial: SERIAL.fetch_add(1, Ordering::SeqCst) + 1,
             begun,
             epoch: AtomicU64::new(NOT_YET),
             revoked: AtomicBool::new(false),
-            aim,
+            purpose,
             past_l1: false,
-            spared: None,
+            held_error: None,
             failures: 0,
             loads: AtomicBool::new(false),
             awaited: AtomicBool::new(false),
             late: AtomicBool::new(false),
-            calms: AtomicBool::new(false),
-            offer: Mutex::new(None),
+            suspends_refresh: AtomicBool::new(false),
+            interim_value: Mutex::new(None),
             company: Mutex::new(Company::Alone),
-            craft: Craft::default(),
+            driver: Driver::default(),
             wake: Notify::new(),
             outcome: OnceLock::new(),
-            news: Notify::new(),
+            changed: Notify::new(),
             trace: OnceLock::new(),
         }
     }
@@ -192,45 +192,45 @@ impl Flight {
     }
 
     /// Puts up what callers may have, in the place of an earlier offer.
-    pub(crate) fn offer(&self, found: Found) {
-        *self.offer.lock() = Some(found);
-        self.news.notify_waiters();
+    pub(crate) fn set_interim(&self, found: Found) {
+        *self.interim_value.lock() = Some(found);
+        self.changed.notify_waiters();
     }
 
     /// Whether callers may have something.
-    pub(crate) fn has_offer(&self) -> bool {
-        self.offer.lock().is_some()
+    pub(crate) fn has_interim(&self) -> bool {
+        self.interim_value.lock().is_some()
     }
 
-    pub(crate) fn offered(&self) -> Option<Found> {
-        self.offer.lock().clone()
+    pub(crate) fn interim(&self) -> Option<Found> {
+        self.interim_value.lock().clone()
     }
 
     /// L1 leaves the entry to this flight, which has to say so when it ends.
-    pub(crate) fn calm(&self) {
-        self.calms.store(true, Ordering::SeqCst);
+    pub(crate) fn suspend_refresh(&self) {
+        self.suspends_refresh.store(true, Ordering::SeqCst);
     }
 
-    pub(crate) fn calms(&self) -> bool {
-        self.calms.load(Ordering::SeqCst)
+    pub(crate) fn suspends_refresh(&self) -> bool {
+        self.suspends_refresh.load(Ordering::SeqCst)
     }
 
     /// The soft timeout is over.
-    pub(crate) fn be_late(&self) {
+    pub(crate) fn pass_soft_timeout(&self) {
         self.late.store(true, Ordering::SeqCst);
-        self.news.notify_waiters();
+        self.changed.notify_waiters();
     }
 
     /// What a caller may have at this moment, though the flight has not landed, or has failed. What
     /// comes from L1 only if `usable` says so.
-    pub(crate) fn instead(
+    pub(crate) fn interim_answer(
         &self,
         now: Instant,
         windows: &Windows,
         failed: bool,
         usable: impl FnOnce(Instant, Stamp) -> bool,
     ) -> Option<Answer> {
-        let found = self.offer.lock();
+        let found = self.interim_value.lock();
         let found = found.as_ref()?;
         if !found
             .of_l1
@@ -239,34 +239,34 @@ impl Flight {
             return None;
         }
         let answer = || found.answer_at(now);
-        match found.life.standing(now, windows) {
-            Standing::Fresh | Standing::Revalidate => Some(answer()),
-            Standing::Fallback if failed => Some(Answer {
+        match found.lifetime.usability(now, windows) {
+            Usability::Fresh | Usability::Revalidate => Some(answer()),
+            Usability::Fallback if failed => Some(Answer {
                 freshness: Freshness::StaleOnError,
                 ..answer()
             }),
-            Standing::Fallback if self.late.load(Ordering::SeqCst) => Some(answer()),
-            Standing::Fallback | Standing::Gone => None,
+            Usability::Fallback if self.late.load(Ordering::SeqCst) => Some(answer()),
+            Usability::Fallback | Usability::Gone => None,
         }
     }
 
     /// Somebody waits for it who takes no offer.
-    pub(crate) fn await_it(&self) {
+    pub(crate) fn require_fresh(&self) {
         self.awaited.store(true, Ordering::SeqCst);
     }
 
     /// Whether nobody waits for it: whoever comes has something to answer.
-    pub(crate) fn is_behind(&self, windows: &Windows) -> bool {
+    pub(crate) fn is_background(&self, windows: &Windows) -> bool {
         if self.awaited.load(Ordering::SeqCst) {
             return false;
         }
-        match self.aim {
-            Aim::Replace(_) => true,
-            Aim::Any => {
-                let instead = |now| self.instead(now, windows, false, |_, _| true);
-                self.has_offer() && instead(Instant::now()).is_some()
+        match self.purpose {
+            Purpose::Replace(_) => true,
+            Purpose::Any => {
+                let interim_answer = |now| self.interim_answer(now, windows, false, |_, _| true);
+                self.has_interim() && interim_answer(Instant::now()).is_some()
             }
-            Aim::Fresh | Aim::Load => false,
+            Purpose::Fresh | Purpose::Load => false,
         }
     }
 
@@ -295,14 +295,14 @@ impl Flight {
     }
 
     /// Waits for the landing, or for something else that callers may have.
-    pub(crate) fn news(&self) -> Notified<'_> {
-        self.news.notified()
+    pub(crate) fn state_changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// The first outcome counts.
-    pub(crate) fn land(&self, outcome: Outcome) {
+    pub(crate) fn complete(&self, outcome: Outcome) {
         let _ = self.outcome.set(outcome);
-        self.news.notify_waiters();
+        self.changed.notify_waiters();
         // Nobody waits for it to load any more.
         drop(self.company());
     }
@@ -400,7 +400,7 @@ impl Shard {
             .ok()
             .map(|entry| entry.remove().0);
         if let Some(flight) = &detached {
-            self.keep_in_sight(flight);
+            self.keep_findable(flight);
         }
         self.wake(hash, encoded);
         self.inserts.retain(|insert| *insert.encoded != *encoded);
@@ -414,8 +414,8 @@ impl Shard {
     }
 
     /// One that is detached and has no task is still found by whoever closes the cache.
-    fn keep_in_sight(&mut self, flight: &Arc<Flight>) {
-        if !flight.craft.is_away() {
+    fn keep_findable(&mut self, flight: &Arc<Flight>) {
+        if !flight.driver.is_in_task() {
             self.listen(flight);
         }
     }
@@ -431,7 +431,7 @@ impl Shard {
             stays
         });
         for flight in &detached {
-            self.keep_in_sight(flight);
+            self.keep_findable(flight);
         }
         for flight in &self.waiting {
             flight.wake.notify_one();
@@ -476,7 +476,7 @@ impl Shard {
     }
 
     pub(crate) fn hold(&mut self, id: &HashedKey, failure: Failure, now: Instant) {
-        self.forgive(id);
+        self.clear_failure(id);
         if self.held.len() >= HELD_PER_SHARD {
             self.held.retain(|held| held.in_a_row_until > now);
         }
@@ -495,7 +495,7 @@ impl Shard {
     }
 
     /// A load has succeeded.
-    pub(crate) fn forgive(&mut self, id: &HashedKey) {
+    pub(crate) fn clear_failure(&mut self, id: &HashedKey) {
         if let Ok(entry) = self
             .held
             .find_entry(id.hash, |held| held.id.encoded == id.encoded)
@@ -553,16 +553,16 @@ impl Flights {
     }
 
     /// Gives a task to every flight that has none.
-    pub(crate) fn hand_over(&self) {
+    pub(crate) fn spawn_if_inline(&self) {
         for shard in &self.shards {
-            let aboard: Vec<_> = {
+            let inline: Vec<_> = {
                 let shard = shard.lock();
                 let flights = shard.flights.iter().chain(&shard.waiting);
-                let aboard = flights.filter(|flight| !flight.craft.is_away());
-                aboard.cloned().collect()
+                let inline = flights.filter(|flight| !flight.driver.is_in_task());
+                inline.cloned().collect()
             };
-            for flight in aboard {
-                flight.craft.hand_over();
+            for flight in inline {
+                flight.driver.spawn_if_inline();
             }
         }
     }

@@ -12,9 +12,9 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::flight::{Aim, Failure, Flight, Found};
+use super::flight::{Failure, Flight, Found, Purpose};
 use super::load::{Nesting, Place};
-use super::read::{Keep, Landing};
+use super::read::{Completion, Retention};
 use super::shared::{RemoteKey, Shared};
 use crate::codec::RecordContext;
 use crate::codec::envelope::{self, Era, Head, Header, Kind, STATED, Token};
@@ -33,7 +33,7 @@ pub(crate) struct Lease<'a> {
     remote: &'a RemoteKey,
     keys: Keys,
     /// The entry that it is the claim to refresh; without one it takes the place of the record.
-    seen: Option<Seen>,
+    observed: Option<ObservedRecord>,
     token: Token,
     /// What was known to be invalidated as a whole before the load began.
     era: Era,
@@ -42,13 +42,13 @@ pub(crate) struct Lease<'a> {
 }
 
 /// An entry as it was found in L2.
-pub(crate) struct Seen {
+pub(crate) struct ObservedRecord {
     pub(crate) found: Found,
     pub(crate) header: Header,
     pub(crate) record: Bytes,
 }
 
-impl Seen {
+impl ObservedRecord {
     /// What tells it from whatever takes its place, and from itself once it is expired by hand.
     fn stated(&self) -> &[u8] {
         &self.record[..STATED.min(self.record.len())]
@@ -57,16 +57,16 @@ impl Seen {
 
 /// What goes into an entry's header.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Seal<'a> {
+pub(crate) struct RecordFields<'a> {
     pub(crate) token: Token,
     pub(crate) era: Era,
-    pub(crate) life: Duration,
+    pub(crate) fresh_for: Duration,
     pub(crate) cost: Duration,
     pub(crate) version: u64,
     pub(crate) tags: &'a [u64],
 }
 
-impl Seal<'_> {
+impl RecordFields<'_> {
     /// Puts everything into a header but what concerns the payload.
     fn header(&self, header: Header, created_ms: u64) -> Header {
         // A load that took less than a millisecond costs one: zero would be no cost at all.
@@ -74,7 +74,7 @@ impl Seal<'_> {
         Header {
             token: self.token,
             created_ms,
-            fresh_ms: ttl::millis(self.life),
+            fresh_ms: ttl::millis(self.fresh_for),
             load_cost_ms: u32::try_from(cost_ms).unwrap_or(u32::MAX),
             era: self.era,
             version: self.version,
@@ -88,14 +88,14 @@ impl<'a> Lease<'a> {
         shared: &'a Shared,
         remote: &'a RemoteKey,
         era: Era,
-        seen: Option<Seen>,
+        observed: Option<ObservedRecord>,
         failures: u32,
     ) -> Self {
         Self {
             shared,
             remote,
             keys: Keys::of(&remote.bytes),
-            seen,
+            observed,
             token: random::bytes(),
             era,
             failures,
@@ -108,15 +108,15 @@ impl<'a> Lease<'a> {
 
     /// What it is acquired over; `useless`: what a record begins with that is to be replaced.
     pub(crate) fn over<'b>(&'b self, useless: Option<&'b [u8]>) -> Over<'b> {
-        match (&self.seen, useless) {
-            (Some(seen), _) => Over::Entry(seen.stated()),
+        match (&self.observed, useless) {
+            (Some(observed), _) => Over::Entry(observed.stated()),
             (None, Some(useless)) => Over::Useless(useless),
             (None, None) => Over::Nothing,
         }
     }
 
     pub(crate) fn is_claim(&self) -> bool {
-        self.seen.is_some()
+        self.observed.is_some()
     }
 
     /// The key that holds it.
@@ -163,10 +163,10 @@ impl Engine {
         place: Place,
         deadline: Instant,
         lease: &Lease<'_>,
-    ) -> Landing {
-        let seen = lease.seen.as_ref();
-        let previous = seen
-            .map(|seen| &seen.found)
+    ) -> Completion {
+        let observed = lease.observed.as_ref();
+        let previous = observed
+            .map(|observed| &observed.found)
             .filter(|found| self.is_of_use(found));
         let renew = self.renew(lease);
         let loaded = self
@@ -176,45 +176,47 @@ impl Engine {
             Ok(loaded) => loaded,
             Err(Error::Closed) => {
                 self.release(lease, &flight.key.id).await;
-                return Landing::nothing();
+                return Completion::nothing();
             }
             Err(error) => {
-                let landing = self.failed(flight, error, lease.failures);
-                if let Keep::Failure(failure) = &landing.keep {
+                let completion = self.failed(flight, error, lease.failures);
+                if let Retention::Failure(failure) = &completion.keep {
                     self.give_up(lease, &flight.key.id, failure).await;
                 }
-                return landing;
+                return completion;
             }
         };
-        let unchanged = seen.filter(|_| loaded.unchanged);
-        if let Some(seen) = unchanged {
+        let unchanged = observed.filter(|_| loaded.unchanged);
+        if let Some(observed) = unchanged {
             // Kept, unless the loader knows a later one.
-            loaded.version = loaded.version.max(seen.header.version);
+            loaded.version = loaded.version.max(observed.header.version);
         }
         let (version, tags) = (loaded.version, loaded.tags.clone());
-        let print = envelope::print(&lease.token);
-        let why = Forward::because(flight.aim == Aim::Load, previous.is_some());
-        let (mut found, kept) = self.found(loaded, lease.era, previous, (cost, why), print);
-        let life = found
-            .life
+        let version_id = envelope::version_id(&lease.token);
+        let why = Forward::because(flight.purpose == Purpose::Load, previous.is_some());
+        let (mut found, kept) = self.found(loaded, lease.era, previous, (cost, why), version_id);
+        let fresh_for = found
+            .lifetime
             .fresh_until
             .saturating_duration_since(found.answer.at);
-        let seal = Seal {
+        let fields = RecordFields {
             token: lease.token,
             era: lease.era,
-            life,
+            fresh_for,
             cost,
             version,
             tags: &tags,
         };
         // Revoked: L2 could not be told of an invalidation, and would take the fill.
         let fill = if kept && !flight.is_revoked() {
-            self.sealed(shared, lease, &found, seal, unchanged)
+            self.fill_of(shared, lease, &found, fields, unchanged)
         } else {
             Fill::Not
         };
-        let hard_life = self.config.hard_life(life, found.life.lingers);
-        let ms = ttl::millis(hard_life);
+        let hard_ttl = self
+            .config
+            .hard_ttl(fresh_for, found.lifetime.has_stale_windows);
+        let ms = ttl::millis(hard_ttl);
         let wake = shared.notice(Operation::Wake, &flight.key.id);
         let (fill, l1_only) = match fill {
             Fill::With(fill) => (fill, false),
@@ -222,16 +224,16 @@ impl Engine {
             Fill::L1Only => (Refill::Nothing, true),
         };
         let stores = !matches!(fill, Refill::Nothing);
-        let filled = match (seen, fill) {
+        let filled = match (observed, fill) {
             (Some(_), Refill::Nothing) if flight.is_revoked() => {
                 self.release(lease, &flight.key.id).await;
-                return Landing::entry(found, None);
+                return Completion::entry(found, None);
             }
-            (Some(seen), fill) => {
+            (Some(observed), fill) => {
                 let keys = &lease.keys;
                 shared
                     .tier
-                    .refill(keys, seen.stated(), lease.head(), fill, ms, wake)
+                    .refill(keys, observed.stated(), lease.head(), fill, ms, wake)
                     .await
             }
             (None, Refill::Record(record)) => {
@@ -248,84 +250,94 @@ impl Engine {
         };
         if !stores {
             let _ = self.tier(filled);
-            return Landing::entry(found, l1_only.then(|| self.config.l1_bound()));
+            return Completion::entry(found, l1_only.then(|| self.config.l1_lifetime()));
         }
-        let bound = match self.tier(filled) {
+        let l1_lifetime = match self.tier(filled) {
             Ok(true) => {
                 self.stats.fills.add();
                 found.answer.way.store();
-                Some(self.config.l1_bound())
+                Some(self.config.l1_lifetime())
             }
             Ok(false) => {
                 self.stats.fills_refused.add();
                 None
             }
             // The server said no and stored nothing; this process still hears of invalidations.
-            Err(error) if error.is_refused() => Some(self.unshared_bound()),
+            Err(error) if error.is_refused() => Some(self.unshared_l1_lifetime()),
             // Nobody knows whether it was stored, or before or after what.
             Err(_) => None,
         };
-        Landing::entry(found, bound)
+        Completion::entry(found, l1_lifetime)
     }
 
     /// What to fill L2 with, if the value goes there. `unchanged`: the entry that it is.
-    fn sealed(
+    fn fill_of(
         &self,
         shared: &Shared,
         lease: &Lease<'_>,
         found: &Found,
-        seal: Seal<'_>,
-        unchanged: Option<&Seen>,
+        fields: RecordFields<'_>,
+        unchanged: Option<&ObservedRecord>,
     ) -> Fill {
         let Ok(now_ms) = shared.now_ms() else {
             return Fill::Not;
         };
         let value = found.answer.value.as_ref();
-        if let Some(seen) = unchanged {
+        if let Some(observed) = unchanged {
             if value.is_some() && shared.binds_headers() {
                 // The payload is good under the old header alone.
-                let tags: Vec<u64> = envelope::tags(&seen.record, &seen.header).collect();
+                let tags: Vec<u64> = envelope::tags(&observed.record, &observed.header).collect();
                 let tags = &tags;
-                return match self.seal(shared, lease.remote, value, now_ms, Seal { tags, ..seal }) {
+                return match self.encode_record(
+                    shared,
+                    lease.remote,
+                    value,
+                    now_ms,
+                    RecordFields { tags, ..fields },
+                ) {
                     Ok(record) => Fill::With(Refill::Record(record)),
                     Err(_) => Fill::Not,
                 };
             }
             let header = Header {
                 expired: false,
-                ..seal.header(seen.header, now_ms)
+                ..fields.header(observed.header, now_ms)
             };
-            return Fill::With(Refill::Header(header.reseal(&seen.record)));
+            return Fill::With(Refill::Header(header.reseal(&observed.record)));
         }
         if value.is_none() && !self.negatives.take(found.answer.at) {
             self.stats.negatives_not_stored.add();
             return Fill::L1Only;
         }
-        match self.seal(shared, lease.remote, value, now_ms, seal) {
+        match self.encode_record(shared, lease.remote, value, now_ms, fields) {
             Ok(record) => Fill::With(Refill::Record(record)),
             Err(_) => Fill::Not,
         }
     }
 
     /// Encodes a value, or an absence, into a record.
-    pub(crate) fn seal(
+    pub(crate) fn encode_record(
         &self,
         shared: &Shared,
         remote: &RemoteKey,
         value: Option<&AnyValue>,
         created_ms: u64,
-        seal: Seal<'_>,
+        fields: RecordFields<'_>,
     ) -> Result<Vec<u8>, RemoteError> {
         let kind = if value.is_some() {
             Kind::Value
         } else {
             Kind::Negative
         };
-        let plain = Header::plain(kind, seal.token, remote.hash, created_ms);
-        let mut header = seal.header(plain, created_ms);
-        header.tags = u16::try_from(seal.tags.len()).unwrap_or(u16::MAX);
+        let plain = Header::plain(kind, fields.token, remote.hash, created_ms);
+        let mut header = fields.header(plain, created_ms);
+        header.tags = u16::try_from(fields.tags.len()).unwrap_or(u16::MAX);
         let mut record = Header::reserve();
-        let tags: Vec<u8> = seal.tags.iter().flat_map(|tag| tag.to_le_bytes()).collect();
+        let tags: Vec<u8> = fields
+            .tags
+            .iter()
+            .flat_map(|tag| tag.to_le_bytes())
+            .collect();
         record.extend_from_slice(&tags);
         if let Some(value) = value {
             header.codec = shared.codec_id();
@@ -426,7 +438,7 @@ enum Fill {
 
 /// A flight's wait for somebody else's lease.
 #[derive(Debug, Default)]
-pub(crate) struct Waited {
+pub(crate) struct LeaseWaits {
     until: Option<Instant>,
     counted: bool,
     woken: bool,
@@ -435,7 +447,7 @@ pub(crate) struct Waited {
 /// The processes that wait for a holder that died do not all come at the same moment.
 const JITTER: Duration = Duration::from_millis(25);
 
-impl Waited {
+impl LeaseWaits {
     /// Whether this is the first wait of the flight.
     pub(crate) fn count(&mut self) -> bool {
         !std::mem::replace(&mut self.counted, true)

@@ -9,7 +9,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::flight::{Aim, Flight, Found};
+use super::flight::{Flight, Found, Purpose};
 use super::places::{self, Hopeless, Turn};
 use super::together::{ChunkSeat, Company};
 use crate::entry::Forward;
@@ -74,7 +74,7 @@ impl Engine {
     /// Waits until the cache is closed, if nobody waits for this flight then.
     pub(crate) async fn cut_off(&self, flight: &Flight) {
         self.tasks.closing().await;
-        if !flight.is_behind(&self.config.windows) {
+        if !flight.is_background(&self.config.windows) {
             std::future::pending::<()>().await;
         }
     }
@@ -90,9 +90,9 @@ impl Engine {
         deadline: Instant,
         flight: &Flight,
     ) -> Result<Place, Error<AnyError>> {
-        let turn = match flight.aim {
-            Aim::Replace(_) => Turn::Known,
-            _ if flight.offered().is_some() => Turn::Known,
+        let turn = match flight.purpose {
+            Purpose::Replace(_) => Turn::Known,
+            _ if flight.interim().is_some() => Turn::Known,
             _ => Turn::Unknown,
         };
         let since = Instant::now();
@@ -164,10 +164,10 @@ impl Engine {
         self.stats.loads.add();
         flight.begin_load();
         let begun = Instant::now();
-        let estimate = previous.map_or(Duration::ZERO, |previous| previous.life.cost);
+        let estimate = previous.map_or(Duration::ZERO, |previous| previous.lifetime.cost);
         let previous = previous.and_then(|previous| previous.answer_at(begun).into_entry());
         let compares = previous.is_some();
-        let why = Forward::because(flight.aim == Aim::Load, compares);
+        let why = Forward::because(flight.purpose == Purpose::Load, compares);
         let trace = match &place {
             Place::Own(..) => self.telemetry.load_trace(Some(why), 1),
             Place::Shared(_) => Trace::none(),

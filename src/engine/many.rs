@@ -49,7 +49,7 @@ impl Engine {
                 Swept::Hit(answer) => Ok(answer),
                 Swept::Entered(entered) => match entered.or_wait(want) {
                     Ok(wait) => self.wait_together(wait).await,
-                    Err(flown) => self.counted(flown),
+                    Err(received) => self.counted(received),
                 },
             });
         }
@@ -79,9 +79,9 @@ impl Engine {
         if let (false, Ok(runtime)) = (leaders.is_empty(), Handle::try_current()) {
             self.join_up(&runtime, &leaders);
             for leader in &leaders {
-                leader.claim.flight.craft.has_task();
+                leader.guard.flight.driver.mark_in_task();
             }
-            runtime.spawn(Trace::here().within(fly_together(Arc::clone(self), leaders)));
+            runtime.spawn(Trace::here().within(run_together(Arc::clone(self), leaders)));
         }
         swept
     }
@@ -89,12 +89,12 @@ impl Engine {
     /// Waits for a flight that has a task.
     async fn wait_together(self: &Arc<Self>, wait: FlightWait) -> Result<Answer, Error<AnyError>> {
         let FlightWait { flight, role, want } = &wait;
-        if let Some(flown) = self.outcome(flight, *role, want).await {
-            return self.counted(flown);
+        if let Some(received) = self.outcome(flight, *role, want).await {
+            return self.counted(received);
         }
         match self.enter_inline(flight.key.clone(), *want, self.admit()?) {
             Ok(wait) => self.wait(wait).await,
-            Err(flown) => self.counted(flown),
+            Err(received) => self.counted(received),
         }
     }
 
@@ -104,7 +104,7 @@ impl Engine {
             let turns = Arc::new(Semaphore::new(AT_ONCE));
             for leader in leaders {
                 leader
-                    .claim
+                    .guard
                     .flight
                     .join(Company::InTurn(Arc::clone(&turns)));
             }
@@ -112,12 +112,12 @@ impl Engine {
         };
         let keys = leaders
             .iter()
-            .map(|leader| leader.claim.flight.key.clone())
+            .map(|leader| leader.guard.flight.key.clone())
             .collect();
         let settings = &batches.settings;
         let seats = Seat::of(self, runtime, keys, settings.max_size, settings.concurrency);
         for (leader, seat) in leaders.iter().zip(seats) {
-            leader.claim.flight.join(Company::Seat(seat));
+            leader.guard.flight.join(Company::Seat(seat));
         }
     }
 
@@ -132,7 +132,7 @@ impl Engine {
         let epoch = self.fence.epoch();
         let (mut asking, mut names) = (Vec::new(), Vec::new());
         for leader in leaders {
-            let flight = &leader.claim.flight;
+            let flight = &leader.guard.flight;
             flight.register(epoch);
             if known && !self.repairs.block(&flight.key.id.encoded) {
                 names.push(shared.key(&flight.key.id).bytes);
@@ -162,19 +162,19 @@ enum Swept {
 }
 
 /// The task of flights that begin together.
-async fn fly_together(engine: Arc<Engine>, mut leaders: Vec<Leader>) {
+async fn run_together(engine: Arc<Engine>, mut leaders: Vec<Leader>) {
     engine.first_reads(&mut leaders).await;
     drop(engine);
     for (index, leader) in leaders.into_iter().enumerate() {
         if index % AT_A_STRETCH == AT_A_STRETCH - 1 {
             tokio::task::yield_now().await;
         }
-        let mut flying = Box::pin(read::fly(leader));
+        let mut running = Box::pin(read::run(leader));
         // A hit lands here. Whatever takes longer goes on in a task of its own, and so does not
         // concern the others if it panics, nor does it here.
-        let begun = std::panic::catch_unwind(AssertUnwindSafe(|| poll_once(flying.as_mut())));
+        let begun = std::panic::catch_unwind(AssertUnwindSafe(|| poll_once(running.as_mut())));
         if let Ok(Poll::Pending) = begun {
-            tokio::spawn(flying);
+            tokio::spawn(running);
         }
     }
 }

@@ -12,15 +12,15 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use self::aboard::Leg;
 use self::budget::Budget;
 use self::fence::Fence;
-use self::flight::{Aim, Flight, Flights, Found, Outcome};
+use self::flight::{Flight, Flights, Found, Outcome, Purpose};
 use self::gather::Gather;
+use self::inline::InlinePoll;
 use self::marks::Marks;
 use self::numbers::Numbers;
 use self::places::Places;
-use self::read::{Claim, Leader};
+use self::read::{FlightGuard, Leader};
 use self::repairs::Repairs;
 use self::shared::Shared;
 use self::tasks::Tasks;
@@ -35,7 +35,7 @@ use crate::health::{Channel, Event, Health};
 use crate::key::HashedKey;
 use crate::l1::{Answer, HitView, L1, Meta, TypedEntries};
 use crate::l2::{At, Tier};
-use crate::life::Standing;
+use crate::lifetime::Usability;
 use crate::loader::{ErasedBatchLoader, ErasedLoader};
 use crate::stats::Counters;
 #[cfg(feature = "metrics")]
@@ -44,12 +44,12 @@ use crate::telemetry::{Telemetry, Wait};
 use crate::ttl;
 use crate::zero::Zero;
 
-mod aboard;
 mod budget;
 mod bus;
 pub(crate) mod fence;
 mod flight;
 mod gather;
+mod inline;
 mod lease;
 mod load;
 pub(crate) mod many;
@@ -93,7 +93,7 @@ pub(crate) struct Engine {
     pub(crate) stats: Counters,
     pub(crate) telemetry: Arc<Telemetry>,
     tasks: Arc<Tasks>,
-    born: Instant,
+    created_at: Instant,
     pub(crate) zero: Zero,
 }
 
@@ -138,7 +138,7 @@ impl Engine {
             stats: Counters::default(),
             telemetry,
             tasks: Arc::default(),
-            born: now,
+            created_at: now,
             zero,
             config,
         })
@@ -177,21 +177,22 @@ impl Engine {
 
     /// Whether a hit has nothing to do but to answer this; an absence is counted.
     #[inline]
-    pub(crate) fn is_calm<V>(&self, seen: &HitView<'_, V>, now: Instant) -> bool
+    pub(crate) fn is_plain_hit<V>(&self, seen: &HitView<'_, V>, now: Instant) -> bool
     where
         V: Send + Sync + 'static,
     {
-        let proven =
-            |shared: &Shared| shared.link.is_proven(now) || self.reads_l1(seen.meta.begun, now);
-        let usable = seen.calm_until.is_some_and(|until| now < until)
+        let proven = |shared: &Shared| {
+            shared.link.is_proven(now) || self.l1_usable_for(seen.meta.begun, now)
+        };
+        let usable = seen.no_refresh_before.is_some_and(|until| now < until)
             && self.fence.holds(seen.stamp)
             && self.shared.as_ref().is_none_or(proven)
             && seen.tags_hold();
-        let is_calm = usable && !self.tasks.is_closed();
-        if is_calm && seen.value.is_none() {
+        let is_plain_hit = usable && !self.tasks.is_closed();
+        if is_plain_hit && seen.value.is_none() {
             self.stats.negative_hits.add();
         }
-        is_calm
+        is_plain_hit
     }
 
     /// Puts an entry that is a hit now and then in front.
@@ -208,23 +209,26 @@ impl Engine {
         now: Instant,
         key: &dyn Fn() -> AnyKey,
     ) -> Option<Answer> {
-        let local = self.judge_local(found, now);
-        let local = local.filter(|local| local.is_for(read))?;
+        let local = self.judge_l1(found, now);
+        let local = local.filter(|local| local.suits(read))?;
         if local.late {
-            self.refresh_behind(key(), &local);
+            self.refresh_in_background(key(), &local);
         }
         self.count(&local.answer);
         Some(local.answer)
     }
 
     /// Counts a look-up that L1 has not answered.
-    fn counted(&self, got: Result<Flown, Error<AnyError>>) -> Result<Answer, Error<AnyError>> {
+    fn counted(
+        &self,
+        got: Result<CallerAnswer, Error<AnyError>>,
+    ) -> Result<Answer, Error<AnyError>> {
         match &got {
-            Ok(Flown { answer, .. }) => self.count(answer),
+            Ok(CallerAnswer { answer, .. }) => self.count(answer),
             Err(Error::Closed | Error::NoRuntime) => {}
             Err(_) => self.stats.misses.add(),
         }
-        let Flown { mut answer, joined } = got?;
+        let CallerAnswer { mut answer, joined } = got?;
         if joined {
             self.stats.coalesced.add();
             if answer.freshness == Freshness::Fresh {
@@ -247,7 +251,7 @@ impl Engine {
         };
         match self.enter_inline(key, want, admission) {
             Ok(wait) => self.wait(wait).await,
-            Err(flown) => flown.map(|flown| flown.answer),
+            Err(received) => received.map(|received| received.answer),
         }
     }
 
@@ -260,12 +264,12 @@ impl Engine {
         loop {
             let FlightWait { flight, role, want } = &wait;
             let news = match role {
-                Role::Leads => self.fly_first_leg(flight, want).await,
+                Role::Leads => self.poll_inline(flight, want).await,
                 Role::Joins | Role::Follows => None,
             };
             let answer = match news {
                 Some(news) => news.map(|answer| {
-                    answer.map(|answer| Flown {
+                    answer.map(|answer| CallerAnswer {
                         answer,
                         joined: false,
                     })
@@ -277,7 +281,7 @@ impl Engine {
             }
             wait = match self.enter_inline(flight.key.clone(), *want, self.admit()?) {
                 Ok(wait) => wait,
-                Err(flown) => return self.counted_if(!want.load, flown),
+                Err(received) => return self.counted_if(!want.load, received),
             };
         }
     }
@@ -285,12 +289,12 @@ impl Engine {
     fn counted_if(
         &self,
         counts: bool,
-        got: Result<Flown, Error<AnyError>>,
+        got: Result<CallerAnswer, Error<AnyError>>,
     ) -> Result<Answer, Error<AnyError>> {
         if counts {
             self.counted(got)
         } else {
-            got.map(|flown| flown.answer)
+            got.map(|received| received.answer)
         }
     }
 
@@ -300,26 +304,26 @@ impl Engine {
         key: AnyKey,
         want: Want,
         admission: Admission,
-    ) -> Result<FlightWait, Result<Flown, Error<AnyError>>> {
+    ) -> Result<FlightWait, Result<CallerAnswer, Error<AnyError>>> {
         let entered = self.enter(key, &want, admission, |runtime, leader| {
-            self.board(runtime, leader);
+            self.run_inline(runtime, leader);
         });
         entered.or_wait(want)
     }
 
     /// Polls a flight for as long as it has no task. `None`: it has one, and its leader waits for it
     /// like everybody else.
-    async fn fly_first_leg(&self, flight: &Flight, want: &Want) -> Option<News> {
-        let aboard = Aboard(flight);
+    async fn poll_inline(&self, flight: &Flight, want: &Want) -> Option<News> {
+        let inline = InlineGuard(flight);
         std::future::poll_fn(|cx| {
-            let leg = aboard.0.craft.poll(cx, || self.tasks.is_closed());
-            let still_aboard = matches!(leg, Leg::Aboard);
-            if let Leg::Crashed(_) = &leg {
-                flight.land(Outcome::Landed(Err(Error::LoadPanicked)));
+            let polled = inline.0.driver.poll(cx, || self.tasks.is_closed());
+            let still_inline = matches!(polled, InlinePoll::InlineGuard);
+            if let InlinePoll::Panicked(_) = &polled {
+                flight.complete(Outcome::Completed(Err(Error::LoadPanicked)));
             }
-            drop(leg);
+            drop(polled);
             match self.news(flight, Role::Leads, want) {
-                None if still_aboard => Poll::Pending,
+                None if still_inline => Poll::Pending,
                 news => Poll::Ready(news),
             }
         })
@@ -332,11 +336,11 @@ impl Engine {
         flight: &Flight,
         role: Role,
         want: &Want,
-    ) -> Option<Result<Flown, Error<AnyError>>> {
+    ) -> Option<Result<CallerAnswer, Error<AnyError>>> {
         let mut waits_since = None;
         let news = loop {
             // Listen first, then look: a landing between the two is not missed.
-            let mut news = pin!(flight.news());
+            let mut news = pin!(flight.state_changed());
             news.as_mut().enable();
             if let Some(news) = self.news(flight, role, want) {
                 break news;
@@ -351,7 +355,7 @@ impl Engine {
             self.telemetry.waited(Wait::Flight, since);
         }
         news.map(|answer| {
-            answer.map(|answer| Flown {
+            answer.map(|answer| CallerAnswer {
                 answer,
                 joined: role == Role::Joins,
             })
@@ -367,21 +371,21 @@ impl Engine {
         }
         let failed = match outcome {
             None => Some(false),
-            Some(Outcome::Landed(Err(_))) => Some(true),
+            Some(Outcome::Completed(Err(_))) => Some(true),
             Some(_) => None,
         };
-        if let Some(answer) = failed.and_then(|failed| self.instead(flight, want, failed)) {
+        if let Some(answer) = failed.and_then(|failed| self.interim_answer(flight, want, failed)) {
             return Some(Some(Ok(answer)));
         }
         Some(match outcome? {
-            Outcome::Landed(Ok(answer)) => {
+            Outcome::Completed(Ok(answer)) => {
                 let stale = want.read.fresh && answer.freshness != Freshness::Fresh;
                 // What was joined began before this call, and so perhaps before one of its tags was
                 // invalidated.
                 let dead = role == Role::Joins && !answer.tags_hold();
                 (!stale && !dead).then(|| Ok(answer.clone()))
             }
-            Outcome::Landed(Err(error)) => {
+            Outcome::Completed(Err(error)) => {
                 if role == Role::Joins {
                     self.stats.coalesced.add();
                 }
@@ -394,63 +398,65 @@ impl Engine {
     }
 
     /// What a caller may have at this moment of a flight that has not landed, or has failed.
-    fn instead(&self, flight: &Flight, want: &Want, failed: bool) -> Option<Answer> {
-        if want.read.fresh || !flight.has_offer() {
+    fn interim_answer(&self, flight: &Flight, want: &Want, failed: bool) -> Option<Answer> {
+        if want.read.fresh || !flight.has_interim() {
             return None;
         }
         let now = Instant::now();
         let windows = &self.config.windows;
         // The flight may have begun after what it has from L1: whoever joins it comes later still.
         let usable = |begun, stamp| {
-            !want.read.skip_l1 && self.fence.holds(stamp) && self.reads_l1(begun, now)
+            !want.read.skip_l1 && self.fence.holds(stamp) && self.l1_usable_for(begun, now)
         };
         flight
-            .instead(now, windows, failed, usable)
+            .interim_answer(now, windows, failed, usable)
             .filter(Answer::tags_hold)
     }
 
     /// What L1 has, if it may be used at all now.
-    pub(crate) fn look(&self, key: &AnyKey, now: Instant) -> Option<Local> {
-        self.judge_local(self.l1.get(key, now)?, now)
+    pub(crate) fn look(&self, key: &AnyKey, now: Instant) -> Option<L1Entry> {
+        self.judge_l1(self.l1.get(key, now)?, now)
     }
 
     /// Whether what L1 has may be used, and for what.
-    fn judge_local(&self, (answer, meta): (Answer, Meta), now: Instant) -> Option<Local> {
+    fn judge_l1(&self, (answer, meta): (Answer, Meta), now: Instant) -> Option<L1Entry> {
         if !self.usable(&meta, now) || !answer.tags_hold() {
             return None;
         }
-        let (mut standing, mut late) = (Standing::Fresh, false);
-        if now >= meta.calm_until {
-            standing = meta.life.standing(now, &self.config.windows);
-            late = match standing {
-                Standing::Fresh => meta.life.is_early(now, &self.config.windows),
-                Standing::Revalidate => true,
-                Standing::Fallback => false,
-                Standing::Gone => return None,
+        let (mut usability, mut late) = (Usability::Fresh, false);
+        if now >= meta.no_refresh_before {
+            usability = meta.lifetime.usability(now, &self.config.windows);
+            late = match usability {
+                Usability::Fresh => meta.lifetime.is_early(now, &self.config.windows),
+                Usability::Revalidate => true,
+                Usability::Fallback => false,
+                Usability::Gone => return None,
             };
         } else if answer.freshness != Freshness::Fresh {
-            standing = Standing::Revalidate;
+            usability = Usability::Revalidate;
         }
-        Some(Local {
+        Some(L1Entry {
             answer,
             meta,
-            standing,
+            usability,
             late,
         })
     }
 
     /// What L1 may answer now.
     pub(crate) fn peek(&self, found: (Answer, Meta), now: Instant) -> Option<Answer> {
-        let local = self.judge_local(found, now)?;
-        local.is_for(Read::new()).then_some(local.answer)
+        let local = self.judge_l1(found, now)?;
+        local.suits(Read::new()).then_some(local.answer)
     }
 
     fn usable(&self, meta: &Meta, now: Instant) -> bool {
-        now < meta.bound && self.fence.holds(meta.stamp) && self.reads_l1(meta.begun, now)
+        now < meta.l1_deadline
+            && self.fence.holds(meta.stamp)
+            && self.l1_usable_for(meta.begun, now)
     }
 
     /// Whether what began to be read here at this moment is not too old to be answered.
-    fn reads_l1(&self, begun: Instant, now: Instant) -> bool {
+    fn l1_usable_for(&self, begun: Instant, now: Instant) -> bool {
         self.shared.as_ref().is_none_or(|shared| {
             shared
                 .link
@@ -461,10 +467,10 @@ impl Engine {
     /// Whether what a flight reads may be answered to a call that begins now. While nobody hears of
     /// invalidations, one that began too long ago is not joined: the time is bounded within which an
     /// old value is answered.
-    fn joinable(&self, begun: Instant, now: Instant) -> bool {
+    fn may_join(&self, begun: Instant, now: Instant) -> bool {
         self.shared.is_none()
             || now < ttl::deadline(begun, self.config.channel_lease)
-            || self.reads_l1(begun, now)
+            || self.l1_usable_for(begun, now)
     }
 
     /// Joins the flight of a key or begins one, in one critical section. `begin` is given the one that
@@ -485,18 +491,18 @@ impl Engine {
             if nesting.serials().contains(&flight.serial) {
                 return Entered::Refused(Error::LoadCycle);
             }
-            if self.joinable(flight.begun, Instant::now()) {
+            if self.may_join(flight.begun, Instant::now()) {
                 let flight = Arc::clone(flight);
                 let role = if want.joins(&flight) {
                     if want.read.fresh {
-                        flight.await_it();
+                        flight.require_fresh();
                     }
                     Role::Joins
                 } else {
                     Role::Follows
                 };
                 drop(shard);
-                flight.craft.hand_over();
+                flight.driver.spawn_if_inline();
                 return Entered::Flight(flight, role);
             }
             shard.detach(key.id.hash, &key.id.encoded);
@@ -507,18 +513,18 @@ impl Engine {
         //   3. this call finds no flight, and would load what is already there.
         let now = Instant::now();
         let again = self.l1.get_again(&key, now);
-        let local = again.and_then(|found| self.judge_local(found, now));
-        if let Some(local) = local.as_ref().filter(|local| local.is_for(want.read)) {
+        let local = again.and_then(|found| self.judge_l1(found, now));
+        if let Some(local) = local.as_ref().filter(|local| local.suits(want.read)) {
             if !want.read.skip_l1 {
                 return Entered::Answered(local.answer.clone());
             }
         }
-        let aim = match want {
-            Want { load: true, .. } => Aim::Load,
-            Want { read, .. } if read.fresh => Aim::Fresh,
-            _ => Aim::Any,
+        let purpose = match want {
+            Want { load: true, .. } => Purpose::Load,
+            Want { read, .. } if read.fresh => Purpose::Fresh,
+            _ => Purpose::Any,
         };
-        let mut flight = Flight::new(key, aim, now);
+        let mut flight = Flight::new(key, purpose, now);
         flight.past_l1 = want.read.skip_l1 && !want.load;
         flight.failures = shard.failures(&flight.key.id, now);
         if let Some((error, _)) = shard.held(&flight.key.id, now) {
@@ -538,11 +544,11 @@ impl Engine {
                 return Entered::Refused(error);
             }
             // L2 may have something, or something new.
-            flight.spared = Some(error);
+            flight.held_error = Some(error);
         }
         // Past L1 nobody has it, and a flight with something for its callers is one that can wait.
-        if let Some(local) = local.filter(|_| aim != Aim::Any || !want.read.skip_l1) {
-            flight.offer(local.found());
+        if let Some(local) = local.filter(|_| purpose != Purpose::Any || !want.read.skip_l1) {
+            flight.set_interim(local.found());
         }
         let flight = Arc::new(flight);
         shard.insert(Arc::clone(&flight));
@@ -552,24 +558,24 @@ impl Engine {
     }
 
     /// Lets the caller fly it, as far as that goes.
-    fn board(self: &Arc<Self>, runtime: Handle, leader: Leader) {
+    fn run_inline(self: &Arc<Self>, runtime: Handle, leader: Leader) {
         let gathers = self.batches.as_ref().is_some_and(Batches::gathers);
         if self.shared.is_none() || gathers {
-            return self.take_off(&runtime, leader);
+            return self.spawn_task(&runtime, leader);
         }
-        let flight = Arc::clone(&leader.claim.flight);
-        let flying = Box::pin(read::fly(leader));
-        flight.craft.board(runtime, flying);
+        let flight = Arc::clone(&leader.guard.flight);
+        let future = Box::pin(read::run(leader));
+        flight.driver.start_inline(runtime, future);
     }
 
-    fn take_off(self: &Arc<Self>, runtime: &Handle, leader: Leader) {
+    fn spawn_task(self: &Arc<Self>, runtime: &Handle, leader: Leader) {
         let batches = self.batches.as_ref();
         if let Some(gather) = batches.and_then(|batches| batches.gather.as_ref()) {
             let approach = gather.approach();
-            leader.claim.flight.join(Company::Approaching(approach));
+            leader.guard.flight.join(Company::Approaching(approach));
         }
-        leader.claim.flight.craft.has_task();
-        runtime.spawn(read::fly(leader));
+        leader.guard.flight.driver.mark_in_task();
+        runtime.spawn(read::run(leader));
     }
 
     /// A flight that was put into the table a moment ago.
@@ -580,16 +586,16 @@ impl Engine {
         running: tasks::Running,
     ) -> Leader {
         // Not under the lock: whoever collects traces may be slow.
-        let behind = matches!(flight.aim, Aim::Replace(_));
+        let behind = matches!(flight.purpose, Purpose::Replace(_));
         flight.traced(
             self.telemetry
                 .flight_trace(flight.serial, behind, &flight.key.id.encoded),
         );
         Leader {
-            claim: Claim {
+            guard: FlightGuard {
                 engine: Arc::clone(self),
                 flight: Arc::clone(flight),
-                landed: false,
+                completed: false,
             },
             nesting,
             running,
@@ -656,7 +662,7 @@ impl Engine {
 
     pub(crate) async fn close(&self) {
         self.tasks.shut();
-        self.flights.hand_over();
+        self.flights.spawn_if_inline();
         self.tasks.close().await;
         Box::pin(self.last_repairs()).await;
         if let Some(shared) = &self.shared {
@@ -710,12 +716,12 @@ impl Engine {
 
     /// Whether entries that are filled now belong to a cold start.
     fn is_cold(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.born) < self.config.ttl
+        now.saturating_duration_since(self.created_at) < self.config.ttl
     }
 
     /// How long L1 may answer what came from a load that L2 knows nothing of.
-    fn unshared_bound(&self) -> Duration {
-        self.config.l1_bound().min(self.config.degraded_l1_ttl)
+    fn unshared_l1_lifetime(&self) -> Duration {
+        self.config.l1_lifetime().min(self.config.degraded_l1_ttl)
     }
 }
 
@@ -763,7 +769,7 @@ pub(crate) struct Want {
 impl Want {
     fn joins(&self, flight: &Flight) -> bool {
         if self.load {
-            flight.loads() || flight.aim == Aim::Load
+            flight.loads() || flight.purpose == Purpose::Load
         } else {
             !self.read.skip_l1 || (flight.past_l1 && flight.serial > self.since)
         }
@@ -771,30 +777,30 @@ impl Want {
 }
 
 /// What L1 has.
-pub(crate) struct Local {
+pub(crate) struct L1Entry {
     answer: Answer,
     meta: Meta,
-    standing: Standing,
+    usability: Usability,
     /// Somebody should see about a new one.
     late: bool,
 }
 
-impl Local {
+impl L1Entry {
     /// Whether a caller may have it.
-    fn is_for(&self, read: Read) -> bool {
-        match self.standing {
-            Standing::Fresh => true,
-            Standing::Revalidate => !read.fresh,
-            Standing::Fallback | Standing::Gone => false,
+    fn suits(&self, read: Read) -> bool {
+        match self.usability {
+            Usability::Fresh => true,
+            Usability::Revalidate => !read.fresh,
+            Usability::Fallback | Usability::Gone => false,
         }
     }
 
     fn found(&self) -> Found {
         Found {
             answer: self.answer.clone(),
-            life: self.meta.life,
+            lifetime: self.meta.lifetime,
             of_l1: Some((self.meta.begun, self.meta.stamp)),
-            print: self.meta.print,
+            version_id: self.meta.version_id,
         }
     }
 }
@@ -814,10 +820,10 @@ pub(crate) struct FlightWait {
 
 impl Entered {
     /// `Err`: nobody has to wait for it.
-    fn or_wait(self, want: Want) -> Result<FlightWait, Result<Flown, Error<AnyError>>> {
+    fn or_wait(self, want: Want) -> Result<FlightWait, Result<CallerAnswer, Error<AnyError>>> {
         match self {
             Self::Flight(flight, role) => Ok(FlightWait { flight, role, want }),
-            Self::Answered(answer) => Err(Ok(Flown {
+            Self::Answered(answer) => Err(Ok(CallerAnswer {
                 answer,
                 joined: false,
             })),
@@ -827,11 +833,11 @@ impl Entered {
 }
 
 /// A leader's part in a flight. When he is dropped, it goes on without him.
-struct Aboard<'a>(&'a Flight);
+struct InlineGuard<'a>(&'a Flight);
 
-impl Drop for Aboard<'_> {
+impl Drop for InlineGuard<'_> {
     fn drop(&mut self) {
-        self.0.craft.hand_over();
+        self.0.driver.spawn_if_inline();
     }
 }
 
@@ -848,7 +854,7 @@ pub(crate) enum Role {
 }
 
 /// What came of a flight for one of its callers.
-struct Flown {
+struct CallerAnswer {
     answer: Answer,
     joined: bool,
 }

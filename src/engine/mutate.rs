@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::flight::Flight;
-use super::lease::Seal;
+use super::lease::RecordFields;
 use super::marks::{Marked, News, TagMark};
 use super::repairs::Repair;
 use super::shared::Shared;
@@ -316,33 +316,39 @@ impl Engine {
             ));
         }
         let token = random::bytes();
-        let print = envelope::print(&token);
+        let version_id = envelope::version_id(&token);
         let cost = self.usual_cost();
-        let (found, kept) = self.found(loaded, era, None, (cost, Forward::Request), print);
+        let (found, kept) = self.found(loaded, era, None, (cost, Forward::Request), version_id);
         if !kept {
             // Nothing to keep, so the old value goes.
             return self.invalidate_one(&key).await;
         }
         let (answer, windows) = (&found.answer, &self.config.windows);
-        let life = found.life.fresh_until.saturating_duration_since(answer.at);
+        let fresh_for = found
+            .lifetime
+            .fresh_until
+            .saturating_duration_since(answer.at);
         self.stats.inserts.add();
         let last = self.repairs.last();
         let insert = Insert::begin(self, key.id.clone());
         if let Some(shared) = &self.shared {
-            let seal = Seal {
+            let fields = RecordFields {
                 token,
                 era,
-                life,
+                fresh_for,
                 cost,
                 version,
                 tags: &tags,
             };
             let value = answer.value.as_ref();
-            let result = match self.inserted(shared, &insert.id, value, seal) {
+            let result = match self.inserted(shared, &insert.id, value, fields) {
                 Ok(record) => {
                     let keys = Keys::of(&shared.key(&insert.id).bytes);
                     let notice = shared.notice(Operation::Insert, &insert.id);
-                    let ms = ttl::millis(self.config.hard_life(life, found.life.lingers));
+                    let ms = ttl::millis(
+                        self.config
+                            .hard_ttl(fresh_for, found.lifetime.has_stale_windows),
+                    );
                     let inserted = shared.tier.insert(&keys, record, version > 0, ms, notice);
                     self.tier(inserted.await)
                 }
@@ -372,15 +378,18 @@ impl Engine {
         let undisturbed = shard.end_insert(&insert.id);
         shard.detach(hash, &insert.id.encoded);
         if undisturbed {
-            let bound = ttl::deadline(answer.at, self.config.l1_bound());
+            let l1_deadline = ttl::deadline(answer.at, self.config.l1_lifetime());
             let meta = Meta {
                 begun,
                 stored: answer.at,
                 age: Duration::ZERO,
-                life: found.life,
-                calm_until: found.life.calm_until(answer.at, windows).min(bound),
-                bound,
-                print,
+                lifetime: found.lifetime,
+                no_refresh_before: found
+                    .lifetime
+                    .no_refresh_before(answer.at, windows)
+                    .min(l1_deadline),
+                l1_deadline,
+                version_id,
                 stamp: self.fence.stamp_in(hash, epoch),
             };
             self.l1.store(&key, answer, meta);
@@ -396,10 +405,10 @@ impl Engine {
         shared: &Shared,
         id: &HashedKey,
         value: Option<&AnyValue>,
-        seal: Seal<'_>,
+        fields: RecordFields<'_>,
     ) -> Result<Vec<u8>, RemoteError> {
         let now_ms = shared.now_ms()?;
-        self.seal(shared, &shared.key(id), value, now_ms, seal)
+        self.encode_record(shared, &shared.key(id), value, now_ms, fields)
     }
 
     /// Puts something on the list of repairs, and sees to it that somebody works at it.
@@ -446,8 +455,8 @@ impl Engine {
         let detached = shard.detach(key.id.hash, &key.id.encoded);
         if keeps {
             self.l1.amend(key, |meta| {
-                meta.life.expired = true;
-                meta.calm_until = meta.stored;
+                meta.lifetime.expired = true;
+                meta.no_refresh_before = meta.stored;
             });
         } else {
             self.l1.remove(key);

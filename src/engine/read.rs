@@ -22,14 +22,14 @@ use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::flight::{Aim, Failure, Flight, Found, Outcome};
-use super::lease::{Lease, Seen, Waited};
+use super::flight::{Failure, Flight, Found, Outcome, Purpose};
+use super::lease::{Lease, LeaseWaits, ObservedRecord};
 use super::load::{Nesting, Place};
 use super::marks::{News, Verdict};
 use super::refresh::{self, Replaces};
 use super::shared::{RemoteKey, Shared};
 use super::tasks::Running;
-use super::{Engine, Local};
+use super::{Engine, L1Entry};
 use crate::codec::RecordContext;
 use crate::codec::envelope::{Era, Header, Kind, MOST_TAGS, Malformed, STATED};
 use crate::entry::{Forward, Freshness, Read, Source, Way};
@@ -37,21 +37,21 @@ use crate::erased::{AnyError, AnyValue};
 use crate::error::{Error, RemoteError};
 use crate::l1::Answer;
 use crate::l2::{Acquired, Look, Raise, Read as FirstRead};
-use crate::life::Life;
+use crate::lifetime::Lifetime;
 use crate::loader::Loaded;
 use crate::random;
 use crate::telemetry::Wait;
 use crate::ttl;
 
 /// What a flight comes down with.
-pub(crate) struct Landing {
+pub(crate) struct Completion {
     /// `None`: it has come to nothing, and nobody who waits is to blame it for that.
     pub(crate) outcome: Option<Result<Answer, Error<AnyError>>>,
-    pub(crate) keep: Keep,
+    pub(crate) keep: Retention,
 }
 
 /// What is kept of it in this process.
-pub(crate) enum Keep {
+pub(crate) enum Retention {
     Nothing,
     /// An entry, which L1 may answer for so long at most.
     Entry(Found, Duration),
@@ -59,13 +59,13 @@ pub(crate) enum Keep {
     Failure(Failure),
 }
 
-impl Landing {
+impl Completion {
     /// An answer that is kept in L1, if it may be.
-    pub(crate) fn entry(found: Found, bound: Option<Duration>) -> Self {
+    pub(crate) fn entry(found: Found, l1_lifetime: Option<Duration>) -> Self {
         let outcome = Some(Ok(found.answer.clone()));
-        let keep = match bound {
-            Some(bound) if !bound.is_zero() => Keep::Entry(found, bound),
-            _ => Keep::Nothing,
+        let keep = match l1_lifetime {
+            Some(l1_lifetime) if !l1_lifetime.is_zero() => Retention::Entry(found, l1_lifetime),
+            _ => Retention::Nothing,
         };
         Self { outcome, keep }
     }
@@ -73,7 +73,7 @@ impl Landing {
     pub(crate) fn error(error: Error<AnyError>) -> Self {
         Self {
             outcome: Some(Err(error)),
-            keep: Keep::Nothing,
+            keep: Retention::Nothing,
         }
     }
 
@@ -81,14 +81,14 @@ impl Landing {
     pub(crate) fn failure(failure: Failure) -> Self {
         Self {
             outcome: Some(Err(failure.error.clone())),
-            keep: Keep::Failure(failure),
+            keep: Retention::Failure(failure),
         }
     }
 
     pub(crate) fn nothing() -> Self {
         Self {
             outcome: None,
-            keep: Keep::Nothing,
+            keep: Retention::Nothing,
         }
     }
 }
@@ -124,7 +124,7 @@ impl From<RemoteError> for Unread {
 }
 
 /// Why a load runs without a lease, and so without a fill.
-enum Alone {
+enum UnleasedReason {
     /// There is no shared tier.
     NoTier,
     /// L2 holds a newer version's record.
@@ -137,16 +137,16 @@ enum Alone {
     WaitedEnough,
 }
 
-/// See [`Engine::longest_believed`].
-const BELIEVED: Duration = Duration::from_secs(60);
+/// See [`Engine::longest_hold`].
+const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
 /// Attempts of a flight at one key, each after something has changed.
-const MOST_ROUNDS: usize = 100;
+const MAX_ATTEMPTS: usize = 100;
 
 /// How far a flight has come with its first read.
-struct Approach {
+struct FirstReadResult {
     remote: RemoteKey,
-    place_behind: Option<OwnedSemaphorePermit>,
+    background_permit: Option<OwnedSemaphorePermit>,
     replaces: Replaces,
     /// What was found, and what it says.
     record: Option<Bytes>,
@@ -155,7 +155,7 @@ struct Approach {
 
 /// A flight that is to be flown: whoever drops it instead lets its callers go on.
 pub(crate) struct Leader {
-    pub(crate) claim: Claim,
+    pub(crate) guard: FlightGuard,
     pub(crate) nesting: Nesting,
     pub(crate) running: Running,
     /// What L2 has of it, if that was read already.
@@ -163,62 +163,64 @@ pub(crate) struct Leader {
 }
 
 /// Flies it, in a task or for its leader.
-pub(crate) async fn fly(leader: Leader) {
+pub(crate) async fn run(leader: Leader) {
     let Leader {
-        claim,
+        guard,
         nesting,
         running,
         read,
     } = leader;
-    let flying = claim.engine.resolve_in_time(&claim.flight, &nesting, read);
-    let landing = claim.flight.trace().within(flying).await;
-    claim.land(landing);
+    let running_flight = guard.engine.resolve_in_time(&guard.flight, &nesting, read);
+    let completion = guard.flight.trace().within(running_flight).await;
+    guard.complete(completion);
     drop(running);
 }
 
 /// A flight that has not landed yet. Dropped with its task, it leaves nothing behind and lets its
 /// waiters go on.
-pub(crate) struct Claim {
+pub(crate) struct FlightGuard {
     pub(crate) engine: Arc<Engine>,
     pub(crate) flight: Arc<Flight>,
-    pub(crate) landed: bool,
+    pub(crate) completed: bool,
 }
 
-impl Claim {
-    fn land(mut self, landing: Landing) {
+impl FlightGuard {
+    fn complete(mut self, completion: Completion) {
         let (engine, flight) = (&self.engine, &self.flight);
         let (now, mut stored, mut in_l1) = (Instant::now(), false, false);
         {
             let mut shard = engine.flights.lock(flight.key.id.hash);
-            let mut quiet = refresh::QUIET;
+            let mut quiet = refresh::RETRY_AFTER;
             // The fence: a flight that was detached stores nothing, in one critical section with
             // whatever detaches.
             let current = shard.is_current(flight);
-            match landing.keep {
-                Keep::Entry(found, bound) if current => {
-                    if found.life.freshness(now) == Freshness::Fresh {
-                        shard.forgive(&flight.key.id);
+            match completion.keep {
+                Retention::Entry(found, l1_lifetime) if current => {
+                    if found.lifetime.freshness(now) == Freshness::Fresh {
+                        shard.clear_failure(&flight.key.id);
                     }
-                    in_l1 = engine.store(flight, &found, bound, (now, None));
+                    in_l1 = engine.store(flight, &found, l1_lifetime, (now, None));
                     stored = true;
                 }
-                Keep::Failure(failure) if current && !failure.hold.is_zero() => {
+                Retention::Failure(failure) if current && !failure.hold.is_zero() => {
                     quiet = failure.hold;
                     shard.hold(&flight.key.id, failure, now);
                 }
                 // What was loaded is not kept, and nobody is answered what is older.
-                Keep::Nothing if current && landing.outcome.as_ref().is_some_and(Result::is_ok) => {
+                Retention::Nothing
+                    if current && completion.outcome.as_ref().is_some_and(Result::is_ok) =>
+                {
                     engine.l1.remove(&flight.key);
                 }
                 _ => {}
             }
-            if flight.calms() && !stored {
-                engine.end_calm(&flight.key, ttl::deadline(now, quiet));
+            if flight.suspends_refresh() && !stored {
+                engine.rearm_refresh(&flight.key, ttl::deadline(now, quiet));
             }
             shard.remove(flight);
         }
-        flight.land(match landing.outcome {
-            Some(outcome) => Outcome::Landed(outcome.map(|mut answer| {
+        flight.complete(match completion.outcome {
+            Some(outcome) => Outcome::Completed(outcome.map(|mut answer| {
                 if in_l1 {
                     answer.way.store();
                 }
@@ -226,21 +228,21 @@ impl Claim {
             })),
             None => Outcome::Abandoned,
         });
-        self.landed = true;
+        self.completed = true;
     }
 }
 
-impl Drop for Claim {
+impl Drop for FlightGuard {
     fn drop(&mut self) {
-        if self.landed {
+        if self.completed {
             return;
         }
         self.engine
             .flights
             .lock(self.flight.key.id.hash)
             .remove(&self.flight);
-        self.flight.land(if std::thread::panicking() {
-            Outcome::Landed(Err(Error::LoadPanicked))
+        self.flight.complete(if std::thread::panicking() {
+            Outcome::Completed(Err(Error::LoadPanicked))
         } else {
             Outcome::Abandoned
         });
@@ -254,15 +256,15 @@ impl Engine {
         flight: &Arc<Flight>,
         nesting: &Nesting,
         read: Option<FirstRead>,
-    ) -> Landing {
+    ) -> Completion {
         let Some(after) = self.config.load_soft_timeout else {
             return self.resolve(flight, nesting, read).await;
         };
         let mut resolving = Box::pin(self.resolve(flight, nesting, read));
         tokio::select! {
             biased;
-            landing = &mut resolving => return landing,
-            () = tokio::time::sleep_until(ttl::deadline(flight.begun, after)) => flight.be_late(),
+            completion = &mut resolving => return completion,
+            () = tokio::time::sleep_until(ttl::deadline(flight.begun, after)) => flight.pass_soft_timeout(),
         }
         resolving.await
     }
@@ -295,17 +297,17 @@ impl Engine {
         flight: &Arc<Flight>,
         nesting: &Nesting,
         read: Option<FirstRead>,
-    ) -> Landing {
-        let mut place_behind = None;
-        if flight.is_behind(&self.config.windows) {
-            place_behind = self.place_behind();
-            if place_behind.is_none() {
-                return Landing::nothing();
+    ) -> Completion {
+        let mut background_permit = None;
+        if flight.is_background(&self.config.windows) {
+            background_permit = self.background_permit();
+            if background_permit.is_none() {
+                return Completion::nothing();
             }
         }
         let Some(shared) = &self.shared else {
             flight.register(self.fence.epoch());
-            let load = self.load_alone(flight, nesting, None, Alone::NoTier);
+            let load = self.load_unleased(flight, nesting, None, UnleasedReason::NoTier);
             return Box::pin(load).await;
         };
         let remote = shared.key(&flight.key.id);
@@ -318,29 +320,29 @@ impl Engine {
             Ok(Some(record)) => {
                 let reading = self.interpret(shared, flight, &remote, &record).await;
                 if let Ok(Reading::Entry(found, _)) = &reading {
-                    if !self.replaces(flight, found, &mut replaces, &Waited::default()) {
-                        return Landing::entry(found.clone(), Some(self.config.l1_bound()));
+                    if !self.replaces(flight, found, &mut replaces, &LeaseWaits::default()) {
+                        return Completion::entry(found.clone(), Some(self.config.l1_lifetime()));
                     }
                 }
                 (Some(record), Some(reading))
             }
             Ok(None) => (None, None),
             Err(()) => {
-                flight.craft.depart().await;
-                let landing = self.unreachable(flight, nesting, None);
-                return Box::pin(landing).await;
+                flight.driver.move_to_task().await;
+                let completion = self.unreachable(flight, nesting, None);
+                return Box::pin(completion).await;
             }
         };
         // Most flights end before, and what they need from here on would make all of them large.
-        let approach = Box::new(Approach {
+        let first_read_result = Box::new(FirstReadResult {
             remote,
-            place_behind,
+            background_permit,
             replaces,
             record,
             reading,
         });
-        flight.craft.depart().await;
-        Box::pin(self.go_on(shared, flight, nesting, *approach)).await
+        flight.driver.move_to_task().await;
+        Box::pin(self.go_on(shared, flight, nesting, *first_read_result)).await
     }
 
     /// What L2 has is not enough: loads it, or waits for who does.
@@ -349,18 +351,18 @@ impl Engine {
         shared: &Shared,
         flight: &Arc<Flight>,
         nesting: &Nesting,
-        approach: Approach,
-    ) -> Landing {
-        let Approach {
+        first_read_result: FirstReadResult,
+    ) -> Completion {
+        let FirstReadResult {
             remote,
-            mut place_behind,
+            mut background_permit,
             mut replaces,
             mut record,
             reading: mut first,
-        } = approach;
-        let (mut waited, mut failures) = (Waited::default(), flight.failures);
-        for _ in 0..MOST_ROUNDS {
-            let (mut seen, mut replacing) = (None, None);
+        } = first_read_result;
+        let (mut waits, mut failures) = (LeaseWaits::default(), flight.failures);
+        for _ in 0..MAX_ATTEMPTS {
+            let (mut observed, mut replacing) = (None, None);
             if let Some(bytes) = record.take() {
                 let reading = match first.take() {
                     Some(reading) => reading,
@@ -368,40 +370,46 @@ impl Engine {
                 };
                 match reading {
                     Ok(Reading::Entry(found, header)) => {
-                        let mut done = !self.replaces(flight, &found, &mut replaces, &waited);
+                        let mut done = !self.replaces(flight, &found, &mut replaces, &waits);
                         if !done {
-                            if let Some(error) = &flight.spared {
+                            if let Some(error) = &flight.held_error {
                                 return self.spare(flight, error, found);
                             }
-                            self.put_up(flight, &found);
-                            if flight.is_behind(&self.config.windows) && place_behind.is_none() {
-                                place_behind = self.place_behind();
-                                match place_behind {
+                            self.publish_interim(flight, &found);
+                            if flight.is_background(&self.config.windows)
+                                && background_permit.is_none()
+                            {
+                                background_permit = self.background_permit();
+                                match background_permit {
                                     Some(_) => self.stats.refreshes.add(),
                                     None => done = true,
                                 }
                             }
                         }
                         if done {
-                            return Landing::entry(found, Some(self.config.l1_bound()));
+                            return Completion::entry(found, Some(self.config.l1_lifetime()));
                         }
                         let record = bytes;
-                        seen = Some(Seen {
+                        observed = Some(ObservedRecord {
                             found,
                             header,
                             record,
                         });
                     }
                     // The mark may be our own: the error of that load is at hand.
-                    Ok(Reading::Failed(_)) if flight.spared.is_some() => {}
+                    Ok(Reading::Failed(_)) if flight.held_error.is_some() => {}
                     Ok(Reading::Failed(left)) => {
                         return self.failed_elsewhere(flight, left);
                     }
                     Ok(Reading::Newer) => {
-                        return self.load_alone(flight, nesting, None, Alone::Newer).await;
+                        return self
+                            .load_unleased(flight, nesting, None, UnleasedReason::Newer)
+                            .await;
                     }
                     Ok(Reading::HeldOff) => {
-                        return self.load_alone(flight, nesting, None, Alone::HeldOff).await;
+                        return self
+                            .load_unleased(flight, nesting, None, UnleasedReason::HeldOff)
+                            .await;
                     }
                     Ok(Reading::Leased) => {}
                     Ok(Reading::Replace(failed)) => {
@@ -411,20 +419,20 @@ impl Engine {
                     Err(_) => return self.unreachable(flight, nesting, None).await,
                 }
             }
-            if let Some(error) = &flight.spared {
+            if let Some(error) = &flight.held_error {
                 self.stats.errors_held.add();
-                return Landing::error(error.clone());
+                return Completion::error(error.clone());
             }
             // A place first, the lease then: who waits for a place holds nobody up.
             let deadline = self.load_deadline();
             let place = match self.place(deadline, flight).await {
                 Ok(place) => place,
-                Err(error) => return Landing::error(error),
+                Err(error) => return Completion::error(error),
             };
             // Hear of wake-ups before the attempt that asks for them.
             self.flights.lock(flight.key.id.hash).listen(flight);
             // And know what is invalidated as a whole before the load begins.
-            let mut lease = Lease::new(shared, &remote, self.marks.era(), seen, failures);
+            let mut lease = Lease::new(shared, &remote, self.marks.era(), observed, failures);
             let Ok(lease_record) = lease.record() else {
                 return self.unreachable(flight, nesting, Some(place)).await;
             };
@@ -445,40 +453,40 @@ impl Engine {
                 Ok(Acquired::Record(found)) => record = found,
                 Ok(Acquired::Failed(left_ms)) => {
                     let left = Duration::from_millis(left_ms);
-                    if left <= self.longest_believed() {
+                    if left <= self.longest_hold() {
                         return self.failed_elsewhere(flight, left);
                     }
                     // Nobody of us has said so.
                     self.stats.decode_failures.add();
                     return self
-                        .load_alone(flight, nesting, Some(place), Alone::WaitedEnough)
+                        .load_unleased(flight, nesting, Some(place), UnleasedReason::WaitedEnough)
                         .await;
                 }
                 Ok(Acquired::Held(remaining_ms)) => {
                     drop(place);
-                    if waited.count() {
+                    if waits.count() {
                         self.stats.lease_waits.add();
                     }
                     let remaining = Duration::from_millis(remaining_ms);
-                    let wait = waited.wait(flight, remaining, self.config.lease_wait);
+                    let wait = waits.wait(flight, remaining, self.config.lease_wait);
                     let since = Instant::now();
                     let goes_on = tokio::select! {
                         biased;
                         goes_on = wait => goes_on,
-                        () = self.cut_off(flight) => return Landing::nothing(),
+                        () = self.cut_off(flight) => return Completion::nothing(),
                     };
                     self.telemetry.waited(Wait::Lease, since);
-                    if !goes_on && flight.is_behind(&self.config.windows) {
+                    if !goes_on && flight.is_background(&self.config.windows) {
                         // Whoever comes has something to answer; another hit tries again.
-                        return Landing::nothing();
+                        return Completion::nothing();
                     }
                     if !goes_on {
                         self.stats.lease_wait_exceeded.add();
                         return self
-                            .load_alone(flight, nesting, None, Alone::WaitedEnough)
+                            .load_unleased(flight, nesting, None, UnleasedReason::WaitedEnough)
                             .await;
                     }
-                    if waited.woken() || lease.is_claim() {
+                    if waits.woken() || lease.is_claim() {
                         // Most likely the value is there: the cheapest command will do.
                         match self.tier(shared.tier.get(&remote.bytes).await) {
                             Ok(found) => record = found,
@@ -487,12 +495,12 @@ impl Engine {
                     }
                 }
                 Err(error) => {
-                    let landing = self.unreachable(flight, nesting, Some(place)).await;
+                    let completion = self.unreachable(flight, nesting, Some(place)).await;
                     if error.is_timeout() {
                         // It may have been granted after all, too late to fill against.
                         self.release_later(&lease, &flight.key.id);
                     }
-                    return landing;
+                    return completion;
                 }
             }
         }
@@ -502,8 +510,8 @@ impl Engine {
 
     /// For how long a mark in L2 is believed that says that a load failed: as long as any process of
     /// the fleet would hold off, whose settings may differ a little. What says more is forged.
-    fn longest_believed(&self) -> Duration {
-        ttl::backoff(self.config.error_backoff, u32::MAX).max(BELIEVED)
+    fn longest_hold(&self) -> Duration {
+        ttl::backoff(self.config.error_backoff, u32::MAX).max(LONGEST_HOLD)
     }
 
     /// Counts an operation's failure and notes whether L2 can be reached.
@@ -593,7 +601,7 @@ impl Engine {
         record: &Bytes,
     ) -> Result<Reading, RemoteError> {
         let known = |era, tags: &[u64]| self.judge_now(shared, era, tags, flight.past_l1);
-        let (era, tags) = match self.read_off(shared, remote, record, known) {
+        let (era, tags) = match self.decode_record(shared, remote, record, known) {
             Ok(reading) => return Ok(reading),
             Err(Unread::Failed(error)) => return Err(error),
             Err(Unread::Doubtful(era, tags)) => (era, tags),
@@ -603,7 +611,7 @@ impl Engine {
             Verdict::Alive(tags) => Verdict::Alive(tags),
             Verdict::Dead | Verdict::OtherEra | Verdict::AskTags(_) => Verdict::Dead,
         };
-        match self.read_off(shared, remote, record, |_, _| verdict) {
+        match self.decode_record(shared, remote, record, |_, _| verdict) {
             Ok(reading) => Ok(reading),
             Err(Unread::Failed(error)) => Err(error),
             Err(Unread::Doubtful(..)) => Ok(Reading::Replace(0)),
@@ -611,7 +619,7 @@ impl Engine {
     }
 
     /// What a record says, if it is known whether it is alive.
-    fn read_off(
+    fn decode_record(
         &self,
         shared: &Shared,
         remote: &RemoteKey,
@@ -652,7 +660,7 @@ impl Engine {
         };
         let now_ms = shared.now_ms()?;
         if header.kind == Kind::Failed {
-            let longest = ttl::millis(self.longest_believed());
+            let longest = ttl::millis(self.longest_hold());
             let from_later = header.created_ms > now_ms.saturating_add(longest);
             if from_later || header.fresh_ms > longest {
                 return unreadable();
@@ -673,14 +681,14 @@ impl Engine {
         let Some(ended) = now.checked_sub(over.min(ttl::LONGEST)) else {
             return Ok(Reading::Replace(0));
         };
-        let life = Life {
+        let lifetime = Lifetime {
             fresh_until: if left.is_zero() {
                 ended
             } else {
                 ttl::deadline(now, left)
             },
             expired: header.expired,
-            lingers: header.kind == Kind::Value,
+            has_stale_windows: header.kind == Kind::Value,
             cost: Duration::from_millis(header.load_cost_ms.into()),
         };
         let value = if header.kind == Kind::Value {
@@ -703,17 +711,17 @@ impl Engine {
             source: Source::L2,
             age: Duration::from_millis(age_ms),
             at: now,
-            fresh_until: life.fresh_until,
-            freshness: life.freshness(now),
+            fresh_until: lifetime.fresh_until,
+            freshness: lifetime.freshness(now),
             way: Way::Found,
             tags,
         };
-        let print = header.print();
+        let version_id = header.version_id();
         let found = Found {
             answer,
-            life,
+            lifetime,
             of_l1: None,
-            print,
+            version_id,
         };
         Ok(Reading::Entry(found, header))
     }
@@ -724,49 +732,49 @@ impl Engine {
         flight: &Flight,
         nesting: &Nesting,
         place: Option<Place>,
-    ) -> Landing {
+    ) -> Completion {
         // Now that it is known, L1 may answer for a while what it could not when the call came.
         let local = self.look(&flight.key, Instant::now());
-        let is_fresh = |local: &Local| local.is_for(Read::fresh());
+        let is_fresh = |local: &L1Entry| local.suits(Read::fresh());
         let has_l1 = !flight.past_l1 && local.as_ref().is_some_and(is_fresh);
-        if let Some(local) = local.filter(|_| flight.offered().is_none()) {
-            flight.offer(local.found());
+        if let Some(local) = local.filter(|_| flight.interim().is_none()) {
+            flight.set_interim(local.found());
         }
-        let fresh = |found: Found| found.life.freshness(Instant::now()) == Freshness::Fresh;
-        let is_done = match flight.aim {
-            Aim::Load => false,
+        let fresh = |found: Found| found.lifetime.freshness(Instant::now()) == Freshness::Fresh;
+        let is_done = match flight.purpose {
+            Purpose::Load => false,
             // There is time, and without L2 everybody would load for himself.
-            Aim::Replace(_) => flight.offered().is_some_and(fresh),
+            Purpose::Replace(_) => flight.interim().is_some_and(fresh),
             // Whoever waits finds it there. Else every process would load every key that is asked for
             // at the moment when L2 is lost.
-            Aim::Any | Aim::Fresh => has_l1,
+            Purpose::Any | Purpose::Fresh => has_l1,
         };
         if is_done {
-            return Landing::nothing();
+            return Completion::nothing();
         }
-        if let Some(error) = &flight.spared {
+        if let Some(error) = &flight.held_error {
             self.stats.errors_held.add();
-            return Landing::error(error.clone());
+            return Completion::error(error.clone());
         }
-        self.load_alone(flight, nesting, place, Alone::Unreachable)
+        self.load_unleased(flight, nesting, place, UnleasedReason::Unreachable)
             .await
     }
 
     /// A load that nobody in the fleet knows of: its value enters no L2.
-    async fn load_alone(
+    async fn load_unleased(
         self: &Arc<Self>,
         flight: &Flight,
         nesting: &Nesting,
         place: Option<Place>,
-        why: Alone,
-    ) -> Landing {
+        why: UnleasedReason,
+    ) -> Completion {
         let deadline = self.load_deadline();
         let place = match place {
             Some(place) => Ok(place),
             None => self.place(deadline, flight).await,
         };
         let era = self.marks.era();
-        let previous = flight.offered().filter(|found| self.is_of_use(found));
+        let previous = flight.interim().filter(|found| self.is_of_use(found));
         let loaded = match place {
             Ok(place) => {
                 let previous = previous.as_ref();
@@ -778,7 +786,7 @@ impl Engine {
         };
         match loaded {
             Ok((loaded, cost)) => {
-                let fwd = Forward::because(flight.aim == Aim::Load, previous.is_some());
+                let fwd = Forward::because(flight.purpose == Purpose::Load, previous.is_some());
                 let found = self.found(
                     loaded,
                     era,
@@ -786,14 +794,16 @@ impl Engine {
                     (cost, fwd),
                     random::number(),
                 );
-                let bound = match why {
-                    Alone::NoTier | Alone::Newer => self.config.l1_bound(),
-                    Alone::Unreachable | Alone::WaitedEnough => self.unshared_bound(),
-                    Alone::HeldOff => Duration::ZERO,
+                let l1_lifetime = match why {
+                    UnleasedReason::NoTier | UnleasedReason::Newer => self.config.l1_lifetime(),
+                    UnleasedReason::Unreachable | UnleasedReason::WaitedEnough => {
+                        self.unshared_l1_lifetime()
+                    }
+                    UnleasedReason::HeldOff => Duration::ZERO,
                 };
                 match found {
-                    (found, true) => Landing::entry(found, Some(bound)),
-                    (found, false) => Landing::entry(found, None),
+                    (found, true) => Completion::entry(found, Some(l1_lifetime)),
+                    (found, false) => Completion::entry(found, None),
                 }
             }
             Err(error) => self.failed(flight, error, flight.failures),
@@ -801,13 +811,18 @@ impl Engine {
     }
 
     /// What a failed load comes down with.
-    pub(crate) fn failed(&self, flight: &Flight, error: Error<AnyError>, failures: u32) -> Landing {
+    pub(crate) fn failed(
+        &self,
+        flight: &Flight,
+        error: Error<AnyError>,
+        failures: u32,
+    ) -> Completion {
         match error {
-            Error::Overloaded | Error::Closed => Landing::error(error),
+            Error::Overloaded | Error::Closed => Completion::error(error),
             error => {
                 let failures = flight.failures.max(failures).saturating_add(1);
                 let hold = ttl::backoff(self.config.error_backoff, failures);
-                Landing::failure(Failure {
+                Completion::failure(Failure {
                     error,
                     hold,
                     failures,
@@ -824,7 +839,7 @@ impl Engine {
         era: Era,
         previous: Option<&Found>,
         (cost, why): (Duration, Forward),
-        print: u64,
+        version_id: u64,
     ) -> (Found, bool) {
         let at = Instant::now();
         let previous = previous.filter(|_| loaded.unchanged);
@@ -842,7 +857,7 @@ impl Engine {
         };
         let life = match &value {
             _ if !loaded.store || too_many_tags => Duration::ZERO,
-            Some(_) => self.config.life(loaded.ttl, self.is_cold(at)),
+            Some(_) => self.config.draw_ttl(loaded.ttl, self.is_cold(at)),
             None => loaded
                 .ttl
                 .unwrap_or(self.config.negative_ttl)
@@ -850,7 +865,7 @@ impl Engine {
         };
         // Without a shared tier nothing is left to ask when L1 has had it for long enough.
         let fresh_for = match self.config.l1_ttl {
-            Some(_) if self.shared.is_none() => life.min(self.config.l1_bound()),
+            Some(_) if self.shared.is_none() => life.min(self.config.l1_lifetime()),
             _ => life,
         };
         let fresh_until = ttl::deadline(at, fresh_for);
@@ -864,12 +879,12 @@ impl Engine {
             tags,
             value,
         };
-        let lingers = answer.value.is_some();
+        let has_stale_windows = answer.value.is_some();
         let found = Found {
-            life: Life::new(fresh_until, lingers, cost),
+            lifetime: Lifetime::new(fresh_until, has_stale_windows, cost),
             of_l1: None,
             answer,
-            print,
+            version_id,
         };
         (found, !life.is_zero())
     }

@@ -22,15 +22,15 @@ use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::flight::{Aim, Failure, Flight, Found};
-use super::lease::Waited;
-use super::read::{Keep, Landing};
-use super::{Engine, Local, load};
+use super::flight::{Failure, Flight, Found, Purpose};
+use super::lease::LeaseWaits;
+use super::read::{Completion, Retention};
+use super::{Engine, L1Entry, load};
 use crate::entry::Freshness;
 use crate::erased::{AnyError, AnyKey};
 use crate::error::Error;
 use crate::l1::Meta;
-use crate::life::Standing;
+use crate::lifetime::Usability;
 use crate::ttl;
 
 /// Refreshes in one process at once that nobody waits for. With more, entries stay what they are
@@ -38,7 +38,7 @@ use crate::ttl;
 pub(crate) const MOST: usize = 1024;
 
 /// After a refresh that came to nothing, for which nobody is to blame, the next hit may try again.
-pub(crate) const QUIET: Duration = Duration::from_millis(20);
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(20);
 
 /// Which versions of the value a flight is out to replace.
 #[derive(Debug, Default)]
@@ -51,7 +51,7 @@ pub(crate) struct Replaces {
 
 impl Engine {
     /// Begins a refresh that no caller waits for, unless one is under way, or one failed a moment ago.
-    pub(crate) fn refresh_behind(self: &Arc<Self>, key: AnyKey, local: &Local) {
+    pub(crate) fn refresh_in_background(self: &Arc<Self>, key: AnyKey, local: &L1Entry) {
         let (Ok(runtime), Some(running)) = (Handle::try_current(), self.tasks.enter()) else {
             return;
         };
@@ -63,46 +63,50 @@ impl Engine {
         // Look again, now that nobody can invalidate it: the flight puts up what is found here.
         let Some(local) = self
             .look(&key, now)
-            .filter(|found| found.meta.print == local.meta.print)
+            .filter(|found| found.meta.version_id == local.meta.version_id)
         else {
             return;
         };
         if let Some((_, until)) = shard.held(&key.id, now) {
-            return self.calm(&key, until);
+            return self.suspend_refresh(&key, until);
         }
         let until = self.load_deadline();
         if let Some(flight) = shard.find(&key.id) {
-            flight.calm();
-            return self.calm(&key, until);
+            flight.suspend_refresh();
+            return self.suspend_refresh(&key, until);
         }
-        let mut flight = Flight::new(key, Aim::Replace(local.meta.print), now);
+        let mut flight = Flight::new(key, Purpose::Replace(local.meta.version_id), now);
         flight.failures = shard.failures(&flight.key.id, now);
-        flight.offer(local.found());
-        flight.calm();
+        flight.set_interim(local.found());
+        flight.suspend_refresh();
         let flight = Arc::new(flight);
         shard.insert(Arc::clone(&flight));
-        self.calm(&flight.key, until);
+        self.suspend_refresh(&flight.key, until);
         drop(shard);
         self.stats.refreshes.add();
         let leader = self.leader(&flight, load::nesting(), running);
-        self.take_off(&runtime, leader);
+        self.spawn_task(&runtime, leader);
     }
 
     /// Until then hits answer what L1 has and do nothing else, as long as it may be answered at all.
     /// Under the shard's lock.
-    fn calm(&self, key: &AnyKey, until: Instant) {
+    fn suspend_refresh(&self, key: &AnyKey, until: Instant) {
         let now = Instant::now();
         self.l1.amend(key, |meta| {
-            let stands = meta.life.stands_until(now, &self.config.windows);
-            meta.calm_until = until.min(stands).min(meta.bound);
+            let stands = meta.lifetime.usable_until(now, &self.config.windows);
+            meta.no_refresh_before = until.min(stands).min(meta.l1_deadline);
         });
     }
 
     /// Hits look after the entry themselves again, from then on. Under the shard's lock.
-    pub(crate) fn end_calm(&self, key: &AnyKey, at: Instant) {
+    pub(crate) fn rearm_refresh(&self, key: &AnyKey, at: Instant) {
         self.l1.amend(key, |meta| {
-            if meta.calm_until > meta.life.calm_until(meta.born(), &self.config.windows) {
-                meta.calm_until = meta.calm_until.min(at);
+            if meta.no_refresh_before
+                > meta
+                    .lifetime
+                    .no_refresh_before(meta.loaded_at(), &self.config.windows)
+            {
+                meta.no_refresh_before = meta.no_refresh_before.min(at);
             }
         });
     }
@@ -113,25 +117,28 @@ impl Engine {
         &self,
         flight: &Flight,
         found: &Found,
-        bound: Duration,
-        (now, calm_until): (Instant, Option<Instant>),
+        l1_lifetime: Duration,
+        (now, no_refresh_before): (Instant, Option<Instant>),
     ) -> bool {
         let (hash, at) = (flight.key.id.hash, found.answer.at);
         if self.l1.is_off() || self.fence.is_held_off(hash, now) {
             return false;
         }
-        let bound = ttl::deadline(at, bound);
+        let l1_deadline = ttl::deadline(at, l1_lifetime);
         let windows = &self.config.windows;
-        let calm_until =
-            calm_until.unwrap_or_else(|| found.life.calm_until(found.answer.born(), windows));
+        let no_refresh_before = no_refresh_before.unwrap_or_else(|| {
+            found
+                .lifetime
+                .no_refresh_before(found.answer.loaded_at(), windows)
+        });
         let meta = Meta {
             begun: flight.begun,
             stored: at,
             age: found.answer.age,
-            life: found.life,
-            calm_until: calm_until.min(bound),
-            bound,
-            print: found.print,
+            lifetime: found.lifetime,
+            no_refresh_before: no_refresh_before.min(l1_deadline),
+            l1_deadline,
+            version_id: found.version_id,
             stamp: self
                 .fence
                 .stamp_in(hash, flight.epoch().unwrap_or_default()),
@@ -141,29 +148,32 @@ impl Engine {
 
     /// Puts up an entry that is about to be refreshed: for the callers of the flight, and in L1 for
     /// those who come.
-    pub(crate) fn put_up(&self, flight: &Arc<Flight>, found: &Found) {
+    pub(crate) fn publish_interim(&self, flight: &Arc<Flight>, found: &Found) {
         if !self.is_of_use(found) {
             return;
         }
         let shard = self.flights.lock(flight.key.id.hash);
         if shard.is_current(flight) {
             let now = Instant::now();
-            let stands = found.life.stands_until(now, &self.config.windows);
-            let calm_until = match found.life.standing(now, &self.config.windows) {
-                Standing::Fresh | Standing::Revalidate => self.load_deadline().min(stands),
-                Standing::Fallback | Standing::Gone => now,
+            let stands = found.lifetime.usable_until(now, &self.config.windows);
+            let no_refresh_before = match found.lifetime.usability(now, &self.config.windows) {
+                Usability::Fresh | Usability::Revalidate => self.load_deadline().min(stands),
+                Usability::Fallback | Usability::Gone => now,
             };
-            flight.calm();
-            let bound = self.config.l1_bound();
-            self.store(flight, found, bound, (now, Some(calm_until)));
+            flight.suspend_refresh();
+            let l1_lifetime = self.config.l1_lifetime();
+            self.store(flight, found, l1_lifetime, (now, Some(no_refresh_before)));
         }
         drop(shard);
-        flight.offer(found.clone());
+        flight.set_interim(found.clone());
     }
 
     /// Whether an entry is good for anything now.
     pub(crate) fn is_of_use(&self, found: &Found) -> bool {
-        found.life.standing(Instant::now(), &self.config.windows) != Standing::Gone
+        found
+            .lifetime
+            .usability(Instant::now(), &self.config.windows)
+            != Usability::Gone
     }
 
     /// Whether a flight that has found this entry in L2 is to replace it.
@@ -172,35 +182,38 @@ impl Engine {
         flight: &Flight,
         found: &Found,
         replaces: &mut Replaces,
-        waited: &Waited,
+        waits: &LeaseWaits,
     ) -> bool {
         // Read a moment ago.
         let (now, windows) = (found.answer.at, &self.config.windows);
-        if found.life.freshness(now) != Freshness::Fresh {
+        if found.lifetime.freshness(now) != Freshness::Fresh {
             return true;
         }
-        if flight.spared.is_some() {
+        if flight.held_error.is_some() {
             return false;
         }
-        match flight.aim {
-            Aim::Fresh => false,
-            Aim::Replace(print) => found.print == print,
-            Aim::Any => {
+        match flight.purpose {
+            Purpose::Fresh => false,
+            Purpose::Replace(version_id) => found.version_id == version_id,
+            Purpose::Any => {
                 let begins = replaces.early.is_none()
-                    && !waited.has_waited()
-                    && now >= found.life.calm_until(found.answer.born(), windows)
-                    && found.life.is_early(now, windows);
+                    && !waits.has_waited()
+                    && now
+                        >= found
+                            .lifetime
+                            .no_refresh_before(found.answer.loaded_at(), windows)
+                    && found.lifetime.is_early(now, windows);
                 if begins {
-                    replaces.early = Some(found.print);
+                    replaces.early = Some(found.version_id);
                 }
-                replaces.early == Some(found.print)
+                replaces.early == Some(found.version_id)
             }
-            Aim::Load => match replaces.first {
+            Purpose::Load => match replaces.first {
                 // What another process has loaded meanwhile will do.
-                Some(first) => first == found.print,
-                None if waited.has_waited() => false,
+                Some(first) => first == found.version_id,
+                None if waits.has_waited() => false,
                 None => {
-                    replaces.first = Some(found.print);
+                    replaces.first = Some(found.version_id);
                     true
                 }
             },
@@ -208,23 +221,28 @@ impl Engine {
     }
 
     /// What a flight that must not load comes down with, having found this entry.
-    pub(crate) fn spare(&self, flight: &Flight, error: &Error<AnyError>, found: Found) -> Landing {
+    pub(crate) fn spare(
+        &self,
+        flight: &Flight,
+        error: &Error<AnyError>,
+        found: Found,
+    ) -> Completion {
         let keep = if self.is_of_use(&found) {
-            flight.offer(found.clone());
-            Keep::Entry(found, self.config.l1_bound())
+            flight.set_interim(found.clone());
+            Retention::Entry(found, self.config.l1_lifetime())
         } else {
             self.stats.errors_held.add();
-            Keep::Nothing
+            Retention::Nothing
         };
-        Landing {
+        Completion {
             outcome: Some(Err(error.clone())),
             keep,
         }
     }
 
     /// A load failed in another process a moment ago.
-    pub(crate) fn failed_elsewhere(&self, flight: &Flight, left: Duration) -> Landing {
-        Landing::failure(Failure {
+    pub(crate) fn failed_elsewhere(&self, flight: &Flight, left: Duration) -> Completion {
+        Completion::failure(Failure {
             error: Error::LoadFailedElsewhere,
             hold: left,
             failures: flight.failures,
@@ -232,7 +250,7 @@ impl Engine {
     }
 
     /// A place for work that nobody waits for.
-    pub(crate) fn place_behind(&self) -> Option<OwnedSemaphorePermit> {
+    pub(crate) fn background_permit(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.behind).try_acquire_owned().ok()
     }
 }
@@ -264,18 +282,18 @@ mod tests {
             builder.l2(tier.clone()).build().unwrap()
         };
         let (a, b) = (build(), build());
-        let calm_until = |cache: &Cache<u64, u64, BoxError>| {
+        let no_refresh_before = |cache: &Cache<u64, u64, BoxError>| {
             let (_, meta) = cache
                 .engine()
                 .l1
                 .get(&cache.key(1), Instant::now())
                 .unwrap();
-            meta.calm_until
+            meta.no_refresh_before
         };
         a.get(&1).await.unwrap();
         tokio::time::advance(Duration::from_secs(600)).await;
         b.get(&1).await.unwrap();
-        let later = calm_until(&b).saturating_duration_since(calm_until(&a));
+        let later = no_refresh_before(&b).saturating_duration_since(no_refresh_before(&a));
         assert!(later < Duration::from_millis(10), "{later:?}");
     }
 

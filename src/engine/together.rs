@@ -177,8 +177,8 @@ struct Held(
 
 struct Boarding {
     undecided: usize,
-    aboard: Vec<Passenger>,
-    depart: Option<Depart>,
+    inline: Vec<Passenger>,
+    move_to_task: Option<Depart>,
 }
 
 /// Begins the load.
@@ -223,19 +223,19 @@ impl Chunk {
     ) {
         let known = keys.iter().all(|(_, turn)| *turn == Turn::Known);
         let (engine, runtime) = (Arc::clone(engine), runtime.clone());
-        let depart = move |aboard: Vec<Passenger>, held| {
-            if aboard.is_empty() {
+        let move_to_task = move |inline: Vec<Passenger>, held| {
+            if inline.is_empty() {
                 return None;
             }
             let singles = until_loaded.is_some();
-            let aboard = aboard
+            let inline = inline
                 .into_iter()
                 .map(|passenger| (keys[passenger.index].0.clone(), passenger))
                 .collect();
             let running = engine.tasks.enter_late();
             let loading = async move {
                 let _held = (running, held, until_loaded);
-                load_all(&engine, aboard, singles).await;
+                load_all(&engine, inline, singles).await;
             };
             Some(runtime.spawn(loading).abort_handle())
         };
@@ -245,8 +245,8 @@ impl Chunk {
             held: OnceCell::new(),
             boarding: Mutex::new(Boarding {
                 undecided: passes.len(),
-                aboard: Vec::new(),
-                depart: Some(Box::new(depart)),
+                inline: Vec::new(),
+                move_to_task: Some(Box::new(move_to_task)),
             }),
             load: OnceLock::new(),
         });
@@ -263,17 +263,21 @@ impl Chunk {
 
 impl Chunk {
     fn decide(&self, passenger: Option<Passenger>) {
-        let (mut aboard, depart) = {
+        let (mut inline, move_to_task) = {
             let mut boarding = self.boarding.lock();
             boarding.undecided -= 1;
-            boarding.aboard.extend(passenger);
+            boarding.inline.extend(passenger);
             if boarding.undecided > 0 {
                 return;
             }
-            (std::mem::take(&mut boarding.aboard), boarding.depart.take())
+            (
+                std::mem::take(&mut boarding.inline),
+                boarding.move_to_task.take(),
+            )
         };
-        aboard.sort_unstable_by_key(|passenger| passenger.index);
-        let load = depart.and_then(|depart| depart(aboard, self.held.get().cloned()));
+        inline.sort_unstable_by_key(|passenger| passenger.index);
+        let load =
+            move_to_task.and_then(|move_to_task| move_to_task(inline, self.held.get().cloned()));
         if let Some(load) = load {
             let _ = self.load.set(load);
         }
@@ -377,30 +381,30 @@ impl Drop for Answer {
 }
 
 /// `singles`: a key that came alone is loaded as one.
-async fn load_all(engine: &Engine, mut aboard: Vec<(AnyKey, Passenger)>, singles: bool) {
-    while !aboard.is_empty() {
+async fn load_all(engine: &Engine, mut inline: Vec<(AnyKey, Passenger)>, singles: bool) {
+    while !inline.is_empty() {
         // One that was detached may sit here beside its successor: each wants a value of its own.
-        let mut keys = HashSet::with_capacity(aboard.len());
-        let (first, twice) = aboard
+        let mut keys = HashSet::with_capacity(inline.len());
+        let (first, twice) = inline
             .into_iter()
             .partition(|(key, _)| keys.insert(Arc::clone(&key.id.encoded)));
         load_once(engine, first, singles).await;
-        aboard = twice;
+        inline = twice;
     }
 }
 
-async fn load_once(engine: &Engine, aboard: Vec<(AnyKey, Passenger)>, singles: bool) {
+async fn load_once(engine: &Engine, inline: Vec<(AnyKey, Passenger)>, singles: bool) {
     // A load of several must wait for none of them, nor for what any of their callers load.
-    let around = aboard.iter().flat_map(|(_, passenger)| {
+    let around = inline.iter().flat_map(|(_, passenger)| {
         let around = passenger.nesting.serials().iter().copied();
         around.chain([passenger.serial])
     });
     let nesting: Nesting = around.collect();
-    let trace = engine.telemetry.load_trace(None, aboard.len());
+    let trace = engine.telemetry.load_trace(None, inline.len());
     let mut previous = None;
-    let mut answers = Vec::with_capacity(aboard.len());
-    let mut keys = Vec::with_capacity(aboard.len());
-    for (key, passenger) in aboard {
+    let mut answers = Vec::with_capacity(inline.len());
+    let mut keys = Vec::with_capacity(inline.len());
+    for (key, passenger) in inline {
         trace.follows(&passenger.trace);
         previous = previous.or(passenger.previous);
         answers.push(passenger.answer);

@@ -42,16 +42,16 @@ pub(super) struct HotSlots<K, V> {
     /// Hints, which may be behind.
     hints: Box<[SlotHint]>,
     /// The slot that is looked at next.
-    hand: AtomicUsize,
+    next_probe: AtomicUsize,
     /// When one was looked at, in nanoseconds after zero.
-    looked: AtomicU64,
+    probed_at: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct SlotHint {
     held_by: AtomicU32,
     /// Zero: nobody.
-    asked_by: AtomicU32,
+    requested_by: AtomicU32,
 }
 
 /// What a hit looks at is here as well: one read of memory less.
@@ -59,7 +59,7 @@ struct SlotHint {
 #[repr(C)]
 struct HotEntry<K, V> {
     key: K,
-    calm_until: Option<Instant>,
+    no_refresh_before: Option<Instant>,
     stamp: Stamp,
     value: Option<Arc<V>>,
     tags: Option<Tags>,
@@ -71,44 +71,44 @@ struct HotEntry<K, V> {
 /// A slot of the front, as it was found.
 pub(crate) struct HotRef<K, V> {
     at: usize,
-    kept: Guard<Option<Arc<HotEntry<K, V>>>>,
+    entry: Guard<Option<Arc<HotEntry<K, V>>>>,
 }
 
 /// Whether it is time again, and then it is now.
-fn has_rested(since: &AtomicU64, nanos: u64) -> bool {
-    let has_rested = since.load(Ordering::Relaxed).saturating_add(REPORT_EVERY) <= nanos;
-    if has_rested {
+fn is_due(since: &AtomicU64, nanos: u64) -> bool {
+    let is_due = since.load(Ordering::Relaxed).saturating_add(REPORT_EVERY) <= nanos;
+    if is_due {
         since.store(nanos, Ordering::Relaxed);
     }
-    has_rested
+    is_due
 }
 
 impl<K, V> HotRef<K, V> {
     pub(crate) fn view(&self) -> Option<HitView<'_, V>> {
-        self.kept.as_ref().map(|kept| HitView {
-            calm_until: kept.calm_until,
-            stamp: kept.stamp,
-            value: &kept.value,
-            tags: &kept.tags,
-            meta: &kept.slot.meta,
+        self.entry.as_ref().map(|entry| HitView {
+            no_refresh_before: entry.no_refresh_before,
+            stamp: entry.stamp,
+            value: &entry.value,
+            tags: &entry.tags,
+            meta: &entry.slot.meta,
         })
     }
 
     /// Whether this is what is in the map.
     pub(super) fn is(&self, there: &Arc<Slot>) -> bool {
-        let kept = self.kept.as_ref();
-        kept.is_some_and(|kept| Arc::ptr_eq(&kept.slot, there))
+        let entry = self.entry.as_ref();
+        entry.is_some_and(|entry| Arc::ptr_eq(&entry.slot, there))
     }
 
     /// Whether it is time to tell the map of a hit.
-    pub(crate) fn is_news(&self, nanos: u64) -> bool {
-        self.kept
+    pub(crate) fn report_due(&self, nanos: u64) -> bool {
+        self.entry
             .as_ref()
-            .is_some_and(|kept| has_rested(&kept.reported_at, nanos))
+            .is_some_and(|entry| is_due(&entry.reported_at, nanos))
     }
 
     pub(super) fn key(&self) -> Option<&K> {
-        self.kept.as_ref().map(|kept| &kept.key)
+        self.entry.as_ref().map(|entry| &entry.key)
     }
 }
 
@@ -125,8 +125,8 @@ where
         Self {
             slots: (0..slots).map(|_| ArcSwapOption::empty()).collect(),
             hints: (0..slots).map(|_| SlotHint::default()).collect(),
-            hand: AtomicUsize::new(0),
-            looked: AtomicU64::new(0),
+            next_probe: AtomicUsize::new(0),
+            probed_at: AtomicU64::new(0),
         }
     }
 
@@ -146,8 +146,8 @@ where
         if self.slots.is_empty() {
             return None;
         }
-        let (at, mark) = self.at(hash);
-        if self.hints[at].held_by.load(Ordering::Relaxed) != mark {
+        let (at, tag_hash) = self.at(hash);
+        if self.hints[at].held_by.load(Ordering::Relaxed) != tag_hash {
             return None;
         }
         self.find(at, key)
@@ -158,34 +158,40 @@ where
         K: Borrow<Q>,
         Q: Eq + ?Sized,
     {
-        let kept = self.slots[at].load();
-        let is_it = kept.as_ref().is_some_and(|kept| kept.key.borrow() == key);
-        is_it.then_some(HotRef { at, kept })
+        let entry = self.slots[at].load();
+        let is_it = entry
+            .as_ref()
+            .is_some_and(|entry| entry.key.borrow() == key);
+        is_it.then_some(HotRef { at, entry })
     }
 
     /// Asks for the slot of a key.
-    pub(super) fn ask(&self, hash: u64) -> bool {
+    pub(super) fn request(&self, hash: u64) -> bool {
         if self.slots.is_empty() {
             return false;
         }
-        let (at, mark) = self.at(hash);
+        let (at, tag_hash) = self.at(hash);
         let is_free = self.slots[at].load().is_none();
-        is_free || self.hints[at].asked_by.swap(mark, Ordering::Relaxed) == mark
+        is_free
+            || self.hints[at]
+                .requested_by
+                .swap(tag_hash, Ordering::Relaxed)
+                == tag_hash
     }
 
     /// What is there is asked for.
-    pub(super) fn keep(&self, hot: &HotRef<K, V>) {
-        self.hints[hot.at].asked_by.store(0, Ordering::Relaxed);
+    pub(super) fn mark_in_use(&self, hot: &HotRef<K, V>) {
+        self.hints[hot.at].requested_by.store(0, Ordering::Relaxed);
     }
 
     /// One slot after the other, if it is time and there is something in it.
-    pub(super) fn next(&self, nanos: u64) -> Option<HotRef<K, V>> {
-        if !has_rested(&self.looked, nanos) {
+    pub(super) fn next_to_probe(&self, nanos: u64) -> Option<HotRef<K, V>> {
+        if !is_due(&self.probed_at, nanos) {
             return None;
         }
-        let at = self.hand.fetch_add(1, Ordering::Relaxed) & (self.slots.len() - 1);
-        let kept = self.slots[at].load();
-        kept.is_some().then_some(HotRef { at, kept })
+        let at = self.next_probe.fetch_add(1, Ordering::Relaxed) & (self.slots.len() - 1);
+        let entry = self.slots[at].load();
+        entry.is_some().then_some(HotRef { at, entry })
     }
 
     /// Puts an entry into the slot of its key.
@@ -193,18 +199,18 @@ where
         if self.slots.is_empty() {
             return;
         }
-        let (at, mark) = self.at(hash);
-        let kept = HotEntry {
+        let (at, tag_hash) = self.at(hash);
+        let entry = HotEntry {
             key: key.clone(),
-            calm_until: view.calm_until,
+            no_refresh_before: view.no_refresh_before,
             stamp: view.stamp,
             value: view.value.clone(),
             tags: view.tags.clone(),
             slot: Arc::clone(slot),
             reported_at: AtomicU64::new(0),
         };
-        self.slots[at].store(Some(Arc::new(kept)));
-        self.hints[at].held_by.store(mark, Ordering::Relaxed);
+        self.slots[at].store(Some(Arc::new(entry)));
+        self.hints[at].held_by.store(tag_hash, Ordering::Relaxed);
     }
 
     /// Whatever the hints say.
@@ -213,12 +219,12 @@ where
             return;
         }
         if let Some(hot) = self.find(self.at(hash).0, key) {
-            self.drop_if(&hot);
+            self.remove_if_same(&hot);
         }
     }
 
     /// Empties a slot, unless something else is in it by now.
-    pub(super) fn drop_if(&self, hot: &HotRef<K, V>) {
-        self.slots[hot.at].compare_and_swap(&*hot.kept, None);
+    pub(super) fn remove_if_same(&self, hot: &HotRef<K, V>) {
+        self.slots[hot.at].compare_and_swap(&*hot.entry, None);
     }
 }

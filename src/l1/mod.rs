@@ -22,7 +22,7 @@ use crate::engine::fence::Stamp;
 use crate::engine::marks::Tags;
 use crate::entry::{Entry, Freshness, Source, Way};
 use crate::erased::{AnyKey, AnyValue, Erased};
-use crate::life::Life;
+use crate::lifetime::Lifetime;
 
 mod hot_slots;
 mod typed;
@@ -41,12 +41,12 @@ pub(crate) struct Meta {
     pub(crate) stored: Instant,
     pub(crate) age: Duration,
     /// L1 answers nothing from this moment on, whatever its life.
-    pub(crate) bound: Instant,
+    pub(crate) l1_deadline: Instant,
     /// Which version of the value it is.
-    pub(crate) print: u64,
-    pub(crate) life: Life,
+    pub(crate) version_id: u64,
+    pub(crate) lifetime: Lifetime,
     /// Until then a hit answers and does nothing else.
-    pub(crate) calm_until: Instant,
+    pub(crate) no_refresh_before: Instant,
     pub(crate) stamp: Stamp,
 }
 
@@ -56,7 +56,7 @@ impl Meta {
     }
 
     /// When its load ended, wherever that was.
-    pub(crate) fn born(&self) -> Instant {
+    pub(crate) fn loaded_at(&self) -> Instant {
         before(self.stored, self.age)
     }
 }
@@ -75,7 +75,7 @@ pub(crate) struct Slot<H: ?Sized = dyn Any + Send + Sync> {
 /// What a hit looks at.
 pub(crate) struct HitView<'a, V> {
     /// Until then there is nothing to do but to answer it, as far as its own times say. `None`: never.
-    pub(crate) calm_until: Option<Instant>,
+    pub(crate) no_refresh_before: Option<Instant>,
     pub(crate) stamp: Stamp,
     pub(crate) value: &'a Option<Arc<V>>,
     tags: &'a Option<Tags>,
@@ -103,7 +103,7 @@ impl<V: Send + Sync + 'static> HitView<'_, V> {
             source: Source::L1,
             age: self.meta.age_at(now),
             freshness: Freshness::Fresh,
-            fresh_until: self.meta.life.fresh_until,
+            fresh_until: self.meta.lifetime.fresh_until,
             way: Way::Found,
         })
     }
@@ -130,8 +130,8 @@ impl Answer {
             source: Source::L1,
             age: meta.age_at(now),
             at: now,
-            fresh_until: meta.life.fresh_until,
-            freshness: meta.life.freshness(now),
+            fresh_until: meta.lifetime.fresh_until,
+            freshness: meta.lifetime.freshness(now),
             way: Way::Found,
             tags: tags.clone(),
         }
@@ -153,7 +153,7 @@ impl Answer {
     }
 
     /// When its load ended, wherever that was.
-    pub(crate) fn born(&self) -> Instant {
+    pub(crate) fn loaded_at(&self) -> Instant {
         before(self.at, self.age)
     }
 

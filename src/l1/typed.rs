@@ -72,22 +72,22 @@ where
     /// Reports a hit of the hot slots to the map, for its policy decides what is kept, and looks at
     /// another one of them. Neither more often than it is of use.
     pub(crate) fn touch(&self, l1: &L1, hash: u64, hot: &HotRef<K, V>, nanos: u64) {
-        self.hot.keep(hot);
-        if hot.is_news(nanos) && !l1.slot(hash).is_some_and(|there| hot.is(&there)) {
-            self.hot.drop_if(hot);
+        self.hot.mark_in_use(hot);
+        if hot.report_due(nanos) && !l1.slot(hash).is_some_and(|there| hot.is(&there)) {
+            self.hot.remove_if_same(hot);
         }
         // This one may have been evicted and not been asked for since.
-        if let Some(other) = self.hot.next(nanos) {
+        if let Some(other) = self.hot.next_to_probe(nanos) {
             let hash = other.key().map(|key| self.hash(key));
             if !hash.is_some_and(|hash| l1.contains(hash)) {
-                self.hot.drop_if(&other);
+                self.hot.remove_if_same(&other);
             }
         }
     }
 
     /// Whether an entry that is asked for may move up into its hot slot.
-    pub(crate) fn may_move_up(&self, hash: u64) -> bool {
-        self.hot.ask(hash)
+    pub(crate) fn may_promote(&self, hash: u64) -> bool {
+        self.hot.request(hash)
     }
 }
 
@@ -98,10 +98,13 @@ fn entry_of<K: 'static, V: 'static>(slot: &Slot) -> Option<&TypedEntry<K, V>> {
 impl Slot {
     fn view<'a, K, V>(&'a self, entry: &'a TypedEntry<K, V>) -> HitView<'a, V> {
         let Meta {
-            calm_until, life, ..
+            no_refresh_before,
+            lifetime,
+            ..
         } = &self.meta;
         HitView {
-            calm_until: (!life.expired).then(|| life.fresh_until.min(*calm_until)),
+            no_refresh_before: (!lifetime.expired)
+                .then(|| lifetime.fresh_until.min(*no_refresh_before)),
             stamp: self.meta.stamp,
             value: &entry.value,
             tags: &self.tags,
@@ -178,7 +181,7 @@ mod tests {
     use crate::engine::fence::Fence;
     use crate::entry::{Freshness, Source, Way};
     use crate::key::{self, HashedKey};
-    use crate::life::Life;
+    use crate::lifetime::Lifetime;
     use crate::zero::Zero;
     use tokio::time::Instant;
 
@@ -207,10 +210,10 @@ mod tests {
             begun: now,
             stored: now,
             age: Duration::ZERO,
-            bound: end,
-            print: 0,
-            life: Life::new(end, true, Duration::ZERO),
-            calm_until: end,
+            l1_deadline: end,
+            version_id: 0,
+            lifetime: Lifetime::new(end, true, Duration::ZERO),
+            no_refresh_before: end,
             stamp: fence.stamp_in(0, 0),
         }
     }
@@ -228,10 +231,10 @@ mod tests {
         assert_eq!((value(&ada), value(&bob)), (Some(true), None));
         let slot = l1.slot(7).expect("a slot");
         assert!(typed.view(&slot, "ada").is_some() && typed.view(&slot, "bob").is_none());
-        l1.amend(&bob, |meta| meta.life.expired = true);
+        l1.amend(&bob, |meta| meta.lifetime.expired = true);
         assert!(
             l1.get(&ada, now)
-                .is_some_and(|(_, meta)| !meta.life.expired)
+                .is_some_and(|(_, meta)| !meta.lifetime.expired)
         );
 
         // In front, each has the same slot.

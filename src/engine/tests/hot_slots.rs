@@ -31,7 +31,7 @@ fn is_hot(cache: &Numbers, key: u64) -> bool {
 }
 
 /// What the front answers.
-fn quick(cache: &Numbers, key: u64) -> Option<Option<u64>> {
+fn hot_hit(cache: &Numbers, key: u64) -> Option<Option<u64>> {
     let value = |hit: &crate::l1::HitView<'_, u64>, _| hit.value.as_deref().copied();
     let hash = cache.typed.hash(&key);
     cache.hot_hit((&key, hash), Instant::now, value)
@@ -41,7 +41,7 @@ fn quick(cache: &Numbers, key: u64) -> Option<Option<u64>> {
 async fn heat(cache: &Numbers, key: u64) {
     for _ in 0..100 {
         cache.get(&key).await.unwrap();
-        if quick(cache, key).is_some() {
+        if hot_hit(cache, key).is_some() {
             return;
         }
     }
@@ -58,8 +58,8 @@ async fn hits_move_up_and_are_counted_as_what_they_are() {
     heat(&cache, 1).await;
     heat(&cache, 2_000).await;
     let before = cache.stats();
-    assert_eq!(quick(&cache, 1), Some(Some(1)));
-    assert_eq!(quick(&cache, 2_000), Some(None), "an absence");
+    assert_eq!(hot_hit(&cache, 1), Some(Some(1)));
+    assert_eq!(hot_hit(&cache, 2_000), Some(None), "an absence");
     advance(Duration::from_secs(10)).await;
     let entry = cache.get_entry(&1).await.unwrap().unwrap();
     assert_eq!(
@@ -78,17 +78,17 @@ async fn hits_move_up_and_are_counted_as_what_they_are() {
 async fn a_slot_is_given_to_whoever_asks_twice_in_a_row() {
     let cache = builder().l1_capacity(2).build().unwrap();
     heat(&cache, 1).await;
-    let may_move_up = |key: &u64| cache.typed.may_move_up(cache.typed.hash(key));
-    let mut others = (2..100).filter(|key| !may_move_up(key));
+    let may_promote = |key: &u64| cache.typed.may_promote(cache.typed.hash(key));
+    let mut others = (2..100).filter(|key| !may_promote(key));
     let (other, third) = (others.next().unwrap(), others.next().unwrap());
-    assert!(!may_move_up(&other), "the third one has asked meanwhile");
-    assert!(may_move_up(&other));
-    assert!(!may_move_up(&third));
+    assert!(!may_promote(&other), "the third one has asked meanwhile");
+    assert!(may_promote(&other));
+    assert!(!may_promote(&third));
     for _ in 0..2 {
-        quick(&cache, 1).unwrap();
+        hot_hit(&cache, 1).unwrap();
     }
-    assert!(!may_move_up(&third), "what is there was asked for");
-    assert!(may_move_up(&third));
+    assert!(!may_promote(&third), "what is there was asked for");
+    assert!(may_promote(&third));
 }
 
 #[tokio::test(start_paused = true)]
@@ -100,7 +100,7 @@ async fn what_ends_an_entry_ends_it_in_front() {
 
     heat(&cache, 1).await;
     cache.invalidate(&1).await.unwrap();
-    assert_eq!((quick(&cache, 1), is_hot(&cache, 1)), (None, false));
+    assert_eq!((hot_hit(&cache, 1), is_hot(&cache, 1)), (None, false));
 
     heat(&cache, 1).await;
     cache.insert(1, 77).await.unwrap();
@@ -108,36 +108,36 @@ async fn what_ends_an_entry_ends_it_in_front() {
 
     heat(&cache, 1).await;
     cache.expire(&1).await.unwrap();
-    assert_eq!(quick(&cache, 1), None);
+    assert_eq!(hot_hit(&cache, 1), None);
 
     heat(&cache, 2).await;
     other.invalidate(&2).await.unwrap();
-    assert_eq!(quick(&cache, 2), None, "a message");
+    assert_eq!(hot_hit(&cache, 2), None, "a message");
 
     heat(&cache, 3).await;
     other.invalidate_tag("all").await.unwrap();
-    assert_eq!(quick(&cache, 3), None, "its tag");
+    assert_eq!(hot_hit(&cache, 3), None, "its tag");
 
     heat(&cache, 3).await;
     other.invalidate_all().await.unwrap();
-    assert_eq!(quick(&cache, 3), None, "everything");
+    assert_eq!(hot_hit(&cache, 3), None, "everything");
 
     heat(&cache, 3).await;
     cache.engine().forget();
-    assert_eq!(quick(&cache, 3), None, "a gap");
+    assert_eq!(hot_hit(&cache, 3), None, "a gap");
 
     heat(&cache, 3).await;
     advance(TTL).await;
-    assert_eq!(quick(&cache, 3), None, "its TTL");
+    assert_eq!(hot_hit(&cache, 3), None, "its TTL");
 
     heat(&cache, 3).await;
     cache.close().await;
-    assert_eq!(quick(&cache, 3), None, "closed");
+    assert_eq!(hot_hit(&cache, 3), None, "closed");
 
     let alone = builder().build().unwrap();
     heat(&alone, 3).await;
     alone.close().await;
-    assert_eq!(quick(&alone, 3), None, "closed, without a tier");
+    assert_eq!(hot_hit(&alone, 3), None, "closed, without a tier");
 }
 
 #[tokio::test(start_paused = true)]
@@ -148,14 +148,14 @@ async fn the_front_obeys_the_bounds_of_l1() {
     let cache = cache.build().unwrap();
     heat(&cache, 1).await;
     advance(Duration::from_secs(5)).await;
-    assert_eq!(quick(&cache, 1), None);
+    assert_eq!(hot_hit(&cache, 1), None);
     assert_eq!(source(&cache, 1).await, Source::L2);
 
     // Proof of the channel: an embedded tier with a connection that can be lost.
     let cache = builder().l2(InProcess::wired(0)).build().unwrap();
     cache.get(&1).await.unwrap();
     cache.get(&1).await.unwrap();
-    assert_eq!(quick(&cache, 1), None, "nobody has heard of anything");
+    assert_eq!(hot_hit(&cache, 1), None, "nobody has heard of anything");
 }
 
 #[tokio::test(start_paused = true)]
@@ -163,7 +163,7 @@ async fn what_is_late_is_left_to_those_who_begin_its_refresh() {
     let cache = builder().stale_while_revalidate(TTL).build().unwrap();
     heat(&cache, 1).await;
     advance(TTL + Duration::from_secs(1)).await;
-    assert_eq!(quick(&cache, 1), None);
+    assert_eq!(hot_hit(&cache, 1), None);
     assert_eq!(cache.get(&1).await.unwrap().as_deref(), Some(&1));
     assert_eq!(cache.stats().refreshes, 1);
 }
@@ -173,11 +173,11 @@ async fn moka_hears_of_hits_in_front_and_what_it_evicts_leaves() {
     let cache = builder().l1_capacity(8).build().unwrap();
     heat(&cache, 1).await;
     for _ in 0..200 {
-        quick(&cache, 1).unwrap();
+        hot_hit(&cache, 1).unwrap();
     }
     for key in 100..200 {
         cache.get(&key).await.unwrap();
-        quick(&cache, 1).unwrap();
+        hot_hit(&cache, 1).unwrap();
     }
     assert!(cache.peek(&1).is_some(), "it was asked for most");
     // Gone from the map: the next look at it there takes it out in front. With so many slots that the
@@ -187,7 +187,7 @@ async fn moka_hears_of_hits_in_front_and_what_it_evicts_leaves() {
     let engine = Arc::clone(cache.engine());
     engine.l1.evict_for_tests(&cache.key(1));
     for _ in 0..2 * crate::l1::SAMPLE {
-        quick(&cache, 1);
+        hot_hit(&cache, 1);
     }
     assert!(!is_hot(&cache, 1));
 }
@@ -207,7 +207,7 @@ async fn what_was_evicted_and_is_not_asked_for_leaves_in_turn() {
     }
     cache.engine().l1.evict_for_tests(&cache.key(cold));
     for _ in 0..20 * crate::l1::SAMPLE {
-        quick(&cache, hot).unwrap();
+        hot_hit(&cache, hot).unwrap();
     }
     assert!(!is_hot(&cache, cold));
 }
@@ -217,6 +217,6 @@ async fn what_is_expired_and_kept_as_a_fallback_leaves_the_front() {
     let cache = builder().stale_if_error(TTL).build().unwrap();
     heat(&cache, 1).await;
     cache.expire(&1).await.unwrap();
-    assert_eq!(quick(&cache, 1), None);
+    assert_eq!(hot_hit(&cache, 1), None);
     assert_eq!(source(&cache, 1).await, Source::Loader);
 }

@@ -45,7 +45,7 @@ fn spawn_refresh(cache: &Users) -> JoinHandle<Got> {
     tokio::spawn(async move { cache.refresh(&1).await })
 }
 
-fn claim() -> Vec<u8> {
+fn guard() -> Vec<u8> {
     [b"tidegate:users::{", KEY, b"}"].concat()
 }
 
@@ -546,7 +546,7 @@ async fn without_l1_a_held_error_is_answered_with_what_l2_has_and_loads_nothing(
     assert!(cache.get_with(&1, Read::fresh()).await.is_err());
     // The mark of the failure, too: this process knows by itself.
     tier.delete_raw(KEY);
-    tier.delete_raw(&claim());
+    tier.delete_raw(&guard());
     assert!(cache.get(&1).await.is_err());
     assert_eq!(source.calls(), 2, "it failed a moment ago");
     assert_eq!(cache.stats().errors_held, 2);
@@ -594,9 +594,9 @@ async fn without_l2_nothing_is_refreshed_before_its_time() {
         tokio::time::advance(time).await;
         let local = cache.engine().look(&cache.key(1), Instant::now()).unwrap();
         tier.fail("get", When::Before, RemoteKind::Unreachable);
-        cache.engine().refresh_behind(cache.key(1), &local);
+        cache.engine().refresh_in_background(cache.key(1), &local);
         settle().await;
-        let due = Instant::now() - cache.engine().born >= TTL;
+        let due = Instant::now() - cache.engine().created_at >= TTL;
         assert_eq!(source.calls() - loads, usize::from(due));
     }
     validate(&[&cache], &tier).await;
@@ -607,10 +607,10 @@ async fn a_refresh_that_nobody_waits_for_does_not_load_without_its_claim() {
     let (tier, source) = ground(false, &["old", "new"]);
     let cache = stale(&source, &tier).lease_wait(MS * 500).build().unwrap();
     cache.get(&1).await.unwrap();
-    let mut others = Header::plain(Kind::Lease, [7; 16], envelope::key_hash(&claim()), 0);
+    let mut others = Header::plain(Kind::Lease, [7; 16], envelope::key_hash(&guard()), 0);
     others.era = cache.engine().marks.era();
     tokio::time::advance(TTL).await;
-    tier.set_raw(&claim(), &others.to_record(), 5_000);
+    tier.set_raw(&guard(), &others.to_record(), 5_000);
     for _ in 0..40 {
         assert_eq!(entry(&cache).await.1, Freshness::Stale);
         tokio::time::sleep(MS * 100).await;

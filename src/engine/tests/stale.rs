@@ -25,7 +25,7 @@ async fn entry(cache: &Users) -> (String, Source, Freshness) {
     (entry.value().to_string(), entry.source(), entry.freshness())
 }
 
-fn claim() -> Vec<u8> {
+fn guard() -> Vec<u8> {
     [b"tidegate:users::{", KEY, b"}"].concat()
 }
 
@@ -52,7 +52,7 @@ async fn past_its_ttl_everyone_is_answered_at_once_and_one_node_loads() {
         settle().await;
     }
     assert_eq!(source.calls(), 2);
-    assert_eq!(raw_kind(&tier, &claim()), Some(Kind::Lease));
+    assert_eq!(raw_kind(&tier, &guard()), Some(Kind::Lease));
     let before = tier.commands();
     for node in &nodes {
         entry(node).await;
@@ -116,8 +116,8 @@ async fn the_windows_end_where_they_should() {
         (TTL * 3 - MS, Some(Freshness::StaleOnError)),
         (TTL * 3, None),
     ] {
-        let born = cache.engine().born;
-        tokio::time::advance((born + after) - Instant::now()).await;
+        let created_at = cache.engine().created_at;
+        tokio::time::advance((created_at + after) - Instant::now()).await;
         let got = cache.get_entry(&1).await;
         settle().await;
         let got = got.ok().flatten().map(|entry| entry.freshness());
@@ -240,22 +240,22 @@ async fn the_second_of_two_refreshes_removes_nothing_of_the_first() {
     entry(&a).await;
     source.loading().await;
     // Its claim is gone: it slept, say.
-    tier.delete_raw(&claim());
+    tier.delete_raw(&guard());
     entry(&b).await;
     source.loading().await;
-    let of_b = tier.raw(&claim());
+    let of_b = tier.raw(&guard());
     assert!(of_b.is_some());
     source.answer();
     settle().await;
     assert_eq!(
-        tier.raw(&claim()),
+        tier.raw(&guard()),
         of_b,
         "the claim of another is left alone"
     );
     let first = tier.raw(KEY);
     source.answer();
     settle().await;
-    assert_eq!((tier.raw(KEY), tier.raw(&claim())), (first, None));
+    assert_eq!((tier.raw(KEY), tier.raw(&guard())), (first, None));
     let refused = a.stats().fills_refused + b.stats().fills_refused;
     assert_eq!((refused, source.calls()), (1, 3));
     validate(&[&a, &b], &tier).await;
@@ -269,10 +269,10 @@ async fn a_refresher_that_dies_is_replaced_when_its_claim_ends() {
     );
     let cache = stale(&source, &tier).build().unwrap();
     cache.get(&1).await.unwrap();
-    let mut dead = Header::plain(Kind::Lease, [7; 16], envelope::key_hash(&claim()), 0);
+    let mut dead = Header::plain(Kind::Lease, [7; 16], envelope::key_hash(&guard()), 0);
     dead.era = cache.engine().marks.era();
     tokio::time::advance(TTL).await;
-    tier.set_raw(&claim(), &dead.to_record(), 2_000);
+    tier.set_raw(&guard(), &dead.to_record(), 2_000);
     let begun = Instant::now();
     while entry(&cache).await.2 == Freshness::Stale {
         tokio::time::sleep(MS).await;
@@ -626,7 +626,7 @@ async fn closing_ends_what_nobody_waits_for_and_leaves_no_claim() {
     b.close().await;
     a.close().await;
     assert_eq!(begun.elapsed(), Duration::ZERO);
-    assert_eq!((tier.raw(&claim()), tier.len()), (None, 1));
+    assert_eq!((tier.raw(&guard()), tier.len()), (None, 1));
     assert_eq!(source.running.load(Ordering::SeqCst), 0);
     validate(&[&a, &b], &tier).await;
 }
@@ -645,7 +645,7 @@ async fn a_refresh_behind_puts_up_nothing_that_was_invalidated_meanwhile() {
     tokio::time::advance(TTL).await;
     let local = cache.engine().look(&cache.key(1), Instant::now()).unwrap();
     cache.invalidate(&1).await.unwrap();
-    cache.engine().refresh_behind(cache.key(1), &local);
+    cache.engine().refresh_in_background(cache.key(1), &local);
     let got = spawn_get(&cache, 1);
     settle().await;
     source.answer();
@@ -757,7 +757,7 @@ async fn refreshes_that_nobody_waits_for_are_bounded() {
     assert_eq!(source.calls(), most);
     // The others are refreshed by a later hit.
     source.go.add_permits(KEYS as usize);
-    tokio::time::advance(super::super::refresh::QUIET).await;
+    tokio::time::advance(super::super::refresh::RETRY_AFTER).await;
     for _ in 0..40 {
         settle().await;
     }

@@ -20,20 +20,20 @@ use crate::ttl;
 
 /// When an entry is fresh, as this process's clock says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Life {
+pub(crate) struct Lifetime {
     /// The end of its TTL.
     pub(crate) fresh_until: Instant,
     /// Somebody said that it is not fresh any more.
     pub(crate) expired: bool,
     /// Whether it has stale windows: values have, absences have not.
-    pub(crate) lingers: bool,
+    pub(crate) has_stale_windows: bool,
     /// What a load of it costs.
     pub(crate) cost: Duration,
 }
 
 /// What an entry is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum Usability {
     /// To be answered.
     Fresh,
     /// To be answered while a new one is loaded.
@@ -60,40 +60,40 @@ impl Windows {
     }
 }
 
-impl Life {
-    pub(crate) fn new(fresh_until: Instant, lingers: bool, cost: Duration) -> Self {
+impl Lifetime {
+    pub(crate) fn new(fresh_until: Instant, has_stale_windows: bool, cost: Duration) -> Self {
         Self {
             fresh_until,
             expired: false,
-            lingers,
+            has_stale_windows,
             cost,
         }
     }
 
-    pub(crate) fn standing(&self, now: Instant, windows: &Windows) -> Standing {
+    pub(crate) fn usability(&self, now: Instant, windows: &Windows) -> Usability {
         if now < self.fresh_until && !self.expired {
-            return Standing::Fresh;
+            return Usability::Fresh;
         }
         let within = |window: Duration| {
-            let some = self.lingers && !window.is_zero();
+            let some = self.has_stale_windows && !window.is_zero();
             some && now < ttl::deadline(self.fresh_until, window)
         };
         if !self.expired && within(windows.while_revalidate) {
-            Standing::Revalidate
+            Usability::Revalidate
         } else if within(windows.if_error) {
-            Standing::Fallback
+            Usability::Fallback
         } else {
-            Standing::Gone
+            Usability::Gone
         }
     }
 
     /// When the standing that it has now ends.
-    pub(crate) fn stands_until(&self, now: Instant, windows: &Windows) -> Instant {
-        match self.standing(now, windows) {
-            Standing::Fresh => self.fresh_until,
-            Standing::Revalidate => ttl::deadline(self.fresh_until, windows.while_revalidate),
-            Standing::Fallback => ttl::deadline(self.fresh_until, windows.if_error),
-            Standing::Gone => now,
+    pub(crate) fn usable_until(&self, now: Instant, windows: &Windows) -> Instant {
+        match self.usability(now, windows) {
+            Usability::Fresh => self.fresh_until,
+            Usability::Revalidate => ttl::deadline(self.fresh_until, windows.while_revalidate),
+            Usability::Fallback => ttl::deadline(self.fresh_until, windows.if_error),
+            Usability::Gone => now,
         }
     }
 
@@ -106,18 +106,18 @@ impl Life {
     }
 
     /// Before this moment no draw can come out as early: see [`is_early`](Self::is_early).
-    pub(crate) fn calm_until(&self, born: Instant, windows: &Windows) -> Instant {
+    pub(crate) fn no_refresh_before(&self, loaded_at: Instant, windows: &Windows) -> Instant {
         if self.expired {
-            return born;
+            return loaded_at;
         }
         if windows.ahead == 0.0 || self.cost.is_zero() {
             return self.fresh_until;
         }
         let reach = ttl::earliest(self.cost, windows.ahead);
-        let life = self.fresh_until.saturating_duration_since(born);
+        let lifetime = self.fresh_until.saturating_duration_since(loaded_at);
         // However long a load takes, the first half of a life is for the value that is there.
-        let reach = reach.min(life / 2);
-        self.fresh_until.checked_sub(reach).unwrap_or(born)
+        let reach = reach.min(lifetime / 2);
+        self.fresh_until.checked_sub(reach).unwrap_or(loaded_at)
     }
 
     /// Whether this hit begins a refresh before the TTL ends. Probabilistic early expiration (XFetch:
@@ -145,49 +145,49 @@ mod tests {
         }
     }
 
-    fn walk(life: Life, windows: Windows, from: Instant) -> Vec<Standing> {
+    fn walk(lifetime: Lifetime, windows: Windows, from: Instant) -> Vec<Usability> {
         (0..8_u32)
-            .map(|second| life.standing(from + SECOND * second, &windows))
+            .map(|second| lifetime.usability(from + SECOND * second, &windows))
             .collect()
     }
 
     #[test]
     fn both_windows_begin_where_the_ttl_ends() {
-        use Standing::{Fallback, Fresh, Gone, Revalidate};
+        use Usability::{Fallback, Fresh, Gone, Revalidate};
         let now = Instant::now();
-        let life = Life::new(now + SECOND * 2, true, SECOND);
+        let lifetime = Lifetime::new(now + SECOND * 2, true, SECOND);
         assert_eq!(
-            walk(life, windows(2, 4), now),
+            walk(lifetime, windows(2, 4), now),
             [
                 Fresh, Fresh, Revalidate, Revalidate, Fallback, Fallback, Gone, Gone
             ]
         );
         assert_eq!(
-            walk(life, windows(3, 1), now)[2..6],
+            walk(lifetime, windows(3, 1), now)[2..6],
             [Revalidate, Revalidate, Revalidate, Gone]
         );
-        assert_eq!(walk(life, windows(0, 0), now)[1..3], [Fresh, Gone]);
-        let absence = Life {
-            lingers: false,
-            ..life
+        assert_eq!(walk(lifetime, windows(0, 0), now)[1..3], [Fresh, Gone]);
+        let absence = Lifetime {
+            has_stale_windows: false,
+            ..lifetime
         };
         assert_eq!(walk(absence, windows(2, 4), now)[1..3], [Fresh, Gone]);
     }
 
     #[test]
     fn what_was_expired_by_hand_is_a_fallback_to_the_end_of_that_window() {
-        use Standing::{Fallback, Gone};
+        use Usability::{Fallback, Gone};
         let now = Instant::now();
-        let life = Life {
+        let lifetime = Lifetime {
             expired: true,
-            ..Life::new(now + SECOND * 2, true, SECOND)
+            ..Lifetime::new(now + SECOND * 2, true, SECOND)
         };
         assert_eq!(
-            walk(life, windows(5, 2), now)[..5],
+            walk(lifetime, windows(5, 2), now)[..5],
             [Fallback, Fallback, Fallback, Fallback, Gone]
         );
         assert_eq!(
-            life.standing(now, &windows(5, 0)),
+            lifetime.usability(now, &windows(5, 0)),
             Gone,
             "none was asked for"
         );
@@ -196,17 +196,20 @@ mod tests {
     #[test]
     fn a_standing_ends_when_it_says() {
         let now = Instant::now();
-        let life = Life::new(now + SECOND * 2, true, SECOND);
+        let lifetime = Lifetime::new(now + SECOND * 2, true, SECOND);
         let windows = windows(2, 4);
         for second in 0..6 {
             let at = now + SECOND * second;
-            let until = life.stands_until(at, &windows);
+            let until = lifetime.usable_until(at, &windows);
             let just_before = until - Duration::from_nanos(1);
             assert_eq!(
-                life.standing(at, &windows),
-                life.standing(just_before, &windows)
+                lifetime.usability(at, &windows),
+                lifetime.usability(just_before, &windows)
             );
-            assert_ne!(life.standing(at, &windows), life.standing(until, &windows));
+            assert_ne!(
+                lifetime.usability(at, &windows),
+                lifetime.usability(until, &windows)
+            );
         }
     }
 
@@ -220,9 +223,11 @@ mod tests {
                 ..windows(0, 0)
             };
             for left in [0.1, 0.5, 1.0, 2.0, 5.0] {
-                let life = Life::new(now + SECOND.mul_f64(left), true, SECOND);
+                let lifetime = Lifetime::new(now + SECOND.mul_f64(left), true, SECOND);
                 let draws = 40_000;
-                let early = (0..draws).filter(|_| life.is_early(now, &windows)).count();
+                let early = (0..draws)
+                    .filter(|_| lifetime.is_early(now, &windows))
+                    .count();
                 let (share, expected) = (early as f64 / f64::from(draws), (-left / beta).exp());
                 let sigma = (expected * (1.0 - expected) / f64::from(draws)).sqrt();
                 assert!(
@@ -235,24 +240,27 @@ mod tests {
 
     #[test]
     fn nothing_is_early_while_it_is_calm_nor_in_the_first_half_of_a_life() {
-        let born = Instant::now();
+        let loaded_at = Instant::now();
         let windows = windows(0, 0);
-        let quick = Life::new(born + SECOND * 100, true, Duration::from_millis(10));
-        let calm = quick.calm_until(born, &windows);
+        let quick = Lifetime::new(loaded_at + SECOND * 100, true, Duration::from_millis(10));
+        let calm = quick.no_refresh_before(loaded_at, &windows);
         let reach = quick.fresh_until - calm;
         assert!(reach > Duration::from_millis(360) && reach < Duration::from_millis(370));
-        let slow = Life::new(born + SECOND * 100, true, SECOND * 60);
-        assert_eq!(slow.calm_until(born, &windows), born + SECOND * 50);
-        let expired = Life {
+        let slow = Lifetime::new(loaded_at + SECOND * 100, true, SECOND * 60);
+        assert_eq!(
+            slow.no_refresh_before(loaded_at, &windows),
+            loaded_at + SECOND * 50
+        );
+        let expired = Lifetime {
             expired: true,
             ..quick
         };
-        assert_eq!(expired.calm_until(born, &windows), born);
+        assert_eq!(expired.no_refresh_before(loaded_at, &windows), loaded_at);
         let off = Windows {
             ahead: 0.0,
             ..windows
         };
-        assert_eq!(slow.calm_until(born, &off), slow.fresh_until);
+        assert_eq!(slow.no_refresh_before(loaded_at, &off), slow.fresh_until);
         assert!(!slow.is_early(slow.fresh_until, &off));
     }
 }
