@@ -24,9 +24,9 @@ use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::batch::LoadRoute;
 use super::fence::Stamp;
 use super::inline::Driver;
-use super::together::Company;
 use crate::entry::Freshness;
 use crate::erased::{AnyError, AnyKey};
 use crate::error::Error;
@@ -113,7 +113,7 @@ pub(crate) struct Flight {
     /// L1 was told to let it work.
     suspends_refresh: AtomicBool,
     interim_value: Mutex<Option<Found>>,
-    company: Mutex<Company>,
+    route: Mutex<LoadRoute>,
     /// Who flies it.
     pub(crate) driver: Driver,
     /// The lease that it waits for is gone, or the flight was detached: look again.
@@ -151,7 +151,7 @@ impl Flight {
             late: AtomicBool::new(false),
             suspends_refresh: AtomicBool::new(false),
             interim_value: Mutex::new(None),
-            company: Mutex::new(Company::Alone),
+            route: Mutex::new(LoadRoute::Single),
             driver: Driver::default(),
             wake: Notify::new(),
             outcome: OnceLock::new(),
@@ -161,13 +161,13 @@ impl Flight {
     }
 
     /// Has it come to its load in another way than alone.
-    pub(crate) fn join(&self, company: Company) {
-        *self.company.lock() = company;
+    pub(crate) fn set_route(&self, route: LoadRoute) {
+        *self.route.lock() = route;
     }
 
     /// How it comes to its load; from then on it is alone.
-    pub(crate) fn company(&self) -> Company {
-        self.company.lock().take()
+    pub(crate) fn take_route(&self) -> LoadRoute {
+        self.route.lock().take()
     }
 
     /// What it does shows there, from now on.
@@ -304,7 +304,7 @@ impl Flight {
         let _ = self.outcome.set(outcome);
         self.changed.notify_waiters();
         // Nobody waits for it to load any more.
-        drop(self.company());
+        drop(self.take_route());
     }
 }
 

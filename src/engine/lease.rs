@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::flight::{Failure, Flight, Found, Purpose};
-use super::load::{Nesting, Place};
+use super::load::{LoadPermit, Nesting};
 use super::read::{Completion, Retention};
 use super::shared::{RemoteKey, Shared};
 use crate::codec::RecordContext;
@@ -160,7 +160,7 @@ impl Engine {
         shared: &Shared,
         flight: &Arc<Flight>,
         nesting: &Nesting,
-        place: Place,
+        permit: LoadPermit,
         deadline: Instant,
         lease: &Lease<'_>,
     ) -> Completion {
@@ -170,7 +170,7 @@ impl Engine {
             .filter(|found| self.is_of_use(found));
         let renew = self.renew(lease);
         let loaded = self
-            .load(flight, nesting, place, deadline, previous, renew)
+            .load(flight, nesting, permit, deadline, previous, renew)
             .await;
         let (mut loaded, cost) = match loaded {
             Ok(loaded) => loaded,

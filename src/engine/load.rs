@@ -9,9 +9,9 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::Engine;
+use super::batch::{BatchTicket, LoadRoute};
 use super::flight::{Flight, Found, Purpose};
-use super::places::{self, Hopeless, Turn};
-use super::together::{ChunkSeat, Company};
+use super::permits::{self, Priority, WouldTimeOut};
 use crate::entry::Forward;
 use crate::erased::{AnyEntry, AnyError, AnyKey, AnyValue};
 use crate::error::Error;
@@ -53,12 +53,12 @@ pub(crate) async fn within<T>(nesting: Nesting, loading: impl Future<Output = T>
 /// A place among `max_concurrent_loads`, or none where there is no limit: a flight's own, or that of a
 /// batch.
 #[derive(Debug)]
-pub(crate) enum Place {
+pub(crate) enum LoadPermit {
     Own(
         #[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>,
-        #[expect(dead_code, reason = "held, not read")] Option<places::Place>,
+        #[expect(dead_code, reason = "held, not read")] Option<permits::Permit>,
     ),
-    Shared(ChunkSeat),
+    Batch(BatchTicket),
 }
 
 /// Ends the load when the flight's task is dropped, with its runtime.
@@ -85,70 +85,77 @@ impl Engine {
     }
 
     /// Waits for a place until the load's deadline, unless there will be none.
-    pub(crate) async fn place(
+    pub(crate) async fn load_permit(
         self: &Arc<Self>,
         deadline: Instant,
         flight: &Flight,
-    ) -> Result<Place, Error<AnyError>> {
-        let turn = match flight.purpose {
-            Purpose::Replace(_) => Turn::Known,
-            _ if flight.interim().is_some() => Turn::Known,
-            _ => Turn::Unknown,
+    ) -> Result<LoadPermit, Error<AnyError>> {
+        let priority = match flight.purpose {
+            Purpose::Replace(_) => Priority::Warm,
+            _ if flight.interim().is_some() => Priority::Warm,
+            _ => Priority::Cold,
         };
         let since = Instant::now();
-        let place = self.place_in(&flight.key, turn, deadline, flight.company());
-        let place = tokio::select! {
+        let permit = self.permit_on(&flight.key, priority, deadline, flight.take_route());
+        let permit = tokio::select! {
             biased;
-            place = place => place,
+            permit = permit => permit,
             () = self.cut_off(flight) => return Err(Error::Closed),
         };
-        if self.places.is_some() || self.batches.is_some() {
+        if self.limiter.is_some() || self.batches.is_some() {
             self.telemetry.waited(Wait::Permit, since);
         }
-        place.map_err(|Hopeless| {
+        permit.map_err(|WouldTimeOut| {
             self.stats.overloaded.add();
             Error::Overloaded
         })
     }
 
-    async fn place_in(
+    /// A permit on the route that the flight's call has given it.
+    async fn permit_on(
         self: &Arc<Self>,
         key: &AnyKey,
-        turn: Turn,
+        priority: Priority,
         deadline: Instant,
-        company: Company,
-    ) -> Result<Place, Hopeless> {
-        let gather = self
-            .batches
-            .as_ref()
-            .and_then(|batches| batches.gather.as_ref());
-        let (mut permit, mut approach) = (None, None);
-        let seat = match company {
-            Company::Seat(seat) => seat.chunk(turn).await,
-            company => {
-                match company {
-                    Company::InTurn(turns) => {
-                        let turn = tokio::time::timeout_at(deadline, turns.acquire_owned());
-                        permit = Some(turn.await.map_err(|_| Hopeless)?.map_err(|_| Hopeless)?);
-                    }
-                    Company::Approaching(own) => approach = Some(own),
-                    Company::Alone | Company::Seat(_) => {}
-                }
-                match gather {
-                    Some(gather) => gather.join(self, key, turn, approach).await,
-                    None => None,
+        route: LoadRoute,
+    ) -> Result<LoadPermit, WouldTimeOut> {
+        let window = self.batches.as_ref();
+        let window = window.and_then(|batches| batches.window.as_ref());
+        let (mut throttled, mut arrival) = (None, None);
+        match route {
+            LoadRoute::Batch(plan) => {
+                if let Some(ticket) = plan.batch(priority).await {
+                    return self.batch_permit(ticket, deadline).await;
                 }
             }
-        };
-        if let Some(seat) = seat {
-            seat.place(self.places.as_ref(), deadline).await?;
-            return Ok(Place::Shared(seat));
+            LoadRoute::Throttled(concurrency) => {
+                let acquired = tokio::time::timeout_at(deadline, concurrency.acquire_owned());
+                let acquired = acquired.await.map_err(|_| WouldTimeOut)?;
+                throttled = Some(acquired.map_err(|_| WouldTimeOut)?);
+            }
+            LoadRoute::Window(own) => arrival = Some(own),
+            LoadRoute::Single => {}
         }
-        let place = match &self.places {
-            Some(places) => Some(places.take(turn, deadline).await?),
+        if let Some(window) = window {
+            if let Some(ticket) = window.join(self, key, priority, arrival).await {
+                return self.batch_permit(ticket, deadline).await;
+            }
+        }
+        let permit = match &self.limiter {
+            Some(limiter) => Some(limiter.acquire(priority, deadline).await?),
             None => None,
         };
-        Ok(Place::Own(permit, place))
+        Ok(LoadPermit::Own(throttled, permit))
+    }
+
+    async fn batch_permit(
+        &self,
+        ticket: BatchTicket,
+        deadline: Instant,
+    ) -> Result<LoadPermit, WouldTimeOut> {
+        let limiter = self.limiter.as_ref();
+        ticket.wait_for_permit(limiter, deadline).await?;
+        Ok(LoadPermit::Batch(ticket))
     }
 
     /// One load, with what loads of this key cost. `meanwhile` is driven beside it.
@@ -156,7 +163,7 @@ impl Engine {
         self: &Arc<Self>,
         flight: &Flight,
         nesting: &Nesting,
-        place: Place,
+        permit: LoadPermit,
         deadline: Instant,
         previous: Option<&Found>,
         meanwhile: impl Future<Output = Infallible>,
@@ -168,12 +175,12 @@ impl Engine {
         let previous = previous.and_then(|previous| previous.answer_at(begun).into_entry());
         let compares = previous.is_some();
         let why = Forward::because(flight.purpose == Purpose::Load, compares);
-        let trace = match &place {
-            Place::Own(..) => self.telemetry.load_trace(Some(why), 1),
-            Place::Shared(_) => Trace::none(),
+        let trace = match &permit {
+            LoadPermit::Own(..) => self.telemetry.load_trace(Some(why), 1),
+            LoadPermit::Batch(_) => Trace::none(),
         };
         let result = {
-            let run = self.run(flight, nesting, place, (previous, &trace));
+            let run = self.run(flight, nesting, permit, (previous, &trace));
             tokio::select! {
                 biased;
                 loaded = run => match loaded {
@@ -205,15 +212,15 @@ impl Engine {
         self: &Arc<Self>,
         flight: &Flight,
         nesting: &Nesting,
-        place: Place,
+        permit: LoadPermit,
         (previous, trace): (Option<AnyEntry>, &Trace),
     ) -> Result<Loaded<AnyValue>, Error<AnyError>> {
-        let place = match place {
-            Place::Shared(seat) => {
+        let permit = match permit {
+            LoadPermit::Batch(ticket) => {
                 let nesting = nesting.clone();
-                return seat.board(flight.serial, nesting, previous).found().await;
+                return ticket.join(flight.serial, nesting, previous).found().await;
             }
-            own @ Place::Own(..) => own,
+            own @ LoadPermit::Own(..) => own,
         };
         let nesting: Nesting = nesting
             .serials()
@@ -226,7 +233,7 @@ impl Engine {
         // A task of its own: a panic ends there, and a loader that blocks its thread can still be
         // timed out here. The place is given back when the loader has really ended.
         let loading = async move {
-            let _held = (running, place);
+            let _held = (running, permit);
             loader.load(&key, previous).await
         };
         let load = tokio::spawn(trace.within(within(nesting, loading)));

@@ -15,9 +15,9 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::batch::{LoadRoute, PlanTicket};
 use super::flight;
 use super::read::{self, Leader};
-use super::together::{Company, Seat};
 use super::{Engine, Entered, FlightWait, Want};
 use crate::entry::Read;
 use crate::erased::{AnyError, AnyKey};
@@ -26,10 +26,10 @@ use crate::l1::Answer;
 use crate::telemetry::Trace;
 
 /// Loads of one call at once, where they are not batched.
-const AT_ONCE: usize = 64;
+const MAX_CONCURRENT: usize = 64;
 
 /// Flights that may land before others have their turn on this thread.
-const AT_A_STRETCH: usize = 64;
+const YIELD_EVERY: usize = 64;
 
 impl Engine {
     /// One outcome for each look-up, in their order. Cancel safe: what it began goes on without it.
@@ -42,12 +42,12 @@ impl Engine {
             load: false,
             since: flight::now_in_serials(),
         };
-        let swept = self.sweep(look_ups, &want);
-        let mut outcomes = Vec::with_capacity(swept.len());
-        for swept in swept {
-            outcomes.push(match swept {
-                Swept::Hit(answer) => Ok(answer),
-                Swept::Entered(entered) => match entered.or_wait(want) {
+        let entered = self.enter_all(look_ups, &want);
+        let mut outcomes = Vec::with_capacity(entered.len());
+        for entered in entered {
+            outcomes.push(match entered {
+                EnteredLookUp::Hit(answer) => Ok(answer),
+                EnteredLookUp::Entered(entered) => match entered.or_wait(want) {
                     Ok(wait) => self.wait_together(wait).await,
                     Err(received) => self.counted(received),
                 },
@@ -64,26 +64,26 @@ impl Engine {
         hit.map_or(LookUp::Key(key), LookUp::Hit)
     }
 
-    fn sweep(self: &Arc<Self>, look_ups: Vec<LookUp>, want: &Want) -> Vec<Swept> {
+    fn enter_all(self: &Arc<Self>, look_ups: Vec<LookUp>, want: &Want) -> Vec<EnteredLookUp> {
         let closed = self.tasks.is_closed();
         let mut leaders = Vec::new();
         let enter = |look_up| match look_up {
-            LookUp::Hit(answer) => Swept::Hit(answer),
-            LookUp::Key(_) if closed => Swept::Entered(Entered::Refused(Error::Closed)),
-            LookUp::Key(key) => Swept::Entered(match self.admit() {
+            LookUp::Hit(answer) => EnteredLookUp::Hit(answer),
+            LookUp::Key(_) if closed => EnteredLookUp::Entered(Entered::Refused(Error::Closed)),
+            LookUp::Key(key) => EnteredLookUp::Entered(match self.admit() {
                 Ok(admission) => self.enter(key, want, admission, |_, new| leaders.push(new)),
                 Err(refused) => Entered::Refused(refused),
             }),
         };
-        let swept = look_ups.into_iter().map(enter).collect();
+        let entered = look_ups.into_iter().map(enter).collect();
         if let (false, Ok(runtime)) = (leaders.is_empty(), Handle::try_current()) {
-            self.join_up(&runtime, &leaders);
+            self.route_loads(&runtime, &leaders);
             for leader in &leaders {
                 leader.guard.flight.driver.mark_in_task();
             }
             runtime.spawn(Trace::here().within(run_together(Arc::clone(self), leaders)));
         }
-        swept
+        entered
     }
 
     /// Waits for a flight that has a task.
@@ -99,14 +99,14 @@ impl Engine {
     }
 
     /// Lets flights come to their loads together.
-    fn join_up(self: &Arc<Self>, runtime: &Handle, leaders: &[Leader]) {
+    fn route_loads(self: &Arc<Self>, runtime: &Handle, leaders: &[Leader]) {
         let Some(batches) = &self.batches else {
-            let turns = Arc::new(Semaphore::new(AT_ONCE));
+            let concurrency = Arc::new(Semaphore::new(MAX_CONCURRENT));
             for leader in leaders {
                 leader
                     .guard
                     .flight
-                    .join(Company::InTurn(Arc::clone(&turns)));
+                    .set_route(LoadRoute::Throttled(Arc::clone(&concurrency)));
             }
             return;
         };
@@ -115,9 +115,9 @@ impl Engine {
             .map(|leader| leader.guard.flight.key.clone())
             .collect();
         let settings = &batches.settings;
-        let seats = Seat::of(self, runtime, keys, settings.max_size, settings.concurrency);
-        for (leader, seat) in leaders.iter().zip(seats) {
-            leader.guard.flight.join(Company::Seat(seat));
+        let tickets = PlanTicket::of(self, runtime, keys, settings.max_size, settings.concurrency);
+        for (leader, ticket) in leaders.iter().zip(tickets) {
+            leader.guard.flight.set_route(LoadRoute::Batch(ticket));
         }
     }
 
@@ -156,7 +156,7 @@ pub(crate) enum LookUp {
     Key(AnyKey),
 }
 
-enum Swept {
+enum EnteredLookUp {
     Hit(Answer),
     Entered(Entered),
 }
@@ -166,7 +166,7 @@ async fn run_together(engine: Arc<Engine>, mut leaders: Vec<Leader>) {
     engine.first_reads(&mut leaders).await;
     drop(engine);
     for (index, leader) in leaders.into_iter().enumerate() {
-        if index % AT_A_STRETCH == AT_A_STRETCH - 1 {
+        if index % YIELD_EVERY == YIELD_EVERY - 1 {
             tokio::task::yield_now().await;
         }
         let mut running = Box::pin(read::run(leader));

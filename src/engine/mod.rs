@@ -12,19 +12,19 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use self::batch::LoadRoute;
 use self::budget::Budget;
 use self::fence::Fence;
 use self::flight::{Flight, Flights, Found, Outcome, Purpose};
-use self::gather::Gather;
 use self::inline::InlinePoll;
 use self::marks::Marks;
 use self::numbers::Numbers;
-use self::places::Places;
+use self::permits::LoadLimiter;
 use self::read::{FlightGuard, Leader};
 use self::repairs::Repairs;
 use self::shared::Shared;
 use self::tasks::Tasks;
-use self::together::Company;
+use self::window::BatchWindow;
 use crate::batch::Batching;
 use crate::codec::AnyCodec;
 use crate::config::Config;
@@ -44,11 +44,11 @@ use crate::telemetry::{Telemetry, Wait};
 use crate::ttl;
 use crate::zero::Zero;
 
+mod batch;
 mod budget;
 mod bus;
 pub(crate) mod fence;
 mod flight;
-mod gather;
 mod inline;
 mod lease;
 mod load;
@@ -56,14 +56,14 @@ pub(crate) mod many;
 pub(crate) mod marks;
 mod mutate;
 mod numbers;
-mod places;
+mod permits;
 mod read;
 mod refresh;
 mod repairs;
 mod shared;
 mod tasks;
-mod together;
 mod warm;
+mod window;
 pub(crate) mod write;
 
 #[cfg(test)]
@@ -84,9 +84,9 @@ pub(crate) struct Engine {
     flights: Flights,
     shared: Option<Shared>,
     /// Places for loads.
-    places: Option<Arc<Places>>,
+    limiter: Option<Arc<LoadLimiter>>,
     /// Places for work that nobody waits for.
-    behind: Arc<Semaphore>,
+    background: Arc<Semaphore>,
     negatives: Budget,
     /// An upper estimate of what a load costs, in microseconds: for values that come without one.
     cost: AtomicU64,
@@ -129,10 +129,10 @@ impl Engine {
                 let tier = Tier::new(at, Arc::clone(&telemetry));
                 Shared::new(name, tier, codec, config.channel_lease, now, zero)
             }),
-            places: config
+            limiter: config
                 .max_concurrent_loads
-                .map(|loads| Arc::new(Places::new(loads))),
-            behind: Arc::new(Semaphore::new(refresh::MOST)),
+                .map(|loads| Arc::new(LoadLimiter::new(loads))),
+            background: Arc::new(Semaphore::new(refresh::MAX_BACKGROUND)),
             negatives: Budget::new(config.negative_capacity, config.negative_ttl, now),
             cost: AtomicU64::new(0),
             stats: Counters::default(),
@@ -559,8 +559,8 @@ impl Engine {
 
     /// Lets the caller fly it, as far as that goes.
     fn run_inline(self: &Arc<Self>, runtime: Handle, leader: Leader) {
-        let gathers = self.batches.as_ref().is_some_and(Batches::gathers);
-        if self.shared.is_none() || gathers {
+        let has_window = self.batches.as_ref().is_some_and(Batches::has_window);
+        if self.shared.is_none() || has_window {
             return self.spawn_task(&runtime, leader);
         }
         let flight = Arc::clone(&leader.guard.flight);
@@ -570,9 +570,9 @@ impl Engine {
 
     fn spawn_task(self: &Arc<Self>, runtime: &Handle, leader: Leader) {
         let batches = self.batches.as_ref();
-        if let Some(gather) = batches.and_then(|batches| batches.gather.as_ref()) {
-            let approach = gather.approach();
-            leader.guard.flight.join(Company::Approaching(approach));
+        if let Some(window) = batches.and_then(|batches| batches.window.as_ref()) {
+            let arrival = window.expect_arrival();
+            leader.guard.flight.set_route(LoadRoute::Window(arrival));
         }
         leader.guard.flight.driver.mark_in_task();
         runtime.spawn(read::run(leader));
@@ -586,11 +586,12 @@ impl Engine {
         running: tasks::Running,
     ) -> Leader {
         // Not under the lock: whoever collects traces may be slow.
-        let behind = matches!(flight.purpose, Purpose::Replace(_));
-        flight.traced(
-            self.telemetry
-                .flight_trace(flight.serial, behind, &flight.key.id.encoded),
-        );
+        let background = matches!(flight.purpose, Purpose::Replace(_));
+        flight.traced(self.telemetry.flight_trace(
+            flight.serial,
+            background,
+            &flight.key.id.encoded,
+        ));
         Leader {
             guard: FlightGuard {
                 engine: Arc::clone(self),
@@ -730,19 +731,19 @@ pub(crate) struct Batches {
     loader: Arc<dyn ErasedBatchLoader>,
     settings: Batching,
     /// Where single look-ups meet, if they do.
-    gather: Option<Arc<Gather>>,
+    window: Option<Arc<BatchWindow>>,
 }
 
 impl Batches {
-    fn gathers(&self) -> bool {
-        self.gather.is_some()
+    fn has_window(&self) -> bool {
+        self.window.is_some()
     }
 
     pub(crate) fn new(loader: Arc<dyn ErasedBatchLoader>, settings: Batching) -> Self {
-        let gathers = !settings.window.is_zero();
+        let has_window = !settings.window.is_zero();
         Self {
             loader,
-            gather: gathers.then(|| Gather::new(&settings)),
+            window: has_window.then(|| BatchWindow::new(&settings)),
             settings,
         }
     }

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use super::flight::{Failure, Flight, Found, Outcome, Purpose};
 use super::lease::{Lease, LeaseWaits, ObservedRecord};
-use super::load::{Nesting, Place};
+use super::load::{LoadPermit, Nesting};
 use super::marks::{News, Verdict};
 use super::refresh::{self, Replaces};
 use super::shared::{RemoteKey, Shared};
@@ -425,8 +425,8 @@ impl Engine {
             }
             // A place first, the lease then: who waits for a place holds nobody up.
             let deadline = self.load_deadline();
-            let place = match self.place(deadline, flight).await {
-                Ok(place) => place,
+            let permit = match self.load_permit(deadline, flight).await {
+                Ok(permit) => permit,
                 Err(error) => return Completion::error(error),
             };
             // Hear of wake-ups before the attempt that asks for them.
@@ -434,7 +434,7 @@ impl Engine {
             // And know what is invalidated as a whole before the load begins.
             let mut lease = Lease::new(shared, &remote, self.marks.era(), observed, failures);
             let Ok(lease_record) = lease.record() else {
-                return self.unreachable(flight, nesting, Some(place)).await;
+                return self.unreachable(flight, nesting, Some(permit)).await;
             };
             let ttl_ms = ttl::millis(self.config.lease_ttl);
             let known = self.marks.known().unwrap_or_default();
@@ -447,7 +447,7 @@ impl Engine {
                 Ok(Acquired::Granted(failed)) => {
                     lease.failures = failures.max(failed);
                     return self
-                        .regenerate(shared, flight, nesting, place, deadline, &lease)
+                        .regenerate(shared, flight, nesting, permit, deadline, &lease)
                         .await;
                 }
                 Ok(Acquired::Record(found)) => record = found,
@@ -459,11 +459,11 @@ impl Engine {
                     // Nobody of us has said so.
                     self.stats.decode_failures.add();
                     return self
-                        .load_unleased(flight, nesting, Some(place), UnleasedReason::WaitedEnough)
+                        .load_unleased(flight, nesting, Some(permit), UnleasedReason::WaitedEnough)
                         .await;
                 }
                 Ok(Acquired::Held(remaining_ms)) => {
-                    drop(place);
+                    drop(permit);
                     if waits.count() {
                         self.stats.lease_waits.add();
                     }
@@ -495,7 +495,7 @@ impl Engine {
                     }
                 }
                 Err(error) => {
-                    let completion = self.unreachable(flight, nesting, Some(place)).await;
+                    let completion = self.unreachable(flight, nesting, Some(permit)).await;
                     if error.is_timeout() {
                         // It may have been granted after all, too late to fill against.
                         self.release_later(&lease, &flight.key.id);
@@ -731,7 +731,7 @@ impl Engine {
         self: &Arc<Self>,
         flight: &Flight,
         nesting: &Nesting,
-        place: Option<Place>,
+        permit: Option<LoadPermit>,
     ) -> Completion {
         // Now that it is known, L1 may answer for a while what it could not when the call came.
         let local = self.look(&flight.key, Instant::now());
@@ -756,7 +756,7 @@ impl Engine {
             self.stats.errors_held.add();
             return Completion::error(error.clone());
         }
-        self.load_unleased(flight, nesting, place, UnleasedReason::Unreachable)
+        self.load_unleased(flight, nesting, permit, UnleasedReason::Unreachable)
             .await
     }
 
@@ -765,21 +765,21 @@ impl Engine {
         self: &Arc<Self>,
         flight: &Flight,
         nesting: &Nesting,
-        place: Option<Place>,
+        permit: Option<LoadPermit>,
         why: UnleasedReason,
     ) -> Completion {
         let deadline = self.load_deadline();
-        let place = match place {
-            Some(place) => Ok(place),
-            None => self.place(deadline, flight).await,
+        let permit = match permit {
+            Some(permit) => Ok(permit),
+            None => self.load_permit(deadline, flight).await,
         };
         let era = self.marks.era();
         let previous = flight.interim().filter(|found| self.is_of_use(found));
-        let loaded = match place {
-            Ok(place) => {
+        let loaded = match permit {
+            Ok(permit) => {
                 let previous = previous.as_ref();
                 let meanwhile = std::future::pending();
-                self.load(flight, nesting, place, deadline, previous, meanwhile)
+                self.load(flight, nesting, permit, deadline, previous, meanwhile)
                     .await
             }
             Err(error) => Err(error),

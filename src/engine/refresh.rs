@@ -35,7 +35,7 @@ use crate::ttl;
 
 /// Refreshes in one process at once that nobody waits for. With more, entries stay what they are
 /// until the next hit.
-pub(crate) const MOST: usize = 1024;
+pub(crate) const MAX_BACKGROUND: usize = 1024;
 
 /// After a refresh that came to nothing, for which nobody is to blame, the next hit may try again.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(20);
@@ -55,7 +55,7 @@ impl Engine {
         let (Ok(runtime), Some(running)) = (Handle::try_current(), self.tasks.enter()) else {
             return;
         };
-        if self.behind.available_permits() == 0 {
+        if self.background.available_permits() == 0 {
             return;
         }
         let now = Instant::now();
@@ -251,7 +251,7 @@ impl Engine {
 
     /// A place for work that nobody waits for.
     pub(crate) fn background_permit(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.behind).try_acquire_owned().ok()
+        Arc::clone(&self.background).try_acquire_owned().ok()
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{Entry, Freshness, Read, WriteError};
 
 const TTL: Duration = Duration::from_secs(10);
 const MS: Duration = Duration::from_millis(1);
-const MOST: usize = super::super::refresh::MOST;
+const MOST: usize = super::super::refresh::MAX_BACKGROUND;
 
 /// Ten seconds fresh, ten more while a new one is loaded, and twenty if that fails.
 fn lasting<L: Loader>(settings: CacheBuilder<L>) -> CacheBuilder<L> {
@@ -51,7 +51,7 @@ fn guard() -> Vec<u8> {
 
 /// Takes every place for work that nobody waits for.
 fn all_places_behind(cache: &Users) -> tokio::sync::OwnedSemaphorePermit {
-    let behind = Arc::clone(&cache.engine().behind);
+    let behind = Arc::clone(&cache.engine().background);
     behind.try_acquire_many_owned(MOST as u32).unwrap()
 }
 
@@ -798,8 +798,8 @@ async fn a_look_up_past_l1_is_answered_however_many_refreshes_run() {
     let cache = settings.l2(tier.clone()).build().unwrap();
     cache.get(&1).await.unwrap();
     let engine = cache.engine();
-    let most = u32::try_from(super::super::refresh::MOST).unwrap();
-    let _busy = engine.behind.try_acquire_many(most).unwrap();
+    let most = u32::try_from(super::super::refresh::MAX_BACKGROUND).unwrap();
+    let _busy = engine.background.try_acquire_many(most).unwrap();
     let past = {
         let cache = cache.clone();
         tokio::spawn(async move { cache.get_with(&1, Read::new().skip_l1()).await })

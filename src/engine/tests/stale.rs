@@ -753,7 +753,7 @@ async fn refreshes_that_nobody_waits_for_are_bounded() {
     for _ in 0..40 {
         settle().await;
     }
-    let most = super::super::refresh::MOST;
+    let most = super::super::refresh::MAX_BACKGROUND;
     assert_eq!(source.calls(), most);
     // The others are refreshed by a later hit.
     source.go.add_permits(KEYS as usize);

@@ -21,23 +21,23 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::places::Turn;
-use super::together::{Chunk, ChunkSeat};
+use super::batch::{Batch, BatchTicket};
+use super::permits::Priority;
 use crate::batch::Batching;
 use crate::erased::AnyKey;
 use crate::ttl;
 
-pub(crate) struct Gather {
+pub(crate) struct BatchWindow {
     window: Duration,
-    most: usize,
-    lone_waits: bool,
+    max_size: usize,
+    wait_when_idle: bool,
     /// Flights that may still come.
-    approaching: AtomicUsize,
-    state: Mutex<State>,
+    expected: AtomicUsize,
+    state: Mutex<WindowState>,
 }
 
-struct State {
-    waiting: Vec<Waiting>,
+struct WindowState {
+    waiting: Vec<WaitingLoad>,
     /// Of those who wait.
     until: Instant,
     /// Tells one batch from the next.
@@ -46,36 +46,36 @@ struct State {
     loading: usize,
 }
 
-struct Waiting {
+struct WaitingLoad {
     engine: Arc<Engine>,
     runtime: Handle,
     key: AnyKey,
-    turn: Turn,
-    pass: oneshot::Sender<ChunkSeat>,
+    priority: Priority,
+    sender: oneshot::Sender<BatchTicket>,
 }
 
 /// A flight that is on its way, until dropped.
-pub(crate) struct Approach(Arc<dyn Approached>);
+pub(crate) struct ArrivalGuard(Arc<dyn ArrivalCount>);
 
-trait Approached: Send + Sync {
-    fn one_less(self: Arc<Self>);
+trait ArrivalCount: Send + Sync {
+    fn one_fewer(self: Arc<Self>);
 }
 
 /// A batch that is being loaded, until dropped.
-pub(super) struct Loading(Arc<Gather>);
+pub(super) struct LoadingBatch(Arc<BatchWindow>);
 
 /// How often a flight that seems to be alone lets others run first: those who came with it may not
 /// have set out yet.
-const LOOKS: usize = 3;
+const MAX_YIELDS: usize = 3;
 
-impl Gather {
+impl BatchWindow {
     pub(crate) fn new(settings: &Batching) -> Arc<Self> {
         Arc::new(Self {
             window: settings.window,
-            most: settings.max_size,
-            lone_waits: settings.wait_when_idle,
-            approaching: AtomicUsize::new(0),
-            state: Mutex::new(State {
+            max_size: settings.max_size,
+            wait_when_idle: settings.wait_when_idle,
+            expected: AtomicUsize::new(0),
+            state: Mutex::new(WindowState {
                 waiting: Vec::new(),
                 until: Instant::now(),
                 number: 0,
@@ -85,9 +85,9 @@ impl Gather {
     }
 
     /// Counts a flight in.
-    pub(crate) fn approach(self: &Arc<Self>) -> Approach {
-        self.approaching.fetch_add(1, Ordering::SeqCst);
-        Approach(Arc::clone(self) as Arc<dyn Approached>)
+    pub(crate) fn expect_arrival(self: &Arc<Self>) -> ArrivalGuard {
+        self.expected.fetch_add(1, Ordering::SeqCst);
+        ArrivalGuard(Arc::clone(self) as Arc<dyn ArrivalCount>)
     }
 
     /// Waits for a seat in a batch.
@@ -95,24 +95,24 @@ impl Gather {
         self: &Arc<Self>,
         engine: &Arc<Engine>,
         key: &AnyKey,
-        turn: Turn,
-        approach: Option<Approach>,
-    ) -> Option<ChunkSeat> {
+        priority: Priority,
+        arrival: Option<ArrivalGuard>,
+    ) -> Option<BatchTicket> {
         let runtime = Handle::try_current().ok()?;
-        let own = usize::from(approach.is_some());
-        for _ in 0..LOOKS {
-            if self.approaching.load(Ordering::SeqCst) > own {
+        let own = usize::from(arrival.is_some());
+        for _ in 0..MAX_YIELDS {
+            if self.expected.load(Ordering::SeqCst) > own {
                 break;
             }
             tokio::task::yield_now().await;
         }
-        let (pass, mut mine) = oneshot::channel();
-        let waiting = Waiting {
+        let (sender, mut mine) = oneshot::channel();
+        let waiting = WaitingLoad {
             engine: Arc::clone(engine),
             runtime,
             key: key.clone(),
-            turn,
-            pass,
+            priority,
+            sender,
         };
         let (number, until, full) = {
             let mut state = self.state.lock();
@@ -120,32 +120,30 @@ impl Gather {
                 state.until = ttl::deadline(Instant::now(), self.window);
             }
             state.waiting.push(waiting);
-            let full = state.waiting.len() >= self.most;
+            let full = state.waiting.len() >= self.max_size;
             (state.number, state.until, full)
         };
         if full {
-            self.send_on(|state| state.number == number);
+            self.flush(|state| state.number == number);
         }
-        drop(approach);
-        self.settle();
+        drop(arrival);
+        self.flush_if_idle();
         tokio::select! {
             biased;
-            seat = &mut mine => return seat.ok(),
-            () = tokio::time::sleep_until(until) => self.send_on(|state| state.number == number),
+            ticket = &mut mine => return ticket.ok(),
+            () = tokio::time::sleep_until(until) => self.flush(|state| state.number == number),
         }
         mine.await.ok()
     }
 
     /// Sends those who wait on if there is nobody to wait for.
-    fn settle(self: &Arc<Self>) {
-        if !self.lone_waits {
-            self.send_on(|state| {
-                state.loading == 0 && self.approaching.load(Ordering::SeqCst) == 0
-            });
+    fn flush_if_idle(self: &Arc<Self>) {
+        if !self.wait_when_idle {
+            self.flush(|state| state.loading == 0 && self.expected.load(Ordering::SeqCst) == 0);
         }
     }
 
-    fn send_on(self: &Arc<Self>, now: impl FnOnce(&State) -> bool) {
+    fn flush(self: &Arc<Self>, now: impl FnOnce(&WindowState) -> bool) {
         let batch = {
             let mut state = self.state.lock();
             if state.waiting.is_empty() || !now(&state) {
@@ -155,44 +153,44 @@ impl Gather {
             state.loading += 1;
             std::mem::take(&mut state.waiting)
         };
-        let loading = Loading(Arc::clone(self));
+        let loading = LoadingBatch(Arc::clone(self));
         let Some((engine, runtime)) = batch
             .first()
             .map(|first| (Arc::clone(&first.engine), first.runtime.clone()))
         else {
             return;
         };
-        let (keys, passes) = batch
+        let (keys, senders) = batch
             .into_iter()
-            .map(|waiting| ((waiting.key, waiting.turn), waiting.pass))
+            .map(|waiting| ((waiting.key, waiting.priority), waiting.sender))
             .unzip();
-        Chunk::form(&engine, &runtime, keys, passes, None, Some(loading));
+        Batch::form(&engine, &runtime, keys, senders, None, Some(loading));
     }
 }
 
-impl Approached for Gather {
-    fn one_less(self: Arc<Self>) {
-        if self.approaching.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.settle();
+impl ArrivalCount for BatchWindow {
+    fn one_fewer(self: Arc<Self>) {
+        if self.expected.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.flush_if_idle();
         }
     }
 }
 
-impl Drop for Approach {
+impl Drop for ArrivalGuard {
     fn drop(&mut self) {
-        Arc::clone(&self.0).one_less();
+        Arc::clone(&self.0).one_fewer();
     }
 }
 
-impl fmt::Debug for Approach {
+impl fmt::Debug for ArrivalGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Approach")
     }
 }
 
-impl Drop for Loading {
+impl Drop for LoadingBatch {
     fn drop(&mut self) {
         self.0.state.lock().loading -= 1;
-        self.0.settle();
+        self.0.flush_if_idle();
     }
 }

@@ -23,14 +23,14 @@ use tokio::time::Instant;
 
 /// Who waits for a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Turn {
-    Known,
-    Unknown,
+pub(crate) enum Priority {
+    Warm,
+    Cold,
 }
 
 /// The places of one cache.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct LoadLimiter {
     all: usize,
     queue: Mutex<Queue>,
 }
@@ -38,44 +38,44 @@ pub(crate) struct Places {
 #[derive(Debug, Default)]
 struct Queue {
     free: usize,
-    known: VecDeque<Waits>,
-    unknown: VecDeque<Waits>,
-    held_for: Option<HeldFor>,
+    warm: VecDeque<Waiter>,
+    cold: VecDeque<Waiter>,
+    hold_time: Option<HoldTime>,
 }
 
 #[derive(Debug)]
-struct Waits {
-    place: oneshot::Sender<Place>,
+struct Waiter {
+    permit: oneshot::Sender<Permit>,
     deadline: Instant,
 }
 
 /// How long a place is held, on averages that forget.
 #[derive(Clone, Copy, Debug)]
-struct HeldFor {
+struct HoldTime {
     mean: Duration,
     /// How far from the mean.
-    off: Duration,
+    deviation: Duration,
 }
 
-impl HeldFor {
+impl HoldTime {
     /// Longer than most; one that hung does not count for much.
     fn upper(self) -> Duration {
-        self.mean.saturating_add(self.off.saturating_mul(2))
+        self.mean.saturating_add(self.deviation.saturating_mul(2))
     }
 }
 
 /// A place that is held; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
-    places: Arc<Places>,
+pub(crate) struct Permit {
+    limiter: Arc<LoadLimiter>,
     since: Instant,
 }
 
 /// The queue is so long that there is no place in time for a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Hopeless;
+pub(crate) struct WouldTimeOut;
 
-impl Places {
+impl LoadLimiter {
     pub(crate) fn new(all: usize) -> Self {
         let queue = Queue {
             free: all,
@@ -88,36 +88,39 @@ impl Places {
     }
 
     /// Waits for a place, until the deadline at most. Cancel safe: whoever goes leaves the queue.
-    pub(crate) async fn take(
+    pub(crate) async fn acquire(
         self: &Arc<Self>,
-        turn: Turn,
+        priority: Priority,
         deadline: Instant,
-    ) -> Result<Place, Hopeless> {
+    ) -> Result<Permit, WouldTimeOut> {
         let waits = {
             let now = Instant::now();
             let mut queue = self.queue.lock();
             if queue.free > 0 {
                 queue.free -= 1;
-                return Ok(self.place(now));
+                return Ok(self.permit(now));
             }
-            queue.forget_gone();
+            queue.drop_gone();
             let left = deadline.saturating_duration_since(now);
-            if queue.wait(turn, self.all).is_some_and(|wait| wait > left) {
-                return Err(Hopeless);
+            if queue
+                .expected_wait(priority, self.all)
+                .is_some_and(|wait| wait > left)
+            {
+                return Err(WouldTimeOut);
             }
-            let (place, waits) = oneshot::channel();
-            queue.of(turn).push_back(Waits { place, deadline });
+            let (permit, waits) = oneshot::channel();
+            queue.of(priority).push_back(Waiter { permit, deadline });
             waits
         };
         match tokio::time::timeout_at(deadline, waits).await {
-            Ok(Ok(place)) => Ok(place),
-            Ok(Err(_)) | Err(_) => Err(Hopeless),
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) | Err(_) => Err(WouldTimeOut),
         }
     }
 
-    fn place(self: &Arc<Self>, since: Instant) -> Place {
-        Place {
-            places: Arc::clone(self),
+    fn permit(self: &Arc<Self>, since: Instant) -> Permit {
+        Permit {
+            limiter: Arc::clone(self),
             since,
         }
     }
@@ -126,87 +129,84 @@ impl Places {
     #[cfg(test)]
     fn waiting(&self) -> usize {
         let mut queue = self.queue.lock();
-        queue.forget_gone();
-        queue.known.len() + queue.unknown.len()
+        queue.drop_gone();
+        queue.warm.len() + queue.cold.len()
     }
 }
 
 impl Queue {
-    fn of(&mut self, turn: Turn) -> &mut VecDeque<Waits> {
-        match turn {
-            Turn::Known => &mut self.known,
-            Turn::Unknown => &mut self.unknown,
+    fn of(&mut self, priority: Priority) -> &mut VecDeque<Waiter> {
+        match priority {
+            Priority::Warm => &mut self.warm,
+            Priority::Cold => &mut self.cold,
         }
     }
 
     /// How long it would take whoever comes now to have waited and loaded, if others take as long as
     /// they did.
-    fn wait(&self, turn: Turn, places: usize) -> Option<Duration> {
-        let before = match turn {
-            Turn::Known => self.known.len(),
-            Turn::Unknown => self.known.len() + self.unknown.len(),
+    fn expected_wait(&self, priority: Priority, limiter: usize) -> Option<Duration> {
+        let before = match priority {
+            Priority::Warm => self.warm.len(),
+            Priority::Cold => self.warm.len() + self.cold.len(),
         };
-        let held_for = self.held_for?;
-        let rounds = u32::try_from(before / places.max(1)).unwrap_or(u32::MAX);
-        let waits = held_for.mean.saturating_mul(rounds);
-        Some(waits.saturating_add(held_for.upper()))
+        let hold_time = self.hold_time?;
+        let rounds = u32::try_from(before / limiter.max(1)).unwrap_or(u32::MAX);
+        let waits = hold_time.mean.saturating_mul(rounds);
+        Some(waits.saturating_add(hold_time.upper()))
     }
 
     /// Those whose callers have gone are at no place of the queue.
-    fn forget_gone(&mut self) {
-        for queue in [&mut self.known, &mut self.unknown] {
+    fn drop_gone(&mut self) {
+        for queue in [&mut self.warm, &mut self.cold] {
             // Only at the front, where they are when their time is up: each is looked at once.
-            while queue.front().is_some_and(|waits| waits.place.is_closed()) {
+            while queue.front().is_some_and(|waits| waits.permit.is_closed()) {
                 queue.pop_front();
             }
         }
     }
 
     /// Who gets the place that came free now. Those for whom it comes too late are told so.
-    fn next(&mut self, now: Instant) -> Option<oneshot::Sender<Place>> {
-        let least = self.held_for.map_or(Duration::ZERO, HeldFor::upper);
+    fn next_waiter(&mut self, now: Instant) -> Option<oneshot::Sender<Permit>> {
+        let least = self.hold_time.map_or(Duration::ZERO, HoldTime::upper);
         loop {
-            self.forget_gone();
-            let next = self
-                .known
-                .pop_front()
-                .or_else(|| self.unknown.pop_front())?;
-            if next.deadline.saturating_duration_since(now) >= least {
-                return Some(next.place);
+            self.drop_gone();
+            let next_waiter = self.warm.pop_front().or_else(|| self.cold.pop_front())?;
+            if next_waiter.deadline.saturating_duration_since(now) >= least {
+                return Some(next_waiter.permit);
             }
         }
     }
 
     fn note(&mut self, held: Duration) {
-        let first = HeldFor {
+        let first = HoldTime {
             mean: held,
-            off: Duration::ZERO,
+            deviation: Duration::ZERO,
         };
-        self.held_for = Some(self.held_for.map_or(first, |before| HeldFor {
+        self.hold_time = Some(self.hold_time.map_or(first, |before| HoldTime {
             mean: before.mean / 8 * 7 + held / 8,
-            off: before.off / 8 * 7 + before.mean.abs_diff(held) / 8,
+            deviation: before.deviation / 8 * 7 + before.mean.abs_diff(held) / 8,
         }));
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         let now = Instant::now();
-        let next = {
-            let mut queue = self.places.queue.lock();
+        let next_waiter = {
+            let mut queue = self.limiter.queue.lock();
             let held = now.saturating_duration_since(self.since);
             if !held.is_zero() {
                 queue.note(held);
             }
-            let next = queue.next(now);
-            if next.is_none() {
+            let next_waiter = queue.next_waiter(now);
+            if next_waiter.is_none() {
                 queue.free += 1;
             }
-            next
+            next_waiter
         };
-        if let Some(next) = next {
+        if let Some(next_waiter) = next_waiter {
             // Refused by one who has gone this moment it is dropped, and goes on from there.
-            drop(next.send(self.places.place(now)));
+            drop(next_waiter.send(self.limiter.permit(now)));
         }
     }
 }
@@ -222,20 +222,20 @@ mod tests {
     }
 
     async fn queued(
-        places: &Arc<Places>,
-        turn: Turn,
-    ) -> tokio::task::JoinHandle<Result<Place, Hopeless>> {
-        queued_until(places, turn, later(100)).await
+        limiter: &Arc<LoadLimiter>,
+        priority: Priority,
+    ) -> tokio::task::JoinHandle<Result<Permit, WouldTimeOut>> {
+        queued_until(limiter, priority, later(100)).await
     }
 
     async fn queued_until(
-        places: &Arc<Places>,
-        turn: Turn,
+        limiter: &Arc<LoadLimiter>,
+        priority: Priority,
         deadline: Instant,
-    ) -> tokio::task::JoinHandle<Result<Place, Hopeless>> {
-        let (waiting, mine) = (places.waiting(), Arc::clone(places));
-        let task = tokio::spawn(async move { mine.take(turn, deadline).await });
-        while places.waiting() == waiting && !task.is_finished() {
+    ) -> tokio::task::JoinHandle<Result<Permit, WouldTimeOut>> {
+        let (waiting, mine) = (limiter.waiting(), Arc::clone(limiter));
+        let task = tokio::spawn(async move { mine.acquire(priority, deadline).await });
+        while limiter.waiting() == waiting && !task.is_finished() {
             tokio::task::yield_now().await;
         }
         task
@@ -243,59 +243,71 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn known_keys_go_first_and_each_kind_in_its_order() {
-        let places = Arc::new(Places::new(1));
-        let mut held = places.take(Turn::Unknown, later(1)).await.unwrap();
+        let limiter = Arc::new(LoadLimiter::new(1));
+        let mut held = limiter.acquire(Priority::Cold, later(1)).await.unwrap();
         let mut waiting = Vec::new();
-        for turn in [Turn::Unknown, Turn::Unknown, Turn::Known, Turn::Known] {
-            waiting.push(queued(&places, turn).await);
+        for priority in [
+            Priority::Cold,
+            Priority::Cold,
+            Priority::Warm,
+            Priority::Warm,
+        ] {
+            waiting.push(queued(&limiter, priority).await);
         }
-        for next in [2, 3, 0, 1] {
+        for next_waiter in [2, 3, 0, 1] {
             drop(held);
             tokio::task::yield_now().await;
             for (at, task) in waiting.iter().enumerate() {
-                assert_eq!(task.is_finished(), at == next, "{at}, when {next} is next");
+                assert_eq!(
+                    task.is_finished(),
+                    at == next_waiter,
+                    "{at}, when {next_waiter} is next"
+                );
             }
-            let done = std::mem::replace(&mut waiting[next], tokio::spawn(std::future::pending()));
+            let done = std::mem::replace(
+                &mut waiting[next_waiter],
+                tokio::spawn(std::future::pending()),
+            );
             held = done.await.unwrap().unwrap();
         }
         drop(held);
-        assert_eq!(places.queue.lock().free, 1);
+        assert_eq!(limiter.queue.lock().free, 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_has_gone_holds_up_nobody_and_takes_no_place_along() {
-        let places = Arc::new(Places::new(1));
-        let held = places.take(Turn::Known, later(1)).await.unwrap();
+        let limiter = Arc::new(LoadLimiter::new(1));
+        let held = limiter.acquire(Priority::Warm, later(1)).await.unwrap();
         let (gone, stays) = (
-            queued(&places, Turn::Known).await,
-            queued(&places, Turn::Known).await,
+            queued(&limiter, Priority::Warm).await,
+            queued(&limiter, Priority::Warm).await,
         );
         gone.abort();
         let _ = gone.await;
         drop(held);
         drop(stays.await.unwrap().unwrap());
         // And one that goes at the very moment at which it is given a place.
-        let held = places.take(Turn::Known, later(1)).await.unwrap();
-        let late = queued(&places, Turn::Known).await;
+        let held = limiter.acquire(Priority::Warm, later(1)).await.unwrap();
+        let late = queued(&limiter, Priority::Warm).await;
         drop(held);
         late.abort();
         let _ = late.await;
-        assert_eq!(places.waiting(), 0);
-        assert_eq!(places.queue.lock().free, 1);
+        assert_eq!(limiter.waiting(), 0);
+        assert_eq!(limiter.queue.lock().free, 1);
     }
 
     /// One of a second is under way; whoever waits has so long.
-    async fn after_one_of_a_second(left: [u32; 2]) -> [Result<Instant, Hopeless>; 2] {
-        let places = Arc::new(Places::new(1));
-        let held = places.take(Turn::Unknown, later(1)).await.unwrap();
+    async fn after_one_of_a_second(left: [u32; 2]) -> [Result<Instant, WouldTimeOut>; 2] {
+        let limiter = Arc::new(LoadLimiter::new(1));
+        let held = limiter.acquire(Priority::Cold, later(1)).await.unwrap();
         tokio::time::advance(SECOND).await;
         drop(held);
-        let held = places.take(Turn::Unknown, later(9)).await.unwrap();
+        let held = limiter.acquire(Priority::Cold, later(9)).await.unwrap();
         let waits = left.map(|left| {
-            let (places, deadline) = (Arc::clone(&places), later(1) + SECOND / 10 * left);
+            let (limiter, deadline) = (Arc::clone(&limiter), later(1) + SECOND / 10 * left);
             tokio::spawn(async move {
-                let place = places.take(Turn::Unknown, deadline).await;
-                place.map(|_place| Instant::now())
+                let permit = limiter.acquire(Priority::Cold, deadline).await;
+                permit.map(|_place| Instant::now())
             })
         });
         tokio::task::yield_now().await;
@@ -311,20 +323,20 @@ mod tests {
         assert!(first.is_ok() && second.is_ok());
         // There is room in the queue for both, but when it is his turn the first has no time left.
         let [first, second] = after_one_of_a_second([9, 20]).await;
-        assert_eq!(first, Err(Hopeless));
+        assert_eq!(first, Err(WouldTimeOut));
         assert_eq!(second, Ok(Instant::now()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_hung_keeps_nobody_from_waiting() {
-        let places = Arc::new(Places::new(1));
-        let mut held = places.take(Turn::Unknown, later(30)).await.unwrap();
+        let limiter = Arc::new(LoadLimiter::new(1));
+        let mut held = limiter.acquire(Priority::Cold, later(30)).await.unwrap();
         for seconds in [1, 1, 1, 1, 30] {
             tokio::time::advance(SECOND * seconds).await;
             drop(held);
-            held = places.take(Turn::Unknown, later(30)).await.unwrap();
+            held = limiter.acquire(Priority::Cold, later(30)).await.unwrap();
         }
-        let waits = queued_until(&places, Turn::Unknown, later(30)).await;
+        let waits = queued_until(&limiter, Priority::Cold, later(30)).await;
         tokio::time::advance(SECOND).await;
         drop(held);
         drop(waits.await.unwrap().unwrap());
@@ -332,59 +344,59 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_has_time_to_wait_but_not_to_load_is_told_at_once() {
-        let places = Arc::new(Places::new(1));
-        let held = places.take(Turn::Unknown, later(1)).await.unwrap();
+        let limiter = Arc::new(LoadLimiter::new(1));
+        let held = limiter.acquire(Priority::Cold, later(1)).await.unwrap();
         tokio::time::advance(SECOND * 2).await;
         drop(held);
-        let held = places.take(Turn::Unknown, later(9)).await.unwrap();
-        let waits = queued(&places, Turn::Unknown).await;
+        let held = limiter.acquire(Priority::Cold, later(9)).await.unwrap();
+        let waits = queued(&limiter, Priority::Cold).await;
         let begun = Instant::now();
         // One round of two seconds before his own.
-        let late = places.take(Turn::Unknown, later(3)).await;
-        assert_eq!(late.unwrap_err(), Hopeless);
+        let late = limiter.acquire(Priority::Cold, later(3)).await;
+        assert_eq!(late.unwrap_err(), WouldTimeOut);
         assert_eq!(begun.elapsed(), Duration::ZERO);
         drop(held);
         drop(waits.await.unwrap().unwrap());
-        assert_eq!(places.queue.lock().free, 1);
+        assert_eq!(limiter.queue.lock().free, 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_would_come_too_late_is_told_at_once() {
-        let places = Arc::new(Places::new(2));
+        let limiter = Arc::new(LoadLimiter::new(2));
         let held = [
-            places.take(Turn::Unknown, later(1)).await.unwrap(),
-            places.take(Turn::Unknown, later(1)).await.unwrap(),
+            limiter.acquire(Priority::Cold, later(1)).await.unwrap(),
+            limiter.acquire(Priority::Cold, later(1)).await.unwrap(),
         ];
         // Nothing is known of how long it takes: everybody may hope, until his time is up.
         let begun = Instant::now();
         assert_eq!(
-            places.take(Turn::Unknown, later(1)).await.unwrap_err(),
-            Hopeless
+            limiter.acquire(Priority::Cold, later(1)).await.unwrap_err(),
+            WouldTimeOut
         );
         assert_eq!(begun.elapsed(), SECOND);
         tokio::time::advance(SECOND).await;
         drop(held);
         let held = [
-            places.take(Turn::Unknown, later(1)).await.unwrap(),
-            places.take(Turn::Unknown, later(1)).await.unwrap(),
+            limiter.acquire(Priority::Cold, later(1)).await.unwrap(),
+            limiter.acquire(Priority::Cold, later(1)).await.unwrap(),
         ];
         let mut waiting = Vec::new();
         for _ in 0..6 {
-            waiting.push(queued(&places, Turn::Unknown).await);
+            waiting.push(queued(&limiter, Priority::Cold).await);
         }
         let begun = Instant::now();
         // Three rounds of two seconds before it.
         assert_eq!(
-            places.take(Turn::Unknown, later(5)).await.unwrap_err(),
-            Hopeless
+            limiter.acquire(Priority::Cold, later(5)).await.unwrap_err(),
+            WouldTimeOut
         );
         assert_eq!(begun.elapsed(), Duration::ZERO);
-        let known = queued(&places, Turn::Known).await;
+        let warm = queued(&limiter, Priority::Warm).await;
         drop(held);
-        drop(known.await.unwrap().unwrap());
+        drop(warm.await.unwrap().unwrap());
         for waits in waiting {
             drop(waits.await.unwrap().unwrap());
         }
-        assert_eq!(places.queue.lock().free, 2);
+        assert_eq!(limiter.queue.lock().free, 2);
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! | where | who waits for whom | then |
 //! |---|---|---|
-//! | before the place | `get_many`: for every key that may still need a load; single look-ups: see [`gather`](super::gather) | *chunks*: one place, and one load each |
+//! | before the place | `get_many`: for every key that may still need a load; single look-ups: see [`gather`](super::window) | *chunks*: one place, and one load each |
 //! | before the load | the flights of a chunk, for all that have not got their lease yet | `load_many` for those that have |
 //!
 //! Who goes another way (a value is there after all, somebody else holds the lease) drops its seat,
@@ -23,9 +23,9 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::gather::Approach;
 use super::load::{self, Nesting};
-use super::places::{self, Hopeless, Places, Turn};
+use super::permits::{self, LoadLimiter, Priority, WouldTimeOut};
+use super::window::ArrivalGuard;
 use crate::erased::{AnyEntry, AnyError, AnyKey, AnyValue};
 use crate::error::Error;
 use crate::loader::Loaded;
@@ -33,57 +33,57 @@ use crate::telemetry::Trace;
 
 /// How a flight comes to its load.
 #[derive(Debug)]
-pub(crate) enum Company {
-    Alone,
+pub(crate) enum LoadRoute {
+    Single,
     /// On its way to where single look-ups gather.
-    Approaching(Approach),
+    Window(ArrivalGuard),
     /// Alone, but so many of one call at once.
-    InTurn(Arc<Semaphore>),
+    Throttled(Arc<Semaphore>),
     /// With the other keys of one call.
-    Seat(Seat),
+    Batch(PlanTicket),
 }
 
-impl Company {
+impl LoadRoute {
     pub(crate) fn take(&mut self) -> Self {
-        std::mem::replace(self, Self::Alone)
+        std::mem::replace(self, Self::Single)
     }
 }
 
 /// The flights of one call whose ways have not parted.
-pub(crate) struct Formation {
+pub(crate) struct BatchPlan {
     most: usize,
     /// How many of its chunks are loaded at once.
-    turns: Arc<Semaphore>,
-    form: Form,
-    muster: Mutex<Muster>,
+    concurrency: Arc<Semaphore>,
+    make_batch: MakeBatch,
+    pending: Mutex<Pending>,
 }
 
 /// Makes a chunk of the flights with these numbers.
-type Form = Box<dyn Fn(Vec<Arrived>, Arc<Semaphore>) + Send + Sync>;
+type MakeBatch = Box<dyn Fn(Vec<PlannedLoad>, Arc<Semaphore>) + Send + Sync>;
 
 #[derive(Debug)]
-struct Muster {
+struct Pending {
     undecided: usize,
-    arrived: Vec<Arrived>,
+    arrived: Vec<PlannedLoad>,
 }
 
 /// A flight that needs a load.
 #[derive(Debug)]
-struct Arrived {
+struct PlannedLoad {
     index: usize,
-    turn: Turn,
-    pass: oneshot::Sender<ChunkSeat>,
+    priority: Priority,
+    sender: oneshot::Sender<BatchTicket>,
 }
 
 /// One flight's part in a formation.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct PlanTicket {
     index: usize,
     /// Until it is decided whether the flight needs a load.
-    formation: Option<Arc<Formation>>,
+    plan: Option<Arc<BatchPlan>>,
 }
 
-impl Seat {
+impl PlanTicket {
     /// Seats for so many keys, in their order.
     pub(crate) fn of(
         engine: &Arc<Engine>,
@@ -93,144 +93,153 @@ impl Seat {
         at_once: usize,
     ) -> Vec<Self> {
         let (engine, runtime, count) = (Arc::clone(engine), runtime.clone(), keys.len());
-        let form = move |arrived: Vec<Arrived>, turns| {
-            let (keys, passes) = arrived
+        let make_batch = move |arrived: Vec<PlannedLoad>, concurrency| {
+            let (keys, senders) = arrived
                 .into_iter()
-                .map(|arrived| ((keys[arrived.index].clone(), arrived.turn), arrived.pass))
+                .map(|arrived| {
+                    (
+                        (keys[arrived.index].clone(), arrived.priority),
+                        arrived.sender,
+                    )
+                })
                 .unzip();
-            Chunk::form(&engine, &runtime, keys, passes, Some(turns), None);
+            Batch::form(&engine, &runtime, keys, senders, Some(concurrency), None);
         };
-        let formation = Arc::new(Formation {
+        let plan = Arc::new(BatchPlan {
             most,
-            turns: Arc::new(Semaphore::new(at_once)),
-            form: Box::new(form),
-            muster: Mutex::new(Muster {
+            concurrency: Arc::new(Semaphore::new(at_once)),
+            make_batch: Box::new(make_batch),
+            pending: Mutex::new(Pending {
                 undecided: count,
                 arrived: Vec::new(),
             }),
         });
         let seat = |index| Self {
             index,
-            formation: Some(Arc::clone(&formation)),
+            plan: Some(Arc::clone(&plan)),
         };
         (0..count).map(seat).collect()
     }
 
     /// The flight needs a load: waits for a seat in a chunk.
-    pub(crate) async fn chunk(mut self, turn: Turn) -> Option<ChunkSeat> {
-        let (pass, mine) = oneshot::channel();
-        let arrived = Arrived {
+    pub(crate) async fn batch(mut self, priority: Priority) -> Option<BatchTicket> {
+        let (sender, mine) = oneshot::channel();
+        let arrived = PlannedLoad {
             index: self.index,
-            turn,
-            pass,
+            priority,
+            sender,
         };
-        if let Some(formation) = self.formation.take() {
-            formation.decide(Some(arrived));
+        if let Some(plan) = self.plan.take() {
+            plan.decide(Some(arrived));
         }
         mine.await.ok()
     }
 }
 
-impl Drop for Seat {
+impl Drop for PlanTicket {
     fn drop(&mut self) {
-        if let Some(formation) = self.formation.take() {
-            formation.decide(None);
+        if let Some(plan) = self.plan.take() {
+            plan.decide(None);
         }
     }
 }
 
-impl Formation {
-    fn decide(&self, arrived: Option<Arrived>) {
+impl BatchPlan {
+    fn decide(&self, arrived: Option<PlannedLoad>) {
         let mut all = {
-            let mut muster = self.muster.lock();
-            muster.undecided -= 1;
-            muster.arrived.extend(arrived);
-            if muster.undecided > 0 {
+            let mut pending = self.pending.lock();
+            pending.undecided -= 1;
+            pending.arrived.extend(arrived);
+            if pending.undecided > 0 {
                 return;
             }
-            std::mem::take(&mut muster.arrived)
+            std::mem::take(&mut pending.arrived)
         };
         // As the caller has named them.
         all.sort_unstable_by_key(|arrived| arrived.index);
         while !all.is_empty() {
             let rest = all.split_off(self.most.min(all.len()));
-            (self.form)(std::mem::replace(&mut all, rest), Arc::clone(&self.turns));
+            (self.make_batch)(
+                std::mem::replace(&mut all, rest),
+                Arc::clone(&self.concurrency),
+            );
         }
     }
 }
 
 /// Flights that are loaded with one call.
-pub(crate) struct Chunk {
-    turn: Turn,
-    turns: Option<Arc<Semaphore>>,
-    held: OnceCell<Arc<Held>>,
-    boarding: Mutex<Boarding>,
+pub(crate) struct Batch {
+    priority: Priority,
+    concurrency: Option<Arc<Semaphore>>,
+    held: OnceCell<Arc<HeldPermits>>,
+    collecting: Mutex<Collecting>,
     load: OnceLock<AbortHandle>,
 }
 
 /// What a chunk holds while it loads.
 #[derive(Debug)]
-struct Held(
+struct HeldPermits(
     #[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>,
-    #[expect(dead_code, reason = "held, not read")] Option<places::Place>,
+    #[expect(dead_code, reason = "held, not read")] Option<permits::Permit>,
 );
 
-struct Boarding {
+struct Collecting {
     undecided: usize,
-    inline: Vec<Passenger>,
-    move_to_task: Option<Depart>,
+    inline: Vec<Member>,
+    move_to_task: Option<StartLoad>,
 }
 
 /// Begins the load.
-type Depart = Box<dyn FnOnce(Vec<Passenger>, Option<Arc<Held>>) -> Option<AbortHandle> + Send>;
+type StartLoad =
+    Box<dyn FnOnce(Vec<Member>, Option<Arc<HeldPermits>>) -> Option<AbortHandle> + Send>;
 
 /// A flight that has its lease, or needs none.
-struct Passenger {
+struct Member {
     index: usize,
     serial: u64,
     nesting: Nesting,
     previous: Option<AnyEntry>,
     trace: Trace,
-    answer: Answer,
+    answer: Reply,
 }
 
 /// One flight's part in a chunk.
 #[derive(Debug)]
-pub(crate) struct ChunkSeat {
+pub(crate) struct BatchTicket {
     index: usize,
-    chunk: Arc<Chunk>,
+    batch: Arc<Batch>,
     decided: bool,
 }
 
 /// What a chunk's load has found for one of its keys.
 #[derive(Debug)]
-pub(crate) struct Share {
+pub(crate) struct MemberResult {
     found: oneshot::Receiver<Result<Loaded<AnyValue>, Error<AnyError>>>,
     /// The last one to go ends the load.
-    _chunk: Arc<Chunk>,
+    _chunk: Arc<Batch>,
 }
 
-impl Chunk {
+impl Batch {
     /// Hands a seat to each. `until_loaded`: single look-ups that have come together, with what is to
     /// be dropped when the load has ended.
     pub(super) fn form(
         engine: &Arc<Engine>,
         runtime: &Handle,
-        keys: Vec<(AnyKey, Turn)>,
-        passes: Vec<oneshot::Sender<ChunkSeat>>,
-        turns: Option<Arc<Semaphore>>,
-        until_loaded: Option<super::gather::Loading>,
+        keys: Vec<(AnyKey, Priority)>,
+        senders: Vec<oneshot::Sender<BatchTicket>>,
+        concurrency: Option<Arc<Semaphore>>,
+        until_loaded: Option<super::window::LoadingBatch>,
     ) {
-        let known = keys.iter().all(|(_, turn)| *turn == Turn::Known);
+        let known = keys.iter().all(|(_, priority)| *priority == Priority::Warm);
         let (engine, runtime) = (Arc::clone(engine), runtime.clone());
-        let move_to_task = move |inline: Vec<Passenger>, held| {
+        let move_to_task = move |inline: Vec<Member>, held| {
             if inline.is_empty() {
                 return None;
             }
             let singles = until_loaded.is_some();
             let inline = inline
                 .into_iter()
-                .map(|passenger| (keys[passenger.index].0.clone(), passenger))
+                .map(|member| (keys[member.index].0.clone(), member))
                 .collect();
             let running = engine.tasks.enter_late();
             let loading = async move {
@@ -239,43 +248,47 @@ impl Chunk {
             };
             Some(runtime.spawn(loading).abort_handle())
         };
-        let chunk = Arc::new(Self {
-            turn: if known { Turn::Known } else { Turn::Unknown },
-            turns,
+        let batch = Arc::new(Self {
+            priority: if known {
+                Priority::Warm
+            } else {
+                Priority::Cold
+            },
+            concurrency,
             held: OnceCell::new(),
-            boarding: Mutex::new(Boarding {
-                undecided: passes.len(),
+            collecting: Mutex::new(Collecting {
+                undecided: senders.len(),
                 inline: Vec::new(),
                 move_to_task: Some(Box::new(move_to_task)),
             }),
             load: OnceLock::new(),
         });
-        for (index, pass) in passes.into_iter().enumerate() {
+        for (index, sender) in senders.into_iter().enumerate() {
             // Whoever has gone meanwhile leaves the chunk here.
-            let _ = pass.send(ChunkSeat {
+            let _ = sender.send(BatchTicket {
                 index,
-                chunk: Arc::clone(&chunk),
+                batch: Arc::clone(&batch),
                 decided: false,
             });
         }
     }
 }
 
-impl Chunk {
-    fn decide(&self, passenger: Option<Passenger>) {
+impl Batch {
+    fn decide(&self, member: Option<Member>) {
         let (mut inline, move_to_task) = {
-            let mut boarding = self.boarding.lock();
-            boarding.undecided -= 1;
-            boarding.inline.extend(passenger);
-            if boarding.undecided > 0 {
+            let mut collecting = self.collecting.lock();
+            collecting.undecided -= 1;
+            collecting.inline.extend(member);
+            if collecting.undecided > 0 {
                 return;
             }
             (
-                std::mem::take(&mut boarding.inline),
-                boarding.move_to_task.take(),
+                std::mem::take(&mut collecting.inline),
+                collecting.move_to_task.take(),
             )
         };
-        inline.sort_unstable_by_key(|passenger| passenger.index);
+        inline.sort_unstable_by_key(|member| member.index);
         let load =
             move_to_task.and_then(|move_to_task| move_to_task(inline, self.held.get().cloned()));
         if let Some(load) = load {
@@ -284,7 +297,7 @@ impl Chunk {
     }
 }
 
-impl Drop for Chunk {
+impl Drop for Batch {
     fn drop(&mut self) {
         if let Some(load) = self.load.get() {
             load.abort();
@@ -292,66 +305,70 @@ impl Drop for Chunk {
     }
 }
 
-impl ChunkSeat {
+impl BatchTicket {
     /// Waits until the chunk has its place, until the deadline at most.
-    pub(crate) async fn place(
+    pub(crate) async fn wait_for_permit(
         &self,
-        places: Option<&Arc<Places>>,
+        limiter: Option<&Arc<LoadLimiter>>,
         deadline: Instant,
-    ) -> Result<(), Hopeless> {
-        let chunk = &self.chunk;
+    ) -> Result<(), WouldTimeOut> {
+        let batch = &self.batch;
         let take = || async {
-            let turn = match &chunk.turns {
-                Some(turns) => {
-                    let turn = Arc::clone(turns).acquire_owned();
-                    let turn = tokio::time::timeout_at(deadline, turn).await;
-                    Some(turn.map_err(|_| Hopeless)?.map_err(|_| Hopeless)?)
+            let priority = match &batch.concurrency {
+                Some(concurrency) => {
+                    let priority = Arc::clone(concurrency).acquire_owned();
+                    let priority = tokio::time::timeout_at(deadline, priority).await;
+                    Some(
+                        priority
+                            .map_err(|_| WouldTimeOut)?
+                            .map_err(|_| WouldTimeOut)?,
+                    )
                 }
                 None => None,
             };
-            let place = match places {
-                Some(places) => Some(places.take(chunk.turn, deadline).await?),
+            let place = match limiter {
+                Some(limiter) => Some(limiter.acquire(batch.priority, deadline).await?),
                 None => None,
             };
-            Ok(Arc::new(Held(turn, place)))
+            Ok(Arc::new(HeldPermits(priority, place)))
         };
-        chunk.held.get_or_try_init(take).await.map(drop)
+        batch.held.get_or_try_init(take).await.map(drop)
     }
 
     /// The flight may load: waits for the others of the chunk.
-    pub(crate) fn board(
+    pub(crate) fn join(
         mut self,
         serial: u64,
         nesting: Nesting,
         previous: Option<AnyEntry>,
-    ) -> Share {
+    ) -> MemberResult {
         let (answer, found) = oneshot::channel();
-        let passenger = Passenger {
+        let member = Member {
             index: self.index,
             serial,
             nesting,
             previous,
             trace: Trace::here(),
-            answer: Answer(Some(answer)),
+            answer: Reply(Some(answer)),
         };
         self.decided = true;
-        self.chunk.decide(Some(passenger));
-        Share {
+        self.batch.decide(Some(member));
+        MemberResult {
             found,
-            _chunk: Arc::clone(&self.chunk),
+            _chunk: Arc::clone(&self.batch),
         }
     }
 }
 
-impl Drop for ChunkSeat {
+impl Drop for BatchTicket {
     fn drop(&mut self) {
         if !self.decided {
-            self.chunk.decide(None);
+            self.batch.decide(None);
         }
     }
 }
 
-impl Share {
+impl MemberResult {
     pub(crate) async fn found(self) -> Result<Loaded<AnyValue>, Error<AnyError>> {
         match self.found.await {
             Ok(found) => found,
@@ -362,9 +379,9 @@ impl Share {
 }
 
 /// The way back to one who waits for a load. When that panics, he is told.
-struct Answer(Option<oneshot::Sender<Result<Loaded<AnyValue>, Error<AnyError>>>>);
+struct Reply(Option<oneshot::Sender<Result<Loaded<AnyValue>, Error<AnyError>>>>);
 
-impl Answer {
+impl Reply {
     fn give(mut self, answer: Result<Loaded<AnyValue>, Error<AnyError>>) {
         if let Some(waits) = self.0.take() {
             let _ = waits.send(answer);
@@ -372,7 +389,7 @@ impl Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for Reply {
     fn drop(&mut self) {
         if let Some(waits) = self.0.take().filter(|_| std::thread::panicking()) {
             let _ = waits.send(Err(Error::LoadPanicked));
@@ -381,7 +398,7 @@ impl Drop for Answer {
 }
 
 /// `singles`: a key that came alone is loaded as one.
-async fn load_all(engine: &Engine, mut inline: Vec<(AnyKey, Passenger)>, singles: bool) {
+async fn load_all(engine: &Engine, mut inline: Vec<(AnyKey, Member)>, singles: bool) {
     while !inline.is_empty() {
         // One that was detached may sit here beside its successor: each wants a value of its own.
         let mut keys = HashSet::with_capacity(inline.len());
@@ -393,21 +410,21 @@ async fn load_all(engine: &Engine, mut inline: Vec<(AnyKey, Passenger)>, singles
     }
 }
 
-async fn load_once(engine: &Engine, inline: Vec<(AnyKey, Passenger)>, singles: bool) {
+async fn load_once(engine: &Engine, inline: Vec<(AnyKey, Member)>, singles: bool) {
     // A load of several must wait for none of them, nor for what any of their callers load.
-    let around = inline.iter().flat_map(|(_, passenger)| {
-        let around = passenger.nesting.serials().iter().copied();
-        around.chain([passenger.serial])
+    let around = inline.iter().flat_map(|(_, member)| {
+        let around = member.nesting.serials().iter().copied();
+        around.chain([member.serial])
     });
     let nesting: Nesting = around.collect();
     let trace = engine.telemetry.load_trace(None, inline.len());
     let mut previous = None;
     let mut answers = Vec::with_capacity(inline.len());
     let mut keys = Vec::with_capacity(inline.len());
-    for (key, passenger) in inline {
-        trace.follows(&passenger.trace);
-        previous = previous.or(passenger.previous);
-        answers.push(passenger.answer);
+    for (key, member) in inline {
+        trace.follows(&member.trace);
+        previous = previous.or(member.previous);
+        answers.push(member.answer);
         keys.push(key);
     }
     let loading = async {
@@ -442,13 +459,13 @@ fn one(loaded: Loaded<AnyValue>) -> Vec<Loaded<AnyValue>> {
     vec![loaded]
 }
 
-impl std::fmt::Debug for Formation {
+impl std::fmt::Debug for BatchPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Formation").finish_non_exhaustive()
     }
 }
 
-impl std::fmt::Debug for Chunk {
+impl std::fmt::Debug for Batch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Chunk").finish_non_exhaustive()
     }
