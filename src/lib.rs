@@ -223,11 +223,11 @@ mod telemetry;
 #[cfg(feature = "testing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
+mod time_base;
 mod ttl;
 #[cfg(feature = "write-behind")]
 #[cfg_attr(docsrs, doc(cfg(feature = "write-behind")))]
 pub mod write_behind;
-mod zero;
 
 /// The README, compiled: its code must work.
 #[cfg(all(doctest, feature = "redis", feature = "bincode", feature = "derive"))]

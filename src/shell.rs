@@ -79,7 +79,7 @@ where
         let answer = answer(&view, now);
         if engine.stats.hot_hits.add() % SAMPLE == 0 {
             self.typed
-                .touch(&engine.l1, hash, &hot, engine.zero.nanos(now));
+                .touch(&engine.l1, hash, &hot, engine.time_base.nanos(now));
         }
         Some(answer)
     }

@@ -67,13 +67,13 @@ pub(crate) type Token = [u8; 16];
 /// What the state of an entry is set to when it is expired by hand.
 pub(crate) type Expiry = [u8; 16];
 
-/// How much was known to be invalidated as a whole: see [`marks`](crate::engine::marks).
+/// How much was known to be invalidated as a whole: see [`marks`](crate::engine::watermarks).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Era {
+pub(crate) struct Baseline {
     /// Random; a new one when the marks were lost.
-    pub(crate) id: u64,
+    pub(crate) incarnation: u64,
     /// The last mark.
-    pub(crate) mark: u64,
+    pub(crate) watermark: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +101,7 @@ pub(crate) struct Header {
     pub(crate) fresh_ms: u64,
     /// Of a lease and of a failed load: failures in a row.
     pub(crate) load_cost_ms: u32,
-    pub(crate) era: Era,
+    pub(crate) baseline: Baseline,
     pub(crate) version: u64,
 }
 
@@ -128,7 +128,7 @@ impl Header {
             created_ms,
             fresh_ms: 0,
             load_cost_ms: 0,
-            era: Era::default(),
+            baseline: Baseline::default(),
             version: 0,
         }
     }
@@ -165,8 +165,8 @@ impl Header {
         header[52..60].copy_from_slice(&self.created_ms.to_le_bytes());
         header[60..68].copy_from_slice(&self.fresh_ms.to_le_bytes());
         header[68..72].copy_from_slice(&self.load_cost_ms.to_le_bytes());
-        header[72..80].copy_from_slice(&self.era.id.to_le_bytes());
-        header[80..88].copy_from_slice(&self.era.mark.to_le_bytes());
+        header[72..80].copy_from_slice(&self.baseline.incarnation.to_le_bytes());
+        header[80..88].copy_from_slice(&self.baseline.watermark.to_le_bytes());
         header[88..96].copy_from_slice(&self.version.to_be_bytes());
         header
     }
@@ -257,9 +257,9 @@ impl Header {
             created_ms: read_u64(header, 52),
             fresh_ms: read_u64(header, 60),
             load_cost_ms: u32::from_le_bytes([header[68], header[69], header[70], header[71]]),
-            era: Era {
-                id: read_u64(header, STAMP),
-                mark: read_u64(header, STAMP + 8),
+            baseline: Baseline {
+                incarnation: read_u64(header, STAMP),
+                watermark: read_u64(header, STAMP + 8),
             },
             version: version(header),
         })
@@ -360,10 +360,10 @@ fn is_of(record: &[u8], kinds: &[Kind]) -> bool {
 }
 
 /// The era that a lease's load began in.
-pub(crate) fn lease_era(lease: &[u8]) -> Era {
-    Era {
-        id: read_u64(lease, STAMP),
-        mark: read_u64(lease, STAMP + 8),
+pub(crate) fn lease_era(lease: &[u8]) -> Baseline {
+    Baseline {
+        incarnation: read_u64(lease, STAMP),
+        watermark: read_u64(lease, STAMP + 8),
     }
 }
 
@@ -413,7 +413,10 @@ mod tests {
             created_ms: 1_700_000_000_000,
             fresh_ms: 300_000,
             load_cost_ms: 12,
-            era: Era { id: 5, mark: 6 },
+            baseline: Baseline {
+                incarnation: 5,
+                watermark: 6,
+            },
             version: 9,
         };
         let mut record = Header::reserve();
@@ -541,10 +544,13 @@ mod tests {
             id in any::<u64>(), mark in any::<u64>(), version in any::<u64>(),
             tags in prop::collection::vec(any::<u64>(), 0..5), payload in prop::collection::vec(any::<u8>(), 0..100)
         ) {
-            let era = Era { id, mark };
+            let baseline = Baseline {
+        incarnation: id,
+        watermark: mark,
+    };
             let header = Header {
                 kind: Kind::Value, token, expired: false, codec, schema, tags: tags.len() as u16, key_hash,
-                created_ms, fresh_ms, load_cost_ms, era, version,
+                created_ms, fresh_ms, load_cost_ms, baseline, version,
             };
             let mut record = Header::reserve();
             record.extend(tags.iter().flat_map(|tag| tag.to_le_bytes()));

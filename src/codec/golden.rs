@@ -5,13 +5,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::envelope::{Era, Header, Kind};
+use super::envelope::{Baseline, Header, Kind};
 use super::{Bincode, Codec, Json};
 
 const KEY: &[u8] = b"tidegate:users:42";
-const ERA: Era = Era {
-    id: 0x000f_1234_5678_9abc,
-    mark: 3,
+const ERA: Baseline = Baseline {
+    incarnation: 0x000f_1234_5678_9abc,
+    watermark: 3,
 };
 const TAG: u64 = 0x0102_0304_0506_0708;
 
@@ -44,7 +44,7 @@ fn value(codec: &impl Codec) -> (Header, Vec<u8>) {
     );
     (header.codec, header.schema) = (codec.id(), 3);
     (header.fresh_ms, header.load_cost_ms) = (300_000, 12);
-    (header.era, header.version) = (ERA, 9);
+    (header.baseline, header.version) = (ERA, 9);
     header.tags = 1;
     let mut record = Header::reserve();
     record.extend_from_slice(&TAG.to_le_bytes());
@@ -63,7 +63,7 @@ fn plain(kind: Kind, waited_for: bool) -> (Header, Vec<u8>) {
     if kind == Kind::Negative {
         header.fresh_ms = 30_000;
     }
-    header.era = ERA;
+    header.baseline = ERA;
     let mut record = header.to_record();
     record[super::envelope::WAITERS] = u8::from(waited_for);
     (header, record)

@@ -7,26 +7,26 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::marks::{Marked, News};
-use super::numbers::Said;
-use super::shared::Shared;
+use super::numbers::Delivery;
+use super::remote::RemoteTier;
+use super::watermarks::{News, Watermarks};
 use crate::health::Event;
 use crate::l2::Listener;
 use crate::l2::message::{About, Message, Operation};
 
 impl Listener for Engine {
     fn on_message(&self, bytes: &[u8]) {
-        let Some(shared) = &self.shared else { return };
+        let Some(remote) = &self.remote else { return };
         let now = Instant::now();
         let Some(message) = Message::parse(bytes) else {
             // Something was said that this version does not understand.
             return self.on_gap();
         };
-        let own = shared.origin == message.origin;
+        let own = remote.origin == message.origin;
         if !own && message.operation == Operation::Beat {
             return;
         }
-        shared.link.message_heard(now);
+        remote.channel.message_heard(now);
         let numbered = !matches!(message.operation, Operation::Wake | Operation::Beat);
         if numbered && !own {
             let said = self
@@ -34,10 +34,10 @@ impl Listener for Engine {
                 .lock()
                 .hear(message.origin, message.number, now);
             match said {
-                Said::New => {}
+                Delivery::New => {}
                 // It was executed before it came for the first time, and done with then.
-                Said::Again => return,
-                Said::AfterLoss => self.on_gap(),
+                Delivery::Again => return,
+                Delivery::AfterGap => self.on_gap(),
             }
         }
         match message.about {
@@ -46,11 +46,11 @@ impl Listener for Engine {
                     self.on_key(message.operation, encoded, own, now);
                 }
             }
-            About::Marks { tag, marked } => {
-                self.on_marks(message.operation, tag, marked);
+            About::Watermarks { tag, watermarks } => {
+                self.on_watermarks(message.operation, tag, watermarks);
                 if message.operation == Operation::Beat {
-                    shared.link.beat_heard(message.number, now);
-                    if self.numbers.lock().lost(shared.link.period(), now) {
+                    remote.channel.heartbeat_returned(message.number, now);
+                    if self.numbers.lock().lost(remote.channel.period(), now) {
                         self.on_gap();
                     }
                 }
@@ -59,50 +59,50 @@ impl Listener for Engine {
     }
 
     fn on_up(&self) {
-        let Some(shared) = &self.shared else { return };
+        let Some(remote) = &self.remote else { return };
         // Listen first (the tier has confirmed it), then forget what was read before, then prove
         // the channel: in any other order an invalidation can fall between.
-        self.doubt();
-        if !self.is_closed() && shared.link.set_up(Instant::now()) {
+        self.distrust();
+        if !self.is_closed() && remote.channel.set_up(Instant::now()) {
             self.gap();
         }
         self.repairs.nudge.notify_one();
-        self.tell(&Event::ChannelUp);
+        self.emit(&Event::ChannelUp);
     }
 
     #[cfg(any(feature = "redis", feature = "testing", all(test, feature = "bincode")))]
     fn on_down(&self) {
-        if let Some(shared) = &self.shared {
-            let was_up = shared.link.is_up();
-            shared.link.set_down(Instant::now());
+        if let Some(remote) = &self.remote {
+            let was_up = remote.channel.is_up();
+            remote.channel.set_down(Instant::now());
             if was_up {
-                self.tell(&Event::ChannelDown);
+                self.emit(&Event::ChannelDown);
             }
         }
     }
 
     fn on_gap(&self) {
-        self.doubt();
+        self.distrust();
         self.gap();
     }
 
     #[cfg(feature = "redis")]
     fn on_breaker(&self, open: bool) {
         if open {
-            self.tell(&Event::BreakerOpened);
+            self.emit(&Event::BreakerOpened);
         } else {
             self.repairs.nudge.notify_one();
-            self.tell(&Event::BreakerClosed);
+            self.emit(&Event::BreakerClosed);
         }
     }
 
     #[cfg(feature = "redis")]
     fn on_denied(&self, denied: bool) {
         if denied {
-            self.tell(&Event::Denied);
+            self.emit(&Event::Denied);
         } else {
             self.repairs.nudge.notify_one();
-            self.tell(&Event::Granted);
+            self.emit(&Event::Granted);
         }
     }
 }
@@ -129,90 +129,96 @@ impl Engine {
 
     /// The marks, in the order of execution: from others, and from ourselves, whose reply may not
     /// be here yet or never come.
-    fn on_marks(&self, operation: Operation, tag: u64, marked: Marked) {
-        if self.marks.doubts(marked) {
+    fn on_watermarks(&self, operation: Operation, tag: u64, watermarks: Watermarks) {
+        if self.watermarks.contradicts(watermarks) {
             return match operation {
                 Operation::InvalidateAll => self.drop_everything(),
-                _ => self.forget(),
+                _ => self.start_new_epoch(),
             };
         }
         match operation {
             Operation::InvalidateTag => {
-                self.marks.heard(marked);
-                self.raised(Some(tag), marked);
+                self.watermarks.heard(watermarks);
+                self.apply_advance(Some(tag), watermarks);
             }
             Operation::InvalidateAll => {
-                self.marks.heard(marked);
-                self.raised(None, marked);
+                self.watermarks.heard(watermarks);
+                self.apply_advance(None, watermarks);
             }
-            _ => match self.marks.learn(marked, true) {
+            _ => match self.watermarks.learn(watermarks, true) {
                 News::Nothing => {}
-                News::Everything => self.forget(),
+                News::Everything => self.start_new_epoch(),
                 News::Missed => self.on_gap(),
             },
         }
     }
 
     /// Listens to the bus, from the first call on: without it L1 is not used.
-    pub(crate) async fn attach(self: &Arc<Self>, shared: &Shared) {
+    pub(crate) async fn attach(self: &Arc<Self>, remote: &RemoteTier) {
         let begin = || {
             let weak: Weak<Self> = Arc::downgrade(self);
-            tokio::spawn(beat(Weak::clone(&weak), Arc::clone(&shared.link.nudge)));
+            tokio::spawn(heartbeat(
+                Weak::clone(&weak),
+                Arc::clone(&remote.channel.nudge),
+            ));
             weak as Weak<dyn Listener>
         };
-        shared.attach(begin).await;
+        remote.attach(begin).await;
     }
 
     /// Messages may have been missed: nothing that was read until now is answered before L2 has
     /// been asked about it.
-    fn doubt(&self) {
+    fn distrust(&self) {
         self.numbers.lock().clear();
-        self.marks.doubt();
-        self.forget();
+        self.watermarks.distrust();
+        self.start_new_epoch();
     }
 
     fn gap(&self) {
         self.stats.gaps.add();
-        self.tell(&Event::Gap);
+        self.emit(&Event::Gap);
     }
 
     /// Nothing that was read until now is answered any more.
-    pub(crate) fn forget(&self) {
+    pub(crate) fn start_new_epoch(&self) {
         self.fence.bump_epoch();
         self.flights.detach_before(self.fence.epoch());
     }
 
     /// One beat, and what is to be done when none came back.
-    async fn beat_once(&self, shared: &Shared) {
+    async fn heartbeat_once(&self, remote: &RemoteTier) {
         let now = Instant::now();
-        if shared.link.is_up() {
-            if shared.link.is_silent(now) {
-                self.tell(&Event::ChannelSilent);
-                shared.tier.renew_bus();
+        if remote.channel.is_up() {
+            if remote.channel.is_silent(now) {
+                self.emit(&Event::ChannelSilent);
+                remote.tier.renew_bus();
             }
-            let message = shared.beat_message(shared.link.beat_sent(now));
-            let known = self.marks.known().unwrap_or_default();
+            let message = remote.heartbeat_message(remote.channel.heartbeat_sent(now));
+            let known = self.watermarks.known().unwrap_or_default();
             // What comes of it is heard on the bus, or not.
-            let _ = shared.tier.beat(&shared.marks, known, message).await;
+            let _ = remote
+                .tier
+                .beat(&remote.watermarks_key, known, message)
+                .await;
         }
     }
 }
 
 /// Proves the channel as long as the cache lives.
-async fn beat(engine: Weak<Engine>, nudge: Arc<Notify>) {
+async fn heartbeat(engine: Weak<Engine>, nudge: Arc<Notify>) {
     loop {
         let period = {
             let Some(engine) = engine.upgrade() else {
                 return;
             };
-            let Some(shared) = &engine.shared else {
+            let Some(remote) = &engine.remote else {
                 return;
             };
             if engine.is_closed() {
                 return;
             }
-            engine.beat_once(shared).await;
-            (!shared.link.is_direct()).then(|| shared.link.period())
+            engine.heartbeat_once(remote).await;
+            (!remote.channel.is_direct()).then(|| remote.channel.period())
         };
         match period {
             Some(period) => drop(tokio::time::timeout(period, nudge.notified()).await),

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::time_base::TimeBase;
 use crate::ttl;
-use crate::zero::Zero;
 
 /// Stripes for each entry that L1 can hold.
 const PER_ENTRY: u64 = 2;
@@ -28,7 +28,7 @@ pub(crate) struct Fence {
     generations: Box<[AtomicU32]>,
     /// Bumped when anything may have been missed: every entry of an earlier epoch is unusable.
     epoch: AtomicU32,
-    zero: Zero,
+    time_base: TimeBase,
     /// With a hold-off: nanoseconds after `zero` until which nothing of a stripe is stored.
     held_off: Option<Box<[AtomicU64]>>,
     hold_off: Duration,
@@ -43,7 +43,7 @@ pub(crate) struct Stamp {
 }
 
 impl Fence {
-    pub(crate) fn new(l1_capacity: u64, hold_off: Duration, zero: Zero) -> Self {
+    pub(crate) fn new(l1_capacity: u64, hold_off: Duration, time_base: TimeBase) -> Self {
         let stripes = l1_capacity
             .saturating_mul(PER_ENTRY)
             .clamp(FEWEST, MOST)
@@ -51,7 +51,7 @@ impl Fence {
         Self {
             generations: (0..stripes).map(|_| AtomicU32::new(0)).collect(),
             epoch: AtomicU32::new(0),
-            zero,
+            time_base,
             held_off: (!hold_off.is_zero())
                 .then(|| (0..stripes).map(|_| AtomicU64::new(0)).collect()),
             hold_off,
@@ -61,14 +61,14 @@ impl Fence {
     /// The key was invalidated: for the time of the hold-off, what is read may be older.
     pub(crate) fn hold_off(&self, hash: u64, now: Instant) {
         if let Some(held_off) = &self.held_off {
-            let until = self.zero.nanos(ttl::deadline(now, self.hold_off));
+            let until = self.time_base.nanos(ttl::deadline(now, self.hold_off));
             held_off[self.stripe(hash)].fetch_max(until, Ordering::SeqCst);
         }
     }
 
     /// Everything was.
     pub(crate) fn hold_off_all(&self, now: Instant) {
-        let until = self.zero.nanos(ttl::deadline(now, self.hold_off));
+        let until = self.time_base.nanos(ttl::deadline(now, self.hold_off));
         for held_off in self.held_off.iter().flatten() {
             held_off.fetch_max(until, Ordering::SeqCst);
         }
@@ -77,7 +77,7 @@ impl Fence {
     /// Whether nothing is to be stored for this key yet.
     pub(crate) fn is_held_off(&self, hash: u64, now: Instant) -> bool {
         self.held_off.as_ref().is_some_and(|held_off| {
-            self.zero.nanos(now) < held_off[self.stripe(hash)].load(Ordering::SeqCst)
+            self.time_base.nanos(now) < held_off[self.stripe(hash)].load(Ordering::SeqCst)
         })
     }
 
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     fn over(capacity: u64, hold_off: Duration) -> Fence {
-        Fence::new(capacity, hold_off, Zero::at(Instant::now()))
+        Fence::new(capacity, hold_off, TimeBase::at(Instant::now()))
     }
 
     #[test]

@@ -15,9 +15,9 @@ use super::Engine;
 use super::flight::{Failure, Flight, Found, Purpose};
 use super::load::{LoadPermit, Nesting};
 use super::read::{Completion, Retention};
-use super::shared::{RemoteKey, Shared};
+use super::remote::{RemoteKey, RemoteTier};
 use crate::codec::RecordContext;
-use crate::codec::envelope::{self, Era, Head, Header, Kind, STATED, Token};
+use crate::codec::envelope::{self, Baseline, Head, Header, Kind, STATED, Token};
 use crate::entry::Forward;
 use crate::erased::AnyValue;
 use crate::error::{Error, RemoteError};
@@ -29,14 +29,14 @@ use crate::ttl;
 
 /// A lease that may be, or has been, acquired.
 pub(crate) struct Lease<'a> {
-    shared: &'a Shared,
-    remote: &'a RemoteKey,
+    remote: &'a RemoteTier,
+    remote_key: &'a RemoteKey,
     keys: Keys,
     /// The entry that it is the claim to refresh; without one it takes the place of the record.
     observed: Option<ObservedRecord>,
     token: Token,
     /// What was known to be invalidated as a whole before the load began.
-    era: Era,
+    baseline: Baseline,
     /// Loads that failed in a row before this one.
     pub(crate) failures: u32,
 }
@@ -59,7 +59,7 @@ impl ObservedRecord {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RecordFields<'a> {
     pub(crate) token: Token,
-    pub(crate) era: Era,
+    pub(crate) baseline: Baseline,
     pub(crate) fresh_for: Duration,
     pub(crate) cost: Duration,
     pub(crate) version: u64,
@@ -76,7 +76,7 @@ impl RecordFields<'_> {
             created_ms,
             fresh_ms: ttl::millis(self.fresh_for),
             load_cost_ms: u32::try_from(cost_ms).unwrap_or(u32::MAX),
-            era: self.era,
+            baseline: self.baseline,
             version: self.version,
             ..header
         }
@@ -85,19 +85,19 @@ impl RecordFields<'_> {
 
 impl<'a> Lease<'a> {
     pub(crate) fn new(
-        shared: &'a Shared,
-        remote: &'a RemoteKey,
-        era: Era,
+        remote: &'a RemoteTier,
+        remote_key: &'a RemoteKey,
+        baseline: Baseline,
         observed: Option<ObservedRecord>,
         failures: u32,
     ) -> Self {
         Self {
-            shared,
             remote,
-            keys: Keys::of(&remote.bytes),
+            remote_key,
+            keys: Keys::of(&remote_key.bytes),
             observed,
             token: random::bytes(),
-            era,
+            baseline,
             failures,
         }
     }
@@ -129,7 +129,7 @@ impl<'a> Lease<'a> {
     }
 
     pub(crate) fn record(&self) -> Result<Vec<u8>, RemoteError> {
-        let now_ms = self.shared.now_ms()?;
+        let now_ms = self.remote.now_ms()?;
         let mut header = self.header(Kind::Lease, now_ms);
         header.load_cost_ms = self.failures;
         Ok(header.to_record())
@@ -140,10 +140,10 @@ impl<'a> Lease<'a> {
         let hash = if self.is_claim() {
             envelope::key_hash(&self.keys.claim)
         } else {
-            self.remote.hash
+            self.remote_key.hash
         };
         let mut header = Header::plain(kind, self.token, hash, now_ms);
-        header.era = self.era;
+        header.baseline = self.baseline;
         header
     }
 
@@ -157,7 +157,7 @@ impl Engine {
     /// answered: a process that ends right after its answer leaves nothing behind.
     pub(crate) async fn regenerate(
         self: &Arc<Self>,
-        shared: &Shared,
+        remote: &RemoteTier,
         flight: &Arc<Flight>,
         nesting: &Nesting,
         permit: LoadPermit,
@@ -194,14 +194,15 @@ impl Engine {
         let (version, tags) = (loaded.version, loaded.tags.clone());
         let version_id = envelope::version_id(&lease.token);
         let why = Forward::because(flight.purpose == Purpose::Load, previous.is_some());
-        let (mut found, kept) = self.found(loaded, lease.era, previous, (cost, why), version_id);
+        let (mut found, kept) =
+            self.found(loaded, lease.baseline, previous, (cost, why), version_id);
         let fresh_for = found
             .lifetime
             .fresh_until
             .saturating_duration_since(found.answer.at);
         let fields = RecordFields {
             token: lease.token,
-            era: lease.era,
+            baseline: lease.baseline,
             fresh_for,
             cost,
             version,
@@ -209,7 +210,7 @@ impl Engine {
         };
         // Revoked: L2 could not be told of an invalidation, and would take the fill.
         let fill = if kept && !flight.is_revoked() {
-            self.fill_of(shared, lease, &found, fields, unchanged)
+            self.fill_of(remote, lease, &found, fields, unchanged)
         } else {
             Fill::Not
         };
@@ -217,7 +218,7 @@ impl Engine {
             .config
             .hard_ttl(fresh_for, found.lifetime.has_stale_windows);
         let ms = ttl::millis(hard_ttl);
-        let wake = shared.notice(Operation::Wake, &flight.key.id);
+        let wake = remote.notice(Operation::Wake, &flight.key.id);
         let (fill, l1_only) = match fill {
             Fill::With(fill) => (fill, false),
             Fill::Not => (Refill::Nothing, false),
@@ -231,14 +232,14 @@ impl Engine {
             }
             (Some(observed), fill) => {
                 let keys = &lease.keys;
-                shared
+                remote
                     .tier
                     .refill(keys, observed.stated(), lease.head(), fill, ms, wake)
                     .await
             }
             (None, Refill::Record(record)) => {
                 let key = &lease.keys.record;
-                shared
+                remote
                     .tier
                     .replace(key, lease.head(), record, ms, wake)
                     .await
@@ -273,24 +274,24 @@ impl Engine {
     /// What to fill L2 with, if the value goes there. `unchanged`: the entry that it is.
     fn fill_of(
         &self,
-        shared: &Shared,
+        remote: &RemoteTier,
         lease: &Lease<'_>,
         found: &Found,
         fields: RecordFields<'_>,
         unchanged: Option<&ObservedRecord>,
     ) -> Fill {
-        let Ok(now_ms) = shared.now_ms() else {
+        let Ok(now_ms) = remote.now_ms() else {
             return Fill::Not;
         };
         let value = found.answer.value.as_ref();
         if let Some(observed) = unchanged {
-            if value.is_some() && shared.binds_headers() {
+            if value.is_some() && remote.binds_headers() {
                 // The payload is good under the old header alone.
                 let tags: Vec<u64> = envelope::tags(&observed.record, &observed.header).collect();
                 let tags = &tags;
                 return match self.encode_record(
-                    shared,
-                    lease.remote,
+                    remote,
+                    lease.remote_key,
                     value,
                     now_ms,
                     RecordFields { tags, ..fields },
@@ -309,7 +310,7 @@ impl Engine {
             self.stats.negatives_not_stored.add();
             return Fill::L1Only;
         }
-        match self.encode_record(shared, lease.remote, value, now_ms, fields) {
+        match self.encode_record(remote, lease.remote_key, value, now_ms, fields) {
             Ok(record) => Fill::With(Refill::Record(record)),
             Err(_) => Fill::Not,
         }
@@ -318,8 +319,8 @@ impl Engine {
     /// Encodes a value, or an absence, into a record.
     pub(crate) fn encode_record(
         &self,
-        shared: &Shared,
-        remote: &RemoteKey,
+        remote: &RemoteTier,
+        remote_key: &RemoteKey,
         value: Option<&AnyValue>,
         created_ms: u64,
         fields: RecordFields<'_>,
@@ -329,7 +330,7 @@ impl Engine {
         } else {
             Kind::Negative
         };
-        let plain = Header::plain(kind, fields.token, remote.hash, created_ms);
+        let plain = Header::plain(kind, fields.token, remote_key.hash, created_ms);
         let mut header = fields.header(plain, created_ms);
         header.tags = u16::try_from(fields.tags.len()).unwrap_or(u16::MAX);
         let mut record = Header::reserve();
@@ -340,15 +341,15 @@ impl Engine {
             .collect();
         record.extend_from_slice(&tags);
         if let Some(value) = value {
-            header.codec = shared.codec_id();
+            header.codec = remote.codec_id();
             header.schema = self.config.schema_version;
             let unencodable = |cause| {
                 self.stats.encode_failures.add();
                 RemoteError::because(crate::error::RemoteKind::Unencodable, "encode", cause)
             };
             let fields = header.fields();
-            let context = RecordContext::new(&remote.bytes, &fields, &tags);
-            let encoded = shared.encode(value, &context, &mut record);
+            let context = RecordContext::new(&remote_key.bytes, &fields, &tags);
+            let encoded = remote.encode(value, &context, &mut record);
             encoded.map_err(unencodable)?;
             if record.len() > self.config.max_record_bytes {
                 let bytes = record.len();
@@ -371,7 +372,7 @@ impl Engine {
             tokio::time::sleep(every).await;
             let refreshed = lease.is_claim().then_some(&lease.keys.record);
             let renewed = lease
-                .shared
+                .remote
                 .tier
                 .renew(lease.key(), refreshed, lease.head(), ttl_ms)
                 .await;
@@ -382,10 +383,10 @@ impl Engine {
     }
 
     async fn release(&self, lease: &Lease<'_>, id: &HashedKey) {
-        let wake = lease.shared.notice(Operation::Wake, id);
+        let wake = lease.remote.notice(Operation::Wake, id);
         let _ = self.tier(
             lease
-                .shared
+                .remote
                 .tier
                 .release(lease.key(), lease.head(), wake)
                 .await,
@@ -396,7 +397,7 @@ impl Engine {
     /// take turns at a dead database. It lives twice as long as it is heeded, for the next attempt to
     /// know that it is not the first.
     async fn give_up(&self, lease: &Lease<'_>, id: &HashedKey, failure: &Failure) {
-        let Ok(now_ms) = lease.shared.now_ms() else {
+        let Ok(now_ms) = lease.remote.now_ms() else {
             return;
         };
         if failure.hold.is_zero() {
@@ -405,9 +406,9 @@ impl Engine {
         let mut mark = lease.header(Kind::Failed, now_ms);
         mark.fresh_ms = ttl::millis(failure.hold);
         mark.load_cost_ms = failure.failures;
-        let wake = lease.shared.notice(Operation::Wake, id);
+        let wake = lease.remote.notice(Operation::Wake, id);
         let ms = mark.fresh_ms.saturating_mul(2);
-        let tier = &lease.shared.tier;
+        let tier = &lease.remote.tier;
         let _ = self.tier(
             tier.replace(lease.key(), lease.head(), mark.to_record(), ms, wake)
                 .await,
@@ -420,9 +421,9 @@ impl Engine {
         let (key, head) = (lease.key().clone(), lease.head());
         let running = self.tasks.enter_late();
         tokio::spawn(async move {
-            if let Some(shared) = &engine.shared {
-                let wake = shared.notice(Operation::Wake, &id);
-                let _ = engine.tier(shared.tier.release(&key, head, wake).await);
+            if let Some(remote) = &engine.remote {
+                let wake = remote.notice(Operation::Wake, &id);
+                let _ = engine.tier(remote.tier.release(&key, head, wake).await);
             }
             drop(running);
         });

@@ -123,11 +123,11 @@ impl Engine {
 
     /// Reads what L2 has, of all of them at once.
     async fn first_reads(self: &Arc<Self>, leaders: &mut [Leader]) {
-        let Some(shared) = &self.shared else {
+        let Some(remote) = &self.remote else {
             return;
         };
-        self.attach(shared).await;
-        let known = self.know_marks(shared).await.is_ok();
+        self.attach(remote).await;
+        let known = self.know_watermarks(remote).await.is_ok();
         // Before the read is sent, so that whatever is missed from now on ends these flights.
         let epoch = self.fence.epoch();
         let (mut asking, mut names) = (Vec::new(), Vec::new());
@@ -135,13 +135,13 @@ impl Engine {
             let flight = &leader.guard.flight;
             flight.register(epoch);
             if known && !self.repairs.block(&flight.key.id.encoded) {
-                names.push(shared.key(&flight.key.id).bytes);
+                names.push(remote.key(&flight.key.id).bytes);
                 asking.push(leader);
             } else {
                 leader.read = Some(Err(()));
             }
         }
-        let (records, asked) = shared.tier.get_many(&names).await;
+        let (records, asked) = remote.tier.get_many(&names).await;
         let _ = self.tier(asked);
         for (leader, record) in asking.into_iter().zip(records) {
             leader.read = Some(record);

@@ -17,13 +17,13 @@ use self::budget::Budget;
 use self::fence::Fence;
 use self::flight::{Flight, Flights, Found, Outcome, Purpose};
 use self::inline::InlinePoll;
-use self::marks::Marks;
-use self::numbers::Numbers;
+use self::numbers::SequenceTracker;
 use self::permits::LoadLimiter;
 use self::read::{FlightGuard, Leader};
+use self::remote::RemoteTier;
 use self::repairs::Repairs;
-use self::shared::Shared;
 use self::tasks::Tasks;
+use self::watermarks::WatermarkTable;
 use self::window::BatchWindow;
 use crate::batch::Batching;
 use crate::codec::AnyCodec;
@@ -41,8 +41,8 @@ use crate::stats::Counters;
 #[cfg(feature = "metrics")]
 use crate::telemetry::{self, Gauges};
 use crate::telemetry::{Telemetry, Wait};
+use crate::time_base::TimeBase;
 use crate::ttl;
-use crate::zero::Zero;
 
 mod batch;
 mod budget;
@@ -53,16 +53,16 @@ mod inline;
 mod lease;
 mod load;
 pub(crate) mod many;
-pub(crate) mod marks;
 mod mutate;
 mod numbers;
 mod permits;
 mod read;
 mod refresh;
+mod remote;
 mod repairs;
-mod shared;
 mod tasks;
 mod warm;
+pub(crate) mod watermarks;
 mod window;
 pub(crate) mod write;
 
@@ -78,11 +78,11 @@ pub(crate) struct Engine {
     batches: Option<Batches>,
     pub(crate) l1: L1,
     fence: Fence,
-    marks: Marks,
-    numbers: Mutex<Numbers>,
+    watermarks: WatermarkTable,
+    numbers: Mutex<SequenceTracker>,
     repairs: Repairs,
     flights: Flights,
-    shared: Option<Shared>,
+    remote: Option<RemoteTier>,
     /// Places for loads.
     limiter: Option<Arc<LoadLimiter>>,
     /// Places for work that nobody waits for.
@@ -94,7 +94,7 @@ pub(crate) struct Engine {
     pub(crate) telemetry: Arc<Telemetry>,
     tasks: Arc<Tasks>,
     created_at: Instant,
-    pub(crate) zero: Zero,
+    pub(crate) time_base: TimeBase,
 }
 
 impl Engine {
@@ -105,10 +105,10 @@ impl Engine {
         batches: Option<Batches>,
         typed: Arc<dyn TypedEntries>,
         weighs: bool,
-        shared: Option<(At, Arc<dyn AnyCodec>)>,
+        remote: Option<(At, Arc<dyn AnyCodec>)>,
     ) -> Arc<Self> {
         let (now, telemetry) = (Instant::now(), Telemetry::new(name));
-        let zero = Zero::at(now);
+        let time_base = TimeBase::at(now);
         // With a weigher the capacity is not a number of entries.
         let entries = if weighs { 10_000 } else { config.l1_capacity };
         Arc::new(Self {
@@ -116,18 +116,18 @@ impl Engine {
             loader,
             batches,
             l1: L1::new(config.l1_capacity, config.negative_capacity, weighs, typed),
-            fence: Fence::new(entries, config.hold_off, zero),
-            marks: if shared.is_some() {
-                Marks::default()
+            fence: Fence::new(entries, config.hold_off, time_base),
+            watermarks: if remote.is_some() {
+                WatermarkTable::default()
             } else {
-                Marks::alone()
+                WatermarkTable::alone()
             },
             numbers: Mutex::default(),
             repairs: Repairs::default(),
             flights: Flights::new(),
-            shared: shared.map(|(at, codec)| {
+            remote: remote.map(|(at, codec)| {
                 let tier = Tier::new(at, Arc::clone(&telemetry));
-                Shared::new(name, tier, codec, config.channel_lease, now, zero)
+                RemoteTier::new(name, tier, codec, config.channel_lease, now, time_base)
             }),
             limiter: config
                 .max_concurrent_loads
@@ -139,7 +139,7 @@ impl Engine {
             telemetry,
             tasks: Arc::default(),
             created_at: now,
-            zero,
+            time_base,
             config,
         })
     }
@@ -181,12 +181,12 @@ impl Engine {
     where
         V: Send + Sync + 'static,
     {
-        let proven = |shared: &Shared| {
-            shared.link.is_proven(now) || self.l1_usable_for(seen.meta.begun, now)
+        let proven = |remote: &RemoteTier| {
+            remote.channel.is_proven(now) || self.l1_usable_for(seen.meta.begun, now)
         };
         let usable = seen.no_refresh_before.is_some_and(|until| now < until)
             && self.fence.holds(seen.stamp)
-            && self.shared.as_ref().is_none_or(proven)
+            && self.remote.as_ref().is_none_or(proven)
             && seen.tags_hold();
         let is_plain_hit = usable && !self.tasks.is_closed();
         if is_plain_hit && seen.value.is_none() {
@@ -457,9 +457,9 @@ impl Engine {
 
     /// Whether what began to be read here at this moment is not too old to be answered.
     fn l1_usable_for(&self, begun: Instant, now: Instant) -> bool {
-        self.shared.as_ref().is_none_or(|shared| {
-            shared
-                .link
+        self.remote.as_ref().is_none_or(|remote| {
+            remote
+                .channel
                 .l1_usable(begun, now, self.config.degraded_l1_ttl)
         })
     }
@@ -468,7 +468,7 @@ impl Engine {
     /// invalidations, one that began too long ago is not joined: the time is bounded within which an
     /// old value is answered.
     fn may_join(&self, begun: Instant, now: Instant) -> bool {
-        self.shared.is_none()
+        self.remote.is_none()
             || now < ttl::deadline(begun, self.config.channel_lease)
             || self.l1_usable_for(begun, now)
     }
@@ -539,7 +539,7 @@ impl Engine {
                     ..local.answer.clone()
                 });
             }
-            if self.shared.is_none() || self.config.windows.longest().is_zero() {
+            if self.remote.is_none() || self.config.windows.longest().is_zero() {
                 self.stats.errors_held.add();
                 return Entered::Refused(error);
             }
@@ -560,7 +560,7 @@ impl Engine {
     /// Lets the caller fly it, as far as that goes.
     fn run_inline(self: &Arc<Self>, runtime: Handle, leader: Leader) {
         let has_window = self.batches.as_ref().is_some_and(Batches::has_window);
-        if self.shared.is_none() || has_window {
+        if self.remote.is_none() || has_window {
             return self.spawn_task(&runtime, leader);
         }
         let flight = Arc::clone(&leader.guard.flight);
@@ -621,22 +621,22 @@ impl Engine {
     }
 
     /// Tells the user. What that does wrong is not our trouble.
-    pub(crate) fn tell(&self, event: &Event) {
-        self.tell_change(event, true);
+    pub(crate) fn emit(&self, event: &Event) {
+        self.emit_change(event, true);
     }
 
     /// The same; `first`: the state was another one before.
-    pub(crate) fn tell_change(&self, event: &Event, first: bool) {
+    pub(crate) fn emit_change(&self, event: &Event, first: bool) {
         self.telemetry.event(event, first);
         if let Some(on_event) = &self.config.on_event {
-            let tell = std::panic::AssertUnwindSafe(|| on_event.0(event));
-            let _ = std::panic::catch_unwind(tell);
+            let emit = std::panic::AssertUnwindSafe(|| on_event.0(event));
+            let _ = std::panic::catch_unwind(emit);
         }
     }
 
     pub(crate) fn health(&self) -> Health {
         let now = Instant::now();
-        let link = self.shared.as_ref().map(|shared| &shared.link);
+        let link = self.remote.as_ref().map(|remote| &remote.channel);
         Health {
             channel: match link {
                 None => Channel::None,
@@ -647,8 +647,8 @@ impl Engine {
             last_message: link.and_then(|link| link.since_last_message(now)),
             gaps: self.stats.snapshot().gaps,
             pending_repairs: self.repairs.len(),
-            l2_reachable: link.is_some_and(shared::Link::is_reachable),
-            denied: self.shared.as_ref().and_then(|shared| shared.tier.denied()),
+            l2_reachable: link.is_some_and(remote::ChannelLease::is_reachable),
+            denied: self.remote.as_ref().and_then(|remote| remote.tier.denied()),
         }
     }
 
@@ -666,9 +666,9 @@ impl Engine {
         self.flights.spawn_if_inline();
         self.tasks.close().await;
         Box::pin(self.last_repairs()).await;
-        if let Some(shared) = &self.shared {
-            shared.link.set_down(Instant::now());
-            shared.link.nudge.notify_one();
+        if let Some(remote) = &self.remote {
+            remote.channel.set_down(Instant::now());
+            remote.channel.nudge.notify_one();
         }
         #[cfg(feature = "metrics")]
         self.publish();
@@ -676,12 +676,12 @@ impl Engine {
 
     #[cfg(feature = "metrics")]
     pub(crate) fn publish(&self) {
-        let (health, shared) = (self.health(), self.shared.is_some());
+        let (health, remote) = (self.health(), self.remote.is_some());
         let gauges = Gauges {
             l1_entries: self.l1.entries(),
             flights: self.flights.under_way(),
             repairs_pending: health.pending_repairs,
-            shared: shared.then_some((health.channel == Channel::Proven, health.l2_reachable)),
+            shared: remote.then_some((health.channel == Channel::Proven, health.l2_reachable)),
         };
         self.telemetry.publish(self.stats.snapshot(), Some(&gauges));
     }
@@ -862,8 +862,8 @@ struct CallerAnswer {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        if let Some(shared) = &self.shared {
-            shared.tier.unlisten(&shared.channel);
+        if let Some(remote) = &self.remote {
+            remote.tier.unlisten(&remote.channel_name);
         }
         #[cfg(feature = "metrics")]
         self.telemetry.publish(self.stats.snapshot(), None);
@@ -874,7 +874,7 @@ impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cache")
             .field("name", &self.name)
-            .field("l2", &self.shared.as_ref().map(|shared| &shared.tier))
+            .field("l2", &self.remote.as_ref().map(|remote| &remote.tier))
             .field("flights", &self.flights.len())
             .field("tasks", &self.tasks.running())
             .finish_non_exhaustive()

@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use super::Engine;
 use super::flight::Flight;
 use super::lease::RecordFields;
-use super::marks::{Marked, News, TagMark};
+use super::remote::RemoteTier;
 use super::repairs::Repair;
-use super::shared::Shared;
+use super::watermarks::{News, TagWatermark, Watermarks};
 use crate::codec::envelope::{self, Header, Kind};
 use crate::entry::Forward;
 use crate::erased::{AnyKey, AnyValue};
@@ -26,7 +26,7 @@ use crate::health::Event;
 use crate::key::HashedKey;
 use crate::l1::Meta;
 use crate::l2::message::Operation;
-use crate::l2::{Keys, Look, Raise};
+use crate::l2::{Advance, Keys, WatermarkRequest};
 use crate::loader::Loaded;
 use crate::random;
 use crate::telemetry::Trace;
@@ -49,7 +49,7 @@ impl Engine {
         key: AnyKey,
     ) -> Result<(), RemoteError> {
         self.invalidate(key).await?;
-        if self.shared.is_some() {
+        if self.remote.is_some() {
             // One that is cut off answers until its proof has ended, and then what it has for
             // `degraded_l1_ttl`. Clocks of hosts run at rates that differ by far less than this.
             let longest = self.config.channel_lease + self.config.degraded_l1_ttl;
@@ -67,14 +67,14 @@ impl Engine {
 
     pub(crate) async fn invalidate_all(self: &Arc<Self>) -> Result<(), RemoteError> {
         self.owned("invalidate_all", move |engine| async move {
-            engine.raise(None).await
+            engine.advance(None).await
         })
         .await
     }
 
     pub(crate) async fn invalidate_tag(self: &Arc<Self>, tag: u64) -> Result<(), RemoteError> {
         self.owned("invalidate_tag", move |engine| async move {
-            engine.raise(Some(tag)).await
+            engine.advance(Some(tag)).await
         })
         .await
     }
@@ -104,7 +104,7 @@ impl Engine {
         self: &Arc<Self>,
         doing: &'static str,
         all: Vec<T>,
-        work: impl Fn(Arc<Self>, T) -> Fut + Send + 'static,
+        run_repairs: impl Fn(Arc<Self>, T) -> Fut + Send + 'static,
     ) -> Result<(), RemoteError>
     where
         T: Send + 'static,
@@ -116,7 +116,7 @@ impl Engine {
                 if under_way.len() >= PIPELINED {
                     keep_first(doing, &mut first_error, under_way.join_next().await);
                 }
-                under_way.spawn(Trace::here().within(work(Arc::clone(&engine), one)));
+                under_way.spawn(Trace::here().within(run_repairs(Arc::clone(&engine), one)));
             }
             while let Some(ended) = under_way.join_next().await {
                 keep_first(doing, &mut first_error, Some(ended));
@@ -141,7 +141,7 @@ impl Engine {
     async fn owned<Fut>(
         self: &Arc<Self>,
         doing: &'static str,
-        work: impl FnOnce(Arc<Self>) -> Fut,
+        run_repairs: impl FnOnce(Arc<Self>) -> Fut,
     ) -> Result<(), RemoteError>
     where
         Fut: Future<Output = Result<(), RemoteError>> + Send + 'static,
@@ -153,10 +153,10 @@ impl Engine {
             let cause = "this future must be polled inside a tokio runtime";
             return Err(RemoteError::because(RemoteKind::Unreachable, doing, cause));
         };
-        let work = work(Arc::clone(self));
+        let run_repairs = run_repairs(Arc::clone(self));
         let done = runtime.spawn(Trace::here().within(async move {
             let _running = running;
-            work.await
+            run_repairs.await
         }));
         match done.await {
             Ok(result) => result,
@@ -167,7 +167,7 @@ impl Engine {
     pub(crate) async fn invalidate_one(self: &Arc<Self>, key: &AnyKey) -> Result<(), RemoteError> {
         self.stats.invalidations.add();
         let last = self.repairs.last();
-        let result = self.tell_invalidated(&key.id).await;
+        let result = self.announce_invalidation(&key.id).await;
         // After the reply, and whatever it was.
         self.settle_key(key, last, result, Repair::Invalidate)
     }
@@ -175,39 +175,39 @@ impl Engine {
     pub(crate) async fn expire_one(self: &Arc<Self>, key: &AnyKey) -> Result<(), RemoteError> {
         self.stats.expirations.add();
         let last = self.repairs.last();
-        let result = self.tell_expired(&key.id).await;
+        let result = self.announce_expiry(&key.id).await;
         self.settle_key(key, last, result, Repair::Expire)
     }
 
-    async fn tell_invalidated(&self, id: &HashedKey) -> Result<(), RemoteError> {
-        let Some(shared) = &self.shared else {
+    async fn announce_invalidation(&self, id: &HashedKey) -> Result<(), RemoteError> {
+        let Some(remote) = &self.remote else {
             return Ok(());
         };
-        let remote = shared.key(id);
+        let remote_key = remote.key(id);
         let hold_off = if self.config.hold_off.is_zero() {
             None
         } else {
             // The time in it is for people; the server ends it.
-            let now_ms = shared.now_ms().unwrap_or_default();
-            let record = Header::plain(Kind::HoldOff, random::bytes(), remote.hash, now_ms);
+            let now_ms = remote.now_ms().unwrap_or_default();
+            let record = Header::plain(Kind::HoldOff, random::bytes(), remote_key.hash, now_ms);
             Some((record.to_record(), ttl::millis(self.config.hold_off)))
         };
-        let notice = shared.notice(Operation::Invalidate, id);
+        let notice = remote.notice(Operation::Invalidate, id);
         self.tier(
-            shared
+            remote
                 .tier
-                .invalidate(&Keys::of(&remote.bytes), hold_off, notice)
+                .invalidate(&Keys::of(&remote_key.bytes), hold_off, notice)
                 .await,
         )
     }
 
-    async fn tell_expired(&self, id: &HashedKey) -> Result<(), RemoteError> {
-        let Some(shared) = &self.shared else {
+    async fn announce_expiry(&self, id: &HashedKey) -> Result<(), RemoteError> {
+        let Some(remote) = &self.remote else {
             return Ok(());
         };
-        let notice = shared.notice(Operation::Expire, id);
-        let (keys, state) = (Keys::of(&shared.key(id).bytes), envelope::expiry());
-        self.tier(shared.tier.expire(&keys, state, notice).await)
+        let notice = remote.notice(Operation::Expire, id);
+        let (keys, state) = (Keys::of(&remote.key(id).bytes), envelope::expiry());
+        self.tier(remote.tier.expire(&keys, state, notice).await)
     }
 
     /// What a change of a key means here: nothing older is answered or joined from now on, and what
@@ -227,7 +227,7 @@ impl Engine {
         }
         if result.is_err() {
             // Before the eviction: nobody reads the old value from L2 in between.
-            self.mend(repair, None);
+            self.enqueue_repair(repair, None);
         } else {
             self.repairs.settled(&id.encoded, last, expires);
         }
@@ -240,13 +240,13 @@ impl Engine {
     }
 
     /// Invalidates everything with a tag, or everything.
-    async fn raise(self: &Arc<Self>, tag: Option<u64>) -> Result<(), RemoteError> {
+    async fn advance(self: &Arc<Self>, tag: Option<u64>) -> Result<(), RemoteError> {
         self.stats.invalidations.add();
-        let result = self.tell_raised(tag).await;
+        let result = self.announce_advance(tag).await;
         if result.is_err() {
             match tag {
-                Some(tag) => self.mend(Repair::Tag(tag), Some(self.marks.tag(tag))),
-                None => self.mend(Repair::All, None),
+                Some(tag) => self.enqueue_repair(Repair::Tag(tag), Some(self.watermarks.tag(tag))),
+                None => self.enqueue_repair(Repair::All, None),
             }
         }
         if tag.is_none() {
@@ -256,41 +256,41 @@ impl Engine {
         result
     }
 
-    async fn tell_raised(&self, tag: Option<u64>) -> Result<(), RemoteError> {
-        let Some(shared) = &self.shared else {
-            self.marks.raise(tag);
+    async fn announce_advance(&self, tag: Option<u64>) -> Result<(), RemoteError> {
+        let Some(remote) = &self.remote else {
+            self.watermarks.advance(tag);
             return Ok(());
         };
         let notice = match tag {
-            Some(tag) => shared.marks_notice(Operation::InvalidateTag, tag),
-            None => shared.marks_notice(Operation::InvalidateAll, 0),
+            Some(tag) => remote.watermark_notice(Operation::InvalidateTag, tag),
+            None => remote.watermark_notice(Operation::InvalidateAll, 0),
         };
-        let look = Look {
-            raise: tag.map_or(Raise::All, Raise::Tag),
-            known: self.marks.known().unwrap_or_default(),
+        let look = WatermarkRequest {
+            advance: tag.map_or(Advance::All, Advance::Tag),
+            known: self.watermarks.known().unwrap_or_default(),
             tags: Vec::new(),
             notice: Some(notice),
         };
-        let asked = self.marks.asks();
-        let (marked, _) = self.tier(shared.tier.marks(&shared.marks, look).await)?;
-        self.marks.answered(marked, asked);
-        self.raised(tag, marked);
+        let asked = self.watermarks.asks();
+        let (watermarks, _) = self.tier(remote.tier.marks(&remote.watermarks_key, look).await)?;
+        self.watermarks.answered(watermarks, asked);
+        self.apply_advance(tag, watermarks);
         Ok(())
     }
 
     /// Something was invalidated as a whole, here or elsewhere.
-    pub(crate) fn raised(&self, tag: Option<u64>, marked: Marked) {
+    pub(crate) fn apply_advance(&self, tag: Option<u64>, watermarks: Watermarks) {
         if let Some(tag) = tag {
-            self.marks.learn_tag(tag, marked);
+            self.watermarks.learn_tag(tag, watermarks);
         }
-        if self.marks.learn(marked, false) == News::Everything {
+        if self.watermarks.learn(watermarks, false) == News::Everything {
             self.drop_everything();
         }
     }
 
     pub(crate) fn drop_everything(&self) {
         self.fence.hold_off_all(Instant::now());
-        self.forget();
+        self.start_new_epoch();
     }
 
     pub(crate) async fn insert_one(
@@ -298,12 +298,16 @@ impl Engine {
         key: AnyKey,
         loaded: Loaded<AnyValue>,
     ) -> Result<(), RemoteError> {
-        if let Some(shared) = &self.shared {
-            self.attach(shared).await;
+        if let Some(remote) = &self.remote {
+            self.attach(remote).await;
             // A record that carries no era is dead. Where this fails the insert fails, too.
-            let _ = self.know_marks(shared).await;
+            let _ = self.know_watermarks(remote).await;
         }
-        let (era, epoch, begun) = (self.marks.era(), self.fence.epoch(), Instant::now());
+        let (baseline, epoch, begun) = (
+            self.watermarks.baseline(),
+            self.fence.epoch(),
+            Instant::now(),
+        );
         let (version, tags) = (loaded.version, loaded.tags.clone());
         if loaded.unchanged {
             // The source may have anything now: the old value must not stay.
@@ -318,7 +322,8 @@ impl Engine {
         let token = random::bytes();
         let version_id = envelope::version_id(&token);
         let cost = self.usual_cost();
-        let (found, kept) = self.found(loaded, era, None, (cost, Forward::Request), version_id);
+        let (found, kept) =
+            self.found(loaded, baseline, None, (cost, Forward::Request), version_id);
         if !kept {
             // Nothing to keep, so the old value goes.
             return self.invalidate_one(&key).await;
@@ -331,26 +336,26 @@ impl Engine {
         self.stats.inserts.add();
         let last = self.repairs.last();
         let insert = Insert::begin(self, key.id.clone());
-        if let Some(shared) = &self.shared {
+        if let Some(remote) = &self.remote {
             let fields = RecordFields {
                 token,
-                era,
+                baseline,
                 fresh_for,
                 cost,
                 version,
                 tags: &tags,
             };
             let value = answer.value.as_ref();
-            let result = match self.inserted(shared, &insert.id, value, fields) {
+            let result = match self.insert_record(remote, &insert.id, value, fields) {
                 Ok(record) => {
-                    let keys = Keys::of(&shared.key(&insert.id).bytes);
-                    let notice = shared.notice(Operation::Insert, &insert.id);
+                    let keys = Keys::of(&remote.key(&insert.id).bytes);
+                    let notice = remote.notice(Operation::Insert, &insert.id);
                     let ms = ttl::millis(
                         self.config
                             .hard_ttl(fresh_for, found.lifetime.has_stale_windows),
                     );
-                    let inserted = shared.tier.insert(&keys, record, version > 0, ms, notice);
-                    self.tier(inserted.await)
+                    let insert_record = remote.tier.insert(&keys, record, version > 0, ms, notice);
+                    self.tier(insert_record.await)
                 }
                 Err(unencodable) => {
                     // The old value must not stay in its place.
@@ -400,39 +405,39 @@ impl Engine {
         Ok(())
     }
 
-    fn inserted(
+    fn insert_record(
         &self,
-        shared: &Shared,
+        remote: &RemoteTier,
         id: &HashedKey,
         value: Option<&AnyValue>,
         fields: RecordFields<'_>,
     ) -> Result<Vec<u8>, RemoteError> {
-        let now_ms = shared.now_ms()?;
-        self.encode_record(shared, &shared.key(id), value, now_ms, fields)
+        let now_ms = remote.now_ms()?;
+        self.encode_record(remote, &remote.key(id), value, now_ms, fields)
     }
 
     /// Puts something on the list of repairs, and sees to it that somebody works at it.
-    fn mend(self: &Arc<Self>, repair: Repair, held: Option<Arc<TagMark>>) {
+    fn enqueue_repair(self: &Arc<Self>, repair: Repair, held: Option<Arc<TagWatermark>>) {
         let added = self.repairs.add(repair, held);
-        self.tell_change(&Event::RepairPending, added.first);
+        self.emit_change(&Event::RepairPending, added.first);
         if added.overflowed {
             self.stats.repairs_overflowed.add();
-            self.tell(&Event::RepairsOverflowed);
+            self.emit(&Event::RepairsOverflowed);
             self.drop_everything();
         }
         if added.needs_worker {
             let (engine, nudge) = (Arc::downgrade(self), Arc::clone(&self.repairs.nudge));
-            tokio::spawn(work(engine, nudge));
+            tokio::spawn(run_repairs(engine, nudge));
         }
     }
 
     /// One attempt at one repair.
     async fn repair(&self, repair: &Repair) -> Result<(), RemoteError> {
         match repair {
-            Repair::Invalidate(id) => self.tell_invalidated(id).await,
-            Repair::Expire(id) => self.tell_expired(id).await,
-            Repair::Tag(tag) => self.tell_raised(Some(*tag)).await,
-            Repair::All => self.tell_raised(None).await,
+            Repair::Invalidate(id) => self.announce_invalidation(id).await,
+            Repair::Expire(id) => self.announce_expiry(id).await,
+            Repair::Tag(tag) => self.announce_advance(Some(*tag)).await,
+            Repair::All => self.announce_advance(None).await,
         }
     }
 
@@ -490,7 +495,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Works at the list of repairs until it is empty, one after the other.
-async fn work(engine: Weak<Engine>, nudge: Arc<Notify>) {
+async fn run_repairs(engine: Weak<Engine>, nudge: Arc<Notify>) {
     let mut pause = FIRST_PAUSE;
     loop {
         {

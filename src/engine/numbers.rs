@@ -19,7 +19,7 @@ const MOST: usize = 4096;
 const AHEAD: usize = 1024;
 
 #[derive(Debug, Default)]
-pub(crate) struct Numbers {
+pub(crate) struct SequenceTracker {
     origins: HashMap<Origin, Heard>,
 }
 
@@ -37,17 +37,17 @@ struct Heard {
 
 /// What a number says of its message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Said {
+pub(crate) enum Delivery {
     New,
     /// It came before: in a cluster, over another line.
     Again,
     /// It is new, and so many before it are missing that something must have been lost.
-    AfterLoss,
+    AfterGap,
 }
 
-impl Numbers {
+impl SequenceTracker {
     /// A message came.
-    pub(crate) fn hear(&mut self, origin: Origin, number: u64, now: Instant) -> Said {
+    pub(crate) fn hear(&mut self, origin: Origin, number: u64, now: Instant) -> Delivery {
         if self.origins.len() >= MOST && !self.origins.contains_key(&origin) {
             self.forget_half();
         }
@@ -60,22 +60,22 @@ impl Numbers {
         });
         heard.last = now;
         if number < heard.first {
-            return Said::New;
+            return Delivery::New;
         }
         if number < heard.next || !heard.ahead.insert(number) {
-            return Said::Again;
+            return Delivery::Again;
         }
         heard.close_up();
         if heard.ahead.is_empty() {
             heard.open_since = None;
-            return Said::New;
+            return Delivery::New;
         }
         heard.open_since.get_or_insert(now);
         if heard.ahead.len() > AHEAD {
             heard.give_up();
-            return Said::AfterLoss;
+            return Delivery::AfterGap;
         }
-        Said::New
+        Delivery::New
     }
 
     /// Whether a hole has been open for longer than this. It is not reported again.
@@ -135,56 +135,61 @@ mod tests {
 
     #[test]
     fn the_last_number_is_one_like_any_other() {
-        let (mut numbers, now) = (Numbers::default(), Instant::now());
+        let (mut numbers, now) = (SequenceTracker::default(), Instant::now());
         for origin in [[1; 16], [2; 16]] {
             if origin == [2; 16] {
                 numbers.hear(origin, 1, now);
             }
-            assert_eq!(numbers.hear(origin, u64::MAX, now), Said::New);
+            assert_eq!(numbers.hear(origin, u64::MAX, now), Delivery::New);
             numbers.lost(Duration::ZERO, now + Duration::from_secs(1));
-            assert_ne!(numbers.hear(origin, 0, now), Said::Again);
+            assert_ne!(numbers.hear(origin, 0, now), Delivery::Again);
         }
     }
 
     #[test]
     fn a_hole_that_stays_open_is_a_loss_and_is_told_once() {
-        let (mut numbers, start) = (Numbers::default(), Instant::now());
+        let (mut numbers, start) = (SequenceTracker::default(), Instant::now());
         for number in [7, 8, 10, 11] {
-            assert_eq!(numbers.hear(A, number, start), Said::New);
+            assert_eq!(numbers.hear(A, number, start), Delivery::New);
         }
         assert!(!numbers.lost(GRACE, start + GRACE));
         assert!(numbers.lost(GRACE, start + GRACE * 2));
         assert!(!numbers.lost(GRACE, start + GRACE * 9));
-        assert_eq!(numbers.hear(A, 12, start + GRACE * 9), Said::New);
+        assert_eq!(numbers.hear(A, 12, start + GRACE * 9), Delivery::New);
         assert!(!numbers.lost(GRACE, start + GRACE * 20));
         let late = numbers.hear(A, 9, start + GRACE * 20);
-        assert_eq!(late, Said::New, "it fills the hole that was given up");
+        assert_eq!(late, Delivery::New, "it fills the hole that was given up");
     }
 
     #[test]
     fn another_order_and_duplicates_are_no_loss() {
-        let (mut numbers, start) = (Numbers::default(), Instant::now());
+        let (mut numbers, start) = (SequenceTracker::default(), Instant::now());
         let again = [2, 3, 2, 0];
         for number in [1, 3, 2, 5, 4] {
-            assert_eq!(numbers.hear(A, number, start), Said::New);
+            assert_eq!(numbers.hear(A, number, start), Delivery::New);
         }
         assert_eq!(
             again.map(|number| numbers.hear(A, number, start)),
-            [Said::Again, Said::Again, Said::Again, Said::New],
+            [
+                Delivery::Again,
+                Delivery::Again,
+                Delivery::Again,
+                Delivery::New
+            ],
             "nobody knows whether 0 has come"
         );
-        assert_eq!(numbers.hear(A, 7, start), Said::New);
-        assert_eq!(numbers.hear(A, 7, start), Said::Again);
-        assert_eq!(numbers.hear(A, 6, start), Said::New);
+        assert_eq!(numbers.hear(A, 7, start), Delivery::New);
+        assert_eq!(numbers.hear(A, 7, start), Delivery::Again);
+        assert_eq!(numbers.hear(A, 6, start), Delivery::New);
         assert!(!numbers.lost(GRACE, start + GRACE * 2));
     }
 
     #[test]
     fn holes_and_origins_are_bounded() {
-        let (mut numbers, start) = (Numbers::default(), Instant::now());
+        let (mut numbers, start) = (SequenceTracker::default(), Instant::now());
         numbers.hear(A, 0, start);
         let lost = (2..2_000)
-            .filter(|number| numbers.hear(A, *number, start) == Said::AfterLoss)
+            .filter(|number| numbers.hear(A, *number, start) == Delivery::AfterGap)
             .count();
         assert_eq!(lost, 1);
         for origin in 0..10_000_u64 {

@@ -25,18 +25,18 @@ use tokio::time::Instant;
 use super::flight::{Failure, Flight, Found, Outcome, Purpose};
 use super::lease::{Lease, LeaseWaits, ObservedRecord};
 use super::load::{LoadPermit, Nesting};
-use super::marks::{News, Verdict};
 use super::refresh::{self, Replaces};
-use super::shared::{RemoteKey, Shared};
+use super::remote::{RemoteKey, RemoteTier};
 use super::tasks::Running;
+use super::watermarks::{Liveness, News};
 use super::{Engine, L1Entry};
 use crate::codec::RecordContext;
-use crate::codec::envelope::{Era, Header, Kind, MOST_TAGS, Malformed, STATED};
+use crate::codec::envelope::{Baseline, Header, Kind, MOST_TAGS, Malformed, STATED};
 use crate::entry::{Forward, Freshness, Read, Source, Way};
 use crate::erased::{AnyError, AnyValue};
 use crate::error::{Error, RemoteError};
 use crate::l1::Answer;
-use crate::l2::{Acquired, Look, Raise, Read as FirstRead};
+use crate::l2::{Acquired, Advance, Read as FirstRead, WatermarkRequest};
 use crate::lifetime::Lifetime;
 use crate::loader::Loaded;
 use crate::random;
@@ -114,7 +114,7 @@ enum Reading {
 enum Unread {
     Failed(RemoteError),
     /// Whether it is alive is for L2 to say: it begins in this era, and has these tags.
-    Doubtful(Era, Vec<u64>),
+    Doubtful(Baseline, Vec<u64>),
 }
 
 impl From<RemoteError> for Unread {
@@ -145,7 +145,7 @@ const MAX_ATTEMPTS: usize = 100;
 
 /// How far a flight has come with its first read.
 struct FirstReadResult {
-    remote: RemoteKey,
+    remote_key: RemoteKey,
     background_permit: Option<OwnedSemaphorePermit>,
     replaces: Replaces,
     /// What was found, and what it says.
@@ -271,24 +271,24 @@ impl Engine {
 
     async fn first_read(
         self: &Arc<Self>,
-        shared: &Shared,
+        remote: &RemoteTier,
         flight: &Flight,
-        remote: &RemoteKey,
+        remote_key: &RemoteKey,
     ) -> FirstRead {
-        self.attach(shared).await;
+        self.attach(remote).await;
         let known = if flight.past_l1 {
-            Box::pin(self.look_at_marks(shared, Vec::new()))
+            Box::pin(self.ask_watermarks(remote, Vec::new()))
                 .await
                 .map(drop)
         } else {
-            self.know_marks(shared).await
+            self.know_watermarks(remote).await
         };
         // Before the read is sent, so that whatever is missed from now on ends this flight.
         flight.register(self.fence.epoch());
         if known.is_err() || self.repairs.block(&flight.key.id.encoded) {
             return Err(());
         }
-        self.tier(shared.tier.get(&remote.bytes).await)
+        self.tier(remote.tier.get(&remote_key.bytes).await)
             .map_err(drop)
     }
 
@@ -305,20 +305,20 @@ impl Engine {
                 return Completion::nothing();
             }
         }
-        let Some(shared) = &self.shared else {
+        let Some(remote) = &self.remote else {
             flight.register(self.fence.epoch());
             let load = self.load_unleased(flight, nesting, None, UnleasedReason::NoTier);
             return Box::pin(load).await;
         };
-        let remote = shared.key(&flight.key.id);
+        let remote_key = remote.key(&flight.key.id);
         let read = match read {
             Some(read) => read,
-            None => self.first_read(shared, flight, &remote).await,
+            None => self.first_read(remote, flight, &remote_key).await,
         };
         let mut replaces = Replaces::default();
         let (record, reading) = match read {
             Ok(Some(record)) => {
-                let reading = self.interpret(shared, flight, &remote, &record).await;
+                let reading = self.interpret(remote, flight, &remote_key, &record).await;
                 if let Ok(Reading::Entry(found, _)) = &reading {
                     if !self.replaces(flight, found, &mut replaces, &LeaseWaits::default()) {
                         return Completion::entry(found.clone(), Some(self.config.l1_lifetime()));
@@ -335,26 +335,26 @@ impl Engine {
         };
         // Most flights end before, and what they need from here on would make all of them large.
         let first_read_result = Box::new(FirstReadResult {
-            remote,
+            remote_key,
             background_permit,
             replaces,
             record,
             reading,
         });
         flight.driver.move_to_task().await;
-        Box::pin(self.go_on(shared, flight, nesting, *first_read_result)).await
+        Box::pin(self.go_on(remote, flight, nesting, *first_read_result)).await
     }
 
     /// What L2 has is not enough: loads it, or waits for who does.
     async fn go_on(
         self: &Arc<Self>,
-        shared: &Shared,
+        remote: &RemoteTier,
         flight: &Arc<Flight>,
         nesting: &Nesting,
         first_read_result: FirstReadResult,
     ) -> Completion {
         let FirstReadResult {
-            remote,
+            remote_key,
             mut background_permit,
             mut replaces,
             mut record,
@@ -366,7 +366,7 @@ impl Engine {
             if let Some(bytes) = record.take() {
                 let reading = match first.take() {
                     Some(reading) => reading,
-                    None => self.interpret(shared, flight, &remote, &bytes).await,
+                    None => self.interpret(remote, flight, &remote_key, &bytes).await,
                 };
                 match reading {
                     Ok(Reading::Entry(found, header)) => {
@@ -432,14 +432,20 @@ impl Engine {
             // Hear of wake-ups before the attempt that asks for them.
             self.flights.lock(flight.key.id.hash).listen(flight);
             // And know what is invalidated as a whole before the load begins.
-            let mut lease = Lease::new(shared, &remote, self.marks.era(), observed, failures);
+            let mut lease = Lease::new(
+                remote,
+                &remote_key,
+                self.watermarks.baseline(),
+                observed,
+                failures,
+            );
             let Ok(lease_record) = lease.record() else {
                 return self.unreachable(flight, nesting, Some(permit)).await;
             };
             let ttl_ms = ttl::millis(self.config.lease_ttl);
-            let known = self.marks.known().unwrap_or_default();
+            let known = self.watermarks.known().unwrap_or_default();
             let over = lease.over(replacing.as_deref());
-            let acquired = shared
+            let acquired = remote
                 .tier
                 .acquire(lease.keys(), lease_record, ttl_ms, over, known)
                 .await;
@@ -447,7 +453,7 @@ impl Engine {
                 Ok(Acquired::Granted(failed)) => {
                     lease.failures = failures.max(failed);
                     return self
-                        .regenerate(shared, flight, nesting, permit, deadline, &lease)
+                        .regenerate(remote, flight, nesting, permit, deadline, &lease)
                         .await;
                 }
                 Ok(Acquired::Record(found)) => record = found,
@@ -488,7 +494,7 @@ impl Engine {
                     }
                     if waits.woken() || lease.is_claim() {
                         // Most likely the value is there: the cheapest command will do.
-                        match self.tier(shared.tier.get(&remote.bytes).await) {
+                        match self.tier(remote.tier.get(&remote_key.bytes).await) {
                             Ok(found) => record = found,
                             Err(_) => return self.unreachable(flight, nesting, None).await,
                         }
@@ -516,8 +522,8 @@ impl Engine {
 
     /// Counts an operation's failure and notes whether L2 can be reached.
     pub(crate) fn tier<T>(&self, result: Result<T, RemoteError>) -> Result<T, RemoteError> {
-        if let Some(shared) = &self.shared {
-            shared.note(&result);
+        if let Some(remote) = &self.remote {
+            remote.note(&result);
         }
         if result.is_err() {
             self.stats.l2_failures.add();
@@ -526,68 +532,80 @@ impl Engine {
     }
 
     /// Sees to it that the marks are known: from the channel while it is proven, else from L2.
-    pub(crate) async fn know_marks(&self, shared: &Shared) -> Result<(), RemoteError> {
-        if self.marks.is_certain() && shared.link.is_proven(Instant::now()) {
+    pub(crate) async fn know_watermarks(&self, remote: &RemoteTier) -> Result<(), RemoteError> {
+        if self.watermarks.is_certain() && remote.channel.is_proven(Instant::now()) {
             return Ok(());
         }
-        Box::pin(self.look_at_marks(shared, Vec::new()))
+        Box::pin(self.ask_watermarks(remote, Vec::new()))
             .await
             .map(drop)
     }
 
     /// Asks L2 for the marks. Answers the latest one that concerns the tags.
-    async fn look_at_marks(&self, shared: &Shared, tags: Vec<u64>) -> Result<u64, RemoteError> {
-        let look = Look {
-            raise: Raise::Nothing,
-            known: self.marks.known().unwrap_or_default(),
+    async fn ask_watermarks(
+        &self,
+        remote: &RemoteTier,
+        tags: Vec<u64>,
+    ) -> Result<u64, RemoteError> {
+        let look = WatermarkRequest {
+            advance: Advance::Nothing,
+            known: self.watermarks.known().unwrap_or_default(),
             tags,
             notice: None,
         };
-        let asked = self.marks.asks();
-        let (marked, latest) = self.tier(shared.tier.marks(&shared.marks, look).await)?;
-        self.marks.answered(marked, asked);
-        if self.marks.learn(marked, false) == News::Everything {
-            self.forget();
+        let asked = self.watermarks.asks();
+        let (watermarks, latest) =
+            self.tier(remote.tier.marks(&remote.watermarks_key, look).await)?;
+        self.watermarks.answered(watermarks, asked);
+        if self.watermarks.learn(watermarks, false) == News::Everything {
+            self.start_new_epoch();
         }
         Ok(latest)
     }
 
     /// As far as that is known here.
-    fn judge_now(&self, shared: &Shared, era: Era, tags: &[u64], ask: bool) -> Verdict {
+    fn judge_now(
+        &self,
+        remote: &RemoteTier,
+        baseline: Baseline,
+        tags: &[u64],
+        ask: bool,
+    ) -> Liveness {
         // Which is asked about tags alone.
-        let proven = !ask && !tags.is_empty() && shared.link.is_proven(Instant::now());
-        self.marks.judge(era, tags.iter().copied(), proven)
+        let proven = !ask && !tags.is_empty() && remote.channel.is_proven(Instant::now());
+        self.watermarks
+            .judge(baseline, tags.iter().copied(), proven)
     }
 
     /// Whether a record that begins in `era` is alive, with its tags if it has some. `ask`: L2, also
     /// where what the messages have told would do.
     async fn judge(
         &self,
-        shared: &Shared,
-        era: Era,
+        remote: &RemoteTier,
+        baseline: Baseline,
         tags: &[u64],
         ask: bool,
-    ) -> Result<Verdict, RemoteError> {
-        let judge = || self.judge_now(shared, era, tags, ask);
+    ) -> Result<Liveness, RemoteError> {
+        let judge = || self.judge_now(remote, baseline, tags, ask);
         let mut verdict = judge();
-        if matches!(verdict, Verdict::OtherEra) {
-            self.look_at_marks(shared, Vec::new()).await?;
+        if matches!(verdict, Liveness::OtherIncarnation) {
+            self.ask_watermarks(remote, Vec::new()).await?;
             verdict = judge();
         }
-        if let Verdict::AskTags(of) = verdict {
-            let latest = self.look_at_marks(shared, tags.to_vec()).await?;
+        if let Liveness::AskTags(of) = verdict {
+            let latest = self.ask_watermarks(remote, tags.to_vec()).await?;
             // Whoever invalidated everything meanwhile had the marks of the tags dropped.
             let none: [u64; 0] = [];
-            let alive = latest <= era.mark
+            let alive = latest <= baseline.watermark
                 && of.hold()
                 && matches!(
-                    self.marks.judge(era, none.into_iter(), true),
-                    Verdict::Alive(_)
+                    self.watermarks.judge(baseline, none.into_iter(), true),
+                    Liveness::Alive(_)
                 );
             verdict = if alive {
-                Verdict::Alive(Some(of))
+                Liveness::Alive(Some(of))
             } else {
-                Verdict::Dead
+                Liveness::Dead
             };
         }
         Ok(verdict)
@@ -595,23 +613,23 @@ impl Engine {
 
     async fn interpret(
         &self,
-        shared: &Shared,
+        remote: &RemoteTier,
         flight: &Flight,
-        remote: &RemoteKey,
+        remote_key: &RemoteKey,
         record: &Bytes,
     ) -> Result<Reading, RemoteError> {
-        let known = |era, tags: &[u64]| self.judge_now(shared, era, tags, flight.past_l1);
-        let (era, tags) = match self.decode_record(shared, remote, record, known) {
+        let known = |baseline, tags: &[u64]| self.judge_now(remote, baseline, tags, flight.past_l1);
+        let (baseline, tags) = match self.decode_record(remote, remote_key, record, known) {
             Ok(reading) => return Ok(reading),
             Err(Unread::Failed(error)) => return Err(error),
-            Err(Unread::Doubtful(era, tags)) => (era, tags),
+            Err(Unread::Doubtful(baseline, tags)) => (baseline, tags),
         };
-        let judged = self.judge(shared, era, &tags, flight.past_l1);
+        let judged = self.judge(remote, baseline, &tags, flight.past_l1);
         let verdict = match Box::pin(judged).await? {
-            Verdict::Alive(tags) => Verdict::Alive(tags),
-            Verdict::Dead | Verdict::OtherEra | Verdict::AskTags(_) => Verdict::Dead,
+            Liveness::Alive(tags) => Liveness::Alive(tags),
+            Liveness::Dead | Liveness::OtherIncarnation | Liveness::AskTags(_) => Liveness::Dead,
         };
-        match self.decode_record(shared, remote, record, |_, _| verdict) {
+        match self.decode_record(remote, remote_key, record, |_, _| verdict) {
             Ok(reading) => Ok(reading),
             Err(Unread::Failed(error)) => Err(error),
             Err(Unread::Doubtful(..)) => Ok(Reading::Replace(0)),
@@ -621,10 +639,10 @@ impl Engine {
     /// What a record says, if it is known whether it is alive.
     fn decode_record(
         &self,
-        shared: &Shared,
-        remote: &RemoteKey,
+        remote: &RemoteTier,
+        remote_key: &RemoteKey,
         record: &Bytes,
-        judge: impl FnOnce(Era, &[u64]) -> Verdict,
+        judge: impl FnOnce(Baseline, &[u64]) -> Liveness,
     ) -> Result<Reading, Unread> {
         let unreadable = || {
             self.stats.decode_failures.add();
@@ -633,7 +651,7 @@ impl Engine {
         if record.len() > self.config.max_record_bytes {
             return unreadable();
         }
-        let (header, body) = match Header::parse(record, remote.hash) {
+        let (header, body) = match Header::parse(record, remote_key.hash) {
             Ok(parsed) => parsed,
             Err(Malformed::Damaged) => return unreadable(),
             Err(Malformed::LaterFormat) => {
@@ -651,14 +669,14 @@ impl Engine {
             Kind::Value | Kind::Negative | Kind::Failed => {}
         }
         let tags: Vec<u64> = body.tags().collect();
-        let tags = match judge(header.era, &tags) {
-            Verdict::Alive(tags) => tags,
-            Verdict::Dead => return Ok(Reading::Replace(0)),
-            Verdict::OtherEra | Verdict::AskTags(_) => {
-                return Err(Unread::Doubtful(header.era, tags));
+        let tags = match judge(header.baseline, &tags) {
+            Liveness::Alive(tags) => tags,
+            Liveness::Dead => return Ok(Reading::Replace(0)),
+            Liveness::OtherIncarnation | Liveness::AskTags(_) => {
+                return Err(Unread::Doubtful(header.baseline, tags));
             }
         };
-        let now_ms = shared.now_ms()?;
+        let now_ms = remote.now_ms()?;
         if header.kind == Kind::Failed {
             let longest = ttl::millis(self.longest_hold());
             let from_later = header.created_ms > now_ms.saturating_add(longest);
@@ -693,13 +711,13 @@ impl Engine {
         };
         let value = if header.kind == Kind::Value {
             let ours =
-                header.schema == self.config.schema_version && header.codec == shared.codec_id();
+                header.schema == self.config.schema_version && header.codec == remote.codec_id();
             if !ours {
                 return unreadable();
             }
             let fields = header.fields();
-            let context = RecordContext::new(&remote.bytes, &fields, body.raw_tags);
-            match shared.decode(body.payload, &context) {
+            let context = RecordContext::new(&remote_key.bytes, &fields, body.raw_tags);
+            match remote.decode(body.payload, &context) {
                 Ok(value) => Some(value),
                 Err(_) => return unreadable(),
             }
@@ -773,7 +791,7 @@ impl Engine {
             Some(permit) => Ok(permit),
             None => self.load_permit(deadline, flight).await,
         };
-        let era = self.marks.era();
+        let baseline = self.watermarks.baseline();
         let previous = flight.interim().filter(|found| self.is_of_use(found));
         let loaded = match permit {
             Ok(permit) => {
@@ -789,7 +807,7 @@ impl Engine {
                 let fwd = Forward::because(flight.purpose == Purpose::Load, previous.is_some());
                 let found = self.found(
                     loaded,
-                    era,
+                    baseline,
                     previous.as_ref(),
                     (cost, fwd),
                     random::number(),
@@ -836,7 +854,7 @@ impl Engine {
     pub(crate) fn found(
         &self,
         loaded: Loaded<AnyValue>,
-        era: Era,
+        baseline: Baseline,
         previous: Option<&Found>,
         (cost, why): (Duration, Forward),
         version_id: u64,
@@ -852,8 +870,12 @@ impl Engine {
             None => loaded.value,
         };
         let tags = match previous {
-            Some(previous) => previous.answer.tags.as_ref().map(|tags| tags.renewed(era)),
-            None => self.marks.tags(era, loaded.tags.into_iter()),
+            Some(previous) => previous
+                .answer
+                .tags
+                .as_ref()
+                .map(|tags| tags.renewed(baseline)),
+            None => self.watermarks.tags(baseline, loaded.tags.into_iter()),
         };
         let life = match &value {
             _ if !loaded.store || too_many_tags => Duration::ZERO,
@@ -865,7 +887,7 @@ impl Engine {
         };
         // Without a shared tier nothing is left to ask when L1 has had it for long enough.
         let fresh_for = match self.config.l1_ttl {
-            Some(_) if self.shared.is_none() => life.min(self.config.l1_lifetime()),
+            Some(_) if self.remote.is_none() => life.min(self.config.l1_lifetime()),
             _ => life,
         };
         let fresh_until = ttl::deadline(at, fresh_for);

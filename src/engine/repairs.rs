@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::marks::TagMark;
+use super::watermarks::TagWatermark;
 use crate::key::HashedKey;
 
 /// Repairs that are kept apart; one more, and everything is invalidated instead.
@@ -71,7 +71,7 @@ struct List {
 struct Pending {
     repair: Repair,
     /// A tag whose entries are dead until L2 has confirmed it.
-    held: Option<Arc<TagMark>>,
+    held: Option<Arc<TagWatermark>>,
 }
 
 impl Drop for Pending {
@@ -100,7 +100,7 @@ impl Repairs {
     }
 
     /// Puts a repair on the list, in the place of an older one about the same.
-    pub(crate) fn add(&self, repair: Repair, held: Option<Arc<TagMark>>) -> Added {
+    pub(crate) fn add(&self, repair: Repair, held: Option<Arc<TagWatermark>>) -> Added {
         if let Some(tag) = &held {
             tag.begin();
         }
@@ -194,7 +194,7 @@ impl List {
         self.in_order.get(self.tickets.get(about)?)
     }
 
-    fn push(&mut self, repair: Repair, held: Option<Arc<TagMark>>) {
+    fn push(&mut self, repair: Repair, held: Option<Arc<TagWatermark>>) {
         self.next += 1;
         let about = repair.about();
         if let Some(older) = self.tickets.insert(about, self.next) {
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_tag_that_is_pending_keeps_its_entries_dead() {
-        let (repairs, tag) = (Repairs::default(), Arc::new(TagMark::default()));
+        let (repairs, tag) = (Repairs::default(), Arc::new(TagWatermark::default()));
         repairs.add(Repair::Tag(5), Some(Arc::clone(&tag)));
         repairs.add(Repair::Tag(5), Some(Arc::clone(&tag)));
         assert!(tag.is_unconfirmed());

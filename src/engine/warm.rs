@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::lease::Lease;
-use super::shared::RemoteKey;
+use super::remote::RemoteKey;
 use crate::entry::Source;
 use crate::erased::AnyKey;
 use crate::key::HashedKey;
@@ -39,7 +39,7 @@ impl Engine {
         self: &Arc<Self>,
         keys: Keys<'_>,
         loads_per_second: u32,
-        tell: Tell<'_>,
+        emit: Tell<'_>,
     ) -> WarmProgress {
         let total = match keys.size_hint() {
             (least, Some(most)) if least == most => u64::try_from(most).ok(),
@@ -49,15 +49,15 @@ impl Engine {
             total,
             ..WarmProgress::default()
         };
-        let Some(shared) = &self.shared else {
-            self.warm_all(keys, loads_per_second, &mut progress, tell)
+        let Some(remote) = &self.remote else {
+            self.warm_all(keys, loads_per_second, &mut progress, emit)
                 .await;
             return progress;
         };
         let id = self.flights.id(TURN.to_vec());
-        let remote = shared.key(&id);
-        let turn = self.turn(&id, &remote, &mut progress, tell).await;
-        let warming = self.warm_all(keys, loads_per_second, &mut progress, tell);
+        let remote_key = remote.key(&id);
+        let turn = self.turn(&id, &remote_key, &mut progress, emit).await;
+        let warming = self.warm_all(keys, loads_per_second, &mut progress, emit);
         match &turn {
             Some(turn) => tokio::select! {
                 biased;
@@ -73,17 +73,17 @@ impl Engine {
     async fn turn<'a>(
         self: &'a Arc<Self>,
         id: &'a HashedKey,
-        remote: &'a RemoteKey,
+        remote_key: &'a RemoteKey,
         progress: &mut WarmProgress,
-        tell: Tell<'_>,
+        emit: Tell<'_>,
     ) -> Option<Turn<'a>> {
-        let shared = self.shared.as_ref()?;
-        self.attach(shared).await;
+        let remote = self.remote.as_ref()?;
+        self.attach(remote).await;
         while !self.is_closed() {
-            self.know_marks(shared).await.ok()?;
-            let lease = Lease::new(shared, remote, self.marks.era(), None, 0);
+            self.know_watermarks(remote).await.ok()?;
+            let lease = Lease::new(remote, remote_key, self.watermarks.baseline(), None, 0);
             let record = lease.record().ok()?;
-            let known = self.marks.known().unwrap_or_default();
+            let known = self.watermarks.known().unwrap_or_default();
             let ttl_ms = ttl::millis(self.config.lease_ttl);
             // Before it is asked for: whoever is dropped while he waits for the answer gives it up.
             let mut turn = Turn {
@@ -93,7 +93,7 @@ impl Engine {
                 ours: true,
             };
             let keys = turn.lease.keys();
-            let acquired = shared
+            let acquired = remote
                 .tier
                 .acquire(keys, record, ttl_ms, Over::Nothing, known);
             let acquired = self.tier(acquired.await);
@@ -105,7 +105,7 @@ impl Engine {
                 Ok(Acquired::Held(left_ms)) => {
                     turn.ours = false;
                     progress.waiting = true;
-                    tell(progress);
+                    emit(progress);
                     let wait = Duration::from_millis(left_ms).min(LOOK_EVERY);
                     tokio::time::sleep(random::duration(wait / 2, wait + LOOK_EVERY / 10)).await;
                 }
@@ -126,7 +126,7 @@ impl Engine {
         keys: Keys<'_>,
         loads_per_second: u32,
         progress: &mut WarmProgress,
-        tell: Tell<'_>,
+        emit: Tell<'_>,
     ) {
         let together = match loads_per_second {
             0 => TOGETHER,
@@ -148,7 +148,7 @@ impl Engine {
                     Err(_) => progress.failed += 1,
                 }
             }
-            tell(progress);
+            emit(progress);
             if loads_per_second > 0 {
                 let loads = u32::try_from(progress.loaded - loaded).unwrap_or(u32::MAX);
                 let least = Duration::from_secs(1).saturating_mul(loads) / loads_per_second;

@@ -59,11 +59,13 @@ impl Message {
                 let encoded = encoded.into_iter().map(super::text);
                 keys.extend(encoded.map(EncodedKey));
             }
-            About::Marks {
-                tag: hash, marked, ..
+            About::Watermarks {
+                tag: hash,
+                watermarks,
+                ..
             } => {
                 tag = (operation == Operation::InvalidateTag).then_some(hash);
-                marks = Some((marked.era, marked.mark, marked.all));
+                marks = Some((watermarks.incarnation, watermarks.current, watermarks.all));
             }
         }
         Some(Self {
@@ -80,7 +82,7 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::marks::Marked;
+    use crate::engine::watermarks::Watermarks;
 
     #[test]
     fn messages_are_parsed() {
@@ -104,10 +106,10 @@ mod tests {
         assert_eq!(texts, ["42", "a%2Cb"]);
         assert_eq!((parsed.tag, parsed.marks), (None, None));
 
-        let marked = Marked::default();
+        let watermarks = Watermarks::default();
         let mut tag = said(
             message::Operation::InvalidateTag,
-            About::Marks { tag: 9, marked },
+            About::Watermarks { tag: 9, watermarks },
         );
         for number in [1_u64, 2, 3] {
             tag.extend_from_slice(&number.to_le_bytes());

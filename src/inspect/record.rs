@@ -121,8 +121,8 @@ impl Record {
             codec: header.codec,
             schema_version: header.schema,
             tags,
-            era: header.era.id,
-            mark: header.era.mark,
+            era: header.baseline.incarnation,
+            mark: header.baseline.watermark,
             version: header.version,
             payload_bytes,
         }
@@ -172,7 +172,7 @@ mod tests {
         let mut header = Header::plain(envelope::Kind::Value, [7; 16], hash, 1_000);
         (header.codec, header.schema, header.tags) = (2, 3, 2);
         (header.fresh_ms, header.load_cost_ms, header.version) = (500, 20, 9);
-        (header.era.id, header.era.mark) = (5, 6);
+        (header.baseline.incarnation, header.baseline.watermark) = (5, 6);
         let mut record = Header::reserve();
         record.extend_from_slice(&11_u64.to_le_bytes());
         record.extend_from_slice(&12_u64.to_le_bytes());

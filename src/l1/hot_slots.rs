@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::{HitView, Slot};
 use crate::engine::fence::Stamp;
-use crate::engine::marks::Tags;
+use crate::engine::watermarks::Tags;
 
 /// One in how many hits is more than a look at one slot.
 pub(crate) const SAMPLE: u64 = if cfg!(test) { 2 } else { 16 };

@@ -19,7 +19,7 @@ use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
 use crate::engine::fence::Stamp;
-use crate::engine::marks::Tags;
+use crate::engine::watermarks::Tags;
 use crate::entry::{Entry, Freshness, Source, Way};
 use crate::erased::{AnyKey, AnyValue, Erased};
 use crate::lifetime::Lifetime;

@@ -182,7 +182,7 @@ mod tests {
     use crate::entry::{Freshness, Source, Way};
     use crate::key::{self, HashedKey};
     use crate::lifetime::Lifetime;
-    use crate::zero::Zero;
+    use crate::time_base::TimeBase;
     use tokio::time::Instant;
 
     fn any(key: &str, l1_hash: u64) -> AnyKey {
@@ -205,7 +205,7 @@ mod tests {
 
     fn meta(now: Instant) -> Meta {
         let end = now + Duration::from_secs(1);
-        let fence = Fence::new(100, Duration::ZERO, Zero::at(now));
+        let fence = Fence::new(100, Duration::ZERO, TimeBase::at(now));
         Meta {
             begun: now,
             stored: now,

@@ -13,7 +13,7 @@
 //!
 //! A reader takes anything else for a gap: something was said that it does not understand.
 
-use crate::engine::marks::Marked;
+use crate::engine::watermarks::Watermarks;
 
 const FORMAT: u8 = 1;
 /// Beyond this a script does not reckon exactly, so none has said it.
@@ -53,7 +53,7 @@ pub(crate) struct Message<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum About<'a> {
     Keys(Vec<&'a [u8]>),
-    Marks { tag: u64, marked: Marked },
+    Watermarks { tag: u64, watermarks: Watermarks },
 }
 
 impl<'a> Message<'a> {
@@ -72,7 +72,7 @@ impl<'a> Message<'a> {
                     bytes.extend_from_slice(key);
                 }
             }
-            About::Marks { tag, .. } => bytes.extend_from_slice(&tag.to_le_bytes()),
+            About::Watermarks { tag, .. } => bytes.extend_from_slice(&tag.to_le_bytes()),
         }
         bytes
     }
@@ -124,13 +124,16 @@ fn marks(rest: &[u8]) -> Option<About<'_>> {
     });
     let mut next = || numbers.next().unwrap_or_default();
     let tag = next();
-    let marked = Marked {
-        era: next(),
-        mark: next(),
+    let watermarks = Watermarks {
+        incarnation: next(),
+        current: next(),
         all: next(),
     };
-    let largest = marked.era.max(marked.mark).max(marked.all);
-    (largest <= LARGEST).then_some(About::Marks { tag, marked })
+    let largest = watermarks
+        .incarnation
+        .max(watermarks.current)
+        .max(watermarks.all);
+    (largest <= LARGEST).then_some(About::Watermarks { tag, watermarks })
 }
 
 #[cfg(test)]
@@ -157,8 +160,8 @@ mod tests {
 
         #[test]
         fn marks_survive(number in any::<u64>(), tag in any::<u64>(), numbers in prop::array::uniform3(0..=LARGEST)) {
-            let [era, mark, all] = numbers;
-            let about = About::Marks { tag, marked: Marked { era, mark, all } };
+            let [baseline, mark, all] = numbers;
+            let about = About::Watermarks { tag, watermarks: Watermarks { incarnation: baseline, current: mark, all } };
             let message = Message { operation: Operation::InvalidateTag, origin: [3; 16], number, about };
             let mut bytes = message.to_bytes();
             prop_assert_eq!(Message::parse(&bytes), None, "the tier has not added the marks");
@@ -187,7 +190,7 @@ mod tests {
             other[at] = value;
             assert_eq!(Message::parse(&other), None);
         }
-        for (era, mark, all) in [(LARGEST, 1, 1), (1, LARGEST, 1), (1, 1, LARGEST)] {
+        for (baseline, mark, all) in [(LARGEST, 1, 1), (1, LARGEST, 1), (1, 1, LARGEST)] {
             let marks = |by: u64| {
                 let begun = [&bytes[..FIXED], &[0; 8]].concat();
                 let at = |number: u64| {
@@ -197,13 +200,13 @@ mod tests {
                         number
                     }
                 };
-                let numbers = [era, mark, all].map(|number| at(number).to_le_bytes());
+                let numbers = [baseline, mark, all].map(|number| at(number).to_le_bytes());
                 let mut message = [begun, numbers.concat()].concat();
                 message[1] = Operation::InvalidateAll as u8;
                 message
             };
             assert!(Message::parse(&marks(0)).is_some());
-            assert_eq!(Message::parse(&marks(1)), None, "{era} {mark} {all}");
+            assert_eq!(Message::parse(&marks(1)), None, "{baseline} {mark} {all}");
         }
         assert_eq!(Message::parse(&bytes[..FIXED]), None, "no keys");
         assert_eq!(

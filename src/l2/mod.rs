@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 
 use crate::codec::envelope::{Expiry, Head};
-use crate::engine::marks::Marked;
+use crate::engine::watermarks::Watermarks;
 use crate::error::RemoteError;
 use crate::telemetry::Telemetry;
 
@@ -123,7 +123,7 @@ pub(crate) struct Notice {
 
 /// What is to be invalidated as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Raise {
+pub(crate) enum Advance {
     Nothing,
     All,
     Tag(u64),
@@ -131,10 +131,10 @@ pub(crate) enum Raise {
 
 /// A look at the marks of a cache.
 #[derive(Clone, Debug)]
-pub(crate) struct Look {
-    pub(crate) raise: Raise,
+pub(crate) struct WatermarkRequest {
+    pub(crate) advance: Advance,
     /// What the caller knows: a server that knows less has lost some.
-    pub(crate) known: Marked,
+    pub(crate) known: Watermarks,
     /// Tags whose latest mark is wanted.
     pub(crate) tags: Vec<u64>,
     /// Told with the marks.
@@ -146,15 +146,15 @@ pub(crate) struct Look {
 const MARKS_TTL: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
 
 /// Adds the marks to a message about them.
-fn with_marks(mut message: Vec<u8>, marked: Marked) -> Vec<u8> {
-    for number in [marked.era, marked.mark, marked.all] {
+fn with_watermarks(mut message: Vec<u8>, watermarks: Watermarks) -> Vec<u8> {
+    for number in [watermarks.incarnation, watermarks.current, watermarks.all] {
         message.extend_from_slice(&number.to_le_bytes());
     }
     message
 }
 
 /// An era in case there is none: random, and small enough for every script to reckon with.
-fn new_era() -> u64 {
+fn new_incarnation() -> u64 {
     (crate::random::number() >> 12).max(1)
 }
 
@@ -284,7 +284,7 @@ impl Tier {
         lease: Vec<u8>,
         ttl_ms: u64,
         over: Over<'_>,
-        known: Marked,
+        known: Watermarks,
     ) -> Result<Acquired, RemoteError> {
         measured!(self, "acquire", tier => tier.acquire(keys, lease, ttl_ms, over, known))
     }
@@ -378,8 +378,8 @@ impl Tier {
     pub(crate) async fn marks(
         &self,
         key: &Bytes,
-        look: Look,
-    ) -> Result<(Marked, u64), RemoteError> {
+        look: WatermarkRequest,
+    ) -> Result<(Watermarks, u64), RemoteError> {
         measured!(self, "marks", tier => tier.marks(key, look))
     }
 
@@ -388,7 +388,7 @@ impl Tier {
     pub(crate) async fn beat(
         &self,
         key: &Bytes,
-        known: Marked,
+        known: Watermarks,
         message: Vec<u8>,
     ) -> Result<(), RemoteError> {
         measured!(self, "beat", tier => tier.beat(key, known, message))

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::codec::envelope::{Era, Header, Kind};
+use crate::codec::envelope::{Baseline, Header, Kind};
 use crate::{Bincode, Json};
 
 const ONE: [u8; 32] = [1; 32];
@@ -24,7 +24,10 @@ fn header() -> Header {
     let mut header = Header::plain(Kind::Value, [9; 16], 5, 1_700_000_000_000);
     (header.codec, header.schema, header.tags) = (16, 3, 1);
     (header.fresh_ms, header.load_cost_ms, header.version) = (300_000, 12, 9);
-    header.era = Era { id: 7, mark: 8 };
+    header.baseline = Baseline {
+        incarnation: 7,
+        watermark: 8,
+    };
     header
 }
 
@@ -72,8 +75,8 @@ fn bytes_open_under_the_header_that_they_were_sealed_for_and_under_no_other() {
         |header| header.created_ms += 1,
         |header| header.fresh_ms += 1,
         |header| header.load_cost_ms += 1,
-        |header| header.era.id += 1,
-        |header| header.era.mark += 1,
+        |header| header.baseline.incarnation += 1,
+        |header| header.baseline.watermark += 1,
         |header| header.version += 1,
     ];
     for (at, change) in others.iter().enumerate() {

@@ -4,7 +4,7 @@
 use super::*;
 use crate::health::{Channel, Event};
 use crate::l2::message::{Message, Operation};
-use crate::l2::{Acquired, Keys, Listener, Look, Over, Raise};
+use crate::l2::{Acquired, Advance, Keys, Listener, Over, WatermarkRequest};
 
 /// The channel lease.
 const H: Duration = Duration::from_secs(2);
@@ -44,7 +44,7 @@ fn old_then_new(gated: bool) -> Database {
 async fn connect(tier: &InProcess, nodes: &[&Users]) {
     for (wire, node) in nodes.iter().enumerate() {
         let engine = node.engine();
-        engine.attach(engine.shared.as_ref().unwrap()).await;
+        engine.attach(engine.remote.as_ref().unwrap()).await;
         tier.connect(wire);
     }
     tokio::time::sleep(A_WHILE).await;
@@ -367,17 +367,20 @@ async fn marks_that_went_back_mean_that_everything_is_invalidated() {
     let cache = node(&source, &tier);
     cache.get(&1).await.unwrap();
     let engine = cache.engine();
-    let mut known = engine.marks.known().unwrap();
-    known.mark += 7;
-    let look = Look {
-        raise: Raise::Nothing,
+    let mut known = engine.watermarks.known().unwrap();
+    known.current += 7;
+    let look = WatermarkRequest {
+        advance: Advance::Nothing,
         known,
         tags: Vec::new(),
         notice: None,
     };
-    let marks = &engine.shared.as_ref().unwrap().marks;
-    let (marked, _) = tier.marks(marks, look).await.unwrap();
-    assert_eq!((marked.mark, marked.all), (known.mark + 1, known.mark + 1));
+    let marks = &engine.remote.as_ref().unwrap().watermarks_key;
+    let (watermarks, _) = tier.marks(marks, look).await.unwrap();
+    assert_eq!(
+        (watermarks.current, watermarks.all),
+        (known.current + 1, known.current + 1)
+    );
     let later = node(&source, &tier);
     assert_eq!(text(&later.get(&1).await), Some("new"));
     validate(&[&cache, &later], &tier).await;
@@ -502,7 +505,7 @@ async fn a_record_that_was_expired_since_it_was_read_is_another_record() {
     // And so says the tier itself.
     let keys = Keys::of(&bytes::Bytes::from_static(KEY));
     let start = &read[..envelope::STATED];
-    let known = crate::engine::marks::Marked::default();
+    let known = crate::engine::watermarks::Watermarks::default();
     for over in [Over::Useless(start), Over::Entry(start)] {
         let acquired = tier.acquire(&keys, read.to_vec(), 1, over, known).await;
         assert!(matches!(acquired, Ok(Acquired::Record(_))), "{acquired:?}");

@@ -7,7 +7,7 @@ use tokio::time::{Instant, advance};
 
 use crate::{BoxError, Cache, CacheBuilder, InProcess, Loaded, Loader, Source, loader_fn};
 
-type Numbers = Cache<u64, u64, BoxError>;
+type SequenceTracker = Cache<u64, u64, BoxError>;
 
 const TTL: Duration = Duration::from_secs(100);
 
@@ -25,20 +25,20 @@ fn builder() -> CacheBuilder<impl Loader<Key = u64, Value = u64, Error = BoxErro
         .negative_ttl(TTL)
 }
 
-fn is_hot(cache: &Numbers, key: u64) -> bool {
+fn is_hot(cache: &SequenceTracker, key: u64) -> bool {
     let hash = cache.typed.hash(&key);
     cache.typed.hot(hash, &key).is_some()
 }
 
 /// What the front answers.
-fn hot_hit(cache: &Numbers, key: u64) -> Option<Option<u64>> {
+fn hot_hit(cache: &SequenceTracker, key: u64) -> Option<Option<u64>> {
     let value = |hit: &crate::l1::HitView<'_, u64>, _| hit.value.as_deref().copied();
     let hash = cache.typed.hash(&key);
     cache.hot_hit((&key, hash), Instant::now, value)
 }
 
 /// Asks until the key is in front.
-async fn heat(cache: &Numbers, key: u64) {
+async fn heat(cache: &SequenceTracker, key: u64) {
     for _ in 0..100 {
         cache.get(&key).await.unwrap();
         if hot_hit(cache, key).is_some() {
@@ -48,7 +48,7 @@ async fn heat(cache: &Numbers, key: u64) {
     panic!("{key} does not move up");
 }
 
-async fn source(cache: &Numbers, key: u64) -> Source {
+async fn source(cache: &SequenceTracker, key: u64) -> Source {
     cache.get_entry(&key).await.unwrap().unwrap().source()
 }
 
@@ -123,7 +123,7 @@ async fn what_ends_an_entry_ends_it_in_front() {
     assert_eq!(hot_hit(&cache, 3), None, "everything");
 
     heat(&cache, 3).await;
-    cache.engine().forget();
+    cache.engine().start_new_epoch();
     assert_eq!(hot_hit(&cache, 3), None, "a gap");
 
     heat(&cache, 3).await;

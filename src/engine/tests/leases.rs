@@ -136,7 +136,7 @@ async fn a_dead_holder_is_replaced_when_its_lease_ends() {
     let cache = node(&source, &tier);
     cache.get(&2).await.unwrap();
     let mut dead = Header::plain(Kind::Lease, [7; 16], envelope::key_hash(KEY), 0);
-    dead.era = cache.engine().marks.era();
+    dead.baseline = cache.engine().watermarks.baseline();
     tier.set_raw(KEY, &dead.to_record(), 2_000);
     let begun = Instant::now();
     assert_eq!(text(&cache.get(&1).await), Some("v"));

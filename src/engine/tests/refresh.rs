@@ -144,7 +144,7 @@ async fn what_a_refresh_offers_from_l1_is_silent_when_l1_is() {
     let (cache, writer) = (build(), build());
     for (wire, node) in [&cache, &writer].into_iter().enumerate() {
         let engine = node.engine();
-        engine.attach(engine.shared.as_ref().unwrap()).await;
+        engine.attach(engine.remote.as_ref().unwrap()).await;
         tier.connect(wire);
     }
     tokio::time::sleep(MS * 100).await;
@@ -176,7 +176,7 @@ async fn what_a_flight_offers_from_l1_does_not_survive_a_gap() {
     gate.reached().await;
     tier.mute();
     writer.insert(1, "inserted".to_owned()).await.unwrap();
-    cache.engine().forget();
+    cache.engine().start_new_epoch();
     let got = spawn_get(&cache, 1);
     settle().await;
     assert!(!got.is_finished());
@@ -608,7 +608,7 @@ async fn a_refresh_that_nobody_waits_for_does_not_load_without_its_claim() {
     let cache = stale(&source, &tier).lease_wait(MS * 500).build().unwrap();
     cache.get(&1).await.unwrap();
     let mut others = Header::plain(Kind::Lease, [7; 16], envelope::key_hash(&guard()), 0);
-    others.era = cache.engine().marks.era();
+    others.baseline = cache.engine().watermarks.baseline();
     tokio::time::advance(TTL).await;
     tier.set_raw(&guard(), &others.to_record(), 5_000);
     for _ in 0..40 {

@@ -270,7 +270,7 @@ async fn a_refresher_that_dies_is_replaced_when_its_claim_ends() {
     let cache = stale(&source, &tier).build().unwrap();
     cache.get(&1).await.unwrap();
     let mut dead = Header::plain(Kind::Lease, [7; 16], envelope::key_hash(&guard()), 0);
-    dead.era = cache.engine().marks.era();
+    dead.baseline = cache.engine().watermarks.baseline();
     tokio::time::advance(TTL).await;
     tier.set_raw(&guard(), &dead.to_record(), 2_000);
     let begun = Instant::now();

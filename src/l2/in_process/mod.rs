@@ -11,10 +11,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
-    Acquired, Keys, Listener, Look, Notice, Over, Raise, Read, Refill, new_era, with_marks,
+    Acquired, Advance, Keys, Listener, Notice, Over, Read, Refill, WatermarkRequest,
+    new_incarnation, with_watermarks,
 };
 use crate::codec::envelope::{self, Expiry, HEAD, HEADER, Head, STATED, WAITERS};
-use crate::engine::marks::Marked;
+use crate::engine::watermarks::Watermarks;
 use crate::error::RemoteError;
 use crate::ttl;
 
@@ -99,7 +100,7 @@ struct StoredRecord {
 
 /// What was invalidated as a whole in one cache.
 struct StoredMarks {
-    marked: Marked,
+    watermarks: Watermarks,
     /// What was loaded before and has any tag is dead.
     floor: u64,
     tags: HashMap<u64, u64>,
@@ -138,12 +139,12 @@ impl Store {
     }
 
     /// Looks at the marks of a cache, as the script does on a server.
-    fn update_marks(&mut self, key: &Bytes, look: &Look) -> (Marked, u64) {
+    fn update_marks(&mut self, key: &Bytes, look: &WatermarkRequest) -> (Watermarks, u64) {
         if !self.marks.contains_key(key) {
             let marks = StoredMarks {
-                marked: Marked {
-                    era: new_era(),
-                    ..Marked::default()
+                watermarks: Watermarks {
+                    incarnation: new_incarnation(),
+                    ..Watermarks::default()
                 },
                 floor: 0,
                 tags: HashMap::new(),
@@ -153,21 +154,23 @@ impl Store {
         let Some(marks) = self.marks.get_mut(key) else {
             return Default::default();
         };
-        let marked = &mut marks.marked;
-        if marked.era == look.known.era && marked.mark < look.known.mark {
-            marked.mark = look.known.mark + 1;
-            marked.all = marked.mark;
+        let watermarks = &mut marks.watermarks;
+        if watermarks.incarnation == look.known.incarnation
+            && watermarks.current < look.known.current
+        {
+            watermarks.current = look.known.current + 1;
+            watermarks.all = watermarks.current;
         }
-        match look.raise {
-            Raise::Nothing => {}
-            Raise::All => {
-                marked.mark += 1;
-                marked.all = marked.mark;
+        match look.advance {
+            Advance::Nothing => {}
+            Advance::All => {
+                watermarks.current += 1;
+                watermarks.all = watermarks.current;
                 marks.tags.clear();
             }
-            Raise::Tag(tag) => {
-                marked.mark += 1;
-                marks.tags.insert(tag, marked.mark);
+            Advance::Tag(tag) => {
+                watermarks.current += 1;
+                marks.tags.insert(tag, watermarks.current);
                 if marks.tags.len() > MAX_TAGS {
                     let mut ages: Vec<u64> = marks.tags.values().copied().collect();
                     let (_, middle, _) = ages.select_nth_unstable(MAX_TAGS / 2);
@@ -178,23 +181,23 @@ impl Store {
         }
         let of_tags = look.tags.iter().filter_map(|tag| marks.tags.get(tag));
         let latest = of_tags.copied().fold(marks.floor, u64::max);
-        (marks.marked, latest)
+        (marks.watermarks, latest)
     }
 
     /// The milliseconds that a lease of another lives on; it knows now that somebody waits. One whose
     /// load began before everything was invalidated holds nobody up.
-    fn held_by_another(&mut self, key: &[u8], known: Marked, now: Instant) -> Option<u64> {
+    fn held_by_another(&mut self, key: &[u8], known: Watermarks, now: Instant) -> Option<u64> {
         let stored = self.get(key, now)?;
         if !envelope::is_lease(&stored.bytes) {
             return None;
         }
-        let era = envelope::lease_era(&stored.bytes);
-        if era.id != known.era || era.mark < known.all {
+        let baseline = envelope::lease_era(&stored.bytes);
+        if baseline.incarnation != known.incarnation || baseline.watermark < known.all {
             return None;
         }
-        let mut marked = stored.bytes.to_vec();
-        marked[WAITERS] = 1;
-        stored.bytes = marked.into();
+        let mut watermarks = stored.bytes.to_vec();
+        watermarks[WAITERS] = 1;
+        stored.bytes = watermarks.into();
         Some(ttl::millis(stored.expires_at - now))
     }
 
@@ -374,7 +377,7 @@ impl InProcess {
         lease: Vec<u8>,
         ttl_ms: u64,
         over: Over<'_>,
-        known: Marked,
+        known: Watermarks,
     ) -> Result<Acquired, RemoteError> {
         let refresh = matches!(over, Over::Entry(_));
         self.run("acquire", |store, now| {
@@ -575,19 +578,19 @@ impl InProcess {
     pub(crate) async fn marks(
         &self,
         key: &Bytes,
-        mut look: Look,
-    ) -> Result<(Marked, u64), RemoteError> {
-        let operation = match look.raise {
-            Raise::Nothing => "marks",
-            Raise::All | Raise::Tag(_) => "raise",
+        mut look: WatermarkRequest,
+    ) -> Result<(Watermarks, u64), RemoteError> {
+        let operation = match look.advance {
+            Advance::Nothing => "marks",
+            Advance::All | Advance::Tag(_) => "raise",
         };
         self.run(operation, |store, _| {
             let notice = look.notice.take();
-            let (marked, latest) = store.update_marks(key, &look);
+            let (watermarks, latest) = store.update_marks(key, &look);
             if let Some(notice) = notice {
-                self.publish(marked_notice(notice, marked));
+                self.publish(marked_notice(notice, watermarks));
             }
-            (marked, latest)
+            (watermarks, latest)
         })
         .await
     }
@@ -596,22 +599,22 @@ impl InProcess {
     pub(crate) async fn beat(
         &self,
         key: &Bytes,
-        known: Marked,
+        known: Watermarks,
         message: Vec<u8>,
     ) -> Result<(), RemoteError> {
-        let look = Look {
-            raise: Raise::Nothing,
+        let look = WatermarkRequest {
+            advance: Advance::Nothing,
             known,
             tags: Vec::new(),
             notice: None,
         };
         self.run_uncounted("beat", |store, _| {
-            let (marked, _) = store.update_marks(key, &look);
+            let (watermarks, _) = store.update_marks(key, &look);
             let notice = Notice {
                 channel: Bytes::new(),
                 message: message.into(),
             };
-            self.publish(marked_notice(notice, marked));
+            self.publish(marked_notice(notice, watermarks));
         })
         .await
     }
@@ -725,10 +728,10 @@ impl InProcess {
 }
 
 /// Adds the marks to a message about them, as the script does on a server.
-fn marked_notice(notice: Notice, marked: Marked) -> Notice {
+fn marked_notice(notice: Notice, watermarks: Watermarks) -> Notice {
     Notice {
         channel: notice.channel,
-        message: with_marks(notice.message.to_vec(), marked).into(),
+        message: with_watermarks(notice.message.to_vec(), watermarks).into(),
     }
 }
 

@@ -14,10 +14,11 @@ use futures_util::future::join_all;
 use super::scripts::{self, Script};
 use super::{Redis, remote_error};
 use crate::codec::envelope::{Expiry, Head};
-use crate::engine::marks::Marked;
+use crate::engine::watermarks::Watermarks;
 use crate::error::{RemoteError, RemoteKind};
 use crate::l2::{
-    Acquired, Keys, Look, MARKS_TTL, Notice, Over, Raise, Read, Refill, new_era, with_marks,
+    Acquired, Advance, Keys, MARKS_TTL, Notice, Over, Read, Refill, WatermarkRequest,
+    new_incarnation, with_watermarks,
 };
 
 /// Keys of one MGET: a longer reply keeps the server from others for too long.
@@ -97,7 +98,7 @@ impl Redis {
         lease: Vec<u8>,
         ttl_ms: u64,
         over: Over<'_>,
-        known: Marked,
+        known: Watermarks,
     ) -> Result<Acquired, RemoteError> {
         let (over, seen) = match over {
             Over::Nothing => ("0", &[][..]),
@@ -109,7 +110,7 @@ impl Redis {
             number(ttl_ms),
             Value::from_static_str(over),
             copy_bytes(seen),
-            number(known.era),
+            number(known.incarnation),
             number(known.all),
         ];
         let reply = self
@@ -275,8 +276,8 @@ impl Redis {
     pub(crate) async fn marks(
         &self,
         key: &Bytes,
-        look: Look,
-    ) -> Result<(Marked, u64), RemoteError> {
+        look: WatermarkRequest,
+    ) -> Result<(Watermarks, u64), RemoteError> {
         self.ensure_started().await;
         self.look(&self.shared.client(), BreakerUse::Checked, key, look)
             .await
@@ -285,11 +286,11 @@ impl Redis {
     pub(crate) async fn beat(
         &self,
         key: &Bytes,
-        known: Marked,
+        known: Watermarks,
         message: Vec<u8>,
     ) -> Result<(), RemoteError> {
-        let mut look = Look {
-            raise: Raise::Nothing,
+        let mut look = WatermarkRequest {
+            advance: Advance::Nothing,
             known,
             tags: Vec::new(),
             notice: None,
@@ -297,10 +298,10 @@ impl Redis {
         if self.shared.clustered {
             // The marks first, then a round over all connections: when it is over, every message that is
             // older than these marks has been heard.
-            let (marked, _) = self
+            let (watermarks, _) = self
                 .look(&self.shared.client(), BreakerUse::Bypassed, key, look)
                 .await?;
-            let message = with_marks(message, marked);
+            let message = with_watermarks(message, watermarks);
             self.shared.send_heartbeat(message.into()).await;
             return Ok(());
         }
@@ -330,22 +331,22 @@ impl Redis {
         client: &WithOptions<Client>,
         breaker_use: BreakerUse,
         key: &Bytes,
-        look: Look,
-    ) -> Result<(Marked, u64), RemoteError> {
+        look: WatermarkRequest,
+    ) -> Result<(Watermarks, u64), RemoteError> {
         const OPERATION: &str = "look at the marks";
-        let raise = match look.raise {
-            Raise::Nothing => String::new(),
-            Raise::All => "all".to_owned(),
-            Raise::Tag(tag) => tag_member(tag),
+        let advance = match look.advance {
+            Advance::Nothing => String::new(),
+            Advance::All => "all".to_owned(),
+            Advance::Tag(tag) => tag_member(tag),
         };
         let (channel, message) = look
             .notice
             .map_or_else(Default::default, |notice| (notice.channel, notice.message));
         let mut args = vec![
-            raise.into(),
-            number(new_era()),
-            number(look.known.era),
-            number(look.known.mark),
+            advance.into(),
+            number(new_incarnation()),
+            number(look.known.incarnation),
+            number(look.known.current),
             number(crate::ttl::millis(MARKS_TTL)),
             channel.into(),
             message.into(),
@@ -362,7 +363,14 @@ impl Redis {
             )
             .await?;
         match reply.convert::<Vec<u64>>().as_deref() {
-            Ok(&[era, mark, all, latest]) => Ok((Marked { era, mark, all }, latest)),
+            Ok(&[incarnation, current, all, latest]) => Ok((
+                Watermarks {
+                    incarnation,
+                    current,
+                    all,
+                },
+                latest,
+            )),
             _ => {
                 let cause = "unexpected reply";
                 Err(RemoteError::because(RemoteKind::Refused, OPERATION, cause))

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::codec::envelope::Era;
+use crate::codec::envelope::Baseline;
 
 /// Tags whose marks are kept here for no entry; beyond that the oldest are asked for.
 const MOST_TAGS: usize = 1 << 16;
@@ -32,22 +32,22 @@ const RETIRED: usize = 8;
 
 /// What L2 says of the marks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Marked {
-    pub(crate) era: u64,
-    pub(crate) mark: u64,
+pub(crate) struct Watermarks {
+    pub(crate) incarnation: u64,
+    pub(crate) current: u64,
     /// The mark of the last invalidation of everything.
     pub(crate) all: u64,
 }
 
 /// The mark of one tag, shared by the entries that carry it: a hit looks here, without a hash.
 #[derive(Debug, Default)]
-pub(crate) struct TagMark {
+pub(crate) struct TagWatermark {
     mark: AtomicU64,
     /// Invalidations that L2 has not confirmed: until then nothing with this tag is alive.
     unconfirmed: AtomicU32,
 }
 
-impl TagMark {
+impl TagWatermark {
     fn last(&self) -> u64 {
         if self.unconfirmed.load(Ordering::Acquire) > 0 {
             return u64::MAX;
@@ -73,14 +73,14 @@ impl TagMark {
 #[derive(Clone, Debug)]
 pub(crate) struct Tags {
     mark: u64,
-    of: Arc<[Arc<TagMark>]>,
+    of: Arc<[Arc<TagWatermark>]>,
 }
 
 impl Tags {
     /// The same tags on an entry whose load began when this much was known.
-    pub(crate) fn renewed(&self, era: Era) -> Self {
+    pub(crate) fn renewed(&self, baseline: Baseline) -> Self {
         Self {
-            mark: era.mark,
+            mark: baseline.watermark,
             of: Arc::clone(&self.of),
         }
     }
@@ -93,32 +93,32 @@ impl Tags {
 
 /// What is known of a record.
 #[derive(Debug)]
-pub(crate) enum Verdict {
+pub(crate) enum Liveness {
     /// Not invalidated as a whole. `None`: it has no tags.
     Alive(Option<Tags>),
     Dead,
     /// Another era, which may be a newer one: ask for the marks.
-    OtherEra,
+    OtherIncarnation,
     /// Its load began before anything is known here of its tags: ask for their marks.
     AskTags(Tags),
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Marks {
+pub(crate) struct WatermarkTable {
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    known: Option<Marked>,
+    known: Option<Watermarks>,
     retired: VecDeque<u64>,
-    tags: HashMap<u64, Arc<TagMark>>,
+    tags: HashMap<u64, Arc<TagWatermark>>,
     /// Every later mark of a tag is known here. `None` after a gap: none is.
     since: Option<u64>,
     /// The latest mark that a message told of.
     heard: u64,
     /// How often a message spoke of another era.
-    doubts: u64,
+    contradicts: u64,
     /// As many of them as were asked about.
     settled: u64,
     /// How often an era was taken for the current one.
@@ -128,7 +128,7 @@ struct State {
 /// When L2 was asked: after so many doubts, and when so many eras had been taken.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
-    doubts: u64,
+    contradicts: u64,
     taken: u64,
 }
 
@@ -142,35 +142,35 @@ pub(crate) enum News {
     Missed,
 }
 
-impl Marks {
+impl WatermarkTable {
     /// Marks of a cache without a shared tier: they are counted here.
     pub(crate) fn alone() -> Self {
         let marks = Self::default();
         {
             let mut state = marks.state.lock();
-            state.known = Some(Marked::default());
+            state.known = Some(Watermarks::default());
             state.since = Some(0);
         }
         marks
     }
 
     /// What a load that begins now must know.
-    pub(crate) fn known(&self) -> Option<Marked> {
+    pub(crate) fn known(&self) -> Option<Watermarks> {
         self.state.lock().known
     }
 
     /// What a record carries whose load begins now.
-    pub(crate) fn era(&self) -> Era {
+    pub(crate) fn baseline(&self) -> Baseline {
         let known = self.state.lock().known.unwrap_or_default();
-        Era {
-            id: known.era,
-            mark: known.mark,
+        Baseline {
+            incarnation: known.incarnation,
+            watermark: known.current,
         }
     }
 
     /// Takes in what L2 said. `ordered`: it came over the bus, so every message before it has been
     /// processed.
-    pub(crate) fn learn(&self, said: Marked, ordered: bool) -> News {
+    pub(crate) fn learn(&self, said: Watermarks, ordered: bool) -> News {
         let mut state = self.state.lock();
         let news = match state.known {
             None => {
@@ -178,10 +178,10 @@ impl Marks {
                 // What was read before is from before anything was known.
                 News::Everything
             }
-            Some(known) if known.era == said.era => {
-                state.known = Some(Marked {
-                    era: said.era,
-                    mark: known.mark.max(said.mark),
+            Some(known) if known.incarnation == said.incarnation => {
+                state.known = Some(Watermarks {
+                    incarnation: said.incarnation,
+                    current: known.current.max(said.current),
                     all: known.all.max(said.all),
                 });
                 if said.all > known.all {
@@ -190,9 +190,9 @@ impl Marks {
                     News::Nothing
                 }
             }
-            Some(_) if state.retired.contains(&said.era) => return News::Nothing,
+            Some(_) if state.retired.contains(&said.incarnation) => return News::Nothing,
             Some(known) => {
-                state.retired.push_back(known.era);
+                state.retired.push_back(known.incarnation);
                 if state.retired.len() > RETIRED {
                     state.retired.pop_front();
                 }
@@ -207,10 +207,10 @@ impl Marks {
             }
         };
         if ordered && state.since.is_none() {
-            state.since = Some(said.mark);
-            state.heard = said.mark;
-        } else if ordered && said.mark > state.heard {
-            state.heard = said.mark;
+            state.since = Some(said.current);
+            state.heard = said.current;
+        } else if ordered && said.current > state.heard {
+            state.heard = said.current;
             if news == News::Nothing {
                 return News::Missed;
             }
@@ -221,17 +221,19 @@ impl Marks {
     /// Whether what is known came from L2 itself, and no message has spoken of another era since.
     pub(crate) fn is_certain(&self) -> bool {
         let state = self.state.lock();
-        state.known.is_some() && state.settled == state.doubts
+        state.known.is_some() && state.settled == state.contradicts
     }
 
     /// Whether a message speaks of another era than the one that is known. Anybody who may publish
     /// can say so, and whoever believed it would take no later invalidation of everything for one: it
     /// is asked about.
-    pub(crate) fn doubts(&self, said: Marked) -> bool {
+    pub(crate) fn contradicts(&self, said: Watermarks) -> bool {
         let mut state = self.state.lock();
-        let another = state.known.is_some_and(|known| known.era != said.era);
+        let another = state
+            .known
+            .is_some_and(|known| known.incarnation != said.incarnation);
         if another {
-            state.doubts += 1;
+            state.contradicts += 1;
             state.since = None;
         }
         another
@@ -241,67 +243,79 @@ impl Marks {
     pub(crate) fn asks(&self) -> Asked {
         let state = self.state.lock();
         Asked {
-            doubts: state.doubts,
+            contradicts: state.contradicts,
             taken: state.taken,
         }
     }
 
     /// L2 has answered, and what it said is to be [learnt](Self::learn) next.
-    pub(crate) fn answered(&self, said: Marked, asked: Asked) {
+    pub(crate) fn answered(&self, said: Watermarks, asked: Asked) {
         let mut state = self.state.lock();
-        state.settled = state.settled.max(asked.doubts);
+        state.settled = state.settled.max(asked.contradicts);
         if asked.taken == state.taken {
             // No answer from before that era was left: L2 has gone back to it, restored for instance.
-            state.retired.retain(|era| *era != said.era);
+            state
+                .retired
+                .retain(|baseline| *baseline != said.incarnation);
         }
     }
 
     /// A message told of a mark.
-    pub(crate) fn heard(&self, marked: Marked) {
+    pub(crate) fn heard(&self, watermarks: Watermarks) {
         let mut state = self.state.lock();
-        if state.known.is_some_and(|known| known.era == marked.era) {
-            state.heard = state.heard.max(marked.mark);
+        if state
+            .known
+            .is_some_and(|known| known.incarnation == watermarks.incarnation)
+        {
+            state.heard = state.heard.max(watermarks.current);
         }
     }
 
     /// A tag was invalidated at this mark.
-    pub(crate) fn learn_tag(&self, tag: u64, marked: Marked) {
+    pub(crate) fn learn_tag(&self, tag: u64, watermarks: Watermarks) {
         let mut state = self.state.lock();
-        if state.known.is_none_or(|known| known.era == marked.era) {
+        if state
+            .known
+            .is_none_or(|known| known.incarnation == watermarks.incarnation)
+        {
             let tag = state.tag(tag);
-            tag.mark.fetch_max(marked.mark, Ordering::AcqRel);
+            tag.mark.fetch_max(watermarks.current, Ordering::AcqRel);
         }
     }
 
     /// Messages may have been missed.
-    pub(crate) fn doubt(&self) {
+    pub(crate) fn distrust(&self) {
         self.state.lock().since = None;
     }
 
     /// Raises a mark that is counted here.
-    pub(crate) fn raise(&self, tag: Option<u64>) {
+    pub(crate) fn advance(&self, tag: Option<u64>) {
         let mut state = self.state.lock();
         let mut known = state.known.unwrap_or_default();
-        known.mark += 1;
+        known.current += 1;
         match tag {
-            Some(tag) => state.tag(tag).mark.store(known.mark, Ordering::Release),
-            None => known.all = known.mark,
+            Some(tag) => state.tag(tag).mark.store(known.current, Ordering::Release),
+            None => known.all = known.current,
         }
         state.known = Some(known);
     }
 
-    pub(crate) fn tag(&self, tag: u64) -> Arc<TagMark> {
+    pub(crate) fn tag(&self, tag: u64) -> Arc<TagWatermark> {
         self.state.lock().tag(tag)
     }
 
     /// The tags of an entry whose load began in `era`.
-    pub(crate) fn tags(&self, era: Era, tags: impl ExactSizeIterator<Item = u64>) -> Option<Tags> {
+    pub(crate) fn tags(
+        &self,
+        baseline: Baseline,
+        tags: impl ExactSizeIterator<Item = u64>,
+    ) -> Option<Tags> {
         if tags.len() == 0 {
             return None;
         }
         let mut state = self.state.lock();
         Some(Tags {
-            mark: era.mark,
+            mark: baseline.watermark,
             of: tags.map(|tag| state.tag(tag)).collect(),
         })
     }
@@ -310,33 +324,33 @@ impl Marks {
     /// known of tags is not older than its lease.
     pub(crate) fn judge(
         &self,
-        era: Era,
+        baseline: Baseline,
         tags: impl ExactSizeIterator<Item = u64>,
         proven: bool,
-    ) -> Verdict {
+    ) -> Liveness {
         let (known, since) = {
             let state = self.state.lock();
             (state.known.unwrap_or_default(), state.since)
         };
-        if known.era != era.id {
-            return Verdict::OtherEra;
+        if known.incarnation != baseline.incarnation {
+            return Liveness::OtherIncarnation;
         }
-        if era.mark < known.all {
-            return Verdict::Dead;
+        if baseline.watermark < known.all {
+            return Liveness::Dead;
         }
-        match self.tags(era, tags) {
-            None => Verdict::Alive(None),
-            Some(tags) if !tags.hold() => Verdict::Dead,
-            Some(tags) if !proven || since.is_none_or(|since| era.mark < since) => {
-                Verdict::AskTags(tags)
+        match self.tags(baseline, tags) {
+            None => Liveness::Alive(None),
+            Some(tags) if !tags.hold() => Liveness::Dead,
+            Some(tags) if !proven || since.is_none_or(|since| baseline.watermark < since) => {
+                Liveness::AskTags(tags)
             }
-            Some(tags) => Verdict::Alive(Some(tags)),
+            Some(tags) => Liveness::Alive(Some(tags)),
         }
     }
 }
 
 impl State {
-    fn tag(&mut self, tag: u64) -> Arc<TagMark> {
+    fn tag(&mut self, tag: u64) -> Arc<TagWatermark> {
         if self.tags.len() >= MOST_TAGS && !self.tags.contains_key(&tag) {
             let mut forgotten = 0;
             self.tags.retain(|_, tag| {
@@ -356,46 +370,53 @@ impl State {
 mod tests {
     use super::*;
 
-    fn marked(era: u64, mark: u64, all: u64) -> Marked {
-        Marked { era, mark, all }
+    fn watermarks(baseline: u64, mark: u64, all: u64) -> Watermarks {
+        Watermarks {
+            incarnation: baseline,
+            current: mark,
+            all,
+        }
     }
 
-    fn era(id: u64, mark: u64) -> Era {
-        Era { id, mark }
+    fn baseline(id: u64, mark: u64) -> Baseline {
+        Baseline {
+            incarnation: id,
+            watermark: mark,
+        }
     }
 
-    fn alive(marks: &Marks, era: Era, tags: &[u64]) -> bool {
+    fn alive(marks: &WatermarkTable, baseline: Baseline, tags: &[u64]) -> bool {
         matches!(
-            marks.judge(era, tags.iter().copied(), true),
-            Verdict::Alive(_)
+            marks.judge(baseline, tags.iter().copied(), true),
+            Liveness::Alive(_)
         )
     }
 
     #[test]
     fn what_began_before_everything_was_invalidated_is_dead() {
-        let marks = Marks::default();
-        assert_eq!(marks.learn(marked(7, 3, 0), true), News::Everything);
-        assert!(alive(&marks, era(7, 3), &[]) && alive(&marks, era(7, 0), &[]));
-        assert_eq!(marks.learn(marked(7, 4, 4), true), News::Everything);
-        assert!(!alive(&marks, era(7, 3), &[]) && alive(&marks, era(7, 4), &[]));
+        let marks = WatermarkTable::default();
+        assert_eq!(marks.learn(watermarks(7, 3, 0), true), News::Everything);
+        assert!(alive(&marks, baseline(7, 3), &[]) && alive(&marks, baseline(7, 0), &[]));
+        assert_eq!(marks.learn(watermarks(7, 4, 4), true), News::Everything);
+        assert!(!alive(&marks, baseline(7, 3), &[]) && alive(&marks, baseline(7, 4), &[]));
         assert_eq!(
-            marks.learn(marked(7, 3, 0), false),
+            marks.learn(watermarks(7, 3, 0), false),
             News::Nothing,
             "old news"
         );
-        assert_eq!(marks.known(), Some(marked(7, 4, 4)));
+        assert_eq!(marks.known(), Some(watermarks(7, 4, 4)));
     }
 
     #[test]
     fn a_tag_kills_what_carries_it_and_was_loaded_before() {
-        let marks = Marks::default();
-        marks.learn(marked(7, 3, 0), true);
-        let held = marks.tags(era(7, 3), [1, 2].into_iter()).unwrap();
-        let other = marks.tags(era(7, 3), [3].into_iter()).unwrap();
+        let marks = WatermarkTable::default();
+        marks.learn(watermarks(7, 3, 0), true);
+        let held = marks.tags(baseline(7, 3), [1, 2].into_iter()).unwrap();
+        let other = marks.tags(baseline(7, 3), [3].into_iter()).unwrap();
         assert!(held.hold());
-        marks.learn_tag(2, marked(7, 4, 0));
+        marks.learn_tag(2, watermarks(7, 4, 0));
         assert!(!held.hold() && other.hold());
-        assert!(!alive(&marks, era(7, 3), &[2]) && alive(&marks, era(7, 4), &[2]));
+        assert!(!alive(&marks, baseline(7, 3), &[2]) && alive(&marks, baseline(7, 4), &[2]));
         let tag = marks.tag(3);
         tag.begin();
         assert!(!other.hold(), "L2 has not confirmed it");
@@ -405,109 +426,109 @@ mod tests {
 
     #[test]
     fn what_is_older_than_what_is_known_of_tags_is_asked_for() {
-        let marks = Marks::default();
-        marks.learn(marked(7, 3, 0), true);
+        let marks = WatermarkTable::default();
+        marks.learn(watermarks(7, 3, 0), true);
         let ask = |mark, tags: &[u64]| {
             matches!(
-                marks.judge(era(7, mark), tags.iter().copied(), true),
-                Verdict::AskTags(_)
+                marks.judge(baseline(7, mark), tags.iter().copied(), true),
+                Liveness::AskTags(_)
             )
         };
         assert!(ask(2, &[1]) && !ask(3, &[1]) && !ask(2, &[]));
-        let unproven = marks.judge(era(7, 3), [1].into_iter(), false);
-        assert!(matches!(unproven, Verdict::AskTags(_)));
-        marks.doubt();
+        let unproven = marks.judge(baseline(7, 3), [1].into_iter(), false);
+        assert!(matches!(unproven, Liveness::AskTags(_)));
+        marks.distrust();
         assert!(ask(3, &[1]));
-        marks.learn(marked(7, 5, 0), false);
+        marks.learn(watermarks(7, 5, 0), false);
         assert!(
             ask(5, &[1]),
             "said out of order: a message may still be on its way"
         );
-        marks.learn(marked(7, 5, 0), true);
+        marks.learn(watermarks(7, 5, 0), true);
         assert!(ask(4, &[1]) && !ask(5, &[1]));
     }
 
     #[test]
     fn a_mark_that_no_message_told_of_was_missed() {
-        let marks = Marks::default();
-        marks.learn(marked(7, 3, 0), true);
-        marks.heard(marked(7, 4, 0));
-        assert_eq!(marks.learn(marked(7, 4, 0), true), News::Nothing);
+        let marks = WatermarkTable::default();
+        marks.learn(watermarks(7, 3, 0), true);
+        marks.heard(watermarks(7, 4, 0));
+        assert_eq!(marks.learn(watermarks(7, 4, 0), true), News::Nothing);
         assert_eq!(
-            marks.learn(marked(7, 6, 0), false),
+            marks.learn(watermarks(7, 6, 0), false),
             News::Nothing,
             "not in order"
         );
-        assert_eq!(marks.learn(marked(7, 6, 0), true), News::Missed);
+        assert_eq!(marks.learn(watermarks(7, 6, 0), true), News::Missed);
         assert_eq!(
-            marks.learn(marked(7, 6, 0), true),
+            marks.learn(watermarks(7, 6, 0), true),
             News::Nothing,
             "told once"
         );
-        assert_eq!(marks.learn(marked(7, 7, 7), true), News::Everything);
+        assert_eq!(marks.learn(watermarks(7, 7, 7), true), News::Everything);
     }
 
     #[test]
     fn another_era_kills_everything_and_is_not_gone_back_from() {
-        let marks = Marks::default();
-        marks.learn(marked(7, 3, 0), true);
+        let marks = WatermarkTable::default();
+        marks.learn(watermarks(7, 3, 0), true);
         assert!(matches!(
-            marks.judge(era(8, 9), [].into_iter(), true),
-            Verdict::OtherEra
+            marks.judge(baseline(8, 9), [].into_iter(), true),
+            Liveness::OtherIncarnation
         ));
-        assert_eq!(marks.learn(marked(8, 0, 0), true), News::Everything);
-        assert!(alive(&marks, era(8, 0), &[1]));
+        assert_eq!(marks.learn(watermarks(8, 0, 0), true), News::Everything);
+        assert!(alive(&marks, baseline(8, 0), &[1]));
         assert!(matches!(
-            marks.judge(era(7, 3), [].into_iter(), true),
-            Verdict::OtherEra
+            marks.judge(baseline(7, 3), [].into_iter(), true),
+            Liveness::OtherIncarnation
         ));
-        assert_eq!(marks.learn(marked(7, 3, 0), false), News::Nothing);
-        assert_eq!(marks.known(), Some(marked(8, 0, 0)));
+        assert_eq!(marks.learn(watermarks(7, 3, 0), false), News::Nothing);
+        assert_eq!(marks.known(), Some(watermarks(8, 0, 0)));
     }
 
     #[test]
     fn a_message_of_another_era_is_asked_about_and_not_believed() {
-        let marks = Marks::default();
-        assert!(!marks.is_certain() && !marks.doubts(marked(8, 1, 1)));
-        marks.learn(marked(7, 3, 0), false);
-        assert!(marks.is_certain() && !marks.doubts(marked(7, 9, 9)));
+        let marks = WatermarkTable::default();
+        assert!(!marks.is_certain() && !marks.contradicts(watermarks(8, 1, 1)));
+        marks.learn(watermarks(7, 3, 0), false);
+        assert!(marks.is_certain() && !marks.contradicts(watermarks(7, 9, 9)));
         let asked_before = marks.asks();
-        assert!(marks.doubts(marked(8, 1, 1)));
+        assert!(marks.contradicts(watermarks(8, 1, 1)));
         assert!(!marks.is_certain());
-        assert_eq!(marks.known(), Some(marked(7, 3, 0)));
-        marks.answered(marked(7, 3, 0), asked_before);
+        assert_eq!(marks.known(), Some(watermarks(7, 3, 0)));
+        marks.answered(watermarks(7, 3, 0), asked_before);
         assert!(!marks.is_certain(), "that was asked before it came");
-        marks.answered(marked(7, 3, 0), marks.asks());
+        marks.answered(watermarks(7, 3, 0), marks.asks());
         assert!(marks.is_certain());
     }
 
     #[test]
     fn an_era_is_gone_back_to_when_l2_has_gone_back_to_it() {
-        let marks = Marks::default();
-        marks.learn(marked(7, 3, 0), false);
+        let marks = WatermarkTable::default();
+        marks.learn(watermarks(7, 3, 0), false);
         let asked_before = marks.asks();
-        marks.learn(marked(8, 1, 1), false);
-        marks.answered(marked(7, 3, 0), asked_before);
-        assert_eq!(marks.learn(marked(7, 3, 0), false), News::Nothing);
-        assert!(marks.doubts(marked(7, 3, 0)));
-        marks.answered(marked(7, 3, 0), marks.asks());
-        assert_eq!(marks.learn(marked(7, 3, 0), false), News::Everything);
-        assert_eq!(marks.known(), Some(marked(7, 3, 0)));
+        marks.learn(watermarks(8, 1, 1), false);
+        marks.answered(watermarks(7, 3, 0), asked_before);
+        assert_eq!(marks.learn(watermarks(7, 3, 0), false), News::Nothing);
+        assert!(marks.contradicts(watermarks(7, 3, 0)));
+        marks.answered(watermarks(7, 3, 0), marks.asks());
+        assert_eq!(marks.learn(watermarks(7, 3, 0), false), News::Everything);
+        assert_eq!(marks.known(), Some(watermarks(7, 3, 0)));
     }
 
     #[test]
     fn tags_that_nothing_carries_are_forgotten_and_then_asked_for() {
-        let marks = Marks::default();
-        marks.learn(marked(7, 0, 0), true);
-        let held = marks.tags(era(7, 0), [u64::MAX].into_iter()).unwrap();
+        let marks = WatermarkTable::default();
+        marks.learn(watermarks(7, 0, 0), true);
+        let held = marks.tags(baseline(7, 0), [u64::MAX].into_iter()).unwrap();
         for tag in 0..MOST_TAGS as u64 {
-            marks.learn_tag(tag, marked(7, tag + 1, 0));
+            marks.learn_tag(tag, watermarks(7, tag + 1, 0));
         }
         assert!(marks.state.lock().tags.len() <= MOST_TAGS);
-        let verdict = marks.judge(era(7, 5), [9].into_iter(), true);
-        assert!(matches!(verdict, Verdict::AskTags(_)), "{verdict:?}");
+        let verdict = marks.judge(baseline(7, 5), [9].into_iter(), true);
+        assert!(matches!(verdict, Liveness::AskTags(_)), "{verdict:?}");
         assert!(held.hold());
-        marks.learn_tag(u64::MAX, marked(7, 9, 0));
+        marks.learn_tag(u64::MAX, watermarks(7, 9, 0));
         assert!(!held.hold());
     }
 }

@@ -4,9 +4,9 @@ use tokio::time::Instant;
 
 /// Where the numbers of one cache begin.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Zero(Instant);
+pub(crate) struct TimeBase(Instant);
 
-impl Zero {
+impl TimeBase {
     pub(crate) fn at(moment: Instant) -> Self {
         Self(moment)
     }
@@ -29,7 +29,7 @@ mod tests {
     #[test]
     fn moments_are_in_order_and_none_is_before_zero() {
         let now = Instant::now();
-        let zero = Zero::at(now);
+        let zero = TimeBase::at(now);
         assert_eq!(zero.nanos(now), 0);
         assert_eq!(zero.nanos(now - Duration::from_secs(1)), 0);
         let later = Duration::new(3, 7);

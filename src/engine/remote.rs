@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::marks::Marked;
+use super::watermarks::Watermarks;
 use crate::codec::{AnyCodec, CodecError, RecordContext, envelope};
 use crate::erased::AnyValue;
 use crate::error::{RemoteError, RemoteKind};
@@ -19,20 +19,20 @@ use crate::key::{self, HashedKey};
 use crate::l2::message::{About, Message, Operation, Origin};
 use crate::l2::{Listener, Notice, Tier};
 use crate::random;
+use crate::time_base::TimeBase;
 use crate::ttl;
-use crate::zero::Zero;
 
-pub(crate) struct Shared {
+pub(crate) struct RemoteTier {
     pub(crate) tier: Tier,
     codec: Arc<dyn AnyCodec>,
     /// `prefix:name:`
     namespace: Vec<u8>,
-    pub(crate) channel: Bytes,
+    pub(crate) channel_name: Bytes,
     /// The key of this cache's marks.
-    pub(crate) marks: Bytes,
+    pub(crate) watermarks_key: Bytes,
     pub(crate) origin: Origin,
     number: AtomicU64,
-    pub(crate) link: Link,
+    pub(crate) channel: ChannelLease,
 }
 
 /// One key as the shared tier knows it.
@@ -42,28 +42,28 @@ pub(crate) struct RemoteKey {
     pub(crate) hash: u64,
 }
 
-impl Shared {
+impl RemoteTier {
     pub(crate) fn new(
         name: &str,
         tier: Tier,
         codec: Arc<dyn AnyCodec>,
         channel_lease: Duration,
         now: Instant,
-        zero: Zero,
+        time_base: TimeBase,
     ) -> Self {
         let namespace = key::namespace(tier.prefix(), name);
-        let channel = key::bus(&namespace).into();
-        let marks = key::marks(&namespace).into();
-        let link = Link::new(channel_lease, tier.is_direct(), now, zero);
+        let channel_name = key::bus(&namespace).into();
+        let watermarks_key = key::marks(&namespace).into();
+        let channel = ChannelLease::new(channel_lease, tier.is_direct(), now, time_base);
         Self {
             tier,
             codec,
             namespace,
-            channel,
-            marks,
+            channel_name,
+            watermarks_key,
             origin: random::bytes(),
             number: AtomicU64::new(0),
-            link,
+            channel,
         }
     }
 
@@ -82,9 +82,9 @@ impl Shared {
     }
 
     /// A message about everything, or everything with a tag; the tier adds the marks.
-    pub(crate) fn marks_notice(&self, operation: Operation, tag: u64) -> Notice {
-        let marked = Marked::default();
-        self.say(operation, About::Marks { tag, marked })
+    pub(crate) fn watermark_notice(&self, operation: Operation, tag: u64) -> Notice {
+        let watermarks = Watermarks::default();
+        self.say(operation, About::Watermarks { tag, watermarks })
     }
 
     fn say(&self, operation: Operation, about: About<'_>) -> Notice {
@@ -100,19 +100,19 @@ impl Shared {
             about,
         };
         Notice {
-            channel: self.channel.clone(),
+            channel: self.channel_name.clone(),
             message: message.to_bytes().into(),
         }
     }
 
     /// What is sent to ourselves through the bus.
-    pub(crate) fn beat_message(&self, number: u64) -> Vec<u8> {
-        let marked = Marked::default();
+    pub(crate) fn heartbeat_message(&self, number: u64) -> Vec<u8> {
+        let watermarks = Watermarks::default();
         let message = Message {
             operation: Operation::Beat,
             origin: self.origin,
             number,
-            about: About::Marks { tag: 0, marked },
+            about: About::Watermarks { tag: 0, watermarks },
         };
         message.to_bytes()
     }
@@ -155,14 +155,14 @@ impl Shared {
     /// failed, for an operation's timeout at most and only right after the first call.
     pub(crate) async fn attach(&self, listener: impl FnOnce() -> Weak<dyn Listener>) {
         let mut first = false;
-        let begun = *self.link.begun.get_or_init(|| {
+        let begun = *self.channel.begun.get_or_init(|| {
             first = true;
             Instant::now()
         });
         if first {
-            self.tier.listen(&self.channel, listener());
+            self.tier.listen(&self.channel_name, listener());
         }
-        self.link.settle(begun + self.tier.timeout()).await;
+        self.channel.settle(begun + self.tier.timeout()).await;
     }
 
     /// Notes whether the tier could be reached.
@@ -172,8 +172,8 @@ impl Shared {
             Err(error) => !(error.is_unreachable() || error.is_timeout()),
         };
         // Hits read what is beside it: written where it changes, and not with every operation.
-        if self.link.reachable.load(Ordering::Relaxed) != reachable {
-            self.link.reachable.store(reachable, Ordering::Relaxed);
+        if self.channel.reachable.load(Ordering::Relaxed) != reachable {
+            self.channel.reachable.store(reachable, Ordering::Relaxed);
         }
     }
 }
@@ -198,12 +198,12 @@ fn unpanicked<T>(what: impl FnOnce() -> Result<T, CodecError>) -> Result<T, Code
 /// was sent has been handled. So L1 may answer until (when the last beat that came back was sent) +
 /// the lease, by this process's own clock. (Gray and Cheriton, "Leases", SOSP 1989.)
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct ChannelLease {
     /// How long one beat proves the channel.
     lease: Duration,
     /// There is no connection that could be lost: a subscription proves itself.
     direct: bool,
-    zero: Zero,
+    time_base: TimeBase,
     begun: OnceLock<Instant>,
     /// Until when the channel is proven; written under the lock of `beats`.
     proven_until: AtomicCell<Option<Instant>>,
@@ -214,7 +214,7 @@ pub(crate) struct Link {
     settled: AtomicBool,
     changed: Notify,
     reachable: AtomicBool,
-    beats: Mutex<Beats>,
+    heartbeats: Mutex<Heartbeats>,
     /// A beat is wanted now.
     pub(crate) nudge: Arc<Notify>,
     /// Nanoseconds after `zero` of the last message of any kind.
@@ -222,7 +222,7 @@ pub(crate) struct Link {
 }
 
 #[derive(Debug)]
-struct Beats {
+struct Heartbeats {
     number: u64,
     /// When those were sent that have not come back.
     sent: VecDeque<(u64, Instant)>,
@@ -231,14 +231,14 @@ struct Beats {
 }
 
 /// Beats on their way that are remembered.
-const BEATS: usize = 16;
+const MAX_PENDING: usize = 16;
 
-impl Link {
-    fn new(lease: Duration, direct: bool, now: Instant, zero: Zero) -> Self {
+impl ChannelLease {
+    fn new(lease: Duration, direct: bool, now: Instant, time_base: TimeBase) -> Self {
         Self {
             lease,
             direct,
-            zero,
+            time_base,
             begun: OnceLock::new(),
             proven_until: AtomicCell::new(None),
             up: AtomicBool::new(false),
@@ -246,7 +246,7 @@ impl Link {
             settled: AtomicBool::new(false),
             changed: Notify::new(),
             reachable: AtomicBool::new(true),
-            beats: Mutex::new(Beats {
+            heartbeats: Mutex::new(Heartbeats {
                 number: 0,
                 sent: VecDeque::new(),
                 silent_since: now,
@@ -299,36 +299,36 @@ impl Link {
     }
 
     /// A beat is about to be sent. Answers its number.
-    pub(crate) fn beat_sent(&self, now: Instant) -> u64 {
-        let mut beats = self.beats.lock();
-        beats.number += 1;
-        let number = beats.number;
-        if beats.sent.len() == BEATS {
-            beats.sent.pop_front();
+    pub(crate) fn heartbeat_sent(&self, now: Instant) -> u64 {
+        let mut heartbeats = self.heartbeats.lock();
+        heartbeats.number += 1;
+        let number = heartbeats.number;
+        if heartbeats.sent.len() == MAX_PENDING {
+            heartbeats.sent.pop_front();
         }
-        beats.sent.push_back((number, now));
+        heartbeats.sent.push_back((number, now));
         number
     }
 
     /// A beat came back.
-    pub(crate) fn beat_heard(&self, number: u64, now: Instant) {
+    pub(crate) fn heartbeat_returned(&self, number: u64, now: Instant) {
         if !self.up.load(Ordering::SeqCst) {
             return;
         }
-        let mut beats = self.beats.lock();
+        let mut heartbeats = self.heartbeats.lock();
         // Those sent before were overtaken, which no server does, or lost.
-        while let Some((first, sent)) = beats.sent.front().copied() {
+        while let Some((first, sent)) = heartbeats.sent.front().copied() {
             if first > number {
                 break;
             }
-            beats.sent.pop_front();
+            heartbeats.sent.pop_front();
             if first == number {
-                beats.silent_since = now;
+                heartbeats.silent_since = now;
                 let until = ttl::deadline(sent, self.lease);
                 self.proven_until
                     .store(self.proven_until.load().max(Some(until)));
                 self.reachable.store(true, Ordering::Relaxed);
-                drop(beats);
+                drop(heartbeats);
                 self.mark_settled();
                 return;
             }
@@ -337,12 +337,12 @@ impl Link {
 
     /// Whether the subscription seems to stand and yet nothing came back for too long.
     pub(crate) fn is_silent(&self, now: Instant) -> bool {
-        let mut beats = self.beats.lock();
+        let mut heartbeats = self.heartbeats.lock();
         let silent = self.up.load(Ordering::SeqCst)
-            && now.saturating_duration_since(beats.silent_since) > self.lease;
+            && now.saturating_duration_since(heartbeats.silent_since) > self.lease;
         if silent {
             // Once per lease.
-            beats.silent_since = now;
+            heartbeats.silent_since = now;
         }
         silent
     }
@@ -350,10 +350,10 @@ impl Link {
     /// The subscription stands. Answers whether it stood before at some time.
     pub(crate) fn set_up(&self, now: Instant) -> bool {
         {
-            let mut beats = self.beats.lock();
+            let mut heartbeats = self.heartbeats.lock();
             // Beats of an earlier connection prove nothing of this one.
-            beats.sent.clear();
-            beats.silent_since = now;
+            heartbeats.sent.clear();
+            heartbeats.silent_since = now;
             if self.direct {
                 self.proven_until
                     .store(Some(ttl::deadline(now, Duration::MAX)));
@@ -368,8 +368,8 @@ impl Link {
     pub(crate) fn set_down(&self, now: Instant) {
         self.up.store(false, Ordering::SeqCst);
         {
-            let mut beats = self.beats.lock();
-            beats.sent.clear();
+            let mut heartbeats = self.heartbeats.lock();
+            heartbeats.sent.clear();
             if self.is_proven(now) {
                 self.proven_until.store(Some(now));
             }
@@ -387,13 +387,13 @@ impl Link {
 
     pub(crate) fn message_heard(&self, now: Instant) {
         self.last_message
-            .store(self.zero.nanos(now), Ordering::Relaxed);
+            .store(self.time_base.nanos(now), Ordering::Relaxed);
     }
 
     /// How long ago the last message of any kind came.
     pub(crate) fn since_last_message(&self, now: Instant) -> Option<Duration> {
         let last = self.last_message.load(Ordering::Relaxed);
-        (last > 0).then(|| Duration::from_nanos(self.zero.nanos(now).saturating_sub(last)))
+        (last > 0).then(|| Duration::from_nanos(self.time_base.nanos(now).saturating_sub(last)))
     }
 
     fn mark_settled(&self) {
@@ -408,53 +408,53 @@ mod tests {
 
     const H: Duration = Duration::from_secs(2);
 
-    fn link() -> (Link, Instant) {
+    fn channel() -> (ChannelLease, Instant) {
         let now = Instant::now();
-        let link = Link::new(H, false, now, Zero::at(now));
-        (link, now)
+        let channel = ChannelLease::new(H, false, now, TimeBase::at(now));
+        (channel, now)
     }
 
     #[test]
     fn a_beat_proves_the_channel_from_when_it_was_sent() {
-        let (link, start) = link();
-        link.set_up(start);
-        assert!(!link.is_proven(start));
-        let number = link.beat_sent(start);
+        let (channel, start) = channel();
+        channel.set_up(start);
+        assert!(!channel.is_proven(start));
+        let number = channel.heartbeat_sent(start);
         let back = start + Duration::from_millis(1500);
-        link.beat_heard(number, back);
-        assert!(link.is_proven(back));
-        assert!(!link.is_proven(start + H), "not from when it came back");
-        link.beat_heard(number, start + H);
-        assert!(!link.is_proven(start + H), "twice is once");
+        channel.heartbeat_returned(number, back);
+        assert!(channel.is_proven(back));
+        assert!(!channel.is_proven(start + H), "not from when it came back");
+        channel.heartbeat_returned(number, start + H);
+        assert!(!channel.is_proven(start + H), "twice is once");
     }
 
     #[test]
     fn a_beat_of_an_earlier_connection_or_of_nobody_proves_nothing() {
-        let (link, start) = link();
-        link.set_up(start);
-        let number = link.beat_sent(start);
-        link.set_down(start);
-        link.set_up(start);
-        link.beat_heard(number, start);
-        link.beat_heard(99, start);
-        assert!(!link.is_proven(start));
-        let newer = link.beat_sent(start);
-        link.beat_heard(newer, start);
-        assert!(link.is_proven(start));
-        link.set_down(start);
-        assert!(!link.is_proven(start));
+        let (channel, start) = channel();
+        channel.set_up(start);
+        let number = channel.heartbeat_sent(start);
+        channel.set_down(start);
+        channel.set_up(start);
+        channel.heartbeat_returned(number, start);
+        channel.heartbeat_returned(99, start);
+        assert!(!channel.is_proven(start));
+        let newer = channel.heartbeat_sent(start);
+        channel.heartbeat_returned(newer, start);
+        assert!(channel.is_proven(start));
+        channel.set_down(start);
+        assert!(!channel.is_proven(start));
     }
 
     #[test]
     fn without_proof_and_without_l2_entries_are_used_for_a_while() {
-        let (link, start) = link();
+        let (channel, start) = channel();
         let degraded = Duration::from_secs(5);
-        link.set_up(start);
-        let number = link.beat_sent(start);
-        link.beat_heard(number, start);
-        let usable = |stored, now| link.l1_usable(stored, now, degraded);
+        channel.set_up(start);
+        let number = channel.heartbeat_sent(start);
+        channel.heartbeat_returned(number, start);
+        let usable = |stored, now| channel.l1_usable(stored, now, degraded);
         assert!(usable(start, start + H / 2) && !usable(start, start + H));
-        link.reachable.store(false, Ordering::Relaxed);
+        channel.reachable.store(false, Ordering::Relaxed);
         assert!(usable(start, start + H));
         assert!(usable(
             start,
@@ -467,12 +467,12 @@ mod tests {
 
     #[test]
     fn silence_is_noticed_once_per_lease() {
-        let (link, start) = link();
-        assert!(!link.is_silent(start + H * 2), "it is not up");
-        link.set_up(start);
-        assert!(!link.is_silent(start + H));
-        assert!(link.is_silent(start + H * 2));
-        assert!(!link.is_silent(start + H * 2));
-        assert!(link.is_silent(start + H * 4));
+        let (channel, start) = channel();
+        assert!(!channel.is_silent(start + H * 2), "it is not up");
+        channel.set_up(start);
+        assert!(!channel.is_silent(start + H));
+        assert!(channel.is_silent(start + H * 2));
+        assert!(!channel.is_silent(start + H * 2));
+        assert!(channel.is_silent(start + H * 4));
     }
 }
