@@ -16,6 +16,7 @@ use super::{WriteBehind, partition_manager};
 use crate::codec::{Codec, ErasedCodec};
 use crate::error::BuildError;
 use crate::key::CacheKey;
+use crate::l2::TierOperations;
 use crate::l2::redis::Redis;
 
 /// Settings of a write-behind: see [`WriteBehind::builder`] and [`WriteBehind::writer`].

@@ -21,7 +21,7 @@ use super::handle::{Inner, WriteBehind};
 use super::sink::ErasedSink;
 use super::worker::Worker;
 use crate::key::CacheKey;
-use crate::l2::Listener;
+use crate::l2::{Listener, TierOperations};
 use crate::l2::redis::queue::{Claimed, PartitionLease};
 use crate::random;
 

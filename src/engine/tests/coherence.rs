@@ -4,7 +4,7 @@
 use super::*;
 use crate::health::{Channel, Event};
 use crate::l2::message::{Message, Operation};
-use crate::l2::{Acquired, Keys, Listener, Look, Over, Raise};
+use crate::l2::{Acquired, Keys, Listener, Look, Over, Raise, TierOperations};
 
 /// The channel lease.
 const H: Duration = Duration::from_secs(2);

@@ -1,8 +1,9 @@
+//! The settings of a handle, and how they are checked.
+
 use std::time::Duration;
 
 use fred::types::config::Config;
 
-use super::Redis;
 use super::breaker::Breaker;
 use super::credentials;
 #[cfg(feature = "tls")]
@@ -10,7 +11,7 @@ use super::tls::Tls;
 use super::url::{Address, Topology};
 use crate::error::{BuildError, RemoteError, RemoteKind};
 
-/// Settings of a [`Redis`] handle: see [`Redis::builder`].
+/// Settings of a [`Redis`](crate::Redis) handle: see [`Redis::builder`](crate::Redis::builder).
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -120,37 +121,6 @@ impl RedisBuilder {
     pub fn breaker(mut self, breaker: Breaker) -> Self {
         self.breaker = breaker;
         self
-    }
-
-    /// Connects now, and tries every right that the shared tier needs, without a change to any key.
-    ///
-    /// # Errors
-    ///
-    /// [`RemoteError`]:
-    /// - [`is_unreachable`](RemoteError::is_unreachable) or [`is_timeout`](RemoteError::is_timeout): the
-    ///   server cannot be reached; or a setting makes no sense, and the source is the [`BuildError`];
-    /// - [`is_tls`](RemoteError::is_tls): there is no TLS connection, or none to this server;
-    /// - [`is_denied`](RemoteError::is_denied): the password is wrong, or the user lacks a right; the
-    ///   source names it, and the ACL rules that grant it. In a cluster users are looked at on one node;
-    /// - [`is_refused`](RemoteError::is_refused): the server refuses, for instance the database.
-    pub async fn connect(self) -> Result<Redis, RemoteError> {
-        // It is large, and whoever awaits it need not be.
-        Box::pin(Redis::connect_with(self)).await
-    }
-
-    /// Makes the handle without I/O; it connects in the background from its first use on, and for
-    /// ever again when the connection is lost. (With `rediss://` and without `Tls::ca` the system's CA certificates are read, some milliseconds.)
-    ///
-    /// What [`connect`](Self::connect) would have failed with, look-ups go on without:
-    /// [`Health::denied`](crate::Health::denied) says what the server denies, and heals when it is
-    /// granted.
-    ///
-    /// # Errors
-    ///
-    /// [`BuildError`] when the URL or a setting makes no sense.
-    pub fn open(self) -> Result<Redis, BuildError> {
-        let config = self.check()?;
-        Redis::from_config(&self, config, false)
     }
 
     pub(super) fn check(&self) -> Result<Config, BuildError> {
@@ -299,7 +269,7 @@ mod tests {
             "rediss-cluster://host",
             "rediss-sentinel://host?sentinelServiceName=main",
         ] {
-            let error = Redis::open(url).err();
+            let error = crate::Redis::open(url).err();
             assert_eq!(error, Some(BuildError::NoTls), "{url}");
         }
         assert!(BuildError::NoTls.to_string().contains("feature `tls`"));

@@ -23,6 +23,11 @@ pub(super) fn remote_error(operation: &'static str, error: FredError) -> RemoteE
     RemoteError::because(kind, operation, error)
 }
 
+/// An answer that belongs to no command that was sent, or to another one.
+pub(super) fn unexpected_reply(operation: &'static str) -> RemoteError {
+    RemoteError::because(RemoteKind::Refused, operation, "unexpected reply")
+}
+
 /// Without what the server repeats of a command that it does not know: that may be AUTH.
 fn redact(error: FredError) -> FredError {
     match error.details().split_once(", with args beginning with") {

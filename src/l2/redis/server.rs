@@ -8,7 +8,7 @@ use fred::types::config::{Options, Server};
 use fred::types::{ClusterHash, CustomCommand};
 use futures_util::future::join_all;
 
-use super::Redis;
+use super::handle::Redis;
 
 /// How a server stands: see [`Redis::server_stats`].
 #[non_exhaustive]

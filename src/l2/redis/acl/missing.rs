@@ -75,8 +75,8 @@ impl MissingPermissions {
 
 #[cfg(test)]
 mod tests {
-    use super::super::is_denial;
     use super::*;
+    use crate::l2::redis::errors::is_denial;
 
     fn described(answers: &[(&str, &str)]) -> Option<String> {
         let mut missing = MissingPermissions::default();
