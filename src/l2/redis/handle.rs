@@ -16,7 +16,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::acl::{self, Acl};
+use super::acl;
+use super::acl::denials::Acl;
 use super::breaker::BreakerState;
 use super::breaker_probe::run_probes;
 use super::builder::RedisBuilder;

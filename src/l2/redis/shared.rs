@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::acl::Acl;
+use super::acl::denials::Acl;
 use super::breaker::BreakerState;
 use super::bus_connections::{BusConnections, Inbox, Subscriber};
 use super::clock::Clock;

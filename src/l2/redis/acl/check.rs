@@ -18,22 +18,22 @@ use tokio::sync::Notify;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::super::errors::{
-    is_database_error, is_denial, is_no_answer, remote_error, unexpected_reply, with_hint,
-};
-use super::super::scripts;
-use super::super::shared::Shared;
-use super::super::subscription::{SubscribeError, probe_channel, publish_and_count, receives};
 use super::denials::Scope;
 use super::missing::MissingPermissions;
 use crate::error::{RemoteError, RemoteKind};
+use crate::l2::redis::errors::{
+    is_database_error, is_denial, is_no_answer, remote_error, unexpected_reply, with_hint,
+};
+use crate::l2::redis::scripts;
+use crate::l2::redis::shared::Shared;
+use crate::l2::redis::subscription::{SubscribeError, probe_channel, publish_and_count, receives};
 
 /// How often to check again while something is denied.
-pub(in super::super) const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
+pub(in crate::l2::redis) const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Shared {
     /// Tries all that the handle will need.
-    pub(in super::super) async fn check_acl(&self) -> Result<(), RemoteError> {
+    pub(in crate::l2::redis) async fn check_acl(&self) -> Result<(), RemoteError> {
         let mut missing = MissingPermissions::default();
         self.probe_commands(&mut missing).await?;
         if missing == MissingPermissions::default() {
@@ -44,7 +44,7 @@ impl Shared {
 
     /// Makes an error of the client ours. If it is a denial, it names the rules that would grant the
     /// command.
-    pub(in super::super) fn explain(
+    pub(in crate::l2::redis) fn explain(
         &self,
         operation: &'static str,
         command: &str,
@@ -59,7 +59,7 @@ impl Shared {
     }
 
     /// Why there is no connection.
-    pub(in super::super) fn explain_failure(&self, error: FredError) -> RemoteError {
+    pub(in crate::l2::redis) fn explain_failure(&self, error: FredError) -> RemoteError {
         if is_database_error(&error) {
             return remote_error("select the database", error);
         }
@@ -198,7 +198,7 @@ impl Shared {
     }
 
     /// Looks for a denial in the result of a command.
-    pub(in super::super) fn note_denial<T>(&self, result: &Result<T, RemoteError>) {
+    pub(in crate::l2::redis) fn note_denial<T>(&self, result: &Result<T, RemoteError>) {
         let Some(error) = result.as_ref().err().filter(|error| error.is_denied()) else {
             return;
         };
@@ -221,7 +221,7 @@ impl Shared {
     }
 
     /// Looks for a denial in the result of a subscription.
-    pub(in super::super) fn note_subscription(
+    pub(in crate::l2::redis) fn note_subscription(
         &self,
         subscribed: Result<(), RemoteError>,
     ) -> Option<SubscribeError> {
@@ -244,7 +244,7 @@ impl Shared {
     /// The server's answer to a refused command goes to the next command that waits for a reply, or to
     /// none, so no reply proves anything. But a `SUBSCRIBE` is carried out or refused as a whole. With a
     /// new channel in it, it was carried out if a message comes on that channel.
-    pub(in super::super) async fn subscribe_confirmed(
+    pub(in crate::l2::redis) async fn subscribe_confirmed(
         &self,
         client: &WithOptions<Client>,
         mut channels: Vec<String>,
@@ -309,7 +309,7 @@ fn reason(error: &RemoteError) -> Arc<str> {
 
 /// Checks when a connection stands and when a command was denied. Checks again while something is
 /// denied, and while the server does not answer.
-pub(in super::super) async fn watch(
+pub(in crate::l2::redis) async fn watch(
     shared: Weak<Shared>,
     mut connected: Receiver<Server>,
     mut failed: Receiver<(FredError, Option<Server>)>,

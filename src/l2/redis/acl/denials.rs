@@ -7,10 +7,10 @@ use tokio::sync::Notify;
 
 /// The state of the ACL checks of one handle.
 #[derive(Debug, Default)]
-pub(in super::super) struct Acl {
+pub(in crate::l2::redis) struct Acl {
     state: Mutex<Denials>,
     /// A command was denied: check all of them.
-    pub(in super::super) recheck: Arc<Notify>,
+    pub(in crate::l2::redis) recheck: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -35,7 +35,7 @@ pub(super) enum Scope {
 
 impl Acl {
     /// What is denied, in words.
-    pub(in super::super) fn denied(&self) -> Option<Arc<str>> {
+    pub(in crate::l2::redis) fn denied(&self) -> Option<Arc<str>> {
         let state = self.state.lock();
         match (&state.commands, &state.bus) {
             (Some(commands), Some(bus)) => Some(format!("{commands}; {bus}").into()),
