@@ -360,7 +360,7 @@ fn is_of(record: &[u8], kinds: &[Kind]) -> bool {
 }
 
 /// The era that a lease's load began in.
-pub(crate) fn lease_era(lease: &[u8]) -> Baseline {
+pub(crate) fn lease_baseline(lease: &[u8]) -> Baseline {
     Baseline {
         incarnation: read_u64(lease, STAMP),
         watermark: read_u64(lease, STAMP + 8),

@@ -1,7 +1,9 @@
-use super::EncodedKey;
+//! Messages of the invalidation bus, parsed.
+
+use super::key::{EncodedKey, text};
 use crate::l2::message::{self, About};
 
-/// What a message on the bus says.
+/// The operation that a message is about.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -9,11 +11,11 @@ pub enum Operation {
     Invalidate,
     /// Keys were given new values by hand.
     Insert,
-    /// The lease on a key is gone: who waits for it looks again.
+    /// The lease on a key is gone: the calls that wait for it read again.
     Wake,
     /// Entries are not fresh any more.
     Expire,
-    /// Nothing but the marks; for the process that sent it.
+    /// A heartbeat: the marks alone, for the process that sent it.
     Beat,
     /// Everything was dropped.
     InvalidateAll,
@@ -25,23 +27,24 @@ pub enum Operation {
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// What it says.
+    /// What it is about.
     pub operation: Operation,
-    /// Random, one per handle of a cache: who says it.
+    /// The sender: random, one per handle of a cache.
     pub origin: [u8; 16],
-    /// Its number among those of its origin that change something; of others zero or, of a beat, its own.
+    /// Its number among the messages of its origin that change something. Of a heartbeat, the number of
+    /// the heartbeat. Of others, zero.
     pub number: u64,
-    /// The keys, where it is about keys.
+    /// The keys, if it is about keys.
     pub keys: Vec<EncodedKey>,
-    /// The hash of the tag, where it is about one.
+    /// The hash of the tag, if it is about one.
     pub tag: Option<u64>,
-    /// Era, mark, and mark of the last invalidation of everything, where it is about these.
+    /// The era, the mark, and the mark of the last invalidation of everything, if it is about these.
     pub marks: Option<(u64, u64, u64)>,
 }
 
 impl Message {
-    /// Parses what came over [`Names::bus`](super::Names::bus). `None`: of a later format, or nothing of
-    /// ours; a cache takes it for a gap.
+    /// Parses a message from [`Names::bus`](super::Names::bus). `None`: it is of a later format, or not
+    /// ours. A cache takes it for a gap.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let parsed = message::Message::parse(bytes)?;
         let operation = match parsed.operation {
@@ -56,7 +59,7 @@ impl Message {
         let (mut keys, mut tag, mut marks) = (Vec::new(), None, None);
         match parsed.about {
             About::Keys(encoded) => {
-                let encoded = encoded.into_iter().map(super::text);
+                let encoded = encoded.into_iter().map(text);
                 keys.extend(encoded.map(EncodedKey));
             }
             About::Watermarks {

@@ -1,9 +1,9 @@
 //! What Redis holds, parsed, for tools: the view that `tidegate-inspect` prints.
 //!
-//! It describes format 1 of records and of messages, and the names of keys beside them. What a later
-//! format adds comes as fields and variants, hence `#[non_exhaustive]`. Nothing here changes anything: who
-//! changes an entry does it with a [`Cache`](crate::Cache) of the same name, so that processes are
-//! told; [`EncodedKey`] is its key type then.
+//! It describes format 1 of records and of messages, and the names of the keys. A later format may
+//! add fields and variants, hence `#[non_exhaustive]`. Nothing here changes Redis. To change an entry,
+//! use a [`Cache`](crate::Cache) of the same name, so that the other processes are told;
+//! [`EncodedKey`] is its key type then.
 //!
 //! ```
 //! use tidegate::inspect::{EncodedKey, Names, Record};
@@ -15,214 +15,24 @@
 //! assert!(Record::parse(names.record(&key).as_bytes(), b"nonsense").is_err());
 //! ```
 
-use std::fmt;
-
-use bytes::Bytes;
 use fred::clients::Client;
 
 use crate::Redis;
-use crate::key::{self, CacheKey, KeyBuf};
-use crate::l2::Keys;
 use crate::l2::redis as l2_redis;
 
+mod key;
+mod marks;
 mod message;
+mod names;
 mod record;
 
-pub use message::{Message, Operation};
-pub use record::{Kind, Record, Unreadable, codec_name};
+pub use self::key::{EncodedKey, InvalidKey};
+pub use self::marks::Marks;
+pub use self::message::{Message, Operation};
+pub use self::names::Names;
+pub use self::record::{Kind, Record, Unreadable, codec_name};
 
-/// The names of what a cache keeps in Redis.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Names {
-    namespace: Vec<u8>,
-}
-
-impl Names {
-    /// Those of the cache with this name, in the tier with this [`prefix`](crate::RedisBuilder::prefix).
-    pub fn new(prefix: &str, cache: &str) -> Self {
-        Self {
-            namespace: key::namespace(prefix, cache),
-        }
-    }
-
-    /// What the keys of all records begin with: `prefix:name:`.
-    pub fn namespace(&self) -> String {
-        text(&self.namespace)
-    }
-
-    /// The key of a record.
-    pub fn record(&self, key: &EncodedKey) -> String {
-        self.namespace() + &key.0
-    }
-
-    /// The key beside a record where whoever refreshes it holds its lease, the claim.
-    pub fn claim(&self, key: &EncodedKey) -> String {
-        text(&Keys::of(&Bytes::from(self.record(key))).claim)
-    }
-
-    /// The encoded key of a claim, or `None` where a Redis key is none of a claim of this cache.
-    pub fn key_of_claim(&self, redis_key: &[u8]) -> Option<EncodedKey> {
-        let key = redis_key.rsplit(|byte| *byte == b':').next()?;
-        let key = key.strip_suffix(b"}").unwrap_or(key);
-        let key = EncodedKey::parse(std::str::from_utf8(key).ok()?).ok()?;
-        (self.claim(&key).as_bytes() == redis_key).then_some(key)
-    }
-
-    /// The key of the [`Marks`].
-    pub fn marks(&self) -> String {
-        text(&key::marks(&self.namespace))
-    }
-
-    /// The sorted set of the tags that were invalidated, by the mark at which they last were. The members
-    /// are [`tag_member`]s.
-    pub fn tags(&self) -> String {
-        text(&l2_redis::tags_key(&key::marks(&self.namespace)))
-    }
-
-    /// The channel of [`Message`]s.
-    pub fn bus(&self) -> String {
-        text(&key::bus(&self.namespace))
-    }
-
-    /// The encoded key of a record, or `None` where a Redis key is none of a record of this cache.
-    pub fn key_of(&self, redis_key: &[u8]) -> Option<EncodedKey> {
-        let key = redis_key.strip_prefix(self.namespace.as_slice())?;
-        EncodedKey::parse(std::str::from_utf8(key).ok()?).ok()
-    }
-}
-
-/// A key as it stands in Redis, behind `prefix:name:`. As a [`CacheKey`] it names the same entry as the
-/// key that it was encoded from.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EncodedKey(String);
-
-impl EncodedKey {
-    /// The encoded form of a key.
-    pub fn of<K: CacheKey>(key: &K) -> Self {
-        Self(text(&key::encode(key)))
-    }
-
-    /// The key of these parts: strings as they are, numbers in decimal.
-    pub fn from_parts<P: AsRef<[u8]>>(parts: impl IntoIterator<Item = P>) -> Self {
-        let mut buf = KeyBuf::default();
-        for part in parts {
-            buf.push_bytes(part.as_ref());
-        }
-        Self(text(&buf.finish()))
-    }
-
-    /// Takes what stands in Redis: `berlin,7`, `a%2Cb`, or `#` and a hash.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidKey`] when no key is encoded like this.
-    pub fn parse(encoded: &str) -> Result<Self, InvalidKey> {
-        let sound = match encoded.strip_prefix('#') {
-            Some(hash) => {
-                let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-                hash.len() == 64 && hash.bytes().all(is_hex)
-            }
-            None => {
-                let parts = || encoded.split(',');
-                encoded.len() <= key::LONGEST && (encoded.is_empty() || parts().all(is_part))
-            }
-        };
-        if sound {
-            Ok(Self(encoded.to_owned()))
-        } else {
-            Err(InvalidKey(()))
-        }
-    }
-
-    /// The encoded form.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for EncodedKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl CacheKey for EncodedKey {
-    fn encode(&self, key: &mut KeyBuf) {
-        key.push_encoded(self.0.as_bytes());
-    }
-}
-
-/// Whether a part is written as [`KeyBuf`] writes it, and not otherwise.
-fn is_part(part: &str) -> bool {
-    if part == "%_" {
-        return true;
-    }
-    let mut rest = part.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        rest = match (first, tail) {
-            (b'%', [high, low, tail @ ..]) => {
-                let digit = |hex: u8| char::from(hex).to_digit(16);
-                let upper = |hex: &u8| matches!(hex, b'0'..=b'9' | b'A'..=b'F');
-                let (Some(above), Some(below)) = (digit(*high), digit(*low)) else {
-                    return false;
-                };
-                let escaped = u8::try_from(above * 16 + below).unwrap_or_default();
-                if !upper(high) || !upper(low) || key::plain(escaped) {
-                    return false;
-                }
-                tail
-            }
-            _ if key::plain(first) => tail,
-            _ => return false,
-        };
-    }
-    !part.is_empty()
-}
-
-/// A text that no key is encoded as. What it may be: printable ASCII but for `: , { } % # " ' \` and
-/// backticks, which are `%2C`-like; `,` between parts; `%_` for an empty part; `#` and 64 hexadecimal
-/// digits for a long key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "no key is encoded like this: a `,` stands between parts, and bytes other than plain ASCII are written \
-     `%2C`-like"
-)]
-pub struct InvalidKey(());
-
-/// What was invalidated as a whole in a cache, and in which era.
-#[non_exhaustive]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Marks {
-    /// Random; another one when the marks were lost, and then records of before are dead.
-    pub era: u64,
-    /// How often something was invalidated as a whole, as far as is known: the last mark.
-    pub mark: u64,
-    /// The mark at which everything last was; zero for never.
-    pub all: u64,
-    /// The mark at which a tag last was; zero for never since `all`.
-    pub tagged: u64,
-    /// Marks of tags up to here have been forgotten: what has a tag and began before is dead.
-    pub floor: u64,
-}
-
-impl Marks {
-    /// Parses what lies under [`Names::marks`]. `None`: nothing of ours.
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(bytes).ok()?;
-        let mut numbers = text.split(' ').map(str::parse);
-        let mut next = || numbers.next()?.ok();
-        let parsed = Self {
-            era: next()?,
-            mark: next()?,
-            all: next()?,
-            tagged: next()?,
-            floor: next()?,
-        };
-        next().is_none().then_some(parsed)
-    }
-}
-
-/// The hash by which records and messages know a tag.
+/// The hash that stands for a tag in records and messages.
 pub fn tag_hash(tag: impl AsRef<[u8]>) -> u64 {
     crate::loader::tag_hash(tag.as_ref())
 }
@@ -232,21 +42,18 @@ pub fn tag_member(hash: u64) -> String {
     l2_redis::tag_member(hash)
 }
 
-/// A client of its own with the configuration of a handle, not connected yet. When it is
-/// ([`init`](fred::interfaces::ClientLike::init)) and cannot be, that is an error at once.
+/// Another client with the configuration of a handle. It is not connected yet. If
+/// [`init`](fred::interfaces::ClientLike::init) cannot connect it, that is an error at once.
 pub fn client(redis: &Redis) -> Client {
     redis.another_client()
 }
 
-/// Prefixes are refused if they are not ASCII, and all else is escaped.
-fn text(ascii: &[u8]) -> String {
-    String::from_utf8_lossy(ascii).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
+    use crate::key;
 
     proptest! {
         #[test]

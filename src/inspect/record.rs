@@ -1,7 +1,9 @@
-use super::Marks;
+//! Records, parsed.
+
+use super::marks::Marks;
 use crate::codec::envelope::{self, Header, Malformed, WAITERS};
 
-/// What a record is.
+/// The kind of a record.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -9,33 +11,35 @@ pub enum Kind {
     Value,
     /// An absence: the source of truth has nothing under this key.
     Negative,
-    /// A lease: somebody loads.
+    /// A lease: a process loads the value.
     Lease,
-    /// A load failed, and for some time there is no attempt.
+    /// A load failed: for some time there is no further attempt.
     Failed,
-    /// After an invalidation, nothing is stored for some time.
+    /// A hold-off after an invalidation: for some time nothing is stored.
     HoldOff,
 }
 
-/// A record, read.
+/// A parsed record.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// What it is. What the other fields mean depends on it.
+    /// Its kind, which decides what the other fields mean.
     pub kind: Kind,
-    /// Random: names this version of the value, or this one load. It is all that tells who holds a lease.
+    /// Random: names this version of the value, or this one load. Nothing else in a lease identifies its
+    /// holder.
     pub token: [u8; 16],
-    /// When it was made, in milliseconds since the epoch by the clock of the server.
+    /// When it was made: milliseconds since the epoch, by the clock of the server.
     pub created_ms: u64,
-    /// Value or absence: fresh for so many milliseconds; failed load: no attempt for so many; else 0.
+    /// Value or absence: how many milliseconds it is fresh. Failed load: how many milliseconds there is
+    /// no attempt. Else 0.
     pub fresh_ms: u64,
-    /// Value or absence: expired by hand.
+    /// Value or absence: whether `expire` was called.
     pub expired: bool,
-    /// Lease: somebody in another process waits for it.
+    /// Lease: whether another process waits for it.
     pub waited_for: bool,
-    /// Value or absence: what a load costs, in milliseconds; else 0.
+    /// Value or absence: how long a load takes, in milliseconds; else 0.
     pub load_cost_ms: u32,
-    /// Lease, failed load: loads that failed in a row; else 0.
+    /// Lease, failed load: the number of loads that failed in a row; else 0.
     pub failures: u32,
     /// Value: the [id](crate::Codec::id) of the codec that wrote it; else 0.
     pub codec: u8,
@@ -43,13 +47,13 @@ pub struct Record {
     pub schema_version: u16,
     /// Value or absence: the [hashes](super::tag_hash) of its tags.
     pub tags: Vec<u64>,
-    /// The era that its load began in.
+    /// The era in which its load began.
     pub era: u64,
     /// The last mark that was known before its load began.
     pub mark: u64,
     /// The [version](crate::Loaded::version) that the loader gave it; 0 for none.
     pub version: u64,
-    /// Bytes of the encoded value.
+    /// The length of the encoded value, in bytes.
     pub payload_bytes: usize,
 }
 
@@ -57,24 +61,25 @@ pub struct Record {
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    /// Not a record of this key, or damaged. A cache takes it for nothing and replaces it.
+    /// It is not a record of this key, or it is damaged. A cache ignores it and replaces it.
     #[error("no record of this key, or a damaged one")]
     Damaged,
-    /// A record of a later format, which is left alone.
+    /// It is a record of a later format. A cache leaves it alone.
     #[error("a record of a later format")]
     LaterFormat,
 }
 
 impl Record {
-    /// Bytes of a record's beginning that are enough for [`peek`](Self::peek), its tags included.
+    /// How many bytes of the beginning of a record [`peek`](Self::peek) needs at most, its tags
+    /// included.
     pub const START: usize = envelope::HEADER + 8 * envelope::MOST_TAGS;
 
-    /// Reads what lies under a key, a [record](super::Names::record) or a [claim](super::Names::claim),
-    /// as strictly as a cache does.
+    /// Parses the value of a key, a [record](super::Names::record) or a [claim](super::Names::claim), as
+    /// strictly as a cache does.
     ///
     /// # Errors
     ///
-    /// [`Unreadable`] when a cache would not take it.
+    /// [`Unreadable`] if a cache would not take it.
     pub fn parse(redis_key: &[u8], bytes: &[u8]) -> Result<Self, Unreadable> {
         let (header, body) = Header::parse(bytes, envelope::key_hash(redis_key))?;
         let waited_for = bytes.get(WAITERS) == Some(&1);
@@ -82,12 +87,12 @@ impl Record {
         Ok(Self::of(&header, waited_for, tags, body.payload.len()))
     }
 
-    /// Reads the [beginning](Self::START) of a record of so many bytes. Cheaper than
-    /// [`parse`](Self::parse), and no damage is noticed, for the checksum covers the whole.
+    /// Parses the [beginning](Self::START) of a record that has this many bytes. Cheaper than
+    /// [`parse`](Self::parse), but no damage is noticed, because the checksum covers the whole record.
     ///
     /// # Errors
     ///
-    /// [`Unreadable`] when it is no record of this key.
+    /// [`Unreadable`] if it is no record of this key.
     pub fn peek(redis_key: &[u8], start: &[u8], bytes: usize) -> Result<Self, Unreadable> {
         let header = Header::peek(start, envelope::key_hash(redis_key))?;
         let waited_for = start.get(WAITERS) == Some(&1);
@@ -104,7 +109,7 @@ impl Record {
             envelope::Kind::Failed => Kind::Failed,
             envelope::Kind::HoldOff => Kind::HoldOff,
         };
-        // One field of the record, with two meanings.
+        // The record has one field for both.
         let (load_cost_ms, failures) = match kind {
             Kind::Lease | Kind::Failed => (0, header.load_cost_ms),
             _ => (header.load_cost_ms, 0),
@@ -128,8 +133,8 @@ impl Record {
         }
     }
 
-    /// Whether it was invalidated as a whole since its load began: it lies there and is not answered.
-    /// `latest`: the latest mark of its tags, or 0 where it has none.
+    /// Whether it was invalidated with others since its load began: it is stored, but never answered.
+    /// `latest`: the latest mark of its tags, or 0 if it has none.
     pub fn is_dead(&self, marks: &Marks, latest: u64) -> bool {
         let of_tags = if self.tags.is_empty() {
             0
@@ -149,7 +154,7 @@ impl From<Malformed> for Unreadable {
     }
 }
 
-/// What a codec is called, by its [id](crate::Codec::id).
+/// The name of a codec, by its [id](crate::Codec::id).
 pub fn codec_name(id: u8) -> &'static str {
     match id {
         1 => "bincode",

@@ -1,22 +1,22 @@
-//! What travels on the invalidation bus.
+//! The messages of the invalidation bus, and their encoding.
 //!
 //! | bytes | field |
 //! |---|---|
 //! | 1 | format, 1 |
-//! | 1 | operation: 1 invalidate, 2 insert, 3 wake, 4 expire, 5 beat, 6 invalidate all, 7 invalidate a tag |
+//! | 1 | operation, see [`Operation`] |
 //! | 16 | origin: random, one per cache handle |
 //! | 8 | number of this message among those of its origin that change something; else 0 |
 //!
-//! What follows is, for operations on keys, once or more often: 4 bytes of length and the encoded
-//! key. For the others it is 8 bytes of the tag's hash (or 0), era, mark and the mark of the last
-//! invalidation of everything, 8 bytes each: the last three are added by the script that reads them.
+//! For operations on keys, one or more keys follow: 4 bytes of length and the encoded key. For the
+//! others, four numbers of 8 bytes follow: the hash of the tag (or 0), the incarnation, the mark, and the mark
+//! of the last invalidation of everything. The script that reads the last three adds them.
 //!
-//! A reader takes anything else for a gap: something was said that it does not understand.
+//! A reader takes anything else for a gap: it missed a message that it does not understand.
 
 use crate::engine::watermarks::Watermarks;
 
 const FORMAT: u8 = 1;
-/// Beyond this a script does not reckon exactly, so none has said it.
+/// The largest number with which a script counts exactly. No script sends a larger one.
 const LARGEST: u64 = 1 << 53;
 const FIXED: usize = 1 + 1 + 16 + 8;
 
@@ -28,13 +28,13 @@ pub(crate) type Origin = [u8; 16];
 pub(crate) enum Operation {
     /// The key was dropped.
     Invalidate = 1,
-    /// The key was given a new value by hand.
+    /// `insert` gave the key a new value.
     Insert = 2,
-    /// The lease on the key is gone: its waiters should look again. Says nothing about values.
+    /// The lease on the key is gone: its waiters should read again. The value may be unchanged.
     Wake = 3,
     /// The entry is not fresh any more.
     Expire = 4,
-    /// Nothing but that this message came through, and the marks.
+    /// A heartbeat: it proves the channel, and carries the marks.
     Beat = 5,
     /// Everything was dropped.
     InvalidateAll = 6,
@@ -57,7 +57,7 @@ pub(crate) enum About<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The bytes; for a message about marks without the marks, which the tier adds.
+    /// The bytes. A message about marks is without the marks, which the tier adds.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(FIXED + 64);
         bytes.extend_from_slice(&[FORMAT, self.operation as u8]);
@@ -152,8 +152,8 @@ mod tests {
             let bytes = message.to_bytes();
             prop_assert_eq!(Message::parse(&bytes), Some(message));
             for len in 0..bytes.len() {
-                // A cut at the end of a key reads as a message of fewer keys: Redis delivers whole
-                // messages, a length field of its own would prove nothing more.
+                // A message that is cut off at the end of a key reads as a message of fewer keys. Redis
+                // delivers whole messages, so a length field would prove nothing more.
                 let _ = Message::parse(&bytes[..len]);
             }
         }

@@ -1,7 +1,7 @@
 //! Metrics, through the facade crate `metrics`.
 //!
-//! A recorder is looked up at each observation, so it may be installed at any time; what happened
-//! before is lost.
+//! A recorder is looked up at each observation, so it may be installed at any time. Earlier
+//! observations are lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ const WAIT: &str = "tidegate_wait_duration_seconds";
 const OPERATION: &str = "db_client_operation_duration_seconds";
 const EVENTS: &str = "tidegate_events_total";
 
-/// A counter that is published from [`Stats`].
+/// A series that is published from one counter of [`Stats`].
 struct CounterSeries {
     name: &'static str,
     labels: &'static [(&'static str, &'static str)],
@@ -74,13 +74,13 @@ const COUNTERS: &[CounterSeries] = counter_series! {
     "tidegate_gaps_total" {} = gaps;
 };
 
-/// How things stand.
+/// The gauges of a cache, as they are now.
 #[derive(Debug)]
 pub(crate) struct Gauges {
     pub(crate) l1_entries: u64,
     pub(crate) flights: usize,
     pub(crate) repairs_pending: usize,
-    /// Whether the channel is proven, and whether L2 was reached, where there is one.
+    /// Whether the channel is proven, and whether L2 was reached. `None`: the cache has no L2.
     pub(crate) shared: Option<(bool, bool)>,
 }
 
@@ -88,7 +88,8 @@ pub(crate) struct Gauges {
 #[derive(Debug)]
 pub(super) struct Meters {
     name: Arc<str>,
-    /// What was published. Two that publish at once take turns, each with what is new to it.
+    /// The counters that were published. Two publishers at once take turns, and each publishes the
+    /// increase.
     published: Mutex<Option<Stats>>,
     is_published: AtomicBool,
 }
@@ -149,12 +150,12 @@ impl Meters {
         counter!(EVENTS, labels).increment(1);
     }
 
-    /// What has happened since the last time. Differences, so that caches of one name add up, one after
-    /// the other too.
+    /// Publishes the increase since the last time. Because increases are published, the counters of
+    /// several caches with one name add up, also of caches that follow each other.
     pub(super) fn publish(&self, stats: Stats, gauges: Option<&Gauges>) {
         let before = {
             let mut published = self.published.lock();
-            // Somebody may have been quicker with a later snapshot.
+            // Another publisher may have published a later snapshot.
             let newest = published.map_or(stats, |before| before.max(&stats));
             published.replace(newest)
         };
@@ -196,7 +197,7 @@ impl Meters {
     }
 }
 
-/// What servers say of themselves.
+/// Publishes what the servers report in `INFO`.
 #[cfg(feature = "redis")]
 #[expect(clippy::cast_precision_loss, reason = "gauges are floats")]
 pub(crate) fn server(stats: &crate::ServerStats) {
@@ -210,7 +211,7 @@ pub(crate) fn server(stats: &crate::ServerStats) {
         count("tidegate_redis_keyspace_hits_total", node.keyspace_hits);
         count("tidegate_redis_keyspace_misses_total", node.keyspace_misses);
         set("tidegate_redis_memory_used_bytes", node.used_memory);
-        // As Redis says it: 0 is no limit.
+        // As in Redis, 0 means no limit.
         set(
             "tidegate_redis_memory_max_bytes",
             node.max_memory.unwrap_or(0),
@@ -280,7 +281,7 @@ mod tests {
     use super::*;
     use crate::stats::one_of_each;
 
-    /// Each counter of `Stats` is one series, and another one.
+    /// Each counter of `Stats` has one series, and no two have the same.
     #[test]
     fn every_counter_is_published_as_a_series_of_its_own() {
         let mut all = BTreeSet::new();

@@ -1,10 +1,10 @@
-//! What the crate says to metrics and to traces.
+//! Metrics and traces: what the engine reports to them.
 //!
-//! The engine calls [`Telemetry`] and [`Trace`] at few places; without the features `metrics` and
-//! `tracing` they are empty. Nothing here is called for a hit in L1: hits are counted in
-//! [`Stats`](crate::Stats), and what has happened since the last time is published once a second.
+//! The engine calls [`Telemetry`] and [`Trace`] in a few places. Without the features `metrics` and
+//! `tracing` they are empty. A hit in L1 calls nothing here: hits are counted in
+//! [`Stats`](crate::Stats), and the increase is published once a second.
 //!
-//! Whoever collects metrics or traces is the user's code: no lock is held while it is called.
+//! The collectors of metrics and traces are the user's code: no lock is held while they are called.
 
 use std::sync::Arc;
 #[cfg(feature = "metrics")]
@@ -31,18 +31,18 @@ pub(crate) use self::meters::Gauges;
 pub(crate) use self::meters::server as publish_server;
 pub(crate) use self::spans::Trace;
 
-/// What somebody waits for.
+/// What a call waits for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Wait {
     /// A read or a load of another call.
     Flight,
     /// The load of another process.
     Lease,
-    /// A place among `max_concurrent_loads`, or a batch.
+    /// A permit of `max_concurrent_loads`, or a batch.
     Permit,
 }
 
-/// One cache's voice.
+/// The telemetry of one cache.
 #[derive(Debug)]
 pub(crate) struct Telemetry {
     #[cfg(feature = "metrics")]
@@ -54,7 +54,7 @@ pub(crate) struct Telemetry {
 impl Telemetry {
     #[cfg_attr(
         not(any(feature = "metrics", feature = "tracing")),
-        expect(unused_variables, reason = "nobody is told")
+        expect(unused_variables, reason = "without a feature there is no receiver")
     )]
     pub(crate) fn new(name: &str) -> Arc<Self> {
         Arc::new(Self {
@@ -65,7 +65,7 @@ impl Telemetry {
         })
     }
 
-    /// An operation of the shared tier begins.
+    /// Begins to measure an operation of the shared tier.
     pub(crate) fn measure(
         &self,
         system: &'static str,
@@ -79,20 +79,28 @@ impl Telemetry {
         }
     }
 
-    /// A wait that is over.
+    /// Reports a wait that has ended.
     #[cfg_attr(
         not(feature = "metrics"),
-        expect(unused_variables, clippy::unused_self, reason = "nobody is told")
+        expect(
+            unused_variables,
+            clippy::unused_self,
+            reason = "without a feature there is no receiver"
+        )
     )]
     pub(crate) fn waited(&self, what: Wait, since: Instant) {
         #[cfg(feature = "metrics")]
         self.meters.waited(what, since.elapsed());
     }
 
-    /// A load that is over.
+    /// Reports a load that has ended.
     #[cfg_attr(
         not(feature = "metrics"),
-        expect(unused_variables, clippy::unused_self, reason = "nobody is told")
+        expect(
+            unused_variables,
+            clippy::unused_self,
+            reason = "without a feature there is no receiver"
+        )
     )]
     pub(crate) fn loaded<V, E, C>(
         &self,
@@ -104,10 +112,14 @@ impl Telemetry {
         self.meters.loaded(why, outcome(result), begun.elapsed());
     }
 
-    /// What the user's function is told, too. `first`: it is a change of the state.
+    /// Reports an event, which `on_event` is given too. `first`: it is a change of the state.
     #[cfg_attr(
         not(any(feature = "metrics", feature = "tracing")),
-        expect(unused_variables, clippy::unused_self, reason = "nobody is told")
+        expect(
+            unused_variables,
+            clippy::unused_self,
+            reason = "without a feature there is no receiver"
+        )
     )]
     pub(crate) fn event(&self, event: &Event, first: bool) {
         #[cfg(feature = "metrics")]
@@ -124,8 +136,7 @@ impl Telemetry {
         self.meters.publish(stats, gauges);
     }
 
-    /// Whether nobody publishes yet; whoever is told so does from now on, until what it is given is
-    /// dropped.
+    /// Makes the caller the publisher of this cache, until the guard is dropped. `None`: there is one.
     #[cfg(feature = "metrics")]
     pub(crate) fn begin_publishing(self: &Arc<Self>) -> Option<PublishGuard> {
         self.meters
@@ -143,11 +154,15 @@ impl Telemetry {
         }
     }
 
-    /// The span of a flight, begun in the context of the call that leads it. `behind`: no call waits
-    /// for it.
+    /// The span of a flight, which begins in the context of the call that leads it. `background`: no
+    /// call waits for the flight.
     #[cfg_attr(
         not(feature = "tracing"),
-        expect(unused_variables, clippy::unused_self, reason = "nobody is told")
+        expect(
+            unused_variables,
+            clippy::unused_self,
+            reason = "without a feature there is no receiver"
+        )
     )]
     pub(crate) fn flight_trace(&self, serial: u64, background: bool, encoded: &[u8]) -> Trace {
         #[cfg(feature = "tracing")]
@@ -156,10 +171,14 @@ impl Telemetry {
         Trace::none()
     }
 
-    /// The span of a call of the loader, for so many keys.
+    /// The span of a call of the loader for this number of keys.
     #[cfg_attr(
         not(feature = "tracing"),
-        expect(unused_variables, clippy::unused_self, reason = "nobody is told")
+        expect(
+            unused_variables,
+            clippy::unused_self,
+            reason = "without a feature there is no receiver"
+        )
     )]
     pub(crate) fn load_trace(&self, why: Option<Forward>, keys: usize) -> Trace {
         #[cfg(feature = "tracing")]
@@ -169,10 +188,13 @@ impl Telemetry {
     }
 }
 
-/// An operation of the shared tier that is under way.
+/// Measures one operation of the shared tier.
 pub(crate) struct OperationTimer<'a> {
     pub(crate) trace: Trace,
-    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "nobody is told"))]
+    #[cfg_attr(
+        not(feature = "metrics"),
+        expect(dead_code, reason = "without a feature there is no receiver")
+    )]
     telemetry: &'a Telemetry,
     #[cfg(feature = "metrics")]
     of: (&'static str, &'static str, Instant),
@@ -193,7 +215,7 @@ impl OperationTimer<'_> {
     }
 }
 
-/// Whoever publishes.
+/// The right to publish the counters of a cache. At most one exists.
 #[cfg(feature = "metrics")]
 #[derive(Debug)]
 pub(crate) struct PublishGuard(Arc<Telemetry>);
@@ -211,7 +233,7 @@ pub(crate) const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How an operation ended, in one word.
 pub(crate) trait Outcome {
-    /// What went wrong.
+    /// The kind of the error. `None`: there was none.
     fn error_type(&self) -> Option<&'static str>;
 }
 

@@ -1,12 +1,12 @@
-//! No traces.
+//! Traces without the feature `tracing`: they do nothing.
 
-/// Nothing.
+/// Stands for a span.
 #[derive(Clone, Debug)]
 pub(crate) struct Trace;
 
 #[expect(clippy::unused_self, reason = "as with traces")]
 impl Trace {
-    /// Whether there are any.
+    /// Whether traces exist.
     pub(crate) const ARE_KEPT: bool = false;
 
     pub(crate) fn none() -> Self {

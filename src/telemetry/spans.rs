@@ -1,10 +1,10 @@
-//! Traces.
+//! Traces, through the crate `tracing`.
 //!
 //! | span (all DEBUG) | parent | fields |
 //! |---|---|---|
-//! | `flight` | the span of the call that leads it; none where no call waits, which it follows from then | `cache`, `flight` |
-//! | `load` | the flight; of several keys none, and it follows from their flights | `cache`, `keys`, `fwd`, `outcome` |
-//! | `l2` | the flight, or the call | those of OpenTelemetry's database clients |
+//! | `flight` | the span of the call that leads it. Without a waiting call none; it follows from the call that began it | `cache`, `flight` |
+//! | `load` | the flight. A load of several keys has none; it follows from their flights | `cache`, `keys`, `fwd`, `outcome` |
+//! | `l2` | the flight, or the call | those of OpenTelemetry for database clients |
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,14 +23,14 @@ use crate::health::Event;
 pub(crate) struct Trace(Span);
 
 impl Trace {
-    /// Whether there are any.
+    /// Whether traces exist.
     pub(crate) const ARE_KEPT: bool = true;
 
     pub(crate) fn none() -> Self {
         Self(Span::none())
     }
 
-    /// That of the caller.
+    /// The span of the caller.
     pub(crate) fn here() -> Self {
         Self(Span::current())
     }
@@ -39,14 +39,14 @@ impl Trace {
         doing.instrument(self.0.clone())
     }
 
-    /// Links it to what led to it.
+    /// Links this span to the span that led to it.
     pub(crate) fn follows(&self, earlier: &Self) {
         if self.0.id() != earlier.0.id() {
             self.0.follows_from(&earlier.0);
         }
     }
 
-    /// The caller waits for this flight.
+    /// Notes that the caller waits for this flight.
     pub(crate) fn joined_here(&self, serial: u64) {
         Self::here().follows(self);
         trace!(flight = serial, "joined a flight");
@@ -61,15 +61,15 @@ impl Trace {
     }
 }
 
-/// What one cache says.
+/// Makes the spans and logs the events of one cache.
 #[derive(Debug)]
 pub(super) struct Tracer {
     name: Arc<str>,
-    /// When a gap was last told.
+    /// When a gap was last logged.
     last_gap: Mutex<Option<Instant>>,
 }
 
-/// Whatever a fleet says to a process, it logs no more gaps than one in this time.
+/// At most one gap is logged in this time, however many a process notices.
 const GAP_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Tracer {
@@ -90,13 +90,13 @@ impl Tracer {
         } else {
             Trace(debug_span!("flight", cache, flight = serial).or_current())
         };
-        // Keys may be about people: this is the only place that names one.
+        // Keys may hold personal data: this is the only place that names one.
         let key = || String::from_utf8_lossy(encoded);
         trace!(parent: &trace.0, cache, flight = serial, key = %key(), "a flight begins");
         trace
     }
 
-    /// In the context of its flight, where it has one.
+    /// The span is in the context of its flight, if it has one.
     pub(super) fn load(&self, why: Option<Forward>, keys: usize) -> Trace {
         let (cache, fwd) = (&*self.name, why.map(Forward::word));
         Trace(debug_span!("load", cache, keys, fwd, outcome = Empty).or_current())

@@ -1,9 +1,10 @@
-//! Testing a service against a cache, and a source, in trouble: in milliseconds, without a server.
+//! Tests of a service whose cache, or whose source, is in trouble: in milliseconds, without a server.
 //!
-//! [`InProcess::with_faults`] makes an embedded tier and a handle, [`Faults`], that lets its operations
-//! fail, hang, take their time or lose their answers, and cuts its invalidation bus. [`Scripted`] wraps
-//! your loader: it counts loads, holds them up, and lets them fail. Both follow tokio's clock, so a test
-//! that pauses it (`start_paused`, with tokio's feature `test-util`) waits for no timeout.
+//! [`InProcess::with_faults`] makes an embedded tier and a handle, [`Faults`]. The handle makes
+//! operations of the tier fail, hang, come late or lose their answers, and cuts its invalidation bus.
+//! [`Scripted`] wraps your loader: it counts loads, holds them up, and makes them fail. Both follow
+//! tokio's clock, so a test that pauses it (`start_paused`, with tokio's feature `test-util`) waits for
+//! no timeout.
 //!
 //! The feature `testing` belongs among the dev-dependencies:
 //!
@@ -13,7 +14,7 @@
 //! tokio = { version = "1", features = ["macros", "rt", "test-util"] }
 //! ```
 //!
-//! A handler answers although the cache hangs, and does not wait longer than a few timeouts:
+//! A handler answers although the cache hangs, and waits no longer than a few timeouts:
 //!
 //! ```
 //! use std::time::Duration;
@@ -45,7 +46,7 @@
 //! # }
 //! ```
 //!
-//! A stale value is served when the cache and the source are both down:
+//! A stale value is served while the cache and the source are both down:
 //!
 //! ```
 //! use std::time::Duration;
@@ -81,7 +82,7 @@
 //! # }
 //! ```
 //!
-//! An invalidation whose answer is lost is an error, and yet it happened; what was pending is repeated:
+//! An invalidation whose answer is lost is an error, although it was carried out. The cache repeats it:
 //!
 //! ```
 //! use std::time::Duration;
@@ -110,8 +111,8 @@
 //!
 //! `examples/testing.rs` is a service with its tests.
 //!
-//! What is not imitated: a server's limits, a cluster, a connection pool, the breaker. A
-//! [`Redis`](crate::Redis) handle, of which this knows the protocol, has those.
+//! The tier imitates the protocol of a [`Redis`](crate::Redis) handle. It does not imitate the limits of
+//! a server, a cluster, a connection pool, or the breaker.
 
 pub use self::scripted::{Held, Scripted};
 pub use crate::l2::faults::{Fault, Faults, Operations};

@@ -1,4 +1,4 @@
-//! A loader that does what a test says.
+//! A loader for tests, which is counted, held up, and made to fail on command.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::entry::Entry;
 use crate::loader::{Loaded, Loader};
 
-/// A loader around yours, for tests: counts loads, holds them up, lets them fail.
+/// A loader around yours, for tests: it counts loads, holds them up, and makes them fail.
 ///
 /// `Clone` gives another handle to the same loader: one for the cache, one for the test.
 ///
@@ -43,14 +43,14 @@ pub struct Scripted<L: Loader>(Arc<Script<L>>);
 struct Script<L: Loader> {
     loader: L,
     loads: AtomicUsize,
-    /// Loads that stand at a hold.
+    /// The number of loads that wait at a hold.
     waiting: watch::Sender<usize>,
-    /// Holds that have not been dropped.
+    /// The number of holds that have not been dropped.
     holds: watch::Sender<usize>,
     failing: Mutex<Failing<L::Error>>,
 }
 
-/// How loads fail: so many of them, or all.
+/// Which loads fail: a number of them, or all.
 enum Failing<E> {
     No,
     Next(usize, MakeError<E>),
@@ -66,7 +66,7 @@ impl<L: Loader> Clone for Scripted<L> {
 }
 
 impl<L: Loader> Scripted<L> {
-    /// Does what `loader` does, until told otherwise.
+    /// Does what `loader` does, until a test says otherwise.
     pub fn new(loader: L) -> Self {
         Self(Arc::new(Script {
             loader,
@@ -77,13 +77,13 @@ impl<L: Loader> Scripted<L> {
         }))
     }
 
-    /// How many loads have begun, reloads among them, whatever came of them.
+    /// The number of loads that have begun, including reloads, whether they succeeded or not.
     pub fn loads(&self) -> usize {
         self.0.loads.load(Ordering::SeqCst)
     }
 
-    /// The next `count` loads answer this error, without your loader. Takes the place of what was said
-    /// before.
+    /// The next `count` loads answer this error, without your loader. This replaces earlier calls of it
+    /// and of [`fail`](Self::fail).
     pub fn fail_next(&self, count: usize, error: impl Fn() -> L::Error + Send + 'static) {
         *self.0.failing.lock() = match count {
             0 => Failing::No,
@@ -101,8 +101,8 @@ impl<L: Loader> Scripted<L> {
         *self.0.failing.lock() = Failing::No;
     }
 
-    /// Loads that begin from now on wait until this, and every other hold, is dropped. Only then is
-    /// decided whether they fail, and your loader called.
+    /// Loads that begin from now on wait until this hold, and every other one, is dropped. Whether they
+    /// fail is decided after that; then your loader is called.
     pub fn hold(&self) -> Held {
         self.0.holds.send_modify(|holds| *holds += 1);
         Held {
@@ -116,7 +116,7 @@ impl<L: Loader> Scripted<L> {
         let mut holds = self.0.holds.subscribe();
         if *holds.borrow_and_update() > 0 {
             let _waiting = WaitingLoad::count(&self.0.waiting);
-            // The sender is ours, so it is there.
+            // The sender lives as long as `self`, so there is no error.
             let _ = holds.wait_for(|holds| *holds == 0).await;
         }
         self.0.failing.lock().next_error().map_or(Ok(()), Err)
@@ -169,7 +169,7 @@ impl<L: Loader> fmt::Debug for Scripted<L> {
     }
 }
 
-/// Holds loads up as long as it lives: see [`Scripted::hold`].
+/// Holds loads up until it is dropped: see [`Scripted::hold`].
 #[derive(Debug)]
 #[must_use = "loads go on when it is dropped"]
 pub struct Held {
@@ -178,9 +178,9 @@ pub struct Held {
 }
 
 impl Held {
-    /// Waits until a load stands here. Cancel safe.
+    /// Waits until a load is held up. Cancel safe.
     pub async fn reached(&self) {
-        // An end of the loader ends the wait.
+        // If the loader is dropped, the wait ends.
         let _ = self.waiting.clone().wait_for(|loads| *loads > 0).await;
     }
 }
@@ -191,7 +191,7 @@ impl Drop for Held {
     }
 }
 
-/// One load at a hold; counted until it goes on or is cut off.
+/// Counts one load as held up, until it goes on or is dropped.
 struct WaitingLoad<'a>(&'a watch::Sender<usize>);
 
 impl<'a> WaitingLoad<'a> {

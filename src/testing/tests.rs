@@ -1,4 +1,4 @@
-//! What each fault does to a cache.
+//! Tests: what each fault does to a cache.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn users() -> Scripted<impl Loader<Key = u64, Value = String, Error = BoxError>>
     }))
 }
 
-/// Nothing is drawn.
+/// A builder of caches without random times.
 fn plain<L: Loader<Key = u64, Value = String>>(loader: L, tier: &InProcess) -> CacheBuilder<L> {
     let builder = Cache::builder("users", loader);
     builder.ttl_jitter(0.0).refresh_ahead(0.0).l2(tier.clone())
@@ -75,7 +75,7 @@ async fn every_fault_of_a_read_costs_what_it_says_and_no_get_fails() {
         );
         assert_eq!(time, costs, "{fault:?}");
         assert_eq!(cache.stats().l2_failures, u64::from(fails), "{fault:?}");
-        // Only one operation had it.
+        // Only one operation had the fault.
         let (_, time) = took(cache.get(&3)).await;
         assert_eq!(time, Duration::ZERO, "{fault:?}");
     }
@@ -96,7 +96,7 @@ async fn changes_that_hang_did_not_happen_and_those_without_an_answer_did() {
         let skip = Read::new().skip_l1();
         a.get(&1).await.expect("a load");
         b.get(&1).await.expect("a hit");
-        // Not only the next one: it is repeated.
+        // For all changes: the cache repeats this one.
         faults.set(Operations::Changes, fault);
         assert!(a.invalidate(&1).await.is_err(), "{fault:?}");
         let entry = b.get_entry_with(&1, skip).await.expect("no error");
@@ -110,7 +110,7 @@ async fn kinds_of_operations_have_their_own_faults() {
     let (tier, faults) = InProcess::with_faults();
     let cache: Users = plain(users(), &tier).build().expect("a cache");
     cache.get(&1).await.expect("a load");
-    // One after the other, before what is set; and what is set goes on.
+    // The next faults come one after the other, before the fault that is set, which stays.
     faults.set(Operations::Changes, Fault::Unreachable);
     faults.next(1, Operations::Fills, Fault::Refused);
     faults.next(0, Operations::All, Fault::Hang);
@@ -128,7 +128,7 @@ async fn kinds_of_operations_have_their_own_faults() {
     faults.clear();
     sleep(Duration::from_secs(10)).await;
     assert_eq!(cache.health().pending_repairs, 0);
-    // A fill or a lease that fails: the value is answered and not stored in L2.
+    // If a fill or a lease fails, the value is answered and not stored in L2.
     for operations in [Operations::Fills, Operations::Leases] {
         cache.invalidate_all().await.expect("an invalidation");
         let (fills, before) = (cache.stats().fills, cache.stats().l2_failures);
@@ -164,7 +164,7 @@ async fn a_channel_that_is_cut_takes_l1_away_until_it_is_healed() {
     assert_eq!(source(&b, 1).await, Source::L2);
     a.invalidate(&1).await.expect("L2 is there");
     assert_eq!(source(&b, 1).await, Source::Loader);
-    // One that begins to listen now.
+    // This cache subscribes now.
     let late: Users = plain(users(), &tier).build().expect("a cache");
     let (from, time) = took(source(&late, 1)).await;
     assert_eq!((from, time), (Source::L2, Duration::ZERO));
@@ -202,7 +202,7 @@ async fn a_channel_that_is_silent_is_noticed_within_its_lease_and_read_anew_when
     sleep(Duration::from_secs(2)).await;
     let events: Vec<Event> = events.try_iter().collect();
     assert!(events.contains(&Event::ChannelSilent), "{events:?}");
-    // What was said in silence is lost, and taken for lost.
+    // The messages of the silent time are lost, and the cache takes them for lost.
     b.get(&2).await.expect("a load");
     a.invalidate(&2).await.expect("L2 is there");
     let gaps = b.stats().gaps;
@@ -273,7 +273,7 @@ async fn loads_are_counted_held_and_fail_as_they_are_told() {
     drop(first);
     sleep(Duration::from_secs(1)).await;
     assert!(!asks.is_finished() && loader.loads() == 1);
-    // What is said while it stands there counts.
+    // A fault that is set while the load is held up counts.
     loader.fail_next(2, || BoxError::new("down"));
     drop(second);
     assert!(matches!(asks.await.expect("no panic"), Err(Error::Load(_))));

@@ -10,12 +10,14 @@ use serde::de::DeserializeOwned;
 use super::core::{Config, Core};
 use super::error::OpenError;
 use super::event::Event;
+use super::handle::WriteBehind;
+use super::partition_manager;
 use super::record::Records;
 use super::sink::{ErasedSink, Sink};
-use super::{WriteBehind, partition_manager};
 use crate::codec::{Codec, ErasedCodec};
 use crate::error::BuildError;
 use crate::key::CacheKey;
+use crate::l2::TierOperations;
 use crate::l2::redis::Redis;
 
 /// Settings of a write-behind: see [`WriteBehind::builder`] and [`WriteBehind::writer`].
@@ -216,21 +218,17 @@ impl<K, V> WriteBehindBuilder<K, V> {
     }
 
     fn check(&self) -> Result<(), BuildError> {
+        self.check_ranges()?;
+        self.check_clashes()
+    }
+
+    fn check_ranges(&self) -> Result<(), BuildError> {
         let config = &self.config;
         let refused = |setter, value: &dyn fmt::Debug, allowed| {
             Err(BuildError::OutOfRange {
                 setter,
                 value: format!("{value:?}"),
                 allowed,
-            })
-        };
-        let clash = |setter, value: &dyn fmt::Debug, other, other_value: &dyn fmt::Debug, why| {
-            Err(BuildError::Clash {
-                setter,
-                value: format!("{value:?}"),
-                other,
-                other_value: format!("{other_value:?}"),
-                why,
             })
         };
         let ms = Duration::from_millis;
@@ -274,6 +272,20 @@ impl<K, V> WriteBehindBuilder<K, V> {
             let allowed = "100 ms to 10 minutes: it is renewed every third of it";
             return refused("lease_ttl", &config.lease_ttl, allowed);
         }
+        Ok(())
+    }
+
+    fn check_clashes(&self) -> Result<(), BuildError> {
+        let config = &self.config;
+        let clash = |setter, value: &dyn fmt::Debug, other, other_value: &dyn fmt::Debug, why| {
+            Err(BuildError::Clash {
+                setter,
+                value: format!("{value:?}"),
+                other,
+                other_value: format!("{other_value:?}"),
+                why,
+            })
+        };
         let (lease_ttl, timeout) = (config.lease_ttl, self.redis.timeout());
         if lease_ttl < timeout * 2 {
             let why = "one command without an answer would cost the lease";

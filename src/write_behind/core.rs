@@ -15,7 +15,7 @@ use super::record::Records;
 use crate::key::namespace;
 use crate::l2::redis::Redis;
 use crate::l2::redis::queue::QueueKeys;
-use crate::l2::{Listener, Notice};
+use crate::l2::{Listener, Notice, TierOperations};
 
 type OnEvent = Arc<dyn Fn(&Event) + Send + Sync>;
 

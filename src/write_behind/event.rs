@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::WriteId;
+use super::sink::WriteId;
 
 /// Something that operators want to hear of: see
 /// [`on_event`](super::WriteBehindBuilder::on_event).

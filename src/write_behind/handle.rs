@@ -13,6 +13,7 @@ use super::record::partition;
 use super::sink::WriteId;
 use crate::error::RemoteError;
 use crate::key::{self, CacheKey};
+use crate::l2::TierOperations;
 use crate::l2::redis::queue::{Accepted, is_server_error};
 
 /// Accepts writes now, and has them applied to the source of truth later: see the

@@ -129,4 +129,5 @@ mod lease;
 mod partition_manager;
 mod record;
 mod sink;
+mod stop_signal;
 mod worker;

@@ -1,9 +1,9 @@
-//! Which partitions this process works on.
+//! The partition manager: which partitions this process works on.
 //!
-//! Every worker says every third of a lease that it lives, and learns how many do. Each takes its
-//! share of the partitions, rounded up, and gives up what it has beyond it; so all partitions have a
-//! worker, and a worker that comes or goes moves only what it must. Shares only spread the work:
-//! that a partition has one worker at a time is the lease's doing.
+//! Every worker registers itself every third of a lease, and learns how many workers live. Each takes
+//! its share of the partitions, rounded up, and gives up partitions beyond it. So all partitions have a
+//! worker, and a worker that comes or goes moves no more partitions than necessary. Shares only spread
+//! the work: the lease makes sure that a partition has one worker at a time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,13 +19,14 @@ use super::core::Core;
 use super::event::Event;
 use super::handle::{Inner, WriteBehind};
 use super::sink::ErasedSink;
+use super::stop_signal::StopSignal;
 use super::worker::Worker;
 use crate::key::CacheKey;
-use crate::l2::Listener;
 use crate::l2::redis::queue::{Claimed, PartitionLease};
+use crate::l2::{Listener, TierOperations};
 use crate::random;
 
-/// Makes the handle, and with a sink the tasks that work.
+/// Makes the handle and, if there is a sink, the tasks that apply writes.
 pub(super) fn start<K, V>(
     core: Arc<Core<K, V>>,
     sink: Option<Arc<dyn ErasedSink<K, V>>>,
@@ -34,7 +35,7 @@ where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    let (stop, stopped) = watch::channel(false);
+    let (stop, stopped) = StopSignal::channel();
     let (ending, ended) = watch::channel(());
     if let Some(sink) = sink {
         let listener: Arc<dyn Listener> = core.clone();
@@ -59,7 +60,7 @@ where
     }
 }
 
-/// What nobody else has.
+/// A random name.
 fn random_token() -> Bytes {
     let token: String = random::bytes().map(|byte| format!("{byte:02x}")).concat();
     token.into()
@@ -69,7 +70,7 @@ struct PartitionManager<K, V> {
     core: Arc<Core<K, V>>,
     sink: Arc<dyn ErasedSink<K, V>>,
     worker_id: Bytes,
-    /// How many partitions are for this worker.
+    /// The number of partitions for this worker.
     share: usize,
     owned: HashMap<u16, OwnedPartition>,
     tasks: JoinSet<()>,
@@ -88,18 +89,18 @@ where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    async fn run(mut self, mut stopped: watch::Receiver<bool>) {
+    async fn run(mut self, mut stopped: StopSignal) {
         let core = Arc::clone(&self.core);
         let heartbeat = core.config.lease_ttl / 3;
         let mut next = Instant::now();
-        while !is_set(&stopped) {
+        while !stopped.is_set() {
             if next <= Instant::now() {
                 next = Instant::now() + random::duration(heartbeat * 3 / 4, heartbeat);
                 self.register().await;
             }
             self.claim_share(&stopped).await;
             tokio::select! {
-                () = set(&mut stopped) => {}
+                () = stopped.set() => {}
                 () = core.free.notified() => {}
                 () = tokio::time::sleep_until(next) => {}
                 Some(ended) = self.tasks.join_next_with_id() => self.remove_ended(ended),
@@ -111,7 +112,7 @@ where
         while let Some(ended) = self.tasks.join_next_with_id().await {
             self.remove_ended(ended);
         }
-        // Where this is lost, it counts as alive for one lease.
+        // If this command is lost, the worker counts as alive for one lease.
         let _ = core
             .redis
             .queue_register(&core.workers, &self.worker_id, 0)
@@ -124,26 +125,26 @@ where
         let live = core
             .redis
             .queue_register(&core.workers, &self.worker_id, ttl_ms);
-        // Without an answer the share stays what it was: the leases decide.
+        // Without an answer the share stays as it was. The leases decide who works on a partition.
         if let Ok(live) = live.await {
             let live = usize::try_from(live).unwrap_or(usize::MAX).max(1);
             self.share = core.partitions.len().div_ceil(live);
         }
     }
 
-    async fn claim_share(&mut self, stopped: &watch::Receiver<bool>) {
-        // Those that were told to stop stay among those held until their batch is done.
+    async fn claim_share(&mut self, stopped: &StopSignal) {
+        // Partitions whose task was told to stop are owned until their batch is done.
         let kept = || self.owned.values().filter(|owned| !*owned.stop.borrow());
         for owned in kept().take(kept().count().saturating_sub(self.share)) {
             owned.stop.send_replace(true);
         }
         let core = Arc::clone(&self.core);
         let count = core.config.partitions;
-        // Each begins somewhere else, so that workers that start together do not race for each.
+        // Begins at a random partition, so that workers which start together do not race for each.
         let first = u16::try_from(random::number() % u64::from(count)).unwrap_or_default();
         for partition in (first..count).chain(0..first) {
             let at = usize::from(partition);
-            if self.owned.len() >= self.share || is_set(stopped) {
+            if self.owned.len() >= self.share || stopped.is_set() {
                 return;
             }
             let freed = core.partitions[at].freed.swap(false, Ordering::SeqCst);
@@ -168,7 +169,7 @@ where
                 core.counters.claimed.add(1);
                 let epoch = granted.epoch;
                 core.emit(&Event::Claimed { partition, epoch });
-                let (stop, stopped) = watch::channel(false);
+                let (stop, stopped) = StopSignal::channel();
                 let (core, sink) = (Arc::clone(core), Arc::clone(&self.sink));
                 let worker = Worker::new(core, sink, partition, lease, sent, granted);
                 let task = self.tasks.spawn(worker.run(stopped)).id();
@@ -186,7 +187,7 @@ where
         }
     }
 
-    /// A task has ended: it gave its partition up, or lost it.
+    /// A task has ended, because it gave its partition up or lost it.
     fn remove_ended(&mut self, ended: Result<(Id, ()), JoinError>) {
         let id = match &ended {
             Ok((id, ())) => *id,
@@ -197,22 +198,11 @@ where
             return;
         };
         self.owned.remove(&partition);
-        // Others come first, whether it was given up or lost.
+        // Other workers come first.
         let pause = self.core.config.lease_ttl / 3;
         self.not_before[usize::from(partition)] = Instant::now() + pause;
         self.core.partitions[usize::from(partition)]
             .freed
             .store(false, Ordering::SeqCst);
     }
-}
-
-/// Whether a signal is given, or nobody is left to give it.
-pub(super) fn is_set(signal: &watch::Receiver<bool>) -> bool {
-    *signal.borrow() || signal.has_changed().is_err()
-}
-
-/// Waits for a signal.
-pub(super) async fn set(signal: &mut watch::Receiver<bool>) {
-    // An error: nobody is left to give it.
-    let _ = signal.wait_for(|set| *set).await;
 }

@@ -1,55 +1,49 @@
-//! One partition: reads, has the sink apply, acknowledges.
+//! The worker of one partition: it reads entries, has the sink apply them, and acknowledges them.
 //!
-//! What keeps the order of a key, whatever happens: its writes are in one stream; the oldest
-//! unacknowledged entries are read first, always; only the holder of the lease is given any; and
-//! nothing is read beyond a batch before all of it is acknowledged or dead-lettered. Every effect on
-//! the stream is a script that compares the lease first, so a worker that was stopped and goes on
-//! changes nothing. Only the call of the sink that was under way cannot be called back.
+//! The order of a key's writes is kept by four rules. They are in one stream. The oldest
+//! unacknowledged entries are read first, always. Only the holder of the lease is given entries.
+//! Nothing beyond a batch is read before the whole batch is acknowledged or dead-lettered. Every
+//! effect on the stream is a script that compares the lease first, so a worker that was stopped and
+//! goes on changes nothing. Only the call of the sink that was under way cannot be undone.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use super::core::Core;
 use super::event::Event;
-use super::partition_manager::is_set;
+use super::lease::{LeaseKeeper, LeaseLost};
 use super::record::Unreadable;
 use super::sink::{Batch, ErasedSink, SinkFailure, Write, WriteId};
+use super::stop_signal::StopSignal;
 use crate::key::CacheKey;
 use crate::l2::redis::queue::{
     FailureState, Granted, PartitionLease, RawEntry, StreamId, parse_id,
 };
 use crate::random;
 
-/// The lease is lost: nothing of the partition may be touched any more.
-pub(super) struct Lost;
-
+/// The worker of one partition.
 pub(super) struct Worker<K, V> {
-    pub(super) core: Arc<Core<K, V>>,
+    core: Arc<Core<K, V>>,
     sink: Arc<dyn ErasedSink<K, V>>,
-    pub(super) partition: u16,
-    pub(super) lease: PartitionLease,
+    partition: u16,
+    lease: LeaseKeeper<K, V>,
     epoch: u64,
-    /// When the lease was last renewed for sure. The server counts from later.
-    pub(super) renewed: Instant,
-    /// When to renew it again.
-    pub(super) renew_at: Instant,
-    /// What failed, as it is in Redis too.
-    pub(super) failure_state: FailureState,
+    /// The failures of the partition, as they are stored in Redis too.
+    failure_state: FailureState,
     /// Failures in a row.
     failures: u32,
 }
 
-/// The writes of a batch, and the entries that are acknowledged when it is applied.
+/// The writes of a batch, and the entries to acknowledge when it is applied.
 struct DecodedBatch<K, V> {
     writes: Vec<Write<K, V>>,
-    /// Of each write.
+    /// The entry of each write.
     entry_ids: Vec<StreamId>,
-    /// Those of the writes and of what was coalesced into them.
+    /// The entries of the writes, and of the earlier writes that were coalesced into them.
     acknowledged: Vec<StreamId>,
 }
 
@@ -67,38 +61,30 @@ where
         granted: Granted,
     ) -> Self {
         Self {
+            lease: LeaseKeeper::new(Arc::clone(&core), partition, lease, claimed),
             core,
             sink,
             partition,
-            lease,
             epoch: granted.epoch,
-            renewed: claimed,
-            renew_at: claimed,
             failure_state: granted.failure_state,
             failures: 0,
         }
     }
 
-    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+    pub(super) async fn run(mut self, mut stop: StopSignal) {
         let partition = self.partition;
         if self.work(&mut stop).await.is_err() {
             self.core.counters.lost.add(1);
             self.core.emit(&Event::Lost { partition });
             return;
         }
-        // Where this is lost, the lease ends by itself.
-        let freed = self.core.freed(partition);
-        let _ = self
-            .core
-            .redis
-            .queue_release(self.keys(), &self.lease, freed)
-            .await;
+        self.lease.release().await;
     }
 
-    async fn work(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), Lost> {
+    async fn work(&mut self, stop: &mut StopSignal) -> Result<(), LeaseLost> {
         let mut applied = Vec::new();
         loop {
-            let stopping = is_set(stop);
+            let stopping = stop.is_set();
             if stopping && applied.is_empty() {
                 return Ok(());
             }
@@ -107,16 +93,16 @@ where
                 Some(_) => 1,
                 None => self.core.config.batch_size,
             };
-            let mut entries = self.advance(&applied, count).await?;
+            let mut entries = self.lease.advance(&applied, count).await?;
             applied.clear();
             if entries.is_empty() {
-                self.wait_for_writes(stop).await;
+                self.lease.wait_for_writes(stop).await;
                 continue;
             }
             let linger = self.core.config.linger;
             if entries.len() < count && !linger.is_zero() {
-                self.wait(linger, stop).await?;
-                entries = self.advance(&[], count).await?;
+                self.lease.wait(linger, stop).await?;
+                entries = self.lease.advance(&[], count).await?;
             }
             if self.failure_state.isolate < entries.first().map(|entry| entry.id) {
                 self.failure_state.isolate = None;
@@ -125,13 +111,13 @@ where
         }
     }
 
-    /// Has a batch applied, or some of it dead-lettered. Answers what is to be acknowledged; what is
-    /// left of the batch is the first that is read again.
+    /// Has a batch applied, or a part of it dead-lettered. Answers the entries to acknowledge. The rest
+    /// of the batch is read again first.
     async fn apply(
         &mut self,
         entries: &[RawEntry],
-        stop: &mut watch::Receiver<bool>,
-    ) -> Result<Vec<StreamId>, Lost> {
+        stop: &mut StopSignal,
+    ) -> Result<Vec<StreamId>, LeaseLost> {
         let batch = self.decode(entries).await?;
         if batch.writes.is_empty() {
             return Ok(Vec::new());
@@ -153,8 +139,8 @@ where
         }
     }
 
-    /// Decodes entries, and buries at once those that cannot be.
-    async fn decode(&mut self, entries: &[RawEntry]) -> Result<DecodedBatch<K, V>, Lost> {
+    /// Decodes entries, and dead-letters at once those that cannot be decoded.
+    async fn decode(&mut self, entries: &[RawEntry]) -> Result<DecodedBatch<K, V>, LeaseLost> {
         let (mut writes, mut entry_ids) = (Vec::new(), Vec::new());
         for entry in entries {
             let write = match (entry.fields.is_empty(), entry.field("w")) {
@@ -178,7 +164,8 @@ where
                 }
                 Err(why) => {
                     self.core.counters.unreadable.add(1);
-                    self.dead_letter(entry.id, id, &why.to_string(), 0).await?;
+                    let error = why.to_string();
+                    self.lease.dead_letter(entry.id, id, &error, 0).await?;
                 }
             }
         }
@@ -202,11 +189,11 @@ where
         alone.saturating_add(in_a_batch).saturating_add(1)
     }
 
-    /// Calls the sink, and keeps the lease meanwhile. It has ended when this answers.
+    /// Calls the sink, and keeps the lease meanwhile. The call has ended when this answers.
     async fn call_sink(
         &mut self,
         writes: Vec<Write<K, V>>,
-    ) -> Result<Result<(), SinkFailure>, Lost> {
+    ) -> Result<Result<(), SinkFailure>, LeaseLost> {
         let batch = Batch {
             partition: self.partition,
             epoch: self.epoch,
@@ -216,15 +203,13 @@ where
         let sink = Arc::clone(&self.sink);
         let mut task = AbortOnDrop(tokio::spawn(sink.apply(batch)));
         let timeout = self.core.config.sink_timeout;
-        let in_time = self
-            .keep_lease_during(tokio::time::timeout(timeout, &mut task.0))
-            .await;
-        match in_time {
+        let call = tokio::time::timeout(timeout, &mut task.0);
+        match self.lease.keep_lease_during(call).await {
             Ok(Ok(applied)) => Ok(sink_result(applied)),
             Ok(Err(_)) => {
                 task.0.abort();
-                match self.keep_lease_during(&mut task.0).await? {
-                    // It had ended just before.
+                match self.lease.keep_lease_during(&mut task.0).await? {
+                    // The call had ended just before.
                     Ok(applied) => Ok(applied),
                     Err(_) => {
                         let text = format!("the sink did not end within {timeout:?}");
@@ -232,11 +217,11 @@ where
                     }
                 }
             }
-            Err(Lost) => {
-                // This process may claim the partition again: not before the call has ended.
+            Err(LeaseLost) => {
+                // This process may claim the partition again, but not before the call has ended.
                 task.0.abort();
                 let _ = (&mut task.0).await;
-                Err(Lost)
+                Err(LeaseLost)
             }
         }
     }
@@ -247,8 +232,8 @@ where
         entry_ids: &[StreamId],
         attempt: u32,
         failure: SinkFailure,
-        stop: &mut watch::Receiver<bool>,
-    ) -> Result<(), Lost> {
+        stop: &mut StopSignal,
+    ) -> Result<(), LeaseLost> {
         self.core.counters.failed.add(1);
         self.core.emit(&Event::Failed {
             partition: self.partition,
@@ -257,17 +242,19 @@ where
         });
         let rejected = failure.rejected;
         if let Some(at) = rejected.and_then(|rejected| ids.iter().position(|id| *id == rejected)) {
-            // The others were not at fault: they are tried again at once.
-            let attempt = self.attempt_of(entry_ids[at]);
-            return self
-                .dead_letter(entry_ids[at], ids[at], &failure.text, attempt)
-                .await;
+            // The other writes were not at fault: they are tried again at once.
+            let (entry_id, attempt) = (entry_ids[at], self.attempt_of(entry_ids[at]));
+            let dead = self
+                .lease
+                .dead_letter(entry_id, ids[at], &failure.text, attempt);
+            return dead.await;
         }
         if let [entry_id] = entry_ids {
             if attempt >= self.core.config.attempts {
-                return self
-                    .dead_letter(*entry_id, ids[0], &failure.text, attempt)
-                    .await;
+                let dead = self
+                    .lease
+                    .dead_letter(*entry_id, ids[0], &failure.text, attempt);
+                return dead.await;
             }
             let failures = match self.failure_state.failed {
                 Some(failed) if failed == *entry_id => self.failure_state.failures,
@@ -278,12 +265,12 @@ where
         } else {
             self.failure_state.isolate = entry_ids.last().copied();
         }
-        self.store_failures().await?;
+        self.lease.store_failures(self.failure_state).await?;
         self.failures = self.failures.saturating_add(1);
-        self.wait(self.backoff(), stop).await
+        self.lease.wait(self.backoff(), stop).await
     }
 
-    /// After so many failures in a row.
+    /// The pause after this number of failures in a row.
     fn backoff(&self) -> Duration {
         let config = &self.core.config;
         let doublings = self.failures.saturating_sub(1).min(31);
@@ -293,7 +280,7 @@ where
     }
 }
 
-/// Leaves the last write of each key, and its place.
+/// Keeps the last write of each key, and its entry.
 fn coalesce<K: CacheKey, V>(writes: &mut Vec<Write<K, V>>, entry_ids: &mut Vec<StreamId>) {
     let mut seen = HashSet::new();
     let last: Vec<bool> = writes
@@ -308,7 +295,7 @@ fn coalesce<K: CacheKey, V>(writes: &mut Vec<Write<K, V>>, entry_ids: &mut Vec<S
     writes.retain(|_| keep.next().unwrap_or(true));
 }
 
-/// A task that ends with its owner.
+/// A task that is aborted when its owner is dropped.
 struct AbortOnDrop(JoinHandle<Result<(), SinkFailure>>);
 
 impl Drop for AbortOnDrop {
@@ -318,6 +305,6 @@ impl Drop for AbortOnDrop {
 }
 
 fn sink_result(task: Result<Result<(), SinkFailure>, JoinError>) -> Result<(), SinkFailure> {
-    // Its message went to the panic hook.
+    // The message of a panic went to the panic hook.
     task.unwrap_or_else(|_| Err(SinkFailure::new("the sink panicked")))
 }

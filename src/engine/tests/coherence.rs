@@ -4,7 +4,7 @@
 use super::*;
 use crate::health::{Channel, Event};
 use crate::l2::message::{Message, Operation};
-use crate::l2::{Acquired, Advance, Keys, Listener, Over, WatermarkRequest};
+use crate::l2::{Acquired, Advance, Keys, Listener, Over, TierOperations, WatermarkRequest};
 
 /// The channel lease.
 const H: Duration = Duration::from_secs(2);

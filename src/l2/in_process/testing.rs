@@ -1,71 +1,50 @@
 //! What tests do to the embedded tier: gates at its operations, failures, wires to its listeners,
-//! handles that die, and a look at what it holds.
+//! handles that are killed, and access to the raw records.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::InProcess;
+use super::gates::{Gate, When, Wire};
+use super::tier::InProcess;
 use crate::codec::envelope;
-use crate::error::{RemoteError, RemoteKind};
-use crate::l2::{Listener, Notice};
+use crate::error::RemoteKind;
 
-/// Where an operation stops: before it is carried out, or between that and its reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum When {
-    Before,
-    After,
-}
-
-/// What lies between the tier and one listener, when a test has put something there.
-pub(super) struct Wire {
-    pub(super) channel: Bytes,
-    pub(super) listener: Weak<dyn Listener>,
-    pub(super) up: bool,
-    pub(super) queue: VecDeque<Bytes>,
-}
-
-/// Wires are numbered in the order in which caches began to listen. Nothing comes through one until
-/// the test says so.
+/// Wires are numbered in the order in which caches began to listen. A wire delivers nothing until the
+/// test says so.
 impl InProcess {
-    /// A tier whose listeners are reached over wires, and whose operations take up to so long.
+    /// A tier whose listeners are reached over wires. Each way of an operation takes up to
+    /// `latency_ms`.
     pub(crate) fn wired(latency_ms: u64) -> Self {
         let tier = Self::new();
-        tier.shared.latency_ms.store(latency_ms, Ordering::Relaxed);
-        *tier.shared.wires.lock() = Some(Vec::new());
+        tier.shared
+            .hooks
+            .latency_ms
+            .store(latency_ms, Ordering::Relaxed);
+        *tier.shared.hooks.wires.lock() = Some(Vec::new());
         tier
     }
 
-    pub(super) fn send_over_wires(&self, notice: &Notice) {
-        for wire in self.shared.wires.lock().iter_mut().flatten() {
-            if wire.up && (notice.channel.is_empty() || notice.channel == wire.channel) {
-                wire.queue.push_back(notice.message.clone());
-            }
-        }
-    }
-
     fn wire<T>(&self, wire: usize, what: impl FnOnce(&mut Wire) -> T) -> T {
-        what(&mut self.shared.wires.lock().as_mut().expect("wired")[wire])
+        what(&mut self.shared.hooks.wires.lock().as_mut().expect("wired")[wire])
     }
 
     pub(crate) fn wires(&self) -> usize {
-        self.shared.wires.lock().as_ref().map_or(0, Vec::len)
+        self.shared.hooks.wires.lock().as_ref().map_or(0, Vec::len)
     }
 
     pub(crate) fn is_up(&self, wire: usize) -> bool {
         self.wire(wire, |wire| wire.up)
     }
 
-    /// Messages that are on their way.
+    /// The messages that are under way.
     pub(crate) fn queued(&self, wire: usize) -> Vec<Bytes> {
         self.wire(wire, |wire| wire.queue.iter().cloned().collect())
     }
 
-    /// The subscription stands from now on.
+    /// The subscription of this wire stands from now on.
     pub(crate) fn connect(&self, wire: usize) {
         let listener = self.wire(wire, |wire| {
             wire.up = true;
@@ -76,7 +55,7 @@ impl InProcess {
         }
     }
 
-    /// The subscription is lost, with all that was on its way.
+    /// The subscription is lost, with all messages that were under way.
     pub(crate) fn cut(&self, wire: usize) {
         let listener = self.wire(wire, |wire| {
             wire.up = false;
@@ -88,7 +67,7 @@ impl InProcess {
         }
     }
 
-    /// Delivers the message at `at` in the queue, and leaves it there to come again if asked to.
+    /// Delivers the message at `at` in the queue. With `again` it stays in the queue.
     pub(crate) fn hand_over(&self, wire: usize, at: usize, again: bool) -> bool {
         let (message, listener) = self.wire(wire, |wire| {
             let message = if again {
@@ -105,13 +84,13 @@ impl InProcess {
         true
     }
 
-    /// Loses the message at `at`, and nobody says so.
+    /// Loses the message at `at`; no listener is told.
     pub(crate) fn lose(&self, wire: usize, at: usize) {
         self.wire(wire, |wire| wire.queue.remove(at))
             .expect("a message");
     }
 
-    /// Delivers everything, on every wire.
+    /// Delivers all messages of all wires.
     pub(crate) fn hand_over_all(&self) {
         for wire in 0..self.wires() {
             while self.hand_over(wire, 0, false) {}
@@ -119,39 +98,13 @@ impl InProcess {
     }
 }
 
-/// Stops the next operation of a kind until the test lets it go on, or makes it fail.
-#[derive(Clone, Debug)]
-pub(crate) struct Gate {
-    operation: &'static str,
-    when: When,
-    arrived: Arc<tokio::sync::Semaphore>,
-    open: Arc<tokio::sync::Semaphore>,
-    error: Option<RemoteKind>,
-}
-
-impl Gate {
-    /// Waits until an operation stands at the gate.
-    pub(crate) async fn reached(&self) {
-        self.arrived.acquire().await.expect("never closed").forget();
-    }
-
-    pub(crate) fn open(&self) {
-        self.open.add_permits(1);
-    }
-
-    /// Raising a mark is one way to look at the marks.
-    fn is_for(&self, operation: &str) -> bool {
-        self.operation == operation || (self.operation, operation) == ("marks", "raise")
-    }
-}
-
 impl InProcess {
-    /// Stops the next such operation.
+    /// Stops the next operation of this kind.
     pub(crate) fn gate(&self, operation: &'static str, when: When) -> Gate {
         self.put(operation, when, None)
     }
 
-    /// Lets the next such operation fail.
+    /// Lets the next operation of this kind fail.
     pub(crate) fn fail(&self, operation: &'static str, when: When, error: RemoteKind) {
         self.put(operation, when, Some(error)).open();
     }
@@ -165,11 +118,11 @@ impl InProcess {
             open: semaphore(),
             error,
         };
-        self.shared.gates.lock().push(gate.clone());
+        self.shared.hooks.gates.lock().push(gate.clone());
         gate
     }
 
-    /// A handle of its own, which can be killed.
+    /// Another handle to the same tier, which can be killed apart from this one.
     pub(crate) fn mortal(&self) -> Self {
         Self {
             shared: Arc::clone(&self.shared),
@@ -186,44 +139,15 @@ impl InProcess {
     }
 
     pub(crate) fn no_more_failures(&self) {
-        self.shared.gates.lock().clear();
+        self.shared.hooks.gates.lock().clear();
     }
 
-    /// Whether an operation is to fail that has not come yet.
+    /// Whether a gate or a failure is still set.
     pub(crate) fn will_fail(&self) -> bool {
-        !self.shared.gates.lock().is_empty()
+        !self.shared.hooks.gates.lock().is_empty()
     }
 
-    pub(super) async fn pass(
-        &self,
-        operation: &'static str,
-        when: When,
-    ) -> Result<(), RemoteError> {
-        if !self.is_direct() {
-            // The way there, and the way back.
-            let longest = Duration::from_millis(self.shared.latency_ms.load(Ordering::Relaxed));
-            tokio::time::sleep(crate::random::duration(Duration::ZERO, longest)).await;
-        }
-        if self.is_dead() {
-            return std::future::pending().await;
-        }
-        let gate = {
-            let mut gates = self.shared.gates.lock();
-            let at = gates
-                .iter()
-                .position(|gate| gate.is_for(operation) && gate.when == when);
-            at.map(|at| gates.remove(at))
-        };
-        let Some(gate) = gate else { return Ok(()) };
-        gate.arrived.add_permits(1);
-        gate.open.acquire().await.expect("never closed").forget();
-        match gate.error {
-            Some(kind) => Err(RemoteError::new(kind, operation)),
-            None => Ok(()),
-        }
-    }
-
-    /// The raw record under a key, as somebody with other tools would see it.
+    /// The raw record under a key.
     pub(crate) fn raw(&self, key: &[u8]) -> Option<Bytes> {
         self.shared
             .store
@@ -232,12 +156,12 @@ impl InProcess {
             .map(|stored| stored.bytes.clone())
     }
 
-    /// Nobody hears anything any more.
+    /// Removes all listeners.
     pub(crate) fn mute(&self) {
         self.shared.listeners.lock().clear();
     }
 
-    /// Every key with the kind of its record.
+    /// All keys with the kinds of their records.
     pub(crate) fn kinds(&self) -> Vec<(Bytes, Option<envelope::Kind>)> {
         let now = Instant::now();
         let store = self.shared.store.lock();

@@ -1,16 +1,14 @@
-//! When the server is in trouble: after too many failures nobody asks it any more, until a probe is
-//! answered.
+//! The circuit breaker: after too many failures no command is sent, until probes are answered.
 //!
 //! | state | how it is entered | a command |
 //! |---|---|---|
 //! | closed | at first, and when probes were answered | is sent |
 //! | open | the share of commands without an answer in the window was too large | fails at once, without I/O |
-//! | open, probing | while it is open, all the time | as in open: no request pays for a probe |
 //!
-//! A failure is a command that got no answer: a timeout, or no connection. An error that the server
-//! answers is an answer. Probes are commands of the handle's own, at growing, jittered intervals; when
-//! none was answered for a while the connection counts as dead and is made anew, because a client does
-//! not notice a black hole while it goes on sending into it.
+//! A failure is a command without an answer: a timeout, or no connection. An error that the server
+//! answers is an answer. While the breaker is open, the handle sends probes of its own, at growing,
+//! jittered intervals; no request pays for one. If no probe is answered for a while, the connection
+//! counts as dead and is made anew: a client that goes on sending does not notice a black hole.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::error::BuildError;
 
-/// When a [`Redis`](crate::Redis) handle stops asking a server that does not answer: see
+/// When a [`Redis`](crate::Redis) handle stops sending commands to a server that does not answer: see
 /// [`RedisBuilder::breaker`](crate::RedisBuilder::breaker).
 ///
 /// ```
@@ -58,8 +56,8 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// The default: opens when at least 3 commands and half of all got no answer within 2 seconds, or 9
-    /// in a row.
+    /// The default: it opens if within 2 seconds at least 3 commands, and half of all, got no answer; or
+    /// if 9 in a row got none.
     pub fn new() -> Self {
         Self::default()
     }
@@ -84,15 +82,15 @@ impl Breaker {
         self
     }
 
-    /// And how many must have failed at least. Three times as many in a row, without an answer between
-    /// them, open it whatever was answered before: the connection is dead, or the server is. Default: 3.
+    /// The least number of failed commands that opens it. Three times as many in a row open it whatever
+    /// was answered before: the connection is dead, or the server is. Default: 3.
     pub fn least_failures(mut self, failures: u32) -> Self {
         self.least_failures = failures;
         self
     }
 
-    /// The longest pause between two probes, from 10 ms to 60 s; so long it may take until a server that
-    /// is back is used again. The first one comes after 50 milliseconds. Default: 250 milliseconds.
+    /// The longest pause between two probes, from 10 ms to 60 s. A server that is back is used again
+    /// after this time at most. The first probe comes after 50 milliseconds. Default: 250 milliseconds.
     pub fn longest_pause(mut self, pause: Duration) -> Self {
         self.longest_pause = pause;
         self
@@ -132,7 +130,7 @@ impl Breaker {
     }
 }
 
-/// Parts of the window that are forgotten one after the other.
+/// The number of buckets of the window. The oldest one is forgotten first.
 const BUCKETS: u32 = 10;
 
 /// The state of one handle's breaker.
@@ -142,7 +140,7 @@ pub(super) struct BreakerState {
     started: Instant,
     open: AtomicBool,
     counts: Mutex<Counts>,
-    /// It has opened: probe.
+    /// The breaker has opened: probes are to be sent.
     pub(super) opened: Arc<Notify>,
 }
 
@@ -153,7 +151,7 @@ struct Counts {
     buckets: [Bucket; BUCKETS as usize],
 }
 
-/// Answers and failures of one part of the window.
+/// The answers and failures of one part of the window.
 #[derive(Clone, Copy, Debug, Default)]
 struct Bucket {
     number: u64,
@@ -211,7 +209,7 @@ impl BreakerState {
         self.open.load(Ordering::Acquire)
     }
 
-    /// A command was answered, or not. `true`: that has opened it.
+    /// Counts one command, answered or not. `true`: that has opened the breaker.
     pub(super) fn record(&self, answered: bool, now: Instant) -> bool {
         if answered {
             self.record_answers(1, now);
@@ -231,7 +229,7 @@ impl BreakerState {
         .unwrap_or(false)
     }
 
-    /// So many were answered.
+    /// Counts commands that were answered together.
     pub(super) fn record_answers(&self, commands: u32, now: Instant) {
         self.within_window(now, |counts, number| {
             let bucket = counts.bucket(number);
@@ -240,13 +238,13 @@ impl BreakerState {
         });
     }
 
-    /// With the number of the part of the window that it is now.
+    /// Calls `record` with the number of the present bucket, unless the breaker is open or off.
     fn within_window<T>(
         &self,
         now: Instant,
         record: impl FnOnce(&mut Counts, u64) -> T,
     ) -> Option<T> {
-        // An answer to what was sent before it opened says nothing: that is for the probes.
+        // While it is open, only probes count: an answer to an earlier command says nothing.
         if !self.settings.enabled || self.is_open() {
             return None;
         }
@@ -256,7 +254,7 @@ impl BreakerState {
         Some(record(&mut self.counts.lock(), number))
     }
 
-    /// Probes were answered.
+    /// Closes the breaker: probes were answered.
     pub(super) fn close(&self) {
         *self.counts.lock() = Counts::default();
         self.open.store(false, Ordering::Release);

@@ -1,8 +1,9 @@
+//! The settings of a handle, and how they are checked.
+
 use std::time::Duration;
 
 use fred::types::config::Config;
 
-use super::Redis;
 use super::breaker::Breaker;
 use super::credentials;
 #[cfg(feature = "tls")]
@@ -10,7 +11,7 @@ use super::tls::Tls;
 use super::url::{Address, Topology};
 use crate::error::{BuildError, RemoteError, RemoteKind};
 
-/// Settings of a [`Redis`] handle: see [`Redis::builder`].
+/// Settings of a [`Redis`](crate::Redis) handle: see [`Redis::builder`](crate::Redis::builder).
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -56,8 +57,8 @@ impl RedisBuilder {
         }
     }
 
-    /// What every key begins with: `prefix:users:42`. Services that share a Redis take different
-    /// ones. 1 to 100 bytes of printable ASCII.
+    /// The beginning of every key: `prefix:users:42`. Services that share a Redis take different
+    /// prefixes. 1 to 100 bytes of printable ASCII.
     ///
     /// Default: `tidegate`.
     pub fn prefix(mut self, prefix: &str) -> Self {
@@ -65,17 +66,17 @@ impl RedisBuilder {
         self
     }
 
-    /// Who to be in Redis, and with which password, instead of in the URL, which then names neither.
-    /// Nothing is encoded. The user of a server that has a password and no users is `default`. The rights
-    /// that it needs are in [`guide::operations`](crate::guide::operations).
+    /// The user in Redis and its password. The URL then names neither. Nothing is encoded. For a server
+    /// that has a password and no users, the user is `default`. The permissions that the user needs are in
+    /// [`guide::operations`](crate::guide::operations).
     ///
-    /// Default: as the URL says; nobody where it does not.
+    /// Default: those of the URL, or none.
     pub fn user(mut self, name: &str, password: &str) -> Self {
         self.user = Some((name.to_owned(), password.to_owned()));
         self
     }
 
-    /// Whom to trust and which certificate to show, for a URL that begins with `rediss`.
+    /// Which certificates to trust and which one to show, for a URL that begins with `rediss`.
     ///
     /// Default: [`Tls::new`], which trusts the CAs of the system.
     #[cfg(feature = "tls")]
@@ -85,8 +86,8 @@ impl RedisBuilder {
         self
     }
 
-    /// How long to wait for the answer to a command. A `get` that finds Redis silent goes on
-    /// without it after this long. From 1 ms to 60 s.
+    /// How long to wait for the answer to a command. If Redis is silent, a `get` goes on without it
+    /// after this time. From 1 ms to 60 s.
     ///
     /// Default: 100 milliseconds.
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -111,46 +112,15 @@ impl RedisBuilder {
         self
     }
 
-    /// When to stop asking a server that does not answer, so that an outage costs nothing: while the
-    /// breaker is open commands fail at once, loads go on (coalesced, bounded, without the shared tier),
-    /// and the handle probes for itself.
+    /// When to stop sending commands to a server that does not answer, so that an outage costs no
+    /// timeouts. While the breaker is open, commands fail at once, and the handle probes the server.
+    /// Loads go on, coalesced and bounded, without the shared tier.
     ///
-    /// Default: [`Breaker::new`], which opens when at least 3 commands and half of all got no answer
-    /// within 2 seconds, or 9 in a row.
+    /// Default: [`Breaker::new`], which opens if within 2 seconds at least 3 commands, and half of all,
+    /// got no answer; or if 9 in a row got none.
     pub fn breaker(mut self, breaker: Breaker) -> Self {
         self.breaker = breaker;
         self
-    }
-
-    /// Connects now, and tries every right that the shared tier needs, without a change to any key.
-    ///
-    /// # Errors
-    ///
-    /// [`RemoteError`]:
-    /// - [`is_unreachable`](RemoteError::is_unreachable) or [`is_timeout`](RemoteError::is_timeout): the
-    ///   server cannot be reached; or a setting makes no sense, and the source is the [`BuildError`];
-    /// - [`is_tls`](RemoteError::is_tls): there is no TLS connection, or none to this server;
-    /// - [`is_denied`](RemoteError::is_denied): the password is wrong, or the user lacks a right; the
-    ///   source names it, and the ACL rules that grant it. In a cluster users are looked at on one node;
-    /// - [`is_refused`](RemoteError::is_refused): the server refuses, for instance the database.
-    pub async fn connect(self) -> Result<Redis, RemoteError> {
-        // It is large, and whoever awaits it need not be.
-        Box::pin(Redis::connect_with(self)).await
-    }
-
-    /// Makes the handle without I/O; it connects in the background from its first use on, and for
-    /// ever again when the connection is lost. (With `rediss://` and without `Tls::ca` the system's CA certificates are read, some milliseconds.)
-    ///
-    /// What [`connect`](Self::connect) would have failed with, look-ups go on without:
-    /// [`Health::denied`](crate::Health::denied) says what the server denies, and heals when it is
-    /// granted.
-    ///
-    /// # Errors
-    ///
-    /// [`BuildError`] when the URL or a setting makes no sense.
-    pub fn open(self) -> Result<Redis, BuildError> {
-        let config = self.check()?;
-        Redis::from_config(&self, config, false)
     }
 
     pub(super) fn check(&self) -> Result<Config, BuildError> {
@@ -191,7 +161,7 @@ impl RedisBuilder {
         Ok(address.config)
     }
 
-    /// The same where files may be read.
+    /// Checks on a thread that may block, because certificates may be read.
     pub(super) async fn check_blocking(
         self,
     ) -> Result<(Self, Result<Config, BuildError>), RemoteError> {
@@ -257,7 +227,8 @@ impl RedisBuilder {
     }
 }
 
-/// Sentinels are given the credentials in another form than the bus, and fred has one for both.
+/// The sentinels need the credentials unquoted and the bus needs them quoted, but fred's configuration
+/// has one form for both.
 fn check_sentinels(address: &Address) -> Result<(), BuildError> {
     let config = &address.config;
     let mut credentials = [&config.username, &config.password].into_iter().flatten();
@@ -275,7 +246,7 @@ fn check_sentinels(address: &Address) -> Result<(), BuildError> {
 
 impl std::fmt::Debug for RedisBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Not the URL: it may hold a password.
+        // The URL is left out: it may hold a password.
         f.debug_struct("RedisBuilder")
             .field("prefix", &self.prefix)
             .field("timeout", &self.timeout)
@@ -299,7 +270,7 @@ mod tests {
             "rediss-cluster://host",
             "rediss-sentinel://host?sentinelServiceName=main",
         ] {
-            let error = Redis::open(url).err();
+            let error = crate::Redis::open(url).err();
             assert_eq!(error, Some(BuildError::NoTls), "{url}");
         }
         assert!(BuildError::NoTls.to_string().contains("feature `tls`"));

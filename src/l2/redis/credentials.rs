@@ -1,7 +1,7 @@
-//! Credentials on the connections of the bus.
+//! Credentials on the connections of the bus, quoted for `HELLO`.
 //!
-//! fred sends HELLO as a line of words, and credentials as they are: a space or a quotation mark in a
-//! password would be a wrong one, and the end of a line the beginning of another command. Redis reads a
+//! fred sends `HELLO` as a line of words, with the credentials as they are. A space or a quotation mark
+//! in a password would make it a wrong one, and a line end would begin another command. Redis accepts a
 //! word in quotation marks, with escapes.
 
 use fred::types::config::Config;
@@ -12,7 +12,7 @@ pub(super) fn quote(config: &mut Config) {
     }
 }
 
-/// Whether it is a word as it is.
+/// Whether a text is one word without quotation marks.
 pub(super) fn is_plain(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\'' | b'\\');
     text.bytes().all(plain)

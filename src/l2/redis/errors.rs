@@ -1,4 +1,4 @@
-//! What fred's errors mean here.
+//! fred's errors, and the errors of this crate that they become.
 
 use fred::error::{Error as FredError, ErrorKind};
 use fred::types::config::{Config, ServerConfig};
@@ -23,7 +23,12 @@ pub(super) fn remote_error(operation: &'static str, error: FredError) -> RemoteE
     RemoteError::because(kind, operation, error)
 }
 
-/// Without what the server repeats of a command that it does not know: that may be AUTH.
+/// The error for a reply of another form than the command has.
+pub(super) fn unexpected_reply(operation: &'static str) -> RemoteError {
+    RemoteError::because(RemoteKind::Refused, operation, "unexpected reply")
+}
+
+/// Removes what the server repeats of a command that it does not know, which may be `AUTH`.
 fn redact(error: FredError) -> FredError {
     match error.details().split_once(", with args beginning with") {
         Some((before, _)) => FredError::new(error.kind().clone(), before.to_owned()),
@@ -33,7 +38,7 @@ fn redact(error: FredError) -> FredError {
 
 #[cfg(feature = "tls")]
 fn is_tls_error(error: &FredError) -> bool {
-    // As rustls hands its errors to whoever reads or writes.
+    // rustls passes its errors to readers and writers in this form.
     const RUSTLS_PREFIX: &str = "Custom { kind: InvalidData, error: ";
     let is_io = *error.kind() == ErrorKind::IO;
     *error.kind() == ErrorKind::Tls || (is_io && error.details().starts_with(RUSTLS_PREFIX))
@@ -44,16 +49,16 @@ fn is_tls_error(_: &FredError) -> bool {
     false
 }
 
-/// No answer, as opposed to an error that the server answered.
+/// Whether there was no answer. An error that the server answered is an answer.
 pub(super) fn is_no_answer(error: &RemoteError) -> bool {
     error.is_timeout() || error.is_unreachable()
 }
 
-/// Whether an error is the server's word that this user may not.
+/// Whether an error is the server's denial of something to this user.
 pub(super) fn is_denial(details: &str) -> bool {
     let begins = ["NOPERM", "WRONGPASS", "NOAUTH"];
     begins.iter().any(|word| details.starts_with(word))
-        // Of a command in a script: in 6.0, to 7.0, and from 7.2 on.
+        // These are about a command in a script: in 6.0, up to 7.0, and from 7.2 on.
         || details.contains("NOPERM")
         || details.contains("executing the script can't")
         || details.contains("ACL failure in script")
@@ -65,8 +70,8 @@ pub(super) fn is_database_error(error: &FredError) -> bool {
     details.contains("DB index") || details.contains("SELECT is not allowed")
 }
 
-/// Adds what the other side may have expected, where it does not say so itself: TLS fails in silence,
-/// or with the end of the connection.
+/// Adds what the server may have expected, if the error does not say so. TLS fails without an answer, or
+/// with the end of the connection.
 pub(super) fn with_hint(error: FredError, config: &Config) -> FredError {
     #[cfg(feature = "tls")]
     let tls = config.tls.is_some();
@@ -77,7 +82,7 @@ pub(super) fn with_hint(error: FredError, config: &Config) -> FredError {
             .iter()
             .any(|end| error.details().contains(end));
     let question = match (error.kind(), tls) {
-        // Redis takes what TLS begins with for the beginning of a command.
+        // Redis takes the first bytes of TLS for the beginning of a command, and waits for the rest.
         (ErrorKind::Timeout, true) => "is there TLS at this port?",
         (_, true) if has_ended => "is a client certificate expected (`Tls::client_certificate`)?",
         _ if has_ended && !matches!(config.server, ServerConfig::Unix { .. }) => {

@@ -1,68 +1,39 @@
-//! Single reads of many callers, as one command.
+//! Single reads, which share an `MGET` when several are in flight.
 //!
-//! A `GET` costs the client and the server more than the record does. So while several are under way,
-//! the next ones collect until this thread has nothing else to do, which takes no timer, and set out as
-//! one `MGET`. They set out at once when they are half of all that are under way: then the server works
-//! for the one half while this process deals with the other. Nobody waits for an answer to what was sent
-//! before. A lone caller's `GET` is sent as it is. Not in a cluster: a command is for one slot there.
+//! A `GET` costs the client and the server more than the record does. While several reads are in
+//! flight, the next ones join a batch, which is sent as one `MGET`. The batch is sent when this thread
+//! has nothing else to do; that needs no timer. It is sent at once when it holds half of all reads in
+//! flight: then the server works on one half while this process handles the other. No read waits for
+//! the answer to an earlier command. A lone `GET` is sent as it is. In a cluster there are no batches,
+//! because a command is for one slot there.
 //!
-//! Whoever sends a batch is a task of the runtime of those who wait for it, and no other caller joins
-//! them: where a runtime stands still, so do they. A single thread of it may stand still with the batch,
-//! and so some of them watch the time for all.
+//! A batch is sent by a task of the runtime whose reads it holds, and reads of another runtime do not
+//! join it: a runtime that stands still holds up its own reads only. A single thread of a runtime may
+//! stand still with the task. Therefore some of the reads watch the timeout for all.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use fred::error::Error as FredError;
 use fred::types::{ClusterHash, CustomCommand, Value};
-use parking_lot::Mutex;
-use tokio::runtime::{Handle, Id};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::errors::is_denial;
-use super::{Redis, remote_error};
+use super::errors::{is_denial, remote_error};
+use super::handle::Redis;
+use super::mget_batcher::{Batch, PendingRead, Reply};
 use crate::error::{RemoteError, RemoteKind};
 
-/// MgetBatcher under way from which on they are sent together.
+/// The number of other reads in flight from which on a read joins a batch.
 const MIN_IN_FLIGHT: usize = 4;
 
-/// Keys of one command: enough to share its cost, and few enough that a reply keeps nobody waiting.
+/// The bounds of a full batch: enough keys to share the cost of the command, and few enough that its
+/// reply is not late.
 const MIN_BATCH: usize = 4;
 const MAX_BATCH: usize = 64;
 
-type Reply = Result<Option<Bytes>, FredError>;
-
-#[derive(Debug, Default)]
-pub(super) struct MgetBatcher {
-    in_flight: AtomicUsize,
-    /// The batch that is joined, and by whom.
-    open: Mutex<Option<(Id, Arc<Batch>)>>,
-    /// This user may not send `MGET`.
-    mget_denied: AtomicBool,
-}
-
-#[derive(Debug)]
-struct PendingRead {
-    key: Bytes,
-    /// Dropped: nobody has sent it.
-    reply: oneshot::Sender<Reply>,
-}
-
-/// Empty once somebody has taken them.
-type Batch = Mutex<Vec<PendingRead>>;
-
-/// A read that is under way, until dropped.
-struct InFlightGuard<'a>(&'a MgetBatcher);
-
-impl Drop for InFlightGuard<'_> {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Whoever sends a batch. Dropped with its runtime before it has, it leaves nobody waiting.
+/// Sends a batch. If it is dropped before, with its runtime, the reads of the batch are not lost: each
+/// is sent alone.
 struct BatchSender {
     redis: Redis,
     batch: Arc<Batch>,
@@ -74,78 +45,19 @@ impl Drop for BatchSender {
     }
 }
 
-/// Joined a batch.
-struct Joined {
-    batch: Arc<Batch>,
-    /// In their order.
-    index: usize,
-    /// There are enough of them.
-    full: bool,
-}
-
-impl MgetBatcher {
-    /// Whether every key needs a command of its own.
-    pub(super) fn is_mget_denied(&self) -> bool {
-        self.mget_denied.load(Ordering::Relaxed)
-    }
-
-    /// Notes that this user may not send `MGET`.
-    pub(super) fn note_denial<T>(&self, read: &Result<T, RemoteError>) {
-        if read.as_ref().is_err_and(RemoteError::is_denied) {
-            self.mget_denied.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// Joins those of its runtime, or begins with a batch of their own.
-    fn join(&self, runtime: Id, pending: PendingRead, full_at: usize) -> Joined {
-        let mut open = self.open.lock();
-        let batch = match &*open {
-            Some((of, batch)) if *of == runtime => Arc::clone(batch),
-            _ => {
-                let batch = Arc::default();
-                *open = Some((runtime, Arc::clone(&batch)));
-                batch
-            }
-        };
-        let (index, full) = {
-            let mut collected = batch.lock();
-            collected.push(pending);
-            (collected.len() - 1, collected.len() >= full_at)
-        };
-        if full {
-            *open = None;
-        }
-        Joined { batch, index, full }
-    }
-
-    /// Nobody joins these any more.
-    fn take(&self, batch: &Arc<Batch>) -> Vec<PendingRead> {
-        let mut open = self.open.lock();
-        if open
-            .as_ref()
-            .is_some_and(|(_, open)| Arc::ptr_eq(open, batch))
-        {
-            *open = None;
-        }
-        drop(open);
-        std::mem::take(&mut *batch.lock())
-    }
-}
-
 impl Redis {
-    pub(crate) async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
+    pub(super) async fn get_one(&self, key: &Bytes) -> Result<Option<Bytes>, RemoteError> {
         self.ensure_started().await;
         self.shared.admit("read")?;
         let batcher = &self.shared.mget;
-        let others_in_flight = batcher.in_flight.fetch_add(1, Ordering::Relaxed);
-        let in_flight = InFlightGuard(batcher);
+        let (others_in_flight, in_flight) = batcher.begin();
         let alone = self.shared.clustered || batcher.is_mget_denied();
         let reply = if others_in_flight < MIN_IN_FLIGHT || alone {
             None
         } else {
             self.get_batched(key, others_in_flight).await
         };
-        // The breaker knows of what was answered together.
+        // For a batch that was answered, its sender has told the breaker.
         let (read, counted) = match reply {
             Some(reply) => (reply, true),
             None => {
@@ -167,7 +79,7 @@ impl Redis {
         async { sent.await.and_then(Value::convert) }
     }
 
-    /// `None`: it was not sent.
+    /// Reads as part of a batch. `None`: the read was not sent.
     async fn get_batched(
         &self,
         key: &Bytes,
@@ -186,13 +98,13 @@ impl Redis {
             let sender = BatchSender { redis, batch };
             runtime.spawn(sender.send(joined.full));
         }
-        // The command has a timeout of its own.
+        // The command has a timeout of its own, but the batch may never be sent.
         let watches_timeout = joined.index == 0 || joined.index.is_power_of_two();
         let reply = if watches_timeout {
             match tokio::time::timeout(self.shared.timeout, receiver).await {
                 Ok(reply) => reply,
                 Err(_) => {
-                    // If these have not been sent, the others send theirs alone.
+                    // If the batch was not sent, its other reads are sent alone now.
                     drop(batcher.take(&joined.batch));
                     return Some(Err(RemoteError::new(RemoteKind::Timeout, "read")));
                 }
@@ -223,10 +135,10 @@ impl Redis {
                     let _ = read.send(Ok(record));
                 }
             }
-            // Not understood: each of them tries alone.
+            // The reply was not understood: each read is sent alone.
             Ok(_) => {}
             Err(error) if is_denial(error.details()) && commands > 1 => {
-                self.shared.mget.mget_denied.store(true, Ordering::Relaxed);
+                self.shared.mget.set_mget_denied();
             }
             Err(error) => {
                 for read in pending {
@@ -240,11 +152,11 @@ impl Redis {
 impl BatchSender {
     async fn send(self, immediately: bool) {
         if !immediately {
-            // Until those have run that are ready to.
+            // Lets the tasks that are ready run first: their reads may join.
             tokio::task::yield_now().await;
         }
         let pending = self.redis.shared.mget.take(&self.batch);
-        // Nothing is left where they were enough, or somebody has lost patience.
+        // Empty if the batch was full and sent before, or if a read timed out.
         if !pending.is_empty() {
             self.redis.send_batch(pending).await;
         }

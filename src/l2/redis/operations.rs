@@ -1,38 +1,96 @@
-//! The operations of the protocol, as commands and scripts.
+//! The operations of the protocol on Redis, as commands and scripts.
 
 use std::collections::HashMap;
-use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use fred::clients::{Client, WithOptions};
-use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::ClientLike;
 use fred::types::{ClusterHash, CustomCommand, Value};
 use fred::util::redis_keyslot;
 use futures_util::future::join_all;
 
-use super::scripts::{self, Script};
-use super::{Redis, remote_error};
+use super::bus_connections::{BusCommand, Subscriber};
+use super::commands::{BreakerUse, bytes, copy_bytes, number};
+use super::errors::{remote_error, unexpected_reply};
+use super::handle::Redis;
+use super::scripts;
 use crate::codec::envelope::{Expiry, Head};
 use crate::engine::watermarks::Watermarks;
-use crate::error::{RemoteError, RemoteKind};
-use crate::l2::{
+use crate::error::RemoteError;
+use crate::l2::listener::Listener;
+use crate::l2::operations::TierOperations;
+use crate::l2::request::{
     Acquired, Advance, Keys, MARKS_TTL, Notice, Over, Read, Refill, WatermarkRequest,
     new_incarnation, with_watermarks,
 };
 
-/// Keys of one MGET: a longer reply keeps the server from others for too long.
+/// The largest number of keys of one `MGET`: a longer reply keeps the server from other clients for
+/// too long.
 const MAX_MGET_KEYS: usize = 1_000;
 
-impl Redis {
-    pub(crate) async fn get_many(&self, keys: &[Bytes]) -> (Vec<Read>, Result<(), RemoteError>) {
+impl TierOperations for Redis {
+    fn prefix(&self) -> &str {
+        &self.shared.prefix
+    }
+
+    fn is_direct(&self) -> bool {
+        false
+    }
+
+    fn timeout(&self) -> Duration {
+        self.shared.timeout
+    }
+
+    fn denied(&self) -> Option<Arc<str>> {
+        self.shared.acl.denied()
+    }
+
+    fn now_ms(&self) -> Option<u64> {
+        self.shared.clock.now_ms()
+    }
+
+    fn listen(&self, channel: &Bytes, listener: Weak<dyn Listener>) {
+        self.start();
+        let subscriber = Subscriber {
+            listener,
+            up: false,
+        };
+        self.shared
+            .listeners
+            .lock()
+            .entry(channel.clone())
+            .or_default()
+            .push(subscriber);
+        let command = BusCommand::Subscribe(channel.clone());
+        self.shared.bus_connections.lock().send_all(&command);
+    }
+
+    fn unlisten(&self, channel: &Bytes) {
+        let mut listeners = self.shared.listeners.lock();
+        if let Some(here) = listeners.get_mut(channel) {
+            here.retain(|subscriber| subscriber.listener.strong_count() > 0);
+            if here.is_empty() {
+                listeners.remove(channel);
+                let command = BusCommand::Unsubscribe(channel.clone());
+                self.shared.bus_connections.lock().send_all(&command);
+            }
+        }
+    }
+
+    fn get(&self, key: &Bytes) -> impl Future<Output = Result<Option<Bytes>, RemoteError>> + Send {
+        self.get_one(key)
+    }
+
+    async fn get_many(&self, keys: &[Bytes]) -> (Vec<Read>, Result<(), RemoteError>) {
         self.ensure_started().await;
         let groups = self.group_by_command(keys);
         let replies = groups.iter().map(|group| {
             let names = group.iter().map(|index| keys[*index].clone()).collect();
             self.mget(names)
         });
-        // All are sent before the first is answered.
+        // All commands are sent before the first is answered.
         let replies = join_all(replies).await;
         let (mut records, mut outcome) = (vec![Err(()); keys.len()], Ok(()));
         for (group, reply) in groups.into_iter().zip(replies) {
@@ -48,51 +106,7 @@ impl Redis {
         (records, outcome)
     }
 
-    /// Which keys one command can ask for.
-    fn group_by_command(&self, keys: &[Bytes]) -> Vec<Vec<usize>> {
-        let all: Vec<usize> = (0..keys.len()).collect();
-        if self.shared.mget.is_mget_denied() {
-            return all.into_iter().map(|index| vec![index]).collect();
-        }
-        if !self.shared.clustered {
-            return all.chunks(MAX_MGET_KEYS).map(<[usize]>::to_vec).collect();
-        }
-        // Those of one slot. What is alone there is a GET, and all of them are sent at once.
-        let mut slots: HashMap<u16, Vec<usize>> = HashMap::new();
-        for index in all {
-            let slot = redis_keyslot(&keys[index]);
-            slots.entry(slot).or_default().push(index);
-        }
-        slots.into_values().collect()
-    }
-
-    async fn mget(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, RemoteError> {
-        if let [key] = keys.as_slice() {
-            return self.get(key).await.map(|record| vec![record]);
-        }
-        let command = CustomCommand::new_static("MGET", ClusterHash::FirstKey, false);
-        self.shared.admit("read")?;
-        let asked = keys.len();
-        let client = self.shared.client();
-        let keys = keys.into_iter().map(Value::from).collect();
-        let read = self.send(&client, command, keys).await;
-        let read = read.and_then(Value::convert::<Vec<Option<Bytes>>>);
-        let read = read.map_err(|error| remote_error("read", error));
-        self.shared.mget.note_denial(&read);
-        self.shared.report_to_breaker(&read);
-        self.shared.note_denial(&read);
-        let read = read?;
-        if read.len() != asked {
-            return Err(RemoteError::because(
-                RemoteKind::Refused,
-                "read",
-                "unexpected reply",
-            ));
-        }
-        Ok(read)
-    }
-
-    pub(crate) async fn acquire(
+    async fn acquire(
         &self,
         keys: &Keys,
         lease: Vec<u8>,
@@ -131,12 +145,10 @@ impl Redis {
             (Some(3), Some(left)) => left.as_u64().map(Acquired::Failed),
             _ => None,
         };
-        answer.ok_or_else(|| {
-            RemoteError::because(RemoteKind::Refused, "acquire a lease", "unexpected reply")
-        })
+        answer.ok_or_else(|| unexpected_reply("acquire a lease"))
     }
 
-    pub(crate) async fn replace(
+    async fn replace(
         &self,
         key: &Bytes,
         head: Head,
@@ -156,7 +168,7 @@ impl Redis {
             .map(|reply| reply.as_u64() == Some(1))
     }
 
-    pub(crate) async fn refill(
+    async fn refill(
         &self,
         keys: &Keys,
         seen: &[u8],
@@ -184,7 +196,7 @@ impl Redis {
             .map(|reply| reply.as_u64() == Some(1))
     }
 
-    pub(crate) async fn renew(
+    async fn renew(
         &self,
         key: &Bytes,
         refreshed: Option<&Bytes>,
@@ -197,30 +209,19 @@ impl Redis {
             .flatten()
             .cloned()
             .collect();
-        self.run_on(
-            (&self.shared.client(), BreakerUse::Checked),
-            "renew a lease",
-            &scripts::RENEW,
-            &keys,
-            args,
-        )
-        .await
-        .map(|reply| reply.as_u64() == Some(1))
+        self.run_checked("renew a lease", &scripts::RENEW, &keys, args)
+            .await
+            .map(|reply| reply.as_u64() == Some(1))
     }
 
-    pub(crate) async fn release(
-        &self,
-        key: &Bytes,
-        head: Head,
-        wake: Notice,
-    ) -> Result<bool, RemoteError> {
+    async fn release(&self, key: &Bytes, head: Head, wake: Notice) -> Result<bool, RemoteError> {
         let args = [copy_bytes(&head), wake.channel.into(), wake.message.into()];
         self.run("release a lease", &scripts::RELEASE, key, args)
             .await
             .map(|reply| reply.as_u64() == Some(1))
     }
 
-    pub(crate) async fn invalidate(
+    async fn invalidate(
         &self,
         keys: &Keys,
         hold_off: Option<(Vec<u8>, u64)>,
@@ -236,12 +237,7 @@ impl Redis {
             .map(drop)
     }
 
-    pub(crate) async fn expire(
-        &self,
-        keys: &Keys,
-        state: Expiry,
-        notice: Notice,
-    ) -> Result<(), RemoteError> {
+    async fn expire(&self, keys: &Keys, state: Expiry, notice: Notice) -> Result<(), RemoteError> {
         self.ensure_started().await;
         let args = [
             copy_bytes(&state),
@@ -253,7 +249,7 @@ impl Redis {
             .map(drop)
     }
 
-    pub(crate) async fn insert(
+    async fn insert(
         &self,
         keys: &Keys,
         record: Vec<u8>,
@@ -273,17 +269,17 @@ impl Redis {
             .map(|reply| reply.as_u64() == Some(1))
     }
 
-    pub(crate) async fn marks(
+    async fn marks(
         &self,
         key: &Bytes,
         look: WatermarkRequest,
     ) -> Result<(Watermarks, u64), RemoteError> {
         self.ensure_started().await;
-        self.look(&self.shared.client(), BreakerUse::Checked, key, look)
+        self.query_marks(&self.shared.client(), BreakerUse::Checked, key, look)
             .await
     }
 
-    pub(crate) async fn beat(
+    async fn beat(
         &self,
         key: &Bytes,
         known: Watermarks,
@@ -296,10 +292,10 @@ impl Redis {
             notice: None,
         };
         if self.shared.clustered {
-            // The marks first, then a round over all connections: when it is over, every message that is
-            // older than these marks has been heard.
+            // The marks are read before the heartbeat is sent on all connections. When it has come back
+            // on each, every message that is older than these marks was received.
             let (watermarks, _) = self
-                .look(&self.shared.client(), BreakerUse::Bypassed, key, look)
+                .query_marks(&self.shared.client(), BreakerUse::Bypassed, key, look)
                 .await?;
             let message = with_watermarks(message, watermarks);
             self.shared.send_heartbeat(message.into()).await;
@@ -314,19 +310,61 @@ impl Redis {
             message: message.into(),
         });
         let client = client.with_options(&self.shared.options);
-        self.look(&client, BreakerUse::Bypassed, key, look)
+        self.query_marks(&client, BreakerUse::Bypassed, key, look)
             .await
             .map(drop)
     }
 
-    pub(crate) fn renew_bus(&self) {
+    fn renew_bus(&self) {
         self.shared
             .bus_connections
             .lock()
-            .send_all(&super::bus::BusCommand::Renew);
+            .send_all(&BusCommand::Renew);
+    }
+}
+
+impl Redis {
+    /// Groups the indexes of keys that one command can ask for.
+    fn group_by_command(&self, keys: &[Bytes]) -> Vec<Vec<usize>> {
+        let all: Vec<usize> = (0..keys.len()).collect();
+        if self.shared.mget.is_mget_denied() {
+            return all.into_iter().map(|index| vec![index]).collect();
+        }
+        if !self.shared.clustered {
+            return all.chunks(MAX_MGET_KEYS).map(<[usize]>::to_vec).collect();
+        }
+        // One group for each slot. A key that is alone in its slot is read by a GET.
+        let mut slots: HashMap<u16, Vec<usize>> = HashMap::new();
+        for index in all {
+            let slot = redis_keyslot(&keys[index]);
+            slots.entry(slot).or_default().push(index);
+        }
+        slots.into_values().collect()
     }
 
-    async fn look(
+    async fn mget(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, RemoteError> {
+        if let [key] = keys.as_slice() {
+            return self.get_one(key).await.map(|record| vec![record]);
+        }
+        let command = CustomCommand::new_static("MGET", ClusterHash::FirstKey, false);
+        self.shared.admit("read")?;
+        let asked = keys.len();
+        let client = self.shared.client();
+        let keys = keys.into_iter().map(Value::from).collect();
+        let read = self.send(&client, command, keys).await;
+        let read = read.and_then(Value::convert::<Vec<Option<Bytes>>>);
+        let read = read.map_err(|error| remote_error("read", error));
+        self.shared.mget.note_denial(&read);
+        self.shared.report_to_breaker(&read);
+        self.shared.note_denial(&read);
+        let read = read?;
+        if read.len() != asked {
+            return Err(unexpected_reply("read"));
+        }
+        Ok(read)
+    }
+
+    async fn query_marks(
         &self,
         client: &WithOptions<Client>,
         breaker_use: BreakerUse,
@@ -371,159 +409,17 @@ impl Redis {
                 },
                 latest,
             )),
-            _ => {
-                let cause = "unexpected reply";
-                Err(RemoteError::because(RemoteKind::Refused, OPERATION, cause))
-            }
+            _ => Err(unexpected_reply(OPERATION)),
         }
     }
-
-    /// Runs a script on the node of its key. A node that does not know it (a new one, or after
-    /// `SCRIPT FLUSH`) is sent the body, which also loads it there.
-    async fn run(
-        &self,
-        operation: &'static str,
-        script: &Script,
-        key: &Bytes,
-        args: impl AsRef<[Value]>,
-    ) -> Result<Value, RemoteError> {
-        let keys = std::slice::from_ref(key);
-        self.run_on(
-            (&self.shared.client(), BreakerUse::Checked),
-            operation,
-            script,
-            keys,
-            args,
-        )
-        .await
-    }
-
-    /// Runs a script on a record and its claim.
-    async fn run_on_record_and_claim(
-        &self,
-        operation: &'static str,
-        script: &Script,
-        keys: &Keys,
-        args: impl AsRef<[Value]>,
-    ) -> Result<Value, RemoteError> {
-        let keys = [keys.record.clone(), keys.claim.clone()];
-        self.run_on(
-            (&self.shared.client(), BreakerUse::Checked),
-            operation,
-            script,
-            &keys,
-            args,
-        )
-        .await
-    }
-
-    pub(super) async fn run_on(
-        &self,
-        (client, breaker_use): (&WithOptions<Client>, BreakerUse),
-        operation: &'static str,
-        script: &Script,
-        keys: &[Bytes],
-        args: impl AsRef<[Value]>,
-    ) -> Result<Value, RemoteError> {
-        let args = args.as_ref();
-        // Of a custom command fred looks at no place but this: else it takes the first argument for the
-        // key, and the server sends it on.
-        let slot = keys.first().map_or(0, |key| redis_keyslot(key));
-        let command = |by| CustomCommand::new_static(by, ClusterHash::Custom(slot), false);
-        let with = |script: Value| {
-            let mut all = Vec::with_capacity(2 + keys.len() + args.len());
-            all.extend([script, Value::from(keys.len().to_string())]);
-            all.extend(keys.iter().cloned().map(Value::from));
-            all.extend(args.iter().cloned());
-            all
-        };
-        if breaker_use == BreakerUse::Checked {
-            self.shared.admit(operation)?;
-        }
-        let evalsha = with(script.sha.as_str().into());
-        let result = match self.send(client, command("EVALSHA"), evalsha).await {
-            Err(error) if error.details().starts_with("NOSCRIPT") => {
-                let eval = with(Value::from_static_str(script.body));
-                self.send(client, command("EVAL"), eval).await
-            }
-            result => result,
-        };
-        let result = result.map_err(|error| remote_error(operation, error));
-        if breaker_use == BreakerUse::Checked {
-            self.shared.report_to_breaker(&result);
-        }
-        self.shared.note_denial(&result);
-        result
-    }
 }
 
-/// What fred answers for a command that would have to be sent on.
-const REDIRECTED: &str = "Too many redirections";
-
-/// How often a command is sent in a cluster whose layout has changed.
-const MAX_ATTEMPTS: usize = 3;
-
-impl Redis {
-    /// Sends one command, and again where it belongs to another node and was therefore not carried
-    /// out.
-    ///
-    /// Nothing is sent on by fred itself. It asks for the new layout, which is all that a slot that
-    /// *has* moved needs (`-MOVED`). To a slot that is on its way (`-ASK`) it would send `ASKING` on a
-    /// connection with other commands under way, take the first reply that comes for that of
-    /// `ASKING`, and give all the others to the wrong callers, `OK` to the last: an invalidation that
-    /// was refused would count as carried out.
-    ///
-    /// In a box: fred's future takes 5 KB, of every future that it is in.
-    pub(super) fn send(
-        &self,
-        client: &WithOptions<Client>,
-        command: CustomCommand,
-        args: Vec<Value>,
-    ) -> Pin<Box<impl Future<Output = Result<Value, FredError>> + Send + use<>>> {
-        let (client, clustered) = (client.clone(), self.shared.clustered);
-        Box::pin(async move {
-            if !clustered {
-                return client.custom(command, args).await;
-            }
-            for _ in 0..MAX_ATTEMPTS {
-                match client.custom(command.clone(), args.clone()).await {
-                    Err(error) if error.details().starts_with(REDIRECTED) => {}
-                    result => return result,
-                }
-            }
-            // An answer, as opposed to silence.
-            let why = "the slot is on its way to another node";
-            Err(FredError::new(ErrorKind::Cluster, why))
-        })
-    }
-}
-
-/// Whether the breaker has a say. Not in beats: the connection to the bus looks after itself, and what it
-/// proves is true whatever becomes of commands. Nor in write-behind, which has nowhere else to go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BreakerUse {
-    Checked,
-    Bypassed,
-}
-
-fn copy_bytes(bytes: &[u8]) -> Value {
-    Value::Bytes(Bytes::copy_from_slice(bytes))
-}
-
-fn bytes(bytes: Vec<u8>) -> Value {
-    Value::Bytes(bytes.into())
-}
-
-/// Where the marks of tags are, beside the marks.
+/// The key of the marks of tags, beside the key of the marks.
 pub(crate) fn tags_key(marks: &[u8]) -> Vec<u8> {
     [marks, b":tags"].concat()
 }
 
-/// A tag among the marks.
+/// A tag as a member of the set under that key.
 pub(crate) fn tag_member(tag: u64) -> String {
     format!("t{tag:016x}")
-}
-
-fn number(number: u64) -> Value {
-    Value::from(number.to_string())
 }

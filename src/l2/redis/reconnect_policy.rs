@@ -1,4 +1,4 @@
-//! When to try again to connect.
+//! The reconnect policy: when a lost connection is made again.
 
 use std::time::Duration;
 
@@ -6,11 +6,11 @@ use fred::types::config::ReconnectPolicy;
 
 use crate::random;
 
-/// For ever, soon at first, and about once a second in the end.
+/// Attempts go on for ever: soon at first, about once a second in the end.
 ///
-/// A fleet that has lost its server at one moment does not come back as one. fred adds its jitter to a
-/// pause *before* it cuts it off at the longest, which is therefore the same for everybody; so each
-/// connection draws its first pause and its longest, and falls out of step with the others.
+/// A fleet that loses its server at one moment must not come back at one moment. fred adds its jitter
+/// to a pause *before* it limits the pause, so the longest pause is the same for all. Therefore each
+/// connection draws its first pause and its longest at random.
 pub(super) fn reconnect_policy() -> ReconnectPolicy {
     let ms = |least, most| {
         let drawn = random::duration(Duration::from_millis(least), Duration::from_millis(most));
@@ -28,11 +28,11 @@ mod tests {
     #[test]
     fn a_fleet_that_loses_its_server_at_one_moment_does_not_come_back_as_one() {
         const PROCESSES: usize = 200;
-        // When each would try for the first time after a server was away for so long.
+        // When each process tries first after a server was away for this long.
         for outage in [2_500, 10_000, 60_000] {
             let mut tries: Vec<u64> = (0..PROCESSES).map(|_| first_after(outage)).collect();
             tries.sort_unstable();
-            // At random over the second that follows: about 30 in a tenth of it.
+            // They are spread over the second that follows: about 30 in a tenth of it.
             let most = tries
                 .iter()
                 .map(|first| {

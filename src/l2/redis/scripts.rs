@@ -1,8 +1,8 @@
-//! The scripts of the protocol. Each touches one key, or two of one slot, so they work unchanged in a cluster.
+//! The scripts of the protocol. Each touches one key, or two of one slot, so they work in a cluster.
 
 use std::sync::LazyLock;
 
-/// A script with what EVALSHA calls it.
+/// A script, and the hash by which `EVALSHA` names it.
 #[derive(Debug)]
 pub(super) struct Script {
     pub(super) body: &'static str,

@@ -1,4 +1,4 @@
-//! What the server says of itself: `INFO`, of every node.
+//! Statistics of the server: `INFO`, of every node.
 
 use std::time::Duration;
 
@@ -8,20 +8,20 @@ use fred::types::config::{Options, Server};
 use fred::types::{ClusterHash, CustomCommand};
 use futures_util::future::join_all;
 
-use super::Redis;
+use super::handle::Redis;
 
-/// How a server stands: see [`Redis::server_stats`].
+/// The state of a server, or of the primaries of a cluster: see [`Redis::server_stats`].
 #[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerStats {
-    /// The nodes that answered: the server; in a cluster each primary.
+    /// The nodes that answered: the server, or in a cluster each primary.
     pub nodes: Vec<NodeStats>,
-    /// How many did not answer in time, or may not be asked (`INFO` needs the right `+info`).
+    /// The number of nodes that did not answer in time, or that deny `INFO` (it needs the rule `+info`).
     pub unanswered: usize,
 }
 
-/// How one node of Redis stands, as its `INFO` says. Counters are since it was started; what it does not
-/// say is zero, or `None`.
+/// The state of one node of Redis, from its `INFO`. Counters begin at its start. A field that `INFO`
+/// does not have is zero, or `None`.
 #[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeStats {
@@ -29,46 +29,46 @@ pub struct NodeStats {
     pub address: String,
     /// Memory in use, in bytes.
     pub used_memory: u64,
-    /// `maxmemory`, in bytes. `None`: there is no limit, or, in the total, one node has none.
+    /// `maxmemory`, in bytes. `None`: there is no limit. In the total: one node has no limit.
     pub max_memory: Option<u64>,
     /// Keys that were evicted because memory was full.
     pub evicted_keys: u64,
-    /// Keys whose time was over.
+    /// Keys that expired.
     pub expired_keys: u64,
-    /// Reads, by whomsoever, that found their key.
+    /// Reads by all clients that found their key.
     pub keyspace_hits: u64,
-    /// Reads that did not.
+    /// Reads by all clients that did not find their key.
     pub keyspace_misses: u64,
     /// Connections of clients.
     pub connected_clients: u64,
-    /// Commands a second, of late.
+    /// Commands a second, recently.
     pub ops_per_second: u64,
-    /// What it is to others. [`Role::Unknown`] in the total of nodes that differ.
+    /// Its role. [`Role::Unknown`] in the total of nodes that differ.
     pub role: Role,
     /// Replicas that are connected to it.
     pub connected_replicas: u64,
-    /// How far replication is behind, in bytes: of a primary, the replica that is furthest behind; of a
-    /// replica, what it has not applied. `None`: nothing is replicated. Of the total, the largest.
+    /// How far replication is behind, in bytes. Of a primary: the lag of the slowest replica. Of a
+    /// replica: what it has not applied. `None`: nothing is replicated. In the total: the largest.
     pub replication_lag: Option<u64>,
-    /// Of a replica: whether its link to the primary stands.
+    /// Of a replica: whether it is connected to its primary.
     pub primary_link_up: Option<bool>,
 }
 
-/// What a node is to others.
+/// The role of a node in replication.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {
     /// It takes writes.
     Primary,
-    /// It follows a primary: fills and invalidations that are sent there are refused.
+    /// It follows a primary: it refuses fills and invalidations.
     Replica,
-    /// It has not said.
+    /// `INFO` does not say.
     #[default]
     Unknown,
 }
 
 impl ServerStats {
-    /// All nodes that answered as one: sums.
+    /// The sums over all nodes that answered.
     pub fn total(&self) -> NodeStats {
         let mut nodes = self.nodes.iter();
         let first = nodes.next().cloned().unwrap_or_default();
@@ -82,7 +82,7 @@ impl ServerStats {
 
 #[cfg(feature = "metrics")]
 impl ServerStats {
-    /// Sets the [metrics](crate::guide::telemetry) `tidegate_redis_…` of each node to this.
+    /// Sets the [metrics](crate::guide::telemetry) `tidegate_redis_…` of each node to these values.
     #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
     pub fn publish(&self) {
         crate::telemetry::publish_server(self);
@@ -90,8 +90,8 @@ impl ServerStats {
 }
 
 impl NodeStats {
-    /// The share of reads that found their key, from 0 to 1; 0 when there were none. Of all reads by all
-    /// clients; the cache's own is [`Stats::hit_ratio`](crate::Stats::hit_ratio).
+    /// The share of reads that found their key, from 0 to 1; 0 if there were no reads. It is about the
+    /// reads of all clients. For those of a cache see [`Stats::hit_ratio`](crate::Stats::hit_ratio).
     pub fn keyspace_hit_ratio(&self) -> f64 {
         ratio(
             self.keyspace_hits,
@@ -99,7 +99,7 @@ impl NodeStats {
         )
     }
 
-    /// The share of `maxmemory` that is in use. `None` where there is no limit.
+    /// The share of `maxmemory` that is in use. `None`: there is no limit.
     pub fn memory_ratio(&self) -> Option<f64> {
         self.max_memory.map(|most| ratio(self.used_memory, most))
     }
@@ -136,7 +136,7 @@ impl NodeStats {
         }
     }
 
-    /// Reads the lines `name:value` of an `INFO`. Whatever is not there, or makes no sense, is left out.
+    /// Parses the lines `name:value` of an `INFO`. Fields that are missing or malformed are left out.
     fn parse(address: String, info: &str) -> Self {
         let of = |name: &str| {
             let mut lines = info.lines();
@@ -174,7 +174,7 @@ impl NodeStats {
     }
 }
 
-/// How far the replica is behind that is furthest, from the lines `slave0:ip=…,state=…,offset=…,lag=…`.
+/// The lag of the slowest replica, from the lines `slave0:ip=…,state=…,offset=…,lag=…`.
 fn max_replica_lag(info: &str, offset: u64) -> Option<u64> {
     let replicas = info.lines().filter_map(|line| {
         let (name, fields) = line.split_once(':')?;
@@ -201,12 +201,13 @@ fn ratio(part: u64, whole: u64) -> f64 {
 }
 
 impl Redis {
-    /// What the server says of itself: memory against `maxmemory`, evictions, the hit ratio of all its
+    /// Statistics of the server: memory against `maxmemory`, evictions, the hit ratio of all its
     /// clients, connections, commands a second, replication. In a cluster, of each primary.
     ///
-    /// For operators: it is an `INFO` to every node, so ask every few seconds, not per request. It takes
-    /// no longer than twice the [timeout](crate::RedisBuilder::timeout). A node that does not answer is
-    /// [counted](ServerStats::unanswered); that is no error of any cache, and no business of the breaker.
+    /// This is for operators. It sends an `INFO` to every node, so call it every few seconds, not per
+    /// request. It takes no longer than twice the [timeout](crate::RedisBuilder::timeout). A node that
+    /// does not answer is [counted](ServerStats::unanswered). That is no error of a cache, and the breaker
+    /// does not count it.
     ///
     /// ```no_run
     /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -221,12 +222,12 @@ impl Redis {
     ///
     /// # Cancel safety
     ///
-    /// Nothing but the questions is lost when the future is dropped.
+    /// Dropping the future loses the statistics and nothing else.
     pub async fn server_stats(&self) -> ServerStats {
         self.ensure_started().await;
         let mut stats = ServerStats::default();
         let servers: Vec<Option<Server>> = if self.shared.clustered {
-            // As the client knows them: to ask for them could take as long as the answers.
+            // The primaries that the client knows: asking for them could take as long as the answers.
             let routing = self.shared.pool.next().cached_cluster_state();
             let primaries = routing.map(|routing| routing.unique_primary_nodes());
             let primaries = primaries.unwrap_or_default();
@@ -269,7 +270,7 @@ impl Redis {
                 .await
                 .ok()
         };
-        // fred's own timeout ends the command; this one, whatever fred does.
+        // fred's own timeout should end the command. This one does so in any case.
         let bound = self.shared.timeout + Duration::from_millis(10);
         let info = tokio::time::timeout(bound, asking).await.ok().flatten()?;
         Some(NodeStats::parse(address, &info))

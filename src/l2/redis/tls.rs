@@ -1,4 +1,4 @@
-//! TLS: whom to trust, and how to make oneself known.
+//! TLS: which certificates to trust, and which one to show.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use crate::error::BuildError;
 /// How a [`Redis`](crate::Redis) handle uses TLS: see [`RedisBuilder::tls`](crate::RedisBuilder::tls).
 ///
 /// TLS 1.2 and 1.3, through rustls. The server's certificate must be valid now, be signed by a trusted
-/// CA, and bear the name that the URL has for the host; an IP address in a URL must be in the
-/// certificate as such. rustls looks at the alternative names (SAN) alone, not at the common name.
+/// CA, and bear the host's name in the URL. If the URL has an IP address, the certificate must hold that
+/// address. rustls reads the alternative names (SAN) alone, not the common name.
 ///
 /// ```no_run
 /// # use tidegate::{Redis, Tls};
@@ -51,7 +51,7 @@ struct ClientCertificate {
 /// Which name the server's certificate must bear.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum NameCheck {
-    /// The one in the URL; in a cluster and with sentinels, the one that these announce.
+    /// The name in the URL. In a cluster and with sentinels: the name that these announce.
     #[default]
     Host,
     Given(String),
@@ -64,17 +64,17 @@ impl Tls {
         Self::default()
     }
 
-    /// Trusts these CAs and no others: one certificate or more, in PEM.
+    /// Trusts these CAs and no others: one or more certificates, in PEM.
     ///
-    /// Default: the CAs of the system, or of the file or folders that the variables `SSL_CERT_FILE` and
-    /// `SSL_CERT_DIR` name.
+    /// Default: the CAs of the system, or those of the file or folders in the variables `SSL_CERT_FILE`
+    /// and `SSL_CERT_DIR`.
     pub fn ca(mut self, pem: impl AsRef<[u8]>) -> Self {
         self.ca = Some(pem.as_ref().into());
         self
     }
 
-    /// Shows this certificate to a server that asks for one (mTLS): the certificate first, then what
-    /// leads to the server's CA, in PEM; and its private key (PKCS#8, PKCS#1 or SEC1), in PEM, not
+    /// Shows this certificate to a server that asks for one (mTLS). The chain begins with the certificate,
+    /// and goes on to the server's CA, in PEM. The private key (PKCS#8, PKCS#1 or SEC1) is in PEM, not
     /// encrypted.
     ///
     /// Default: none.
@@ -90,8 +90,9 @@ impl Tls {
         self
     }
 
-    /// The name that the certificate of every server must bear, instead of the host's in the URL. For
-    /// tunnels, and for clusters and sentinels that announce addresses which are not in certificates.
+    /// The name that the certificate of every server must bear, instead of the host's name in the URL.
+    /// This is for tunnels, and for clusters and sentinels that announce addresses which are not in
+    /// certificates.
     ///
     /// Default: the host's name.
     pub fn server_name(mut self, name: &str) -> Self {
@@ -99,8 +100,8 @@ impl Tls {
         self
     }
 
-    /// Takes a certificate whatever its name. Only with a [`ca`](Self::ca) of your own that signs for
-    /// nobody but your Redis: whoever else it signs for could take the server's place.
+    /// Accepts a certificate with any name. Use it only with a [`ca`](Self::ca) of your own that signs for
+    /// your Redis alone: another owner of such a certificate could take the server's place.
     ///
     /// Default: names are checked.
     pub fn any_server_name(mut self) -> Self {
@@ -108,7 +109,7 @@ impl Tls {
         self
     }
 
-    /// Reads the system's CAs, unless there are others.
+    /// Reads the system's CAs, unless a [`ca`](Self::ca) was given.
     pub(super) fn connector(&self) -> Result<TlsConnector, BuildError> {
         if self.name_check == NameCheck::Any && self.ca.is_none() {
             return Err(BuildError::Clash {
@@ -119,7 +120,7 @@ impl Tls {
                 why: "anybody with any certificate could take the server's place",
             });
         }
-        // Named, because rustls panics where several are compiled in and it is to choose.
+        // The provider is named, because rustls panics if it must choose among several.
         let provider = Arc::new(ring::default_provider());
         let roots = Arc::new(self.roots()?);
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -135,7 +136,7 @@ impl Tls {
             None => builder.with_no_client_auth(),
             Some(client) => {
                 let chain = certificates("client_certificate", &client.chain)?;
-                // What is wrong with a key is not repeated: it may be the key.
+                // The error is not repeated: it may hold the key.
                 let key = PrivateKeyDer::from_pem_slice(&client.key).map_err(|_| {
                     refuse(
                         "client_certificate: there is no private key in PEM, or an encrypted one",
@@ -158,7 +159,7 @@ impl Tls {
             }
             return Ok(roots);
         }
-        // One that cannot be read is no reason to do without the others.
+        // If one of them cannot be read, the others are used.
         let system = fred::rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(system.certs);
         if roots.is_empty() {
@@ -219,11 +220,11 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// Checks certificates as rustls does, but for the name.
+/// Checks certificates as rustls does, except for the name.
 #[derive(Debug)]
 struct Verifier {
     inner: Arc<WebPkiServerVerifier>,
-    /// `None`: any.
+    /// `None`: any name.
     name: Option<ServerName<'static>>,
 }
 
@@ -239,7 +240,7 @@ impl ServerCertVerifier for Verifier {
         let name = self.name.as_ref().unwrap_or(server_name);
         let inner = &self.inner;
         match inner.verify_server_cert(end_entity, intermediates, name, ocsp_response, now) {
-            // The name comes last: the rest was found to be right.
+            // rustls checks the name last: all other checks have passed.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if self.name.is_none() => Ok(ServerCertVerified::assertion()),

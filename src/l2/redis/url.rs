@@ -1,8 +1,8 @@
-//! What a URL asks for, as far as fred leaves it open.
+//! URLs, and the checks that fred does not make.
 //!
-//! fred takes any scheme, goes on without TLS where it has none, forgets a user without a password and
-//! the database of a cluster, and repeats parts of a URL in its errors. Here each of these is refused,
-//! and no error repeats anything: a URL may hold a password.
+//! fred takes any scheme, goes on without TLS if it has none, ignores a user without a password and the
+//! database of a cluster, and repeats parts of a URL in its errors. Here each of these is refused, and
+//! no error repeats a part of the URL, which may hold a password.
 
 use fred::types::config::Config;
 
@@ -12,7 +12,7 @@ const SCHEMES: &str =
     "it begins with redis:// or rediss:// (the same with -cluster or -sentinel), or redis+unix://";
 const DATABASE: &str = "its path is the number of a database, from 0 to 255";
 
-/// What there is at the address.
+/// What a URL leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Topology {
     Server,
@@ -21,19 +21,19 @@ pub(super) enum Topology {
     Socket,
 }
 
-/// A URL that was understood.
+/// A parsed URL.
 #[derive(Debug)]
 pub(super) struct Address {
     pub(super) topology: Topology,
     pub(super) tls: bool,
-    /// Without TLS, which is ours to add.
+    /// fred's configuration, without TLS, which we add.
     pub(super) config: Config,
 }
 
 impl Address {
     pub(super) fn parse(url: &str) -> Result<Self, BuildError> {
-        // Byte by byte, and nothing else passes: whatever a parser makes of odd letters, it does not
-        // make another scheme of these.
+        // The scheme is compared byte by byte, and no other passes: a parser that normalises letters
+        // cannot make another scheme of it.
         let (scheme, rest) = url.split_once("://").ok_or_else(|| refuse(SCHEMES))?;
         let scheme = scheme.to_ascii_lowercase();
         let (topology, tls) = kind(&scheme).ok_or_else(|| refuse(SCHEMES))?;

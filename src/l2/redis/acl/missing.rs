@@ -1,6 +1,6 @@
-//! Rights that a user lacks, in words.
+//! The permissions that a user lacks, and their description with the rules that grant them.
 
-/// Rights that a user lacks.
+/// The permissions that a user lacks.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct MissingPermissions {
     commands: Vec<String>,
@@ -11,7 +11,7 @@ pub(super) struct MissingPermissions {
 }
 
 impl MissingPermissions {
-    /// Notes what an answer to `command` says. What it says has changed with the versions of Redis.
+    /// Notes the denial in an answer to `command`. Its text depends on the version of Redis.
     pub(super) fn note(&mut self, command: &str, details: &str) {
         let named = details.split_once("run the '").and_then(|(_, rest)| {
             let (name, _) = rest.split_once('\'')?;
@@ -36,7 +36,7 @@ impl MissingPermissions {
         }
     }
 
-    /// What is missing, and the rules that grant it.
+    /// Describes what is missing, and the rules that grant it. `None`: nothing is missing.
     pub(super) fn describe(&self, user: &str, prefix: &str) -> Option<String> {
         if *self == Self::default() {
             return None;
@@ -75,8 +75,8 @@ impl MissingPermissions {
 
 #[cfg(test)]
 mod tests {
-    use super::super::is_denial;
     use super::*;
+    use crate::l2::redis::errors::is_denial;
 
     fn described(answers: &[(&str, &str)]) -> Option<String> {
         let mut missing = MissingPermissions::default();
@@ -87,7 +87,7 @@ mod tests {
         missing.describe("app", "tidegate")
     }
 
-    /// As the servers say it, from 6.0 to 8.0.
+    /// With the texts of the servers from 6.0 to 8.0.
     #[test]
     fn what_is_denied_is_told_with_the_rules_that_grant_it() {
         let set = Some("the user app may not run SET: ACL SETUSER app +set".to_owned());

@@ -1,4 +1,4 @@
-//! What the write-behind module asks of the server: streams, and leases on them.
+//! The commands and scripts of write-behind: streams, and leases on them.
 //!
 //! The keys of one partition share a hash tag, so every script runs on one node of a cluster.
 
@@ -9,11 +9,15 @@ use fred::error::Error as FredError;
 use fred::interfaces::ClientLike;
 use fred::types::{ClusterHash, CustomCommand, Value};
 
-use super::operations::BreakerUse;
+pub(crate) use self::reply::{
+    Accepted, Claimed, FailureState, Granted, RawEntry, StreamId, parse_id,
+};
+use super::commands::{BreakerUse, number};
+use super::errors::{remote_error, unexpected_reply};
+use super::handle::Redis;
 use super::scripts::Script;
-use super::{Redis, remote_error};
-use crate::error::{RemoteError, RemoteKind};
-use crate::l2::Notice;
+use crate::error::RemoteError;
+use crate::l2::request::Notice;
 
 mod reply;
 
@@ -46,72 +50,15 @@ pub(crate) struct QueueKeys {
     pub(crate) dead: Bytes,
 }
 
-/// The id of a stream entry: milliseconds, and a number within them.
-pub(crate) type StreamId = (u64, u64);
-
-/// A right to work on a partition, as scripts compare it.
+/// The lease on a partition, as scripts compare it.
 #[derive(Clone, Debug)]
 pub(crate) struct PartitionLease {
     pub(crate) token: Bytes,
     pub(crate) ttl_ms: u64,
 }
 
-/// What became of a write.
-#[derive(Debug)]
-pub(crate) enum Accepted {
-    Id(StreamId),
-    Full(u64),
-    /// Others divide the keys into so many partitions.
-    Partitions(String),
-    /// There is no such dead letter.
-    Gone,
-    /// Nothing was sent.
-    NotConnected,
-}
-
-/// What became of an attempt to claim a partition.
-#[derive(Debug)]
-pub(crate) enum Claimed {
-    Granted(Granted),
-    /// Somebody else's, for so many milliseconds more.
-    Held(u64),
-    Partitions(String),
-}
-
-/// What a worker that claimed a partition has to know.
-#[derive(Debug)]
-pub(crate) struct Granted {
-    pub(crate) epoch: u64,
-    pub(crate) failure_state: FailureState,
-}
-
-/// What a failure leaves for those who come after.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct FailureState {
-    /// The entry that has failed alone, and how often.
-    pub(crate) failed: Option<StreamId>,
-    pub(crate) failures: u32,
-    /// Up to here entries are tried one by one.
-    pub(crate) isolate: Option<StreamId>,
-}
-
-/// A stream entry as it is there: its fields, or nothing if it was deleted by somebody else.
-#[derive(Clone, Debug)]
-pub(crate) struct RawEntry {
-    pub(crate) id: StreamId,
-    pub(crate) fields: Vec<(Bytes, Bytes)>,
-}
-
-impl RawEntry {
-    /// A field, by its name.
-    pub(crate) fn field(&self, name: &str) -> Option<&Bytes> {
-        let mut fields = self.fields.iter();
-        fields.find_map(|(field, value)| (field == name).then_some(value))
-    }
-}
-
-/// Whether the server itself answered this error. Such answers begin with a word in capitals, and
-/// what the client says of itself does not.
+/// Whether the server itself answered this error. Its errors begin with a word in capitals; those of
+/// the client do not.
 pub(crate) fn is_server_error(error: &RemoteError) -> bool {
     let source = std::error::Error::source(error);
     let Some(error) = source.and_then(|source| source.downcast_ref::<FredError>()) else {
@@ -121,14 +68,8 @@ pub(crate) fn is_server_error(error: &RemoteError) -> bool {
     !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_uppercase())
 }
 
-/// Reads an id.
-pub(crate) fn parse_id(id: &str) -> Option<StreamId> {
-    let (ms, seq) = id.split_once('-')?;
-    Some((ms.parse().ok()?, seq.parse().ok()?))
-}
-
 impl Redis {
-    /// Stores into how many partitions keys are divided, if nobody has; answers what is stored.
+    /// Stores the number of partitions, if none is stored. Answers the stored number.
     pub(crate) async fn queue_attach(
         &self,
         state: &Bytes,
@@ -139,9 +80,12 @@ impl Redis {
         let args = vec![number(partitions.into())];
         let keys = std::slice::from_ref(state);
         let reply = self.queue(OPERATION, &ATTACH, keys, args).await?;
-        reply.into_string().ok_or_else(|| unexpected(OPERATION))
+        reply
+            .into_string()
+            .ok_or_else(|| unexpected_reply(OPERATION))
     }
 
+    /// Appends a write to the stream of its partition, if the stream is not full.
     pub(crate) async fn queue_accept(
         &self,
         keys: &QueueKeys,
@@ -172,9 +116,10 @@ impl Redis {
                 args,
             )
             .await?;
-        reply::accepted(reply).ok_or_else(|| unexpected("write"))
+        reply::accepted(reply).ok_or_else(|| unexpected_reply("write"))
     }
 
+    /// Appends a dead letter to its stream again, if the stream is not full.
     pub(crate) async fn queue_redrive(
         &self,
         keys: &QueueKeys,
@@ -204,9 +149,10 @@ impl Redis {
                 args,
             )
             .await?;
-        reply::accepted(reply).ok_or_else(|| unexpected(OPERATION))
+        reply::accepted(reply).ok_or_else(|| unexpected_reply(OPERATION))
     }
 
+    /// Acquires the lease on a partition, if no other worker has it.
     pub(crate) async fn queue_claim(
         &self,
         keys: &QueueKeys,
@@ -222,11 +168,11 @@ impl Redis {
         ];
         let keys = [keys.lease.clone(), keys.state.clone()];
         let reply = self.queue(OPERATION, &CLAIM, &keys, args).await?;
-        reply::claimed(reply).ok_or_else(|| unexpected(OPERATION))
+        reply::claimed(reply).ok_or_else(|| unexpected_reply(OPERATION))
     }
 
-    /// Acknowledges, renews the lease, and reads up to `count` unacknowledged entries, the oldest
-    /// first. `None`: the lease is lost, nothing was done.
+    /// Acknowledges entries, renews the lease, and reads up to `count` unacknowledged entries, the
+    /// oldest first. `None`: the lease is lost, nothing was done.
     pub(crate) async fn queue_advance(
         &self,
         keys: &QueueKeys,
@@ -248,13 +194,13 @@ impl Redis {
             Some(0) => Ok(None),
             Some(1) => {
                 let entries = reply.next().and_then(reply::entries);
-                entries.map(Some).ok_or_else(|| unexpected(OPERATION))
+                entries.map(Some).ok_or_else(|| unexpected_reply(OPERATION))
             }
-            _ => Err(unexpected(OPERATION)),
+            _ => Err(unexpected_reply(OPERATION)),
         }
     }
 
-    /// Stores what failed. `false`: the lease is lost, nothing was done.
+    /// Stores the failures of a partition. `false`: the lease is lost, nothing was done.
     pub(crate) async fn queue_store_failures(
         &self,
         keys: &QueueKeys,
@@ -274,8 +220,8 @@ impl Redis {
         Ok(reply.as_u64() == Some(1))
     }
 
-    /// Moves an entry to the dead letters; answers how many of these were dropped for it. `None`:
-    /// the lease is lost, nothing was done.
+    /// Moves an entry to the dead letters. Answers how many older ones were dropped for it. `None`: the
+    /// lease is lost, nothing was done.
     pub(crate) async fn queue_dead_letter(
         &self,
         keys: &QueueKeys,
@@ -300,11 +246,11 @@ impl Redis {
         match reply.next().and_then(|code| code.as_u64()) {
             Some(0) => Ok(None),
             Some(1) => Ok(reply.next().and_then(|dropped| dropped.as_u64())),
-            _ => Err(unexpected(OPERATION)),
+            _ => Err(unexpected_reply(OPERATION)),
         }
     }
 
-    /// Gives a partition up, and tells those who wait for one.
+    /// Releases the lease on a partition, and publishes the notice.
     pub(crate) async fn queue_release(
         &self,
         keys: &QueueKeys,
@@ -321,7 +267,7 @@ impl Redis {
         freed.map(drop)
     }
 
-    /// Says that a worker lives, for so long, or with zero that it leaves. Answers how many live.
+    /// Registers a worker for this long; zero removes it. Answers the number of living workers.
     pub(crate) async fn queue_register(
         &self,
         workers: &Bytes,
@@ -333,10 +279,10 @@ impl Redis {
         let args = vec![worker.clone().into(), number(ttl_ms)];
         let keys = std::slice::from_ref(workers);
         let reply = self.queue(OPERATION, &REGISTER, keys, args).await?;
-        reply.as_u64().ok_or_else(|| unexpected(OPERATION))
+        reply.as_u64().ok_or_else(|| unexpected_reply(OPERATION))
     }
 
-    /// How many entries there are, and the id of the oldest.
+    /// The number of entries of a stream, and the id of the oldest.
     pub(crate) async fn queue_backlog(
         &self,
         stream: &Bytes,
@@ -349,7 +295,7 @@ impl Redis {
         let length = length
             .await
             .map_err(|error| remote_error(OPERATION, error))?;
-        let length = length.as_u64().ok_or_else(|| unexpected(OPERATION))?;
+        let length = length.as_u64().ok_or_else(|| unexpected_reply(OPERATION))?;
         if length == 0 {
             return Ok((0, None));
         }
@@ -377,10 +323,10 @@ impl Redis {
         let client = self.shared.client();
         let reply = self.send(&client, command, args).await;
         let reply = reply.map_err(|error| remote_error(operation, error))?;
-        reply::entries(reply).ok_or_else(|| unexpected(operation))
+        reply::entries(reply).ok_or_else(|| unexpected_reply(operation))
     }
 
-    /// Deletes an entry. `false`: there was none.
+    /// Deletes an entry. `false`: there was no such entry.
     pub(crate) async fn queue_delete(
         &self,
         operation: &'static str,
@@ -414,14 +360,6 @@ impl Redis {
     }
 }
 
-fn number(number: u64) -> Value {
-    Value::from(number.to_string())
-}
-
 fn id((ms, seq): StreamId) -> Value {
     Value::from(format!("{ms}-{seq}"))
-}
-
-fn unexpected(operation: &'static str) -> RemoteError {
-    RemoteError::because(RemoteKind::Refused, operation, "unexpected reply")
 }
