@@ -3,7 +3,7 @@
 mod changes;
 mod looks;
 mod secrets;
-#[path = "../../../benches/support/server.rs"]
+#[path = "../../../../benches/support/server.rs"]
 mod server;
 mod support;
 mod watch;

@@ -258,7 +258,7 @@ async fn what_it_would_cost_most_to_lose_is_on_top() {
 /// The rights in the guide are enough to look, and nothing more is tried.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_may_only_look_can() {
-    let guide = include_str!("../../../src/guide/operations.md");
+    let guide = include_str!("../../../../src/guide/operations.md");
     let rights = guide.split("ACL SETUSER looker on >password ").nth(1);
     let rights = rights.and_then(|rest| rest.split("```").next());
     let rights: Vec<&str> = rights.expect("the rights").split_whitespace().collect();
