@@ -1,9 +1,12 @@
-//! From a type to its `impl CacheKey`.
+//! The code generator: from the definition of a type to its `impl CacheKey`.
 //!
-//! Why no two values share an encoding. Every `CacheKey` writes a sequence of parts of which none is the
-//! beginning of another's (the rule of the trait), and the `KeyBuf` keeps parts apart. Fields after one
-//! another, always all of them in one order, keep that. An enum writes a part first that no other
-//! variant writes. A struct without fields has one value.
+//! No two values of a type share an encoding, for these reasons:
+//!
+//! - Every `CacheKey` writes a sequence of parts, and `KeyBuf` separates the parts.
+//! - The trait requires that no sequence is the beginning of another one (a prefix code).
+//! - A struct writes all its fields in one order. A concatenation of prefix codes is a prefix code.
+//! - An enum writes its variant's name first, and no two variants have the same name.
+//! - A struct without fields has only one value.
 
 use std::collections::HashMap;
 
@@ -16,28 +19,31 @@ use syn::{
     Path, Result, Variant, parse_quote,
 };
 
-use crate::attributes::{Attributes, Place};
+use crate::attributes::{Attributes, Target};
 
 pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
-    refuse_lifetimes(&input.generics)?;
-    let attributes = Attributes::read(&input.attrs, place_of(&input.data))?;
+    reject_lifetimes(&input.generics)?;
+    let attributes = Attributes::parse(&input.attrs, target_of(&input.data))?;
     let krate = attributes.krate.clone();
     let krate = krate.unwrap_or_else(|| parse_quote!(::tidegate));
     let name = &input.ident;
     let body = match &input.data {
         Data::Struct(data) => {
-            let written = data.fields.is_empty().then(|| written(name, &attributes));
-            let arm = arm(&krate, &quote!(Self), written.as_ref(), &data.fields)?;
+            let part = data
+                .fields
+                .is_empty()
+                .then(|| encoded_name(name, &attributes));
+            let arm = match_arm(&krate, &quote!(Self), part.as_ref(), &data.fields)?;
             quote!(match self { #arm })
         }
-        Data::Enum(data) => variants(&krate, data)?,
+        Data::Enum(data) => match_variants(&krate, data)?,
         Data::Union(data) => {
             let why = "a union does not say which of its fields it holds: make it an enum";
             return Err(Error::new(data.union_token.span, why));
         }
     };
-    let generics = bounded(&input.generics, &krate, attributes);
-    let key = own("__key");
+    let generics = with_bounds(&input.generics, &krate, attributes);
+    let key = hygienic_ident("__key");
     let (parameters, arguments, bounds) = generics.split_for_impl();
     Ok(quote! {
         #[automatically_derived]
@@ -49,46 +55,46 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     })
 }
 
-fn place_of(data: &Data) -> Place {
+fn target_of(data: &Data) -> Target {
     match data {
-        Data::Struct(data) if data.fields.is_empty() => Place::Nameable,
-        _ => Place::Type,
+        Data::Struct(data) if data.fields.is_empty() => Target::FieldlessStruct,
+        _ => Target::Type,
     }
 }
 
-fn refuse_lifetimes(generics: &Generics) -> Result<()> {
-    let Some(borrows) = generics.lifetimes().next() else {
+fn reject_lifetimes(generics: &Generics) -> Result<()> {
+    let Some(lifetime) = generics.lifetimes().next() else {
         return Ok(());
     };
     let why = "a cache key owns its parts, for it outlives the call that it came with: without the \
                lifetime, with `String` for `&str` (or `Arc<str>`, which is cheap to clone)";
-    Err(Error::new(borrows.lifetime.span(), why))
+    Err(Error::new(lifetime.lifetime.span(), why))
 }
 
-/// What is written for a name.
-fn written(name: &Ident, attributes: &Attributes) -> LitStr {
+/// The part that stands for the name of a variant or of a struct without fields.
+fn encoded_name(name: &Ident, attributes: &Attributes) -> LitStr {
     let renamed = attributes.rename.clone();
     renamed.unwrap_or_else(|| LitStr::new(&name.unraw().to_string(), name.span()))
 }
 
-fn variants(krate: &Path, data: &DataEnum) -> Result<TokenStream> {
+fn match_variants(krate: &Path, data: &DataEnum) -> Result<TokenStream> {
     if data.variants.is_empty() {
         return Ok(quote!(match *self {}));
     }
     let mut names = HashMap::new();
     let mut arms = Vec::with_capacity(data.variants.len());
-    let mut refused: Option<Error> = None;
+    let mut errors: Option<Error> = None;
     for variant in &data.variants {
         match variant_arm(krate, variant, &mut names) {
             Ok(arm) => arms.push(arm),
-            Err(error) => match &mut refused {
+            Err(error) => match &mut errors {
                 Some(first) => first.combine(error),
-                None => refused = Some(error),
+                None => errors = Some(error),
             },
         }
     }
-    match refused {
-        Some(refused) => Err(refused),
+    match errors {
+        Some(errors) => Err(errors),
         None => Ok(quote!(match self { #(#arms)* })),
     }
 }
@@ -99,65 +105,68 @@ fn variant_arm(
     names: &mut HashMap<String, Ident>,
 ) -> Result<TokenStream> {
     let ident = &variant.ident;
-    let attributes = Attributes::read(&variant.attrs, Place::Variant)?;
-    let written = written(ident, &attributes);
-    if let Some(other) = names.insert(written.value(), ident.clone()) {
+    let attributes = Attributes::parse(&variant.attrs, Target::Variant)?;
+    let encoded = encoded_name(ident, &attributes);
+    if let Some(other) = names.insert(encoded.value(), ident.clone()) {
         let why = format!(
             "`{other}` is written {:?} too: two variants would share their entries",
-            written.value()
+            encoded.value()
         );
-        return Err(Error::new(written.span(), why));
+        return Err(Error::new(encoded.span(), why));
     }
-    arm(
+    match_arm(
         krate,
         &quote!(Self::#ident),
-        Some(&written),
+        Some(&encoded),
         &variant.fields,
     )
 }
 
-/// One arm of the `match`: the name, if it is written, and then the fields.
-fn arm(
+/// One arm of the `match` over `self`: it encodes the name, if one is given, and then the fields.
+fn match_arm(
     krate: &Path,
     constructor: &TokenStream,
-    written: Option<&LitStr>,
+    name: Option<&LitStr>,
     fields: &Fields,
 ) -> Result<TokenStream> {
-    let key = own("__key");
+    let key = hygienic_ident("__key");
     let mut patterns = Vec::with_capacity(fields.len());
     let mut parts = Vec::with_capacity(fields.len());
     for (at, field) in fields.iter().enumerate() {
-        refuse_on_field(&field.attrs)?;
-        let part = own(&format!("__part{at}"));
+        check_field_attributes(&field.attrs)?;
+        let part = hygienic_ident(&format!("__part{at}"));
         let member = match &field.ident {
-            Some(name) => quote!(#name),
+            Some(field) => quote!(#field),
             None => {
                 let index = syn::Index::from(at);
                 quote!(#index)
             }
         };
         patterns.push(quote!(#member: #part));
-        // The error about a type that is no key stands at that type.
+        // With this span the compiler reports a field type that is no `CacheKey` at the field's
+        // type.
         let at = field.ty.span().resolved_at(Span::mixed_site());
         parts.push(quote_spanned! {at=> #krate::CacheKey::encode(#part, #key); });
     }
-    let name = written.map(|name| quote!(#key.push_str(#name);));
+    let name = name.map(|name| quote!(#key.push_str(#name);));
     Ok(quote! {
         #constructor { #(#patterns),* } => { #name #(#parts)* }
     })
 }
 
-/// A name of our own making: none of the user's is meant, also where a macro wrote the type.
-fn own(name: &str) -> Ident {
+/// A generated identifier. It never refers to an item of the user, not even where a macro wrote the
+/// type.
+fn hygienic_ident(name: &str) -> Ident {
     Ident::new(name, Span::mixed_site())
 }
 
-fn refuse_on_field(attributes: &[Attribute]) -> Result<()> {
-    Attributes::read(attributes, Place::Field).map(drop)
+fn check_field_attributes(attributes: &[Attribute]) -> Result<()> {
+    Attributes::parse(attributes, Target::Field).map(drop)
 }
 
-/// With what the type parameters must be for the whole to be a key.
-fn bounded(generics: &Generics, krate: &Path, attributes: Attributes) -> Generics {
+/// The generics with the bounds under which the type is a key: those of `bound`, or `T: CacheKey`
+/// for each type parameter.
+fn with_bounds(generics: &Generics, krate: &Path, attributes: Attributes) -> Generics {
     let mut generics = generics.clone();
     if let Some(bound) = attributes.bound {
         generics.make_where_clause().predicates.extend(bound);

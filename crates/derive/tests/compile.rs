@@ -1,26 +1,28 @@
-//! What does not compile, and what is said about it. Each case in `fail/` has a twin in `pass/` that
-//! differs in the fault alone and is compiled into this test. All messages are the macro's own: no
-//! toolchain words them otherwise.
+//! The error messages of the derive macro.
+//!
+//! Each case in `fail/` does not compile, and its `.stderr` holds the message. A twin in `pass/`
+//! differs from it in one line only, and is compiled into this test. All messages come from the
+//! macro, so they are the same with every compiler.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-// The macro writes `::tidegate`. The crate itself is not needed for this, and building it for the cases
-// would take minutes: it tests what its keys are like.
+// The generated code names `::tidegate`. This test stands in for that crate, because trybuild would
+// spend minutes on building the real one. The encodings themselves are tested in tidegate.
 extern crate self as tidegate;
 
-/// Stands for the trait.
+/// A stand-in for the trait.
 pub trait CacheKey: Clone + Eq + std::hash::Hash + Send + Sync + 'static {
-    /// Writes the parts.
+    /// Writes the parts of the key.
     fn encode(&self, key: &mut KeyBuf);
 }
 
-/// Stands for what it writes to.
+/// A stand-in for the buffer of a key.
 #[derive(Debug)]
 pub struct KeyBuf;
 
 impl KeyBuf {
-    /// One part.
+    /// Accepts a part.
     pub fn push_str(&mut self, _: &str) {}
 }
 
@@ -39,7 +41,7 @@ impl CacheKey for String {
 macro_rules! twins {
     ($($name:ident)*) => {
         $(
-            #[expect(dead_code, reason = "they compile, that is all")]
+            #[expect(dead_code, reason = "the cases only have to compile")]
             mod $name {
                 include!(concat!("pass/", stringify!($name), ".rs"));
             }
@@ -47,7 +49,10 @@ macro_rules! twins {
         const TWINS: &[&str] = &[$(stringify!($name)),*];
     };
 }
-twins!(bound crate_elsewhere empty_name lifetime not_text place rename_enum rename_field rename_struct several shared_name skip skip_variant twice union unknown );
+twins!(
+    bound crate_elsewhere empty_name lifetime not_text place rename_enum rename_field
+    rename_struct several shared_name skip skip_variant twice union unknown
+);
 
 #[test]
 fn faults_are_refused_where_they_stand() {

@@ -1,4 +1,4 @@
-//! What can be said on the command line.
+//! The command line. Its doc comments are the text that `--help` prints.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 /// Keys are given as they stand in Redis behind `prefix:name:`, for instance `42` or `berlin,7`, or
 /// whole, `tidegate:users:42`; then the name need not be given.
 #[derive(Debug, Parser)]
-#[command(version, after_help = AFTER)]
+#[command(version, after_help = AFTER_HELP)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) target: Target,
@@ -17,7 +17,7 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-const AFTER: &str = "\
+const AFTER_HELP: &str = "\
 Examples:
   tidegate-inspect --name users key 42             what is under users' key 42, and who loads it
   tidegate-inspect key tidegate:users:42           the same
@@ -39,7 +39,8 @@ Exit codes:
 
 #[derive(Args, Debug)]
 pub(crate) struct Target {
-    /// Where Redis is: redis://, rediss:// (TLS), redis-cluster://, redis-sentinel://, redis+unix://
+    /// Where Redis is: redis://, rediss:// (TLS), redis-cluster://, redis-sentinel://,
+    /// redis+unix://
     #[arg(
         long,
         global = true,
@@ -136,8 +137,8 @@ pub(crate) struct Invalidate {
     /// Yes, everything
     #[arg(long)]
     pub(crate) yes: bool,
-    /// The `hold_off` of the cache in milliseconds, if its loader reads a replica: nothing is stored
-    /// under the keys for so long
+    /// The `hold_off` of the cache in milliseconds, if its loader reads a replica: nothing is
+    /// stored under the keys for so long
     #[arg(long, default_value_t = 0)]
     hold_off: u64,
 }

@@ -1,4 +1,4 @@
-//! Reading from Redis. Nothing here writes.
+//! The connection to Redis. Every command here only reads.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use tidegate::inspect::{self, Marks, Names, Record, Unreadable};
 use crate::args::Target;
 use crate::error::Failure;
 
-/// Keys that are asked about at once.
+/// The keys of one step of a scan, whose records are read concurrently.
 const BATCH: u64 = 500;
 
 pub(crate) struct Connection {
@@ -22,13 +22,13 @@ pub(crate) struct Connection {
     options: Options,
 }
 
-/// What lies under a key.
+/// The stored content of a key.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct StoredRecord {
     pub(crate) record: Result<Record, Unreadable>,
-    /// Bytes of all of it.
+    /// The size of the whole record.
     pub(crate) bytes: usize,
-    /// `None`: it has no expiry, so nobody of us has written it.
+    /// `None`: the key has no expiry, so tidegate did not write it.
     pub(crate) ttl_ms: Option<u64>,
 }
 
@@ -56,11 +56,11 @@ impl Connection {
         self.client.client_config().server.is_clustered()
     }
 
-    async fn ask(&self, name: &'static str, args: &[&str]) -> FredResult<Value> {
+    async fn send(&self, name: &'static str, args: &[&str]) -> FredResult<Value> {
         let command = CustomCommand::new_static(name, ClusterHash::FirstKey, false);
         let args: Vec<Value> = args.iter().map(|arg| Value::from(*arg)).collect();
         let client = self.client.with_options(&self.options);
-        // It is large, and many are awaited at once.
+        // Boxed, because the future is large and many of them are awaited at once.
         Box::pin(client.custom(command, args)).await
     }
 
@@ -75,41 +75,41 @@ impl Connection {
         }
     }
 
-    /// Reads a record as a whole.
-    pub(crate) async fn read(&self, key: &str) -> Result<Option<Held>, Failure> {
-        let bytes = match self.ask("GET", &[key]).await {
+    /// Reads a whole record.
+    pub(crate) async fn read(&self, key: &str) -> Result<Option<StoredRecord>, Failure> {
+        let bytes = match self.send("GET", &[key]).await {
             Ok(Value::Null) => return Ok(None),
             Ok(reply) => reply.into_owned_bytes().unwrap_or_default(),
-            Err(error) if is_of_another_type(&error) => Vec::new(),
+            Err(error) if is_wrong_type(&error) => Vec::new(),
             Err(error) => return Err(error.into()),
         };
-        let ttl = self.ask("PTTL", &[key]).await?;
-        Ok(Some(Held {
+        let ttl = self.send("PTTL", &[key]).await?;
+        Ok(Some(StoredRecord {
             record: Record::parse(key.as_bytes(), &bytes),
             bytes: bytes.len(),
             ttl_ms: ttl.as_u64(),
         }))
     }
 
-    /// Reads the beginning of a record, at little cost to the server.
-    async fn peek(&self, key: &str) -> Result<Option<Held>, Failure> {
+    /// Reads only the beginning of a record, which costs the server little.
+    async fn peek(&self, key: &str) -> Result<Option<StoredRecord>, Failure> {
         let end = (Record::START - 1).to_string();
         let (range, key) = ([key, "0", &end], [key]);
         let (start, len, ttl) = futures_util::future::join3(
-            self.ask("GETRANGE", &range),
-            self.ask("STRLEN", &key),
-            self.ask("PTTL", &key),
+            self.send("GETRANGE", &range),
+            self.send("STRLEN", &key),
+            self.send("PTTL", &key),
         )
         .await;
         let [key] = key;
         let start = match start {
             Ok(reply) => reply.into_owned_bytes().unwrap_or_default(),
-            Err(error) if is_of_another_type(&error) => return Ok(None),
+            Err(error) if is_wrong_type(&error) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         let len = len?.as_usize().unwrap_or_default();
-        // It may have ended since it was found.
-        Ok((len > 0).then_some(Held {
+        // The key may have expired since the scan found it.
+        Ok((len > 0).then_some(StoredRecord {
             record: Record::peek(key.as_bytes(), &start, len),
             bytes: len,
             ttl_ms: ttl?.as_u64(),
@@ -117,9 +117,9 @@ impl Connection {
     }
 
     pub(crate) async fn marks(&self, names: &Names) -> Result<Option<Marks>, Failure> {
-        let reply = match self.ask("GET", &[&names.marks()]).await {
+        let reply = match self.send("GET", &[&names.marks()]).await {
             Ok(reply) => reply,
-            Err(error) if is_of_another_type(&error) => return Ok(None),
+            Err(error) if is_wrong_type(&error) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         Ok(reply
@@ -127,21 +127,21 @@ impl Connection {
             .and_then(|bytes| Marks::parse(&bytes)))
     }
 
-    /// The marks at which tags were last invalidated, by their hashes.
+    /// The watermarks at which tags were last invalidated, by the hash of the tag.
     pub(crate) async fn tag_marks(
         &self,
         names: &Names,
         tags: impl IntoIterator<Item = u64>,
     ) -> Result<HashMap<u64, u64>, Failure> {
         let key = names.tags();
-        let ask = |tag: u64| {
+        let look_up = |tag: u64| {
             let (member, key) = (inspect::tag_member(tag), key.as_str());
             async move {
-                let reply = self.ask("ZSCORE", &[key, &member]).await?;
-                Ok::<_, Failure>((tag, mark(&reply)))
+                let reply = self.send("ZSCORE", &[key, &member]).await?;
+                Ok::<_, Failure>((tag, parse_score(&reply)))
             }
         };
-        let answers = join_all(tags.into_iter().map(ask)).await;
+        let answers = join_all(tags.into_iter().map(look_up)).await;
         answers
             .into_iter()
             .filter_map(|answer| match answer {
@@ -152,16 +152,17 @@ impl Connection {
     }
 
     pub(crate) async fn tags_known(&self, names: &Names) -> Result<u64, Failure> {
-        // Beside the tags there is the era.
-        let known = self.ask("ZCARD", &[&names.tags()]).await?;
+        // One member of the sorted set is not a tag: it holds the incarnation.
+        let known = self.send("ZCARD", &[&names.tags()]).await?;
         Ok(known.as_u64().unwrap_or_default().saturating_sub(1))
     }
 
     pub(crate) async fn ttl_ms(&self, key: &str) -> Result<Option<u64>, Failure> {
-        Ok(self.ask("PTTL", &[key]).await?.as_u64())
+        Ok(self.send("PTTL", &[key]).await?.as_u64())
     }
 
-    /// How many processes listen to a channel; `None` in a cluster, where no node knows.
+    /// The number of processes that listen to a cache's channel. `None` in a cluster, where no node
+    /// knows them all.
     pub(crate) async fn listeners(&self, names: &Names) -> Result<Option<u64>, Failure> {
         if self.is_clustered() {
             return Ok(None);
@@ -174,43 +175,44 @@ impl Connection {
         Ok(count.and_then(|count| count.as_u64()))
     }
 
-    /// Looks at the keys whose names begin like this, at `most` of them; `keep` says which of them are
-    /// read. Answers how many were looked at, and whether there are more.
+    /// Scans the keys that begin with `prefix`, up to about `limit` of them (0: all). Reads the
+    /// beginning of the records that `select` accepts, and passes them to `visit`. Returns how many
+    /// keys were scanned, and whether there may be more.
     pub(crate) async fn scan<T>(
         &self,
-        begin: &str,
-        most: u64,
-        keep: impl Fn(&str) -> Option<T>,
-        mut take: impl FnMut(T, Held),
+        prefix: &str,
+        limit: u64,
+        select: impl Fn(&str) -> Option<T>,
+        mut visit: impl FnMut(T, StoredRecord),
     ) -> Result<(u64, bool), Failure> {
-        let pattern = globbed(begin) + "*";
-        let mut seen = 0;
+        let pattern = escape_glob(prefix) + "*";
+        let mut scanned = 0;
         for node in self.nodes() {
             let mut cursor = "0".to_owned();
             loop {
                 let (next, keys) = self.scan_once(node.as_ref(), &cursor, &pattern).await?;
-                seen += keys.len() as u64;
-                let kept = keys.iter().filter_map(|key| Some((keep(key)?, key)));
-                let (kept, keys): (Vec<T>, Vec<_>) = kept.unzip();
-                let held = join_all(keys.into_iter().map(|key| self.peek(key))).await;
-                for (kept, held) in kept.into_iter().zip(held) {
-                    if let Some(held) = held? {
-                        take(kept, held);
+                scanned += keys.len() as u64;
+                let selected = keys.iter().filter_map(|key| Some((select(key)?, key)));
+                let (selected, keys): (Vec<T>, Vec<_>) = selected.unzip();
+                let records = join_all(keys.into_iter().map(|key| self.peek(key))).await;
+                for (selected, stored) in selected.into_iter().zip(records) {
+                    if let Some(stored) = stored? {
+                        visit(selected, stored);
                     }
                 }
                 cursor = next;
                 if cursor == "0" {
                     break;
                 }
-                if most > 0 && seen >= most {
-                    return Ok((seen, true));
+                if limit > 0 && scanned >= limit {
+                    return Ok((scanned, true));
                 }
             }
         }
-        Ok((seen, false))
+        Ok((scanned, false))
     }
 
-    /// The nodes to ask one after the other: `None` for the only one.
+    /// The nodes to scan one after the other. `None` stands for the only one.
     fn nodes(&self) -> Vec<Option<Server>> {
         match self.client.cached_cluster_state() {
             Some(state) if self.is_clustered() => {
@@ -234,24 +236,24 @@ impl Connection {
         options.cluster_node = node.cloned();
         let client = self.client.with_options(&options);
         let (cursor, keys): (String, Vec<Value>) = client.custom(command, args).await?;
-        // Ours are ASCII.
+        // The keys of tidegate are ASCII.
         let keys = keys.into_iter().filter_map(Value::into_string);
         Ok((cursor, keys.collect()))
     }
 }
 
-fn is_of_another_type(error: &FredError) -> bool {
+fn is_wrong_type(error: &FredError) -> bool {
     error.details().starts_with("WRONGTYPE")
 }
 
-/// A score, which is a whole number here, as whichever protocol has it.
-fn mark(reply: &Value) -> Option<u64> {
+/// The score of a sorted set, in the form of RESP2 or RESP3. Here scores are whole numbers.
+fn parse_score(reply: &Value) -> Option<u64> {
     let score = reply.as_f64()?;
     (score >= 0.0).then_some(score as u64)
 }
 
-/// A text as a pattern that it alone matches.
-pub(crate) fn globbed(text: &str) -> String {
+/// Escapes a text for a glob pattern, so that it matches only itself.
+pub(crate) fn escape_glob(text: &str) -> String {
     let mut pattern = String::with_capacity(text.len());
     for c in text.chars() {
         if matches!(c, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
@@ -262,7 +264,7 @@ pub(crate) fn globbed(text: &str) -> String {
     pattern
 }
 
-/// The time that is left of what began then and lasts so long.
+/// The rest of a time span that began at `began_ms` and lasts `lasts_ms`.
 pub(crate) fn left_ms(began_ms: u64, lasts_ms: u64, now_ms: u64) -> u64 {
     began_ms.saturating_add(lasts_ms).saturating_sub(now_ms)
 }

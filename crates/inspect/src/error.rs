@@ -1,4 +1,4 @@
-//! What can go wrong, with its exit code; and no secret in what is said about it.
+//! The failures of a command, with their exit codes and with messages that hold no secret.
 
 use std::error::Error as _;
 use std::fmt::Write as _;
@@ -8,12 +8,12 @@ use tidegate::fred::error::{Error as FredError, ErrorKind};
 use tidegate::inspect::InvalidKey;
 use tidegate::{BuildError, RemoteError};
 
-/// Why a command came to nothing.
+/// Why a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// What was asked for makes no sense.
+    /// The command line makes no sense.
     Usage(String),
-    /// Redis cannot be reached, or refuses.
+    /// Redis cannot be reached, or refuses a command.
     Redis(String),
 }
 
@@ -69,7 +69,7 @@ impl From<InvalidKey> for Failure {
     }
 }
 
-/// A text without what URLs in it say beside hosts and paths: user, password, parameters.
+/// Removes users, passwords and parameters from all URLs in a text. Hosts and paths stay.
 pub(crate) fn redacted(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

@@ -1,4 +1,6 @@
-//! `tidegate-inspect`: looks into what tidegate keeps in Redis, and invalidates it. `--help` says how.
+//! The command `tidegate-inspect`: shows what tidegate keeps in Redis, and invalidates it.
+//!
+//! `tidegate-inspect --help` describes its use.
 
 use std::process::ExitCode;
 
@@ -10,24 +12,24 @@ use crate::connection::Connection;
 use crate::error::{Failure, redacted};
 
 mod args;
-mod change;
 mod connection;
 mod error;
-mod look;
+mod invalidate;
 mod print;
+mod queries;
 mod view;
 mod watch;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(refused) if refused.use_stderr() => {
-            // It repeats what was said, and that may be a URL in the wrong place.
-            eprint!("{}", redacted(&refused.to_string()));
+        Err(error) if error.use_stderr() => {
+            // The message repeats the arguments, and one of them may be a URL with a password.
+            eprint!("{}", redacted(&error.to_string()));
             return ExitCode::from(2);
         }
         Err(help) => {
-            print::say(&help.to_string());
+            print::write_stdout(&help.to_string());
             return ExitCode::SUCCESS;
         }
     };
@@ -46,30 +48,32 @@ fn main() -> ExitCode {
 
 async fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let target = &cli.target;
-    let chosen = Chosen::of(cli)?;
+    let selection = Selection::from_cli(cli)?;
     let watches = matches!(cli.command, Command::Watch { .. });
-    if chosen.names.is_none() && !watches {
+    if selection.names.is_none() && !watches {
         return Err(no_name());
     }
     let connection = Connection::open(target).await?;
-    let report = match (&cli.command, &chosen.names) {
+    let report = match (&cli.command, &selection.names) {
         (Command::Watch { count, seconds }, names) => {
             watch::watch(&connection, target, names.as_ref(), *count, *seconds).await?;
             return Ok(ExitCode::SUCCESS);
         }
         (_, None) => return Err(no_name()),
-        (Command::Key(_), Some(names)) => match chosen.keys.first() {
-            Some(key) => look::key(&connection, names, key).await?,
+        (Command::Key(_), Some(names)) => match selection.keys.first() {
+            Some(key) => queries::key(&connection, names, key).await?,
             None => return Err(Failure::Usage("no key is given".to_owned())),
         },
-        (Command::Leases(scan), Some(names)) => look::leases(&connection, names, scan.scan).await?,
-        (Command::Marks { tag }, Some(names)) => look::marks(&connection, names, tag).await?,
+        (Command::Leases(scan), Some(names)) => {
+            queries::leases(&connection, names, scan.scan).await?
+        }
+        (Command::Marks { tag }, Some(names)) => queries::marks(&connection, names, tag).await?,
         (Command::Top { limit, scan }, Some(names)) => {
-            look::top(&connection, names, *limit, scan.scan).await?
+            queries::top(&connection, names, *limit, scan.scan).await?
         }
         (Command::Invalidate(what), Some(_)) => {
-            let name = chosen.name.as_deref().ok_or_else(no_name)?;
-            change::invalidate(&connection, target, name, chosen.keys, what).await?
+            let name = selection.name.as_deref().ok_or_else(no_name)?;
+            invalidate::invalidate(&connection, target, name, selection.keys, what).await?
         }
     };
     report.print(target.json);
@@ -81,14 +85,14 @@ fn no_name() -> Failure {
 }
 
 /// The cache and the keys that a command is about.
-struct Chosen {
+struct Selection {
     name: Option<String>,
     names: Option<Names>,
     keys: Vec<EncodedKey>,
 }
 
-impl Chosen {
-    fn of(cli: &Cli) -> Result<Self, Failure> {
+impl Selection {
+    fn from_cli(cli: &Cli) -> Result<Self, Failure> {
         let (keys, parts): (Vec<&str>, &[String]) = match &cli.command {
             Command::Key(key) => (key.key.iter().map(String::as_str).collect(), &key.part),
             Command::Invalidate(what) => {
@@ -97,12 +101,12 @@ impl Chosen {
             _ => (Vec::new(), &[]),
         };
         let mut name = cli.target.name.clone();
-        let mut chosen = Vec::with_capacity(keys.len() + 1);
+        let mut encoded = Vec::with_capacity(keys.len() + 1);
         for key in keys {
-            chosen.push(key_of(key, &cli.target, &mut name)?);
+            encoded.push(parse_key(key, &cli.target, &mut name)?);
         }
         if !parts.is_empty() {
-            chosen.push(EncodedKey::from_parts(parts));
+            encoded.push(EncodedKey::from_parts(parts));
         }
         let names = name
             .as_ref()
@@ -110,18 +114,22 @@ impl Chosen {
         Ok(Self {
             name,
             names,
-            keys: chosen,
+            keys: encoded,
         })
     }
 }
 
-/// A key as it is given, whole or not. A whole one says which cache is meant.
-fn key_of(text: &str, target: &Target, name: &mut Option<String>) -> Result<EncodedKey, Failure> {
+/// Parses a key argument. One with `prefix:name:` in front also determines the cache.
+fn parse_key(
+    text: &str,
+    target: &Target,
+    name: &mut Option<String>,
+) -> Result<EncodedKey, Failure> {
     let Some((namespace, key)) = text.rsplit_once(':') else {
         return Ok(EncodedKey::parse(text)?);
     };
-    let theirs = namespace.strip_prefix(&target.prefix);
-    let Some(theirs) = theirs.and_then(|theirs| theirs.strip_prefix(':')) else {
+    let cache = namespace.strip_prefix(&target.prefix);
+    let Some(cache) = cache.and_then(|cache| cache.strip_prefix(':')) else {
         let why = format!("the key {text:?} does not begin with the prefix, see --prefix");
         return Err(Failure::Usage(why));
     };
@@ -132,15 +140,16 @@ fn key_of(text: &str, target: &Target, name: &mut Option<String>) -> Result<Enco
             let why = format!("the key {text:?} is none of the cache {name:?}");
             return Err(Failure::Usage(why));
         }
-        None => *name = Some(plain_name(theirs)?),
+        None => *name = Some(decode_name(cache)?),
     }
     Ok(key)
 }
 
-/// The name of a cache whose keys have it like this.
-fn plain_name(encoded: &str) -> Result<String, Failure> {
-    let named = Names::new("", encoded).namespace() == format!(":{encoded}:");
-    if named {
+/// The name of a cache from its form in keys. A name that is escaped there is not decoded, but
+/// refused.
+fn decode_name(encoded: &str) -> Result<String, Failure> {
+    let is_unescaped = Names::new("", encoded).namespace() == format!(":{encoded}:");
+    if is_unescaped {
         Ok(encoded.to_owned())
     } else {
         let why = format!("the name in {encoded:?} is written otherwise than it is: say --name");

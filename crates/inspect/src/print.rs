@@ -1,11 +1,11 @@
-//! How things are shown to people.
+//! The output: reports, tables, and the formats of times and sizes.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 
 use serde_json::Value;
 
-/// What a command has to say, both ways, and its exit code.
+/// The result of a command, as JSON and as text, with its exit code.
 #[derive(Debug)]
 pub(crate) struct Report {
     json: Value,
@@ -24,15 +24,15 @@ impl Report {
 
     pub(crate) fn print(&self, as_json: bool) {
         if as_json {
-            say(&format!("{:#}\n", self.json));
+            write_stdout(&format!("{:#}\n", self.json));
         } else {
-            say(&self.text);
+            write_stdout(&self.text);
         }
     }
 }
 
-/// Writes to standard output. Whoever has closed it wants no more.
-pub(crate) fn say(text: &str) {
+/// Writes to standard output. The process ends where the reader has closed it.
+pub(crate) fn write_stdout(text: &str) {
     let mut out = std::io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     if written.is_err() {
@@ -40,7 +40,7 @@ pub(crate) fn say(text: &str) {
     }
 }
 
-/// Lines of `name  value`.
+/// A table of two columns: one line `name  value` for each field.
 pub(crate) struct Fields(Vec<(&'static str, String)>);
 
 impl Fields {
@@ -53,38 +53,39 @@ impl Fields {
     }
 
     pub(crate) fn text(&self) -> String {
-        let wide = self.0.iter().map(|(name, _)| name.len()).max();
-        let wide = wide.unwrap_or_default() + 2;
+        let width = self.0.iter().map(|(name, _)| name.len()).max();
+        let width = width.unwrap_or_default() + 2;
         self.0
             .iter()
             .fold(String::new(), |mut text, (name, value)| {
-                let _ = writeln!(text, "{name:wide$}{value}");
+                let _ = writeln!(text, "{name:width$}{value}");
                 text
             })
     }
 }
 
-/// Rows under heads, each column as wide as it must be. The last one is not filled up.
-pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
+/// A table with a header row. Each column is as wide as its widest cell, and no line has trailing
+/// spaces.
+pub(crate) fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
         let widest = cells.map(|cell| cell.chars().count()).max();
-        heads[column].len().max(widest.unwrap_or_default())
+        headers[column].len().max(widest.unwrap_or_default())
     };
-    let widths: Vec<usize> = (0..heads.len()).map(width).collect();
+    let widths: Vec<usize> = (0..headers.len()).map(width).collect();
     let mut text = String::new();
-    let heads: Vec<String> = heads.iter().map(|head| (*head).to_owned()).collect();
-    for row in std::iter::once(&heads).chain(rows) {
+    let headers: Vec<String> = headers.iter().map(|header| (*header).to_owned()).collect();
+    for row in std::iter::once(&headers).chain(rows) {
         let mut line = String::new();
-        for (cell, wide) in row.iter().zip(&widths) {
-            let _ = write!(line, "{cell:wide$}  ");
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:width$}  ");
         }
         let _ = writeln!(text, "{}", line.trim_end());
     }
     text
 }
 
-/// A time span, to two units.
+/// A time span, in at most two units.
 pub(crate) fn span(ms: u64) -> String {
     let units = |large: u64, small: u64, names: (&str, &str)| {
         let (whole, rest) = (ms / large, ms % large / small);
@@ -119,7 +120,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// The time of the day in UTC.
+/// The time of day in UTC.
 pub(crate) fn clock(at_ms: u64) -> String {
     let (seconds, ms) = (at_ms / 1_000 % 86_400, at_ms % 1_000);
     let (hours, minutes) = (seconds / 3_600, seconds / 60 % 60);

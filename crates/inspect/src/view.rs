@@ -1,37 +1,40 @@
-//! A record as it is reported: judged by the clock of the server and by the marks.
+//! The report of one record: its header, and its freshness by the server's clock and the
+//! watermarks.
 
 use serde::Serialize;
 use tidegate::inspect::{Kind, Marks, Record, codec_name};
 
-use crate::connection::{Held, left_ms};
+use crate::connection::{StoredRecord, left_ms};
 use crate::print::{self, Fields};
 
-/// What a record is to a reader.
+/// Whether a look-up may answer with a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Freshness {
     /// Within its TTL.
     Fresh,
-    /// Past its TTL; answered where the cache's stale windows allow.
+    /// Past its TTL. It is an answer where the cache's stale windows allow it.
     Stale,
-    /// Expired by hand; answered where a load fails, if `stale_if_error` allows.
+    /// Expired by `Cache::expire`. It is an answer where a load fails and `stale_if_error` allows
+    /// it.
     Expired,
-    /// Invalidated as a whole after its load began: never answered, and no hindrance to a load.
+    /// Invalidated by a tag or by `invalidate_all` after its load began. It is never an answer, and
+    /// the next look-up loads.
     Dead,
 }
 
-/// A readable record with all that is told of it.
+/// The fields that are reported of a readable record.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct View {
     pub(crate) kind: &'static str,
-    /// Values and absences alone.
+    /// `None`: the record is neither a value nor a negative entry.
     pub(crate) freshness: Option<Freshness>,
-    /// Until it is stale, or until the next attempt after a failed load.
+    /// Milliseconds until the entry is stale, or until the next attempt after a failed load.
     pub(crate) left_ms: Option<u64>,
     pub(crate) age_ms: u64,
     pub(crate) created_ms: u64,
     pub(crate) fresh_ms: u64,
-    /// Until Redis drops it.
+    /// Milliseconds until Redis drops the key. `None`: it has no expiry.
     pub(crate) ttl_ms: Option<u64>,
     pub(crate) version: Option<u64>,
     pub(crate) schema_version: Option<u16>,
@@ -41,21 +44,22 @@ pub(crate) struct View {
     pub(crate) record_bytes: usize,
     pub(crate) load_cost_ms: Option<u32>,
     pub(crate) failures: Option<u32>,
-    /// Of a lease: somebody in another process waits.
+    /// Of a lease: whether a caller in another process waits for the load.
     pub(crate) waited_for: Option<bool>,
-    /// Whose lease, or which version of the value.
+    /// The random token that identifies the holder of a lease, or the fill of a value.
     pub(crate) token: String,
-    /// Hashes.
+    /// The hashes of the tags.
     pub(crate) tags: Vec<String>,
     pub(crate) era: u64,
     pub(crate) mark: u64,
 }
 
 impl View {
-    /// `latest`: the latest mark of its tags. Without marks nothing counts as dead.
+    /// `latest` is the highest watermark of the record's tags. Without watermarks no record is
+    /// dead.
     pub(crate) fn of(
         record: &Record,
-        held: &Held,
+        stored: &StoredRecord,
         now_ms: u64,
         marks: Option<&Marks>,
         latest: u64,
@@ -72,26 +76,26 @@ impl View {
         } else {
             Freshness::Fresh
         };
-        let loads = matches!(record.kind, Kind::Lease | Kind::Failed);
+        let has_failures = matches!(record.kind, Kind::Lease | Kind::Failed);
         Self {
-            kind: kind(record.kind),
+            kind: kind_name(record.kind),
             freshness: is_entry.then_some(freshness),
             left_ms: (is_entry || record.kind == Kind::Failed).then_some(left),
             age_ms: now_ms.saturating_sub(record.created_ms),
             created_ms: record.created_ms,
             fresh_ms: record.fresh_ms,
-            ttl_ms: held.ttl_ms,
+            ttl_ms: stored.ttl_ms,
             version: (record.version > 0).then_some(record.version),
             schema_version: is_value.then_some(record.schema_version),
             codec: is_value.then(|| codec_name(record.codec)),
             codec_id: is_value.then_some(record.codec),
             payload_bytes: record.payload_bytes,
-            record_bytes: held.bytes,
+            record_bytes: stored.bytes,
             load_cost_ms: is_entry.then_some(record.load_cost_ms),
-            failures: loads.then_some(record.failures),
+            failures: has_failures.then_some(record.failures),
             waited_for: (record.kind == Kind::Lease).then_some(record.waited_for),
             token: print::hex(&record.token),
-            tags: record.tags.iter().map(|tag| hash(*tag)).collect(),
+            tags: record.tags.iter().map(|tag| tag_hash_text(*tag)).collect(),
             era: record.era,
             mark: record.mark,
         }
@@ -111,8 +115,8 @@ impl View {
         }
     }
 
-    /// The lines of a table, as far as they say something of this kind.
-    pub(crate) fn fields(&self, fields: &mut Fields) {
+    /// Adds the fields that apply to this kind of record to a table.
+    pub(crate) fn add_to(&self, fields: &mut Fields) {
         fields.add("kind", self.kind);
         if self.freshness.is_some() {
             fields.add("freshness", self.freshness_text());
@@ -156,11 +160,11 @@ pub(crate) fn ttl_text(ttl_ms: Option<u64>) -> String {
     ttl_ms.map_or_else(|| "never".to_owned(), print::span)
 }
 
-pub(crate) fn hash(tag: u64) -> String {
+pub(crate) fn tag_hash_text(tag: u64) -> String {
     format!("{tag:016x}")
 }
 
-fn kind(kind: Kind) -> &'static str {
+fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Value => "value",
         Kind::Negative => "negative",

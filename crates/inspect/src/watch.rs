@@ -1,4 +1,4 @@
-//! `watch`: the bus, live.
+//! The command `watch`: prints the messages of the invalidation bus as they arrive.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +9,7 @@ use tidegate::inspect::{Message, Names, Operation};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::args::Target;
-use crate::connection::{Connection, globbed};
+use crate::connection::{Connection, escape_glob};
 use crate::error::Failure;
 use crate::print;
 use crate::view;
@@ -22,21 +22,22 @@ pub(crate) async fn watch(
     seconds: Option<u64>,
 ) -> Result<(), Failure> {
     let client = &connection.client;
-    let (mut messages, mut lost) = (client.message_rx(), client.error_rx());
+    let (mut messages, mut errors) = (client.message_rx(), client.error_rx());
     let channels = match names {
         Some(names) => {
             client.subscribe(names.bus()).await?;
             names.bus()
         }
         None => {
-            let pattern = globbed(&target.prefix) + ":*::bus";
+            let pattern = escape_glob(&target.prefix) + ":*::bus";
             client.psubscribe(pattern.as_str()).await?;
             pattern
         }
     };
-    // fred does not wait for the server's word; what answers on the same connection comes after it.
+    // fred does not wait for the reply to SUBSCRIBE. A reply to PING on the same connection follows
+    // it.
     client.ping::<()>(None).await?;
-    // To people and to scripts: from here on nothing is missed.
+    // This line tells people and scripts that no message is missed from here on.
     eprintln!("watching {channels}");
 
     let end = async {
@@ -52,23 +53,25 @@ pub(crate) async fn watch(
             received = messages.recv() => match received {
                 Ok(received) => {
                     left -= 1;
-                    tell(&received, target);
+                    print_message(&received, target);
                 }
-                Err(RecvError::Lagged(missed)) => eprintln!("{missed} messages came too fast and are not shown"),
-                Err(RecvError::Closed) => return Err(gone()),
+                Err(RecvError::Lagged(missed)) => {
+                    eprintln!("{missed} messages came too fast and are not shown");
+                }
+                Err(RecvError::Closed) => return Err(connection_lost()),
             },
-            _ = lost.recv() => return Err(gone()),
+            _ = errors.recv() => return Err(connection_lost()),
             () = &mut end => return Ok(()),
         }
     }
     Ok(())
 }
 
-fn gone() -> Failure {
+fn connection_lost() -> Failure {
     Failure::Redis("the connection is lost, and what is said meanwhile is not heard".to_owned())
 }
 
-fn tell(received: &Received, target: &Target) {
+fn print_message(received: &Received, target: &Target) {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let at_ms = since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
     let cache = cache_of(&received.channel, &target.prefix);
@@ -77,18 +80,18 @@ fn tell(received: &Received, target: &Target) {
         return if target.json {
             let json =
                 json!({ "at_ms": at_ms, "cache": cache, "operation": null, "bytes": bytes.len() });
-            print::say(&format!("{json}\n"));
+            print::write_stdout(&format!("{json}\n"));
         } else {
             let at = print::clock(at_ms);
-            print::say(&format!(
+            print::write_stdout(&format!(
                 "{at}  {cache}  not understood, {} bytes\n",
                 bytes.len()
             ));
         };
     };
-    let operation = operation(message.operation);
+    let operation = operation_name(message.operation);
     let keys: Vec<&str> = message.keys.iter().map(|key| key.as_str()).collect();
-    let tag = message.tag.map(view::hash);
+    let tag = message.tag.map(view::tag_hash_text);
     let origin = print::hex(&message.origin);
     if target.json {
         let marks = message
@@ -104,7 +107,7 @@ fn tell(received: &Received, target: &Target) {
             "tag": tag,
             "marks": marks,
         });
-        print::say(&format!("{json}\n"));
+        print::write_stdout(&format!("{json}\n"));
         return;
     }
     let about = match (tag, message.marks) {
@@ -112,21 +115,21 @@ fn tell(received: &Received, target: &Target) {
         (None, Some((_, mark, _))) => format!("mark {mark}"),
         _ => keys.join("  "),
     };
-    let (at, who) = (print::clock(at_ms), &origin[..8]);
+    let (at, sender) = (print::clock(at_ms), &origin[..8]);
     let number = message.number;
-    print::say(&format!(
-        "{at}  {cache}  {operation:14}  {who} #{number:<5}  {about}\n"
+    print::write_stdout(&format!(
+        "{at}  {cache}  {operation:14}  {sender} #{number:<5}  {about}\n"
     ));
 }
 
-/// The name of a cache as its keys have it.
+/// The name of a channel's cache, in its form in keys.
 fn cache_of<'a>(channel: &'a str, prefix: &str) -> &'a str {
     let name = channel.strip_prefix(prefix).unwrap_or(channel);
     let name = name.strip_prefix(':').unwrap_or(name);
     name.strip_suffix("::bus").unwrap_or(name)
 }
 
-fn operation(operation: Operation) -> &'static str {
+fn operation_name(operation: Operation) -> &'static str {
     match operation {
         Operation::Invalidate => "invalidate",
         Operation::Insert => "insert",

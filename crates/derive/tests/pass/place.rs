@@ -2,7 +2,7 @@ use tidegate_derive::CacheKey;
 
 #[derive(Clone, PartialEq, Eq, Hash, CacheKey)]
 enum Page {
-    // Here, names alone.
+    // A variant accepts only `rename`.
     Start,
 }
 

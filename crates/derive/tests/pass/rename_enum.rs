@@ -1,7 +1,7 @@
 use tidegate_derive::CacheKey;
 
 #[derive(Clone, PartialEq, Eq, Hash, CacheKey)]
-// Its name is not written.
+// The name of an enum is not part of the key.
 enum Page {
     Start,
 }

@@ -2,7 +2,7 @@ use tidegate_derive::CacheKey;
 
 #[derive(Clone, PartialEq, Eq, Hash, CacheKey)]
 struct Report {
-    // Its name is not written.
+    // The name of a field is not part of the key.
     team: u64,
 }
 

@@ -3,7 +3,7 @@ use tidegate_derive::CacheKey;
 #[derive(Clone, PartialEq, Eq, Hash, CacheKey)]
 struct Report {
     team: u64,
-    // The month, too.
+    // The month is part of the key.
     month: String,
 }
 

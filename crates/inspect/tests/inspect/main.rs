@@ -1,7 +1,8 @@
-//! `tidegate-inspect` as a process, beside caches at work on a real `redis-server`.
+//! Tests of the command `tidegate-inspect`: it runs as a process, beside caches that use the same
+//! `redis-server`.
 
-mod changes;
-mod looks;
+mod invalidate;
+mod queries;
 mod secrets;
 #[path = "../../../../benches/support/server.rs"]
 mod server;

@@ -1,4 +1,4 @@
-//! A server, caches on it, and the inspector.
+//! The fixture of the tests: a server, caches that use it, and the inspector.
 
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -13,7 +13,8 @@ use tokio::sync::Semaphore;
 
 use crate::server::Server;
 
-/// Answers what a test says, and waits at a gate where the key begins with `gated`.
+/// A loader that counts its loads. The key determines its answer; keys that begin with `gated` wait
+/// for a permit of the gate.
 #[derive(Clone)]
 pub(crate) struct Source {
     pub(crate) loads: Arc<AtomicUsize>,
@@ -31,7 +32,7 @@ impl Loader for Source {
             self.gate.acquire().await.map_err(BoxError::new)?.forget();
         }
         if let Some(size) = key.strip_prefix("size ") {
-            // So that the load costs something.
+            // `top` orders entries by the time of their load.
             tokio::time::sleep(Duration::from_millis(20)).await;
             let size = size.parse().map_err(BoxError::new)?;
             return Ok(Loaded::found("x".repeat(size)));
@@ -46,19 +47,20 @@ impl Loader for Source {
     }
 }
 
-pub(crate) struct Ground {
+/// A server of the test's own, and the source of its caches.
+pub(crate) struct Fixture {
     pub(crate) server: Server,
     pub(crate) source: Source,
 }
 
-/// What the inspector said.
-pub(crate) struct Said {
+/// The exit code and the output of the inspector.
+pub(crate) struct CommandOutput {
     pub(crate) code: i32,
     pub(crate) out: String,
     pub(crate) err: String,
 }
 
-impl Said {
+impl CommandOutput {
     pub(crate) fn of(output: Output) -> Self {
         Self {
             code: output.status.code().expect("it ended by itself"),
@@ -67,7 +69,7 @@ impl Said {
         }
     }
 
-    /// The line of a table that begins with this word, without it.
+    /// The value of a field in a table.
     pub(crate) fn field(&self, name: &str) -> &str {
         let mut lines = self.out.lines();
         let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix("  "));
@@ -77,7 +79,7 @@ impl Said {
     }
 }
 
-impl Ground {
+impl Fixture {
     pub(crate) fn start() -> Self {
         Self {
             server: Server::start().expect("a server"),
@@ -88,7 +90,7 @@ impl Ground {
         }
     }
 
-    /// A process of the fleet.
+    /// A cache as another process of the fleet has it.
     pub(crate) async fn cache(
         &self,
         settings: impl FnOnce(CacheBuilder<Source>) -> CacheBuilder<Source>,
@@ -112,17 +114,17 @@ impl Ground {
         command
     }
 
-    pub(crate) fn inspect(&self, args: &[&str]) -> Said {
-        Said::of(self.command(args).output().expect("the inspector runs"))
+    pub(crate) fn inspect(&self, args: &[&str]) -> CommandOutput {
+        CommandOutput::of(self.command(args).output().expect("the inspector runs"))
     }
 
     pub(crate) fn json(&self, args: &[&str]) -> Value {
-        let said = self.inspect(&[args, &["--json"]].concat());
-        serde_json::from_str(&said.out)
-            .unwrap_or_else(|error| panic!("{error}: {}{}", said.out, said.err))
+        let output = self.inspect(&[args, &["--json"]].concat());
+        serde_json::from_str(&output.out)
+            .unwrap_or_else(|error| panic!("{error}: {}{}", output.out, output.err))
     }
 
-    /// The JSON once it is as awaited.
+    /// Runs a command until its JSON satisfies `is`.
     pub(crate) async fn json_when(&self, args: &[&str], is: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
@@ -135,7 +137,7 @@ impl Ground {
         }
     }
 
-    /// One command, in words.
+    /// Sends one command to Redis.
     pub(crate) async fn redis(&self, name: &'static str, args: &[&str]) {
         let handle = Redis::open(&self.server.url()).expect("a URL");
         let client = inspect::client(&handle);
@@ -147,7 +149,7 @@ impl Ground {
     }
 }
 
-/// Waits for what is about to happen.
+/// Waits until `is` returns true.
 pub(crate) async fn until(is: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !is() {

@@ -1,4 +1,4 @@
-//! `watch`.
+//! Tests of `watch`.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
@@ -6,12 +6,12 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use tidegate::inspect::tag_hash;
 
-use crate::support::{Ground, Said};
+use crate::support::{CommandOutput, Fixture};
 
-/// What is heard of some changes.
-async fn heard(ground: &Ground, args: &[&str]) -> Said {
-    let cache = ground.cache(|cache| cache).await;
-    let mut command = ground.command(&[&["watch", "--count", "5"], args].concat());
+/// The output of `watch` while a cache makes five changes.
+async fn watch_five_changes(fixture: &Fixture, args: &[&str]) -> CommandOutput {
+    let cache = fixture.cache(|cache| cache).await;
+    let mut command = fixture.command(&[&["watch", "--count", "5"], args].concat());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the inspector runs");
     let mut line = String::new();
@@ -25,15 +25,15 @@ async fn heard(ground: &Ground, args: &[&str]) -> Said {
     cache.invalidate("42").await.expect("told");
     cache.invalidate_tag("team:7").await.expect("told");
     cache.invalidate_all().await.expect("told");
-    let output = tokio::task::spawn_blocking(move || child.wait_with_output());
-    Said::of(output.await.expect("no panic").expect("an output"))
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output());
+    CommandOutput::of(ended.await.expect("no panic").expect("an output"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_said_on_the_bus_is_shown_line_by_line() {
-    let ground = Ground::start();
-    let said = heard(&ground, &[]).await;
-    let lines: Vec<&str> = said.out.lines().collect();
+    let fixture = Fixture::start();
+    let output = watch_five_changes(&fixture, &[]).await;
+    let lines: Vec<&str> = output.out.lines().collect();
     let hash = format!("tag {:016x}, mark 1", tag_hash("team:7"));
     let about = ["a%2Cb", "42", "42", &hash, "mark 2"];
     let operations = [
@@ -43,7 +43,7 @@ async fn what_is_said_on_the_bus_is_shown_line_by_line() {
         "invalidate_tag",
         "invalidate_all",
     ];
-    assert_eq!((said.code, lines.len()), (0, 5), "{}", said.out);
+    assert_eq!((output.code, lines.len()), (0, 5), "{}", output.out);
     for ((line, operation), about) in lines.iter().zip(operations).zip(about) {
         assert!(line.contains(&format!("  users  {operation} ")), "{line}");
         assert!(line.ends_with(about), "{line}");
@@ -52,9 +52,9 @@ async fn what_is_said_on_the_bus_is_shown_line_by_line() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_are_told_in_json_one_a_line() {
-    let ground = Ground::start();
-    let said = heard(&ground, &["--json"]).await;
-    let lines = said.out.lines();
+    let fixture = Fixture::start();
+    let output = watch_five_changes(&fixture, &["--json"]).await;
+    let lines = output.out.lines();
     let lines: Vec<Value> = lines
         .map(|line| serde_json::from_str(line).expect("JSON"))
         .collect();
@@ -73,9 +73,9 @@ async fn messages_are_told_in_json_one_a_line() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_cache_is_heard_and_what_is_not_understood_is_said() {
-    let ground = Ground::start();
-    let mut command = ground.command(&[]);
-    let url = ground.server.url();
+    let fixture = Fixture::start();
+    let mut command = fixture.command(&[]);
+    let url = fixture.server.url();
     command = {
         let mut unnamed = std::process::Command::new(command.get_program());
         unnamed.args(["--url", &url, "watch", "--count", "1"]);
@@ -86,30 +86,30 @@ async fn every_cache_is_heard_and_what_is_not_understood_is_said() {
     let mut line = String::new();
     let mut err = BufReader::new(child.stderr.take().expect("a pipe"));
     err.read_line(&mut line).expect("a line");
-    ground.redis("PUBLISH", &["other:x::bus", "no"]).await;
-    ground
+    fixture.redis("PUBLISH", &["other:x::bus", "no"]).await;
+    fixture
         .redis("PUBLISH", &["tidegate:orders::bus", "nonsense"])
         .await;
-    let output = tokio::task::spawn_blocking(move || child.wait_with_output());
-    let said = Said::of(output.await.expect("no panic").expect("an output"));
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output());
+    let output = CommandOutput::of(ended.await.expect("no panic").expect("an output"));
     assert!(
-        said.out.ends_with("  orders  not understood, 8 bytes\n"),
+        output.out.ends_with("  orders  not understood, 8 bytes\n"),
         "{}",
-        said.out
+        output.out
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_connection_ends_it_with_an_error() {
-    let Ground { server, source } = Ground::start();
-    let ground = Ground { server, source };
-    let mut command = ground.command(&["watch"]);
+    let Fixture { server, source } = Fixture::start();
+    let fixture = Fixture { server, source };
+    let mut command = fixture.command(&["watch"]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the inspector runs");
     let mut line = String::new();
     let mut err = BufReader::new(child.stderr.take().expect("a pipe"));
     err.read_line(&mut line).expect("a line");
-    drop(ground);
+    drop(fixture);
     line.clear();
     err.read_line(&mut line).expect("a line");
     assert!(line.contains("the connection is lost"), "{line}");

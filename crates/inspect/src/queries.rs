@@ -1,4 +1,4 @@
-//! `key`, `leases`, `marks` and `top`: what lies there.
+//! The commands that only read: `key`, `leases`, `marks` and `top`.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -7,20 +7,22 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tidegate::inspect::{self, EncodedKey, Kind, Marks, Names};
 
-use crate::connection::{Connection, Held};
+use crate::connection::{Connection, StoredRecord};
 use crate::error::Failure;
 use crate::print::{self, Fields, Report};
 use crate::view::{self, Freshness, View};
 
-/// What records are judged by.
-struct Judge {
+/// What the freshness of a record depends on beside the record: the server's clock and the
+/// watermarks.
+struct FreshnessContext {
     now_ms: u64,
     marks: Option<Marks>,
+    /// The watermarks of tags, by the hash of the tag.
     tags: HashMap<u64, u64>,
 }
 
-impl Judge {
-    async fn of(connection: &Connection, names: &Names) -> Result<Self, Failure> {
+impl FreshnessContext {
+    async fn read(connection: &Connection, names: &Names) -> Result<Self, Failure> {
         Ok(Self {
             now_ms: connection.now_ms().await?,
             marks: connection.marks(names).await?,
@@ -28,14 +30,14 @@ impl Judge {
         })
     }
 
-    /// Asks for the marks of the tags of these records.
-    async fn learn_tags<'a>(
+    /// Reads the watermarks of the tags that these records have.
+    async fn read_tags<'a>(
         &mut self,
         connection: &Connection,
         names: &Names,
-        held: impl Iterator<Item = &'a Held>,
+        stored: impl Iterator<Item = &'a StoredRecord>,
     ) -> Result<(), Failure> {
-        let records = held.filter_map(|held| held.record.as_ref().ok());
+        let records = stored.filter_map(|stored| stored.record.as_ref().ok());
         let mut tags: Vec<u64> = records.flat_map(|record| record.tags.clone()).collect();
         tags.sort_unstable();
         tags.dedup();
@@ -43,30 +45,30 @@ impl Judge {
         Ok(())
     }
 
-    fn view(&self, held: &Held) -> Option<View> {
-        let record = held.record.as_ref().ok()?;
+    fn view(&self, stored: &StoredRecord) -> Option<View> {
+        let record = stored.record.as_ref().ok()?;
         let marks = record.tags.iter().filter_map(|tag| self.tags.get(tag));
         let latest = marks.copied().max().unwrap_or_default();
         let marks = self.marks.as_ref();
-        Some(View::of(record, held, self.now_ms, marks, latest))
+        Some(View::of(record, stored, self.now_ms, marks, latest))
     }
 
-    /// What lies under a key, in a table and in JSON.
-    fn tell(&self, held: Option<&Held>, fields: &mut Fields) -> Value {
-        let Some(held) = held else {
+    /// Adds the content of a key to a table, and returns it as JSON.
+    fn describe(&self, stored: Option<&StoredRecord>, fields: &mut Fields) -> Value {
+        let Some(stored) = stored else {
             fields.add("kind", "nothing");
             return Value::Null;
         };
-        if let Some(view) = self.view(held) {
-            view.fields(fields);
+        if let Some(view) = self.view(stored) {
+            view.add_to(fields);
             return json!(view);
         }
-        let why = held.record.as_ref().err().map(ToString::to_string);
+        let why = stored.record.as_ref().err().map(ToString::to_string);
         let why = why.unwrap_or_default();
         fields.add("kind", format!("unreadable: {why}"));
-        fields.add("size", print::size(held.bytes));
-        fields.add("ends in", view::ttl_text(held.ttl_ms));
-        json!({ "unreadable": why, "record_bytes": held.bytes, "ttl_ms": held.ttl_ms })
+        fields.add("size", print::size(stored.bytes));
+        fields.add("ends in", view::ttl_text(stored.ttl_ms));
+        json!({ "unreadable": why, "record_bytes": stored.bytes, "ttl_ms": stored.ttl_ms })
     }
 }
 
@@ -78,13 +80,13 @@ pub(crate) async fn key(
     let (redis_key, claim_key) = (names.record(key), names.claim(key));
     let record = connection.read(&redis_key).await?;
     let claim = connection.read(&claim_key).await?;
-    let mut judge = Judge::of(connection, names).await?;
-    judge.learn_tags(connection, names, record.iter()).await?;
+    let mut context = FreshnessContext::read(connection, names).await?;
+    context.read_tags(connection, names, record.iter()).await?;
     let listeners = connection.listeners(names).await?;
 
     let mut fields = Fields::new();
     fields.add("key", redis_key.as_str());
-    let record_json = judge.tell(record.as_ref(), &mut fields);
+    let record_json = context.describe(record.as_ref(), &mut fields);
     if let Some(listeners) = listeners {
         fields.add("listeners", listeners.to_string());
     }
@@ -93,7 +95,7 @@ pub(crate) async fn key(
     if let Some(claim) = &claim {
         let mut fields = Fields::new();
         fields.add("claim", claim_key.as_str());
-        claim_json = judge.tell(Some(claim), &mut fields);
+        claim_json = context.describe(Some(claim), &mut fields);
         text = format!("{text}\n{}", fields.text());
     }
     let json = json!({
@@ -102,7 +104,9 @@ pub(crate) async fn key(
         "claim": claim_json,
         "listeners": listeners,
     });
-    let unreadable = |held: &Option<Held>| held.as_ref().is_some_and(|held| held.record.is_err());
+    let unreadable = |stored: &Option<StoredRecord>| {
+        stored.as_ref().is_some_and(|stored| stored.record.is_err())
+    };
     let mut report = Report::new(json, text);
     report.code = match (&record, &claim) {
         _ if unreadable(&record) || unreadable(&claim) => 4,
@@ -112,7 +116,8 @@ pub(crate) async fn key(
     Ok(report)
 }
 
-/// A lease: in the place of a record that is to be filled, or as the claim of one that is refreshed.
+/// A lease. It stands under the key itself while an absent value is loaded, or under the claim key
+/// while a present one is refreshed.
 #[derive(Serialize)]
 struct Lease {
     key: String,
@@ -124,20 +129,20 @@ struct Lease {
 pub(crate) async fn leases(
     connection: &Connection,
     names: &Names,
-    most: u64,
+    scan_limit: u64,
 ) -> Result<Report, Failure> {
-    let judge = Judge::of(connection, names).await?;
-    let keep = |redis_key: &str| match names.key_of(redis_key.as_bytes()) {
+    let context = FreshnessContext::read(connection, names).await?;
+    let select = |redis_key: &str| match names.key_of(redis_key.as_bytes()) {
         Some(key) => Some((key, false)),
         None => Some((names.key_of_claim(redis_key.as_bytes())?, true)),
     };
     let mut leases = Vec::new();
-    let take = |(key, refreshes): (EncodedKey, bool), held: Held| {
-        let is_lease = held
+    let visit = |(key, refreshes): (EncodedKey, bool), stored: StoredRecord| {
+        let is_lease = stored
             .record
             .as_ref()
             .is_ok_and(|record| record.kind == Kind::Lease);
-        if let (true, Some(view)) = (is_lease, judge.view(&held)) {
+        if let (true, Some(view)) = (is_lease, context.view(&stored)) {
             leases.push(Lease {
                 key: key.to_string(),
                 refreshes,
@@ -146,11 +151,11 @@ pub(crate) async fn leases(
         }
     };
     let scanned = connection
-        .scan(&names.namespace(), most, keep, take)
+        .scan(&names.namespace(), scan_limit, select, visit)
         .await?;
     leases.sort_by_key(|lease| Reverse(lease.view.age_ms));
     let rows: Vec<Vec<String>> = leases.iter().map(lease_row).collect();
-    let heads = [
+    let headers = [
         "KEY",
         "FOR",
         "HELD BY",
@@ -159,7 +164,7 @@ pub(crate) async fn leases(
         "WAITED FOR",
         "FAILURES",
     ];
-    let text = print::table(&heads, &rows) + &scanned_text(scanned);
+    let text = print::table(&headers, &rows) + &scanned_text(scanned);
     let json = json!({ "leases": leases, "scanned": scanned.0, "complete": !scanned.1 });
     Ok(Report::new(json, text))
 }
@@ -178,13 +183,13 @@ fn lease_row(lease: &Lease) -> Vec<String> {
     ]
 }
 
-fn scanned_text((seen, more): (u64, bool)) -> String {
+fn scanned_text((scanned, more): (u64, bool)) -> String {
     let more = if more {
         "; there are more, see --scan"
     } else {
         ""
     };
-    format!("{seen} keys of Redis looked at{more}\n")
+    format!("{scanned} keys of Redis looked at{more}\n")
 }
 
 pub(crate) async fn marks(
@@ -207,24 +212,24 @@ pub(crate) async fn marks(
     fields.add("marks", names.marks());
     fields.add("era", marks.era.to_string());
     fields.add("last mark", marks.mark.to_string());
-    fields.add("everything", never(marks.all));
-    fields.add("latest tag", never(marks.tagged));
+    fields.add("everything", mark_text(marks.all));
+    fields.add("latest tag", mark_text(marks.tagged));
     fields.add("tags known", known.to_string());
     if marks.floor > 0 {
         fields.add("forgotten up to", marks.floor.to_string());
     }
     fields.add("ends in", view::ttl_text(ttl_ms));
     let mut text = fields.text();
-    let mut told = Vec::new();
+    let mut tags_json = Vec::new();
     let mut rows = Vec::new();
     for tag in tags {
         let hash = inspect::tag_hash(tag);
         let mark = tag_marks.get(&hash).copied();
-        told.push(json!({ "tag": tag, "hash": view::hash(hash), "mark": mark }));
+        tags_json.push(json!({ "tag": tag, "hash": view::tag_hash_text(hash), "mark": mark }));
         rows.push(vec![
             tag.clone(),
-            view::hash(hash),
-            never(mark.unwrap_or(0)),
+            view::tag_hash_text(hash),
+            mark_text(mark.unwrap_or(0)),
         ]);
     }
     if !rows.is_empty() {
@@ -241,12 +246,12 @@ pub(crate) async fn marks(
         },
         "tags_known": known,
         "ttl_ms": ttl_ms,
-        "tags": told,
+        "tags": tags_json,
     });
     Ok(Report::new(json, text))
 }
 
-fn never(mark: u64) -> String {
+fn mark_text(mark: u64) -> String {
     match mark {
         0 => "never invalidated".to_owned(),
         mark => format!("invalidated at mark {mark}"),
@@ -256,7 +261,7 @@ fn never(mark: u64) -> String {
 #[derive(Serialize)]
 struct Entry {
     key: String,
-    /// Milliseconds times bytes.
+    /// The load cost in milliseconds times the size in bytes.
     score: u64,
     #[serde(flatten)]
     view: View,
@@ -266,38 +271,38 @@ pub(crate) async fn top(
     connection: &Connection,
     names: &Names,
     limit: usize,
-    most: u64,
+    scan_limit: u64,
 ) -> Result<Report, Failure> {
-    let mut entries: Vec<(u64, EncodedKey, Held)> = Vec::new();
-    let keep = |redis_key: &str| names.key_of(redis_key.as_bytes());
-    let take = |key: EncodedKey, held: Held| {
-        let Ok(record) = &held.record else { return };
+    let mut entries: Vec<(u64, EncodedKey, StoredRecord)> = Vec::new();
+    let select = |redis_key: &str| names.key_of(redis_key.as_bytes());
+    let visit = |key: EncodedKey, stored: StoredRecord| {
+        let Ok(record) = &stored.record else { return };
         if matches!(record.kind, Kind::Value | Kind::Negative) {
-            let score = u64::from(record.load_cost_ms).saturating_mul(held.bytes as u64);
-            entries.push((score, key, held));
-            // No more is kept than is shown, and some.
+            let score = u64::from(record.load_cost_ms).saturating_mul(stored.bytes as u64);
+            entries.push((score, key, stored));
+            // Bounds the memory: only the first `limit` entries are shown.
             if entries.len() >= 2 * limit + 1_000 {
-                keep_first(&mut entries, limit);
+                truncate_to_top(&mut entries, limit);
             }
         }
     };
     let scanned = connection
-        .scan(&names.namespace(), most, keep, take)
+        .scan(&names.namespace(), scan_limit, select, visit)
         .await?;
-    keep_first(&mut entries, limit);
-    let mut judge = Judge::of(connection, names).await?;
-    let held = entries.iter().map(|(_, _, held)| held);
-    judge.learn_tags(connection, names, held).await?;
-    let entries = entries.iter().filter_map(|(score, key, held)| {
+    truncate_to_top(&mut entries, limit);
+    let mut context = FreshnessContext::read(connection, names).await?;
+    let stored = entries.iter().map(|(_, _, stored)| stored);
+    context.read_tags(connection, names, stored).await?;
+    let entries = entries.iter().filter_map(|(score, key, stored)| {
         Some(Entry {
             key: key.to_string(),
             score: *score,
-            view: judge.view(held)?,
+            view: context.view(stored)?,
         })
     });
     let entries: Vec<Entry> = entries.collect();
     let rows: Vec<Vec<String>> = entries.iter().map(entry_row).collect();
-    let heads = [
+    let headers = [
         "KEY",
         "KIND",
         "LOAD COST",
@@ -306,12 +311,12 @@ pub(crate) async fn top(
         "ENDS IN",
         "FRESHNESS",
     ];
-    let text = print::table(&heads, &rows) + &scanned_text(scanned);
+    let text = print::table(&headers, &rows) + &scanned_text(scanned);
     let json = json!({ "entries": entries, "scanned": scanned.0, "complete": !scanned.1 });
     Ok(Report::new(json, text))
 }
 
-fn keep_first(entries: &mut Vec<(u64, EncodedKey, Held)>, limit: usize) {
+fn truncate_to_top(entries: &mut Vec<(u64, EncodedKey, StoredRecord)>, limit: usize) {
     entries.sort_by(|one, other| (Reverse(one.0), &one.1).cmp(&(Reverse(other.0), &other.1)));
     entries.truncate(limit);
 }

@@ -1,5 +1,7 @@
-//! `invalidate`: through a cache of the same name, so that every process is told, and what was loaded
-//! before is never stored.
+//! The command `invalidate`.
+//!
+//! It goes through a cache of the same name. So every process is notified, and no load that began
+//! earlier stores its value.
 
 use std::time::Duration;
 
@@ -17,38 +19,38 @@ pub(crate) async fn invalidate(
     target: &Target,
     cache: &str,
     keys: Vec<EncodedKey>,
-    what: &Invalidate,
+    request: &Invalidate,
 ) -> Result<Report, Failure> {
-    // Before there is one more of them.
+    // Counted before this process adds a listener of its own.
     let listeners = connection
         .listeners(&Names::new(&target.prefix, cache))
         .await?;
-    let cache = open(target, cache, what.hold_off()).await?;
-    let done = apply(&cache, &keys, what).await;
+    let cache = open(target, cache, request.hold_off()).await?;
+    let applied = apply(&cache, &keys, request).await;
     cache.close().await;
-    done?;
+    applied?;
     let keys: Vec<&str> = keys.iter().map(EncodedKey::as_str).collect();
     let mut done: Vec<String> = keys.iter().map(|key| format!("key {key}")).collect();
-    done.extend(what.tag.iter().map(|tag| format!("tag {tag}")));
-    if what.everything {
+    done.extend(request.tag.iter().map(|tag| format!("tag {tag}")));
+    if request.everything {
         done.push("everything".to_owned());
     }
-    let heard = match listeners {
+    let listening = match listeners {
         Some(1) => "; 1 process listens".to_owned(),
         Some(listeners) => format!("; {listeners} processes listen"),
         None => String::new(),
     };
-    let text = format!("invalidated: {}{heard}\n", done.join(", "));
+    let text = format!("invalidated: {}{listening}\n", done.join(", "));
     let json = json!({
         "keys": keys,
-        "tags": what.tag,
-        "everything": what.everything,
+        "tags": request.tag,
+        "everything": request.everything,
         "listeners": listeners,
     });
     Ok(Report::new(json, text))
 }
 
-/// A cache that never loads.
+/// Opens a cache for invalidations. Its loader is never called.
 async fn open(
     target: &Target,
     name: &str,
@@ -58,8 +60,8 @@ async fn open(
         .prefix(&target.prefix)
         .timeout(target.timeout())
         .connect_timeout(target.timeout());
-    let never = loader_fn(|_: EncodedKey| async { Ok::<_, BoxError>(Loaded::missing()) });
-    let cache = Cache::builder(name, never)
+    let loader = loader_fn(|_: EncodedKey| async { Ok::<_, BoxError>(Loaded::missing()) });
+    let cache = Cache::builder(name, loader)
         .l2(redis.connect().await?)
         .hold_off(hold_off);
     Ok(cache.build()?)
@@ -68,13 +70,13 @@ async fn open(
 async fn apply(
     cache: &Cache<EncodedKey, (), BoxError>,
     keys: &[EncodedKey],
-    what: &Invalidate,
+    request: &Invalidate,
 ) -> Result<(), Failure> {
     cache.invalidate_many(keys).await?;
-    for tag in &what.tag {
+    for tag in &request.tag {
         cache.invalidate_tag(tag).await?;
     }
-    if what.everything {
+    if request.everything {
         cache.invalidate_all().await?;
     }
     Ok(())

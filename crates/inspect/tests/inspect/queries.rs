@@ -1,33 +1,33 @@
-//! `key`, `leases`, `marks` and `top`.
+//! Tests of `key`, `leases`, `marks` and `top`.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidegate::inspect::tag_hash;
 
-use crate::support::Ground;
+use crate::support::Fixture;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_is_shown_with_its_header() {
-    let ground = Ground::start();
-    let cache = ground.cache(|cache| cache.schema_version(3)).await;
+    let fixture = Fixture::start();
+    let cache = fixture.cache(|cache| cache.schema_version(3)).await;
     cache.get("a b").await.expect("loaded");
 
-    let said = ground.inspect(&["key", "a%20b"]);
-    assert_eq!(said.code, 0, "{}", said.err);
-    assert_eq!(said.field("key"), "tidegate:users:a%20b");
-    assert_eq!(said.field("kind"), "value");
-    assert!(said.field("freshness").starts_with("fresh for "));
-    assert!(said.field("freshness").contains("min"));
-    assert_eq!(said.field("codec"), "bincode (1)");
-    assert_eq!(said.field("payload"), "13 B");
-    assert_eq!(said.field("version"), "9");
-    assert_eq!(said.field("schema version"), "3");
+    let output = fixture.inspect(&["key", "a%20b"]);
+    assert_eq!(output.code, 0, "{}", output.err);
+    assert_eq!(output.field("key"), "tidegate:users:a%20b");
+    assert_eq!(output.field("kind"), "value");
+    assert!(output.field("freshness").starts_with("fresh for "));
+    assert!(output.field("freshness").contains("min"));
+    assert_eq!(output.field("codec"), "bincode (1)");
+    assert_eq!(output.field("payload"), "13 B");
+    assert_eq!(output.field("version"), "9");
+    assert_eq!(output.field("schema version"), "3");
     let hash = format!("{:016x}", tag_hash("team:7"));
-    assert_eq!(said.field("tags"), hash);
-    assert_eq!(said.field("listeners"), "1");
+    assert_eq!(output.field("tags"), hash);
+    assert_eq!(output.field("listeners"), "1");
 
-    let json = ground.json(&["key", "--part", "a b"]);
+    let json = fixture.json(&["key", "--part", "a b"]);
     let record = &json["record"];
     assert_eq!(json["key"], "tidegate:users:a%20b");
     assert_eq!(json["claim"], Value::Null);
@@ -49,64 +49,64 @@ async fn a_value_is_shown_with_its_header() {
     assert!(ms("fresh_ms") <= 300_000 && ms("left_ms") <= ms("fresh_ms"));
     assert!(ms("ttl_ms") > 200_000 && ms("age_ms") < 60_000);
 
-    // The same, named as a whole.
-    let whole = ground.json(&["key", "tidegate:users:a%20b"]);
+    // The same key, with its prefix and the name of the cache.
+    let whole = fixture.json(&["key", "tidegate:users:a%20b"]);
     assert_eq!(whole["record"]["token"], record["token"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_value_is_shown_as_what_it_is() {
-    let ground = Ground::start();
-    let cache = ground
+    let fixture = Fixture::start();
+    let cache = fixture
         .cache(|cache| cache.error_backoff(Duration::from_secs(60)))
         .await;
 
-    let nothing = ground.inspect(&["key", "42"]);
+    let nothing = fixture.inspect(&["key", "42"]);
     assert_eq!((nothing.code, nothing.field("kind")), (1, "nothing"));
-    assert_eq!(ground.json(&["key", "42"])["record"], Value::Null);
+    assert_eq!(fixture.json(&["key", "42"])["record"], Value::Null);
 
     assert!(cache.get("absent").await.expect("an answer").is_none());
-    let absent = ground.inspect(&["key", "absent"]);
+    let absent = fixture.inspect(&["key", "absent"]);
     assert_eq!((absent.code, absent.field("kind")), (0, "negative"));
     assert!(absent.field("freshness").starts_with("fresh"));
 
     cache.get("failing").await.expect_err("it fails");
-    let failed = ground.inspect(&["key", "failing"]);
+    let failed = fixture.inspect(&["key", "failing"]);
     assert_eq!((failed.code, failed.field("kind")), (0, "failed load"));
     assert_eq!(failed.field("failures"), "1 in a row");
     assert!(failed.field("no attempt for").contains('s'));
 
-    ground.redis("SET", &["tidegate:users:bad", "bytes"]).await;
-    let damaged = ground.inspect(&["key", "bad"]);
+    fixture.redis("SET", &["tidegate:users:bad", "bytes"]).await;
+    let damaged = fixture.inspect(&["key", "bad"]);
     assert_eq!(damaged.code, 4);
     assert!(damaged.field("kind").starts_with("unreadable: "));
     assert_eq!(damaged.field("ends in"), "never");
-    let json = ground.json(&["key", "bad"]);
+    let json = fixture.json(&["key", "bad"]);
     assert_eq!(json["record"]["record_bytes"], 5);
 
-    ground.redis("RPUSH", &["tidegate:users:list", "x"]).await;
-    assert_eq!(ground.inspect(&["key", "list"]).code, 4);
+    fixture.redis("RPUSH", &["tidegate:users:list", "x"]).await;
+    assert_eq!(fixture.inspect(&["key", "list"]).code, 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn freshness_is_judged_by_the_clock_by_hand_and_by_the_marks() {
-    let ground = Ground::start();
+    let fixture = Fixture::start();
     let window = Duration::from_secs(60);
-    let cache = ground.cache(|cache| cache.stale_if_error(window)).await;
+    let cache = fixture.cache(|cache| cache.stale_if_error(window)).await;
     let short = Duration::from_millis(20);
     let value = tidegate::Loaded::found("x".to_owned()).ttl(short);
     cache.insert("short".to_owned(), value).await.expect("told");
     for key in ["hand", "tagged"] {
         cache.get(key).await.expect("loaded");
     }
-    let freshness = |key: &str| ground.json(&["key", key])["record"]["freshness"].clone();
-    ground
+    let freshness = |key: &str| fixture.json(&["key", key])["record"]["freshness"].clone();
+    fixture
         .json_when(&["key", "short"], |json| {
             json["record"]["freshness"] == "stale"
         })
         .await;
-    let said = ground.inspect(&["key", "short"]);
-    assert!(said.field("freshness").starts_with("stale for "));
+    let output = fixture.inspect(&["key", "short"]);
+    assert!(output.field("freshness").starts_with("stale for "));
 
     cache.expire("hand").await.expect("told");
     assert_eq!(freshness("hand"), "expired");
@@ -120,10 +120,10 @@ async fn freshness_is_judged_by_the_clock_by_hand_and_by_the_marks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_is_shown_with_its_holder_and_whether_somebody_waits() {
-    let ground = Ground::start();
+    let fixture = Fixture::start();
     let (holder, waiter) = (
-        ground.cache(|cache| cache).await,
-        ground.cache(|cache| cache).await,
+        fixture.cache(|cache| cache).await,
+        fixture.cache(|cache| cache).await,
     );
     let get = |cache: &tidegate::CacheFor<crate::support::Source>| {
         let cache = cache.clone();
@@ -131,7 +131,7 @@ async fn a_lease_is_shown_with_its_holder_and_whether_somebody_waits() {
     };
     let loads = get(&holder);
     let has_one = |json: &Value| json["leases"].as_array().is_some_and(|all| all.len() == 1);
-    let json = ground.json_when(&["leases"], has_one).await;
+    let json = fixture.json_when(&["leases"], has_one).await;
     let lease = &json["leases"][0];
     assert_eq!(lease["key"], "gated");
     assert_eq!(lease["waited_for"], false);
@@ -140,61 +140,61 @@ async fn a_lease_is_shown_with_its_holder_and_whether_somebody_waits() {
 
     let waits = get(&waiter);
     let is_waited_for = |json: &Value| json["record"]["waited_for"] == true;
-    ground.json_when(&["key", "gated"], is_waited_for).await;
-    let said = ground.inspect(&["key", "gated"]);
-    assert_eq!(said.field("kind"), "lease");
-    assert_eq!(said.field("waited for"), "yes");
+    fixture.json_when(&["key", "gated"], is_waited_for).await;
+    let output = fixture.inspect(&["key", "gated"]);
+    assert_eq!(output.field("kind"), "lease");
+    assert_eq!(output.field("waited for"), "yes");
     assert_eq!(
-        said.field("held by"),
+        output.field("held by"),
         &lease["token"].as_str().expect("a text")[..16]
     );
-    let said = ground.inspect(&["leases"]);
-    assert!(said.out.contains("WAITED FOR"), "{}", said.out);
-    assert!(said.out.contains("gated"), "{}", said.out);
+    let output = fixture.inspect(&["leases"]);
+    assert!(output.out.contains("WAITED FOR"), "{}", output.out);
+    assert!(output.out.contains("gated"), "{}", output.out);
 
-    ground.source.gate.add_permits(1);
+    fixture.source.gate.add_permits(1);
     for done in [loads, waits] {
         done.await.expect("no panic").expect("an answer");
     }
-    assert_eq!(ground.loads(), 1);
-    assert!(!has_one(&ground.json(&["leases"])));
+    assert_eq!(fixture.loads(), 1);
+    assert!(!has_one(&fixture.json(&["leases"])));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_is_shown_beside_what_it_refreshes() {
-    let ground = Ground::start();
-    let cache = ground.cache(|cache| cache).await;
-    ground.source.gate.add_permits(1);
+    let fixture = Fixture::start();
+    let cache = fixture.cache(|cache| cache).await;
+    fixture.source.gate.add_permits(1);
     cache.get("gated").await.expect("loaded");
     let refresh = tokio::spawn({
         let cache = cache.clone();
         async move { cache.refresh("gated").await.map(drop) }
     });
-    let json = ground
+    let json = fixture
         .json_when(&["key", "gated"], |json| json["claim"]["kind"] == "lease")
         .await;
     assert_eq!(json["record"]["kind"], "value");
-    let said = ground.inspect(&["key", "gated"]);
+    let output = fixture.inspect(&["key", "gated"]);
     assert_eq!(
-        said.field("claim"),
+        output.field("claim"),
         "tidegate:users::{tidegate:users:gated}"
     );
-    let leases = ground.json(&["leases"]);
+    let leases = fixture.json(&["leases"]);
     assert_eq!(leases["leases"][0]["key"], "gated");
     assert_eq!(leases["leases"][0]["refreshes"], true);
-    ground.source.gate.add_permits(1);
+    fixture.source.gate.add_permits(1);
     refresh.await.expect("no panic").expect("refreshed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn marks_are_shown_with_those_of_tags() {
-    let ground = Ground::start();
-    assert_eq!(ground.inspect(&["marks"]).code, 1);
-    let cache = ground.cache(|cache| cache).await;
+    let fixture = Fixture::start();
+    assert_eq!(fixture.inspect(&["marks"]).code, 1);
+    let cache = fixture.cache(|cache| cache).await;
     cache.invalidate_all().await.expect("told");
     cache.invalidate_tag("team:7").await.expect("told");
 
-    let json = ground.json(&["marks", "--tag", "team:7", "--tag", "team:8"]);
+    let json = fixture.json(&["marks", "--tag", "team:7", "--tag", "team:8"]);
     let marks = &json["marks"];
     assert!(marks["era"].as_u64().is_some_and(|era| era > 0));
     assert_eq!((&marks["mark"], &marks["all"]), (&json!(2), &json!(1)));
@@ -202,20 +202,20 @@ async fn marks_are_shown_with_those_of_tags() {
     assert_eq!(json["tags"][0]["mark"], 2);
     assert_eq!(json["tags"][1]["mark"], Value::Null);
 
-    let said = ground.inspect(&["marks", "--tag", "team:8"]);
-    assert_eq!(said.field("everything"), "invalidated at mark 1");
-    assert_eq!(said.field("latest tag"), "invalidated at mark 2");
-    assert!(said.field("team:8").ends_with("never invalidated"));
+    let output = fixture.inspect(&["marks", "--tag", "team:8"]);
+    assert_eq!(output.field("everything"), "invalidated at mark 1");
+    assert_eq!(output.field("latest tag"), "invalidated at mark 2");
+    assert!(output.field("team:8").ends_with("never invalidated"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_it_would_cost_most_to_lose_is_on_top() {
-    let ground = Ground::start();
-    let cache = ground.cache(|cache| cache).await;
+    let fixture = Fixture::start();
+    let cache = fixture.cache(|cache| cache).await;
     for key in ["size 10", "size 1000000", "size 3000"] {
         cache.get(key).await.expect("loaded");
     }
-    let json = ground.json(&["top", "--limit", "2"]);
+    let json = fixture.json(&["top", "--limit", "2"]);
     let keys = |json: &Value| -> Vec<String> {
         let entries = json["entries"].as_array().expect("entries").iter();
         let key = |entry: &Value| entry["key"].as_str().expect("a text").to_owned();
@@ -232,9 +232,9 @@ async fn what_it_would_cost_most_to_lose_is_on_top() {
     assert!(number("payload_bytes") >= 1_000_000);
     assert_eq!(json["complete"], true);
 
-    let said = ground.inspect(&["top"]);
-    let rows: Vec<&str> = said.out.lines().collect();
-    assert!(rows[0].starts_with("KEY "), "{}", said.out);
+    let output = fixture.inspect(&["top"]);
+    let rows: Vec<&str> = output.out.lines().collect();
+    assert!(rows[0].starts_with("KEY "), "{}", output.out);
     assert!(
         rows[1].contains("976.") && rows[1].contains("KiB"),
         "{}",
@@ -246,30 +246,30 @@ async fn what_it_would_cost_most_to_lose_is_on_top() {
     let many = (0..1_500).map(|at| (format!("n{at}"), "x".to_owned()));
     let stored = cache.insert_many(many).await;
     stored.expect("stored");
-    let json = ground.json(&["top", "--scan", "100"]);
+    let json = fixture.json(&["top", "--scan", "100"]);
     assert_eq!(json["complete"], false);
     assert_eq!(keys(&json).len(), 20);
-    let json = ground.json(&["top", "--scan", "0", "--limit", "2"]);
+    let json = fixture.json(&["top", "--scan", "0", "--limit", "2"]);
     assert_eq!(json["complete"], true);
     assert_eq!(keys(&json)[0], "size%201000000");
     assert!(json["scanned"].as_u64().is_some_and(|seen| seen >= 1_503));
 }
 
-/// The rights in the guide are enough to look, and nothing more is tried.
+/// The ACL rules in the guide are enough for every command that only reads, and for no other one.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_may_only_look_can() {
+async fn a_user_with_read_rights_can_inspect() {
     let guide = include_str!("../../../../src/guide/operations.md");
     let rights = guide.split("ACL SETUSER looker on >password ").nth(1);
     let rights = rights.and_then(|rest| rest.split("```").next());
     let rights: Vec<&str> = rights.expect("the rights").split_whitespace().collect();
-    let ground = Ground::start();
-    let cache = ground.cache(|cache| cache).await;
+    let fixture = Fixture::start();
+    let cache = fixture.cache(|cache| cache).await;
     cache.get("42").await.expect("loaded");
     cache.invalidate_tag("team:9").await.expect("told");
     let user = ["SETUSER", "looker", "on", ">password"];
-    ground.redis("ACL", &[&user[..], &rights].concat()).await;
+    fixture.redis("ACL", &[&user[..], &rights].concat()).await;
 
-    let url = ground.server.url();
+    let url = fixture.server.url();
     let url = url.replace("redis://", "redis://looker:password@");
     for args in [
         &["key", "42"][..],
@@ -278,10 +278,10 @@ async fn who_may_only_look_can() {
         &["marks", "--tag", "team:9"],
         &["watch", "--seconds", "0"],
     ] {
-        let said = ground.inspect(&[args, &["--url", &url]].concat());
-        assert_eq!(said.code, 0, "{args:?} {}", said.err);
+        let output = fixture.inspect(&[args, &["--url", &url]].concat());
+        assert_eq!(output.code, 0, "{args:?} {}", output.err);
     }
-    let denied = ground.inspect(&["invalidate", "42", "--url", &url]);
+    let denied = fixture.inspect(&["invalidate", "42", "--url", &url]);
     assert_eq!(denied.code, 3);
     assert!(denied.err.contains("may not"), "{}", denied.err);
 }
