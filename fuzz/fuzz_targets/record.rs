@@ -1,4 +1,5 @@
-//! Any bytes as a record, as a payload and as a message: none panics, none allocates without bound.
+//! The fuzz target of everything that is decoded: records, payloads and messages. No input may
+//! panic or allocate without bound.
 //!
 //! ```text
 //! cargo install cargo-fuzz

@@ -1,4 +1,4 @@
-//! The field `Cache-Status` of responses (RFC 9211): a member for each cache that was asked.
+//! The response field `Cache-Status` (RFC 9211): one member for each cache that a request asked.
 
 use axum::http::HeaderValue;
 use axum::http::header::HeaderName;
@@ -7,7 +7,8 @@ use tidegate::Entry;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// Goes in front of the body: `(CacheStatus::new().entry("users", &entry), Json(user))`.
+/// The members of the field. A handler returns it in front of the body:
+/// `(CacheStatus::new().entry("users", &entry), Json(user))`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CacheStatus(Vec<String>);
 
@@ -16,13 +17,13 @@ impl CacheStatus {
         Self::default()
     }
 
-    /// How one look-up was answered. An absence has no entry, and nothing to say.
+    /// Adds the result of one look-up. A missing row has no entry, so it has no member.
     pub(crate) fn entry<V>(mut self, cache: &str, entry: &Entry<V>) -> Self {
         self.0.push(entry.cache_status(cache));
         self
     }
 
-    /// How many look-ups of one cache were answered, as one member.
+    /// Adds one member for many look-ups of one cache: how many of them were hits.
     pub(crate) fn entries<'e, V: 'e>(
         mut self,
         cache: &str,
@@ -48,7 +49,7 @@ impl IntoResponseParts for CacheStatus {
     type Error = std::convert::Infallible;
 
     fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Self::Error> {
-        // Nothing but ASCII is in a member.
+        // Members are ASCII, so the conversion never fails.
         if let (false, Ok(value)) = (self.0.is_empty(), HeaderValue::from_str(&self.0.join(", "))) {
             parts.headers_mut().insert(CACHE_STATUS, value);
         }

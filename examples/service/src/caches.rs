@@ -1,4 +1,4 @@
-//! What is cached, and how: one loader and one cache for each kind of thing.
+//! The caches of the service: one loader and one cache for each kind of data.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use crate::tier::Tier;
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
 
+/// Loads a user by id.
 #[derive(Debug)]
 pub(crate) struct Users(Database);
 
@@ -27,6 +28,7 @@ impl Loader for Users {
     }
 }
 
+/// Loads products by id, one or many with one query.
 #[derive(Debug)]
 pub(crate) struct Products(Database);
 
@@ -50,7 +52,7 @@ impl BatchLoader for Products {
     }
 }
 
-/// The ids of a page of the list of products.
+/// Loads the product ids on a page of the list, by the number of the page.
 #[derive(Debug)]
 pub(crate) struct Pages(Database);
 
@@ -65,7 +67,7 @@ impl Loader for Pages {
     }
 }
 
-/// By their number of days.
+/// Loads the sales report of the last days, by the number of days.
 #[derive(Debug)]
 pub(crate) struct Reports(Database);
 
@@ -88,37 +90,39 @@ pub(crate) struct Caches {
 }
 
 impl Caches {
-    /// `tell` hears of what operators want to hear of, with the name of the cache.
+    /// Builds the four caches. `listener` receives their events, each with the name of its cache.
     pub(crate) fn build(
         database: &Database,
         tier: &Tier,
-        tell: impl Fn(&'static str, Event) + Send + Sync + 'static,
+        listener: impl Fn(&'static str, Event) + Send + Sync + 'static,
     ) -> Result<Self, BuildError> {
-        let tell = Arc::new(tell);
-        let heard = |cache: &'static str| {
-            let tell = Arc::clone(&tell);
-            move |event: &Event| tell(cache, *event)
+        let listener = Arc::new(listener);
+        let listen = |cache: &'static str| {
+            let listener = Arc::clone(&listener);
+            move |event: &Event| listener(cache, *event)
         };
         let users = Cache::builder("users", Users(database.clone()))
             .ttl(60 * SECOND)
             .stale_while_revalidate(60 * SECOND)
             .stale_if_error(HOUR)
-            .l1_capacity(1_000) // small, so that L2 has something to do
-            .on_event(heard("users"));
+            .l1_capacity(1_000) // small on purpose: the live page shows L2 hits
+            .on_event(listen("users"));
         let products = Cache::builder("products", Products(database.clone()))
             .ttl(60 * SECOND)
             .stale_if_error(HOUR)
             .l1_capacity(500)
             .batched(Batching::new().max_size(500))
-            .on_event(heard("products"));
-        // Which products there are may be a little old; what they cost is not.
+            .on_event(listen("products"));
+        // The list may lag a little behind the database. Prices come from the cache of products,
+        // which is invalidated when they change.
         let pages = Cache::builder("pages", Pages(database.clone()))
             .ttl(10 * SECOND)
             .stale_while_revalidate(30 * SECOND)
             .stale_if_error(HOUR)
-            .on_event(heard("pages"));
-        // Nobody waits for a report but the first one: late in the TTL a hit begins the next load, and
-        // past it the old one is answered while the new one is made.
+            .on_event(listen("pages"));
+        // A report takes long, so only the first caller waits for one. A hit late in the TTL starts
+        // the next load in the background, and after the TTL the old report is the answer until the
+        // new one is there.
         let reports = Cache::builder("reports", Reports(database.clone()))
             .ttl(20 * SECOND)
             .refresh_ahead(1.0)
@@ -126,7 +130,7 @@ impl Caches {
             .stale_if_error(24 * HOUR)
             .load_timeout(60 * SECOND)
             .max_concurrent_loads(2)
-            .on_event(heard("reports"));
+            .on_event(listen("reports"));
         Ok(Self {
             users: tier.attach(users).build()?,
             products: tier.attach(products).build()?,
@@ -135,10 +139,10 @@ impl Caches {
         })
     }
 
-    /// Loads what will be asked for first, so that nobody waits for it; and a cache listens to the others from
-    /// its first look-up on.
+    /// Loads one entry of each cache, so that the first requests find them. A cache subscribes to
+    /// the invalidation channel with its first look-up.
     pub(crate) async fn warm(&self) {
-        // What does not work now is loaded when somebody asks.
+        // An error does not matter here: the first request loads again.
         let _ = tokio::join!(
             self.users.get(&1),
             self.products.get(&1),
@@ -165,7 +169,7 @@ impl Caches {
         ]
     }
 
-    /// Brings what Prometheus is told up to date.
+    /// Updates the gauges and counters that Prometheus scrapes.
     pub(crate) fn publish_metrics(&self) {
         self.users.publish_metrics();
         self.products.publish_metrics();
@@ -173,7 +177,7 @@ impl Caches {
         self.reports.publish_metrics();
     }
 
-    /// What runs is waited for; no lease and no half-done write stays behind.
+    /// Waits for running loads and writes, so that no lease and no half-done write is left.
     pub(crate) async fn close(&self) {
         tokio::join!(
             self.users.close(),

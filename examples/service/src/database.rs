@@ -12,7 +12,7 @@ use sqlx::{AnyPool, AssertSqlSafe};
 pub(crate) const USERS: i64 = 5_000;
 pub(crate) const PRODUCTS: i64 = 2_000;
 const ORDERS: i64 = 50_000;
-/// Products of one page of the list.
+/// The number of products on a page of the list.
 pub(crate) const PAGE: i64 = 20;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub(crate) struct Product {
     pub(crate) price_cents: i64,
 }
 
-/// What was sold within so many days, by category.
+/// The sales of the last days, by category.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) days: i64,
@@ -54,14 +54,14 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// Connects, makes the tables and fills them, where that has not been done.
+    /// Connects, and creates and fills the tables if they do not exist.
     pub(crate) async fn open(url: &str, delay: Duration) -> Result<Self, sqlx::Error> {
         sqlx::any::install_default_drivers();
         let is_sqlite = url.starts_with("sqlite:");
-        // In memory every connection would have a database of its own.
-        let most = if url.contains(":memory:") { 1 } else { 8 };
+        // Each connection to `:memory:` has a database of its own, so there must be only one.
+        let connections = if url.contains(":memory:") { 1 } else { 8 };
         let pool = AnyPoolOptions::new()
-            .max_connections(most)
+            .max_connections(connections)
             .min_connections(1)
             .acquire_timeout(Duration::from_secs(10))
             .idle_timeout(None)
@@ -69,7 +69,7 @@ impl Database {
             .connect(url)
             .await?;
         if is_sqlite {
-            // Readers do not wait for a writer.
+            // In WAL mode readers do not wait for a writer.
             sqlx::query("PRAGMA journal_mode = WAL")
                 .execute(&pool)
                 .await?;
@@ -93,7 +93,7 @@ impl Database {
         self.kind
     }
 
-    /// Added to each query from now on.
+    /// Sets the delay that is added to each query from now on.
     pub(crate) fn set_delay(&self, delay: Duration) {
         let ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         self.delay_ms.store(ms, Ordering::Relaxed);
@@ -103,13 +103,13 @@ impl Database {
         Duration::from_millis(self.delay_ms.load(Ordering::Relaxed))
     }
 
-    /// How many queries there were, writes among them.
+    /// The number of queries so far, reads and writes.
     pub(crate) fn queries(&self) -> u64 {
         self.queries.load(Ordering::Relaxed)
     }
 
     pub(crate) async fn user(&self, id: i64) -> Result<Option<User>, sqlx::Error> {
-        self.begin().await;
+        self.before_query().await;
         let row: Option<(String, String)> =
             sqlx::query_as("SELECT name, email FROM users WHERE id = $1")
                 .bind(id)
@@ -118,28 +118,28 @@ impl Database {
         Ok(row.map(|(name, email)| User { id, name, email }))
     }
 
-    /// `false`: there is no such user.
+    /// Returns `false` if there is no such user.
     pub(crate) async fn rename_user(&self, id: i64, name: &str) -> Result<bool, sqlx::Error> {
-        self.begin().await;
-        let done = sqlx::query("UPDATE users SET name = $1 WHERE id = $2")
+        self.before_query().await;
+        let updated = sqlx::query("UPDATE users SET name = $1 WHERE id = $2")
             .bind(name.to_owned())
             .bind(id)
             .execute(&self.pool)
             .await?;
-        Ok(done.rows_affected() > 0)
+        Ok(updated.rows_affected() > 0)
     }
 
-    /// Those of the products that exist, with one query.
+    /// Reads many products with one query. Products that do not exist are absent from the result.
     pub(crate) async fn products(&self, ids: &[i64]) -> Result<HashMap<i64, Product>, sqlx::Error> {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
-        self.begin().await;
-        // Numbered parameters, and nothing that came from outside.
-        let marks: Vec<String> = (1..=ids.len()).map(|n| format!("${n}")).collect();
+        self.before_query().await;
+        // The SQL text holds only numbered parameters, no input.
+        let parameters: Vec<String> = (1..=ids.len()).map(|n| format!("${n}")).collect();
         let sql = format!(
             "SELECT id, name, category, price_cents FROM products WHERE id IN ({})",
-            marks.join(", ")
+            parameters.join(", ")
         );
         let mut query = sqlx::query_as(AssertSqlSafe(sql));
         for id in ids {
@@ -158,20 +158,20 @@ impl Database {
         Ok(rows.into_iter().map(product).collect())
     }
 
-    /// `false`: there is no such product.
+    /// Returns `false` if there is no such product.
     pub(crate) async fn price_product(&self, id: i64, cents: i64) -> Result<bool, sqlx::Error> {
-        self.begin().await;
-        let done = sqlx::query("UPDATE products SET price_cents = $1 WHERE id = $2")
+        self.before_query().await;
+        let updated = sqlx::query("UPDATE products SET price_cents = $1 WHERE id = $2")
             .bind(cents)
             .bind(id)
             .execute(&self.pool)
             .await?;
-        Ok(done.rows_affected() > 0)
+        Ok(updated.rows_affected() > 0)
     }
 
-    /// The ids of a page, from page 1 on.
+    /// The product ids on a page. The first page is 1.
     pub(crate) async fn page(&self, page: i64) -> Result<Vec<i64>, sqlx::Error> {
-        self.begin().await;
+        self.before_query().await;
         let rows: Vec<(i64,)> =
             sqlx::query_as("SELECT id FROM products ORDER BY id LIMIT $1 OFFSET $2")
                 .bind(PAGE)
@@ -181,9 +181,9 @@ impl Database {
         Ok(rows.into_iter().map(|(id,)| id).collect())
     }
 
-    /// Goes through all orders.
+    /// Sums up the orders of the last days. This is the slow query: it reads all orders.
     pub(crate) async fn report(&self, days: i64) -> Result<Report, sqlx::Error> {
-        self.begin().await;
+        self.before_query().await;
         let rows: Vec<(String, i64, i64, i64)> = sqlx::query_as(
             "SELECT p.category, CAST(COUNT(*) AS BIGINT), CAST(COUNT(DISTINCT o.user_id) AS BIGINT), \
                     CAST(SUM(o.quantity * p.price_cents) AS BIGINT) \
@@ -203,7 +203,8 @@ impl Database {
         Ok(Report { days, lines })
     }
 
-    async fn begin(&self) {
+    /// Counts a query and waits for the artificial delay.
+    async fn before_query(&self) {
         self.queries.fetch_add(1, Ordering::Relaxed);
         let delay = self.delay();
         if !delay.is_zero() {
@@ -222,10 +223,10 @@ impl Database {
             let sql = format!("CREATE TABLE IF NOT EXISTS {table}");
             sqlx::query(AssertSqlSafe(sql)).execute(&self.pool).await?;
         }
-        let done: (i64,) = sqlx::query_as("SELECT CAST(COUNT(*) AS BIGINT) FROM orders")
+        let orders: (i64,) = sqlx::query_as("SELECT CAST(COUNT(*) AS BIGINT) FROM orders")
             .fetch_one(&self.pool)
             .await?;
-        if done.0 >= ORDERS {
+        if orders.0 >= ORDERS {
             return Ok(());
         }
         let names = "CASE i % 8 WHEN 0 THEN 'Ada' WHEN 1 THEN 'Barbara' WHEN 2 THEN 'Edsger' \
@@ -251,7 +252,8 @@ impl Database {
                 format!("i, 1 + (i * 31) % {PRODUCTS}, 1 + (i * 17) % {USERS}, 1 + i % 4, i % 120"),
             ),
         ] {
-            // Another instance may be at it: it is waited for, and has done the work.
+            // Another instance may be filling the tables at the same time. Then the database makes
+            // this statement wait, and `ON CONFLICT DO NOTHING` skips the rows that exist.
             let sql = format!(
                 "INSERT INTO {table} WITH RECURSIVE n(i) AS \
                  (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows}) \

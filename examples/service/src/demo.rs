@@ -1,4 +1,5 @@
-//! `--demo`: the live page, its stream, its buttons, and the load. None of it belongs into a service.
+//! The demo mode (`--demo`): the live page, its event stream, its buttons and the load generator. A
+//! real service has none of this.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -19,16 +20,18 @@ use tokio::task::JoinHandle;
 use crate::live::Live;
 use crate::settings::{Demo, Settings};
 use crate::traffic::{HOT, Traffic};
-use crate::{Shop, until};
+use crate::{Shop, until_stopped};
 
+/// The delay of each query while the button "Slow database" is on.
 const SLOW: Duration = Duration::from_millis(400);
 
+/// The state of the demo's handlers.
 #[derive(Clone, Debug)]
-struct Stage {
+struct DemoState {
     shop: Arc<Shop>,
     live: Arc<Live>,
     stopped: watch::Receiver<bool>,
-    /// What a query usually takes longer.
+    /// The delay of each query while the button is off.
     delay: Duration,
 }
 
@@ -45,7 +48,7 @@ pub(crate) fn start(
         tokio::spawn(Arc::clone(&traffic).run()),
         tokio::spawn(Arc::clone(&live).run(Arc::clone(shop), traffic)),
     ];
-    let stage = Stage {
+    let state = DemoState {
         shop: Arc::clone(shop),
         live,
         stopped: stopped.clone(),
@@ -53,16 +56,18 @@ pub(crate) fn start(
     };
     let router = Router::new()
         .route("/", get(async || Html(include_str!("page.html"))))
-        .route("/live", get(follow))
+        .route("/live", get(stream_samples))
         .route("/demo/{action}", post(act))
-        .with_state(stage);
+        .with_state(state);
     (router, tasks)
 }
 
-async fn follow(State(stage): State<Stage>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let (history, samples) = stage.live.follow();
+async fn stream_samples(
+    State(state): State<DemoState>,
+) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let (history, samples) = state.live.subscribe();
     let stream = stream::unfold(
-        (history, samples, stage.stopped),
+        (history, samples, state.stopped),
         |(mut history, mut samples, stopped)| async move {
             let sample = next(&mut history, &mut samples, &stopped).await?;
             Some((
@@ -74,7 +79,7 @@ async fn follow(State(stage): State<Stage>) -> Sse<impl Stream<Item = Result<Eve
     Sse::new(stream).keep_alive(KeepAlive::default())
 }
 
-/// `None`: the service ends, and does not wait for pages that are open.
+/// The next sample for a page. `None` when the service stops: it does not wait for open pages.
 async fn next(
     history: &mut VecDeque<Arc<str>>,
     samples: &mut broadcast::Receiver<Arc<str>>,
@@ -86,20 +91,21 @@ async fn next(
     loop {
         let sample = tokio::select! {
             sample = samples.recv() => sample,
-            () = until(stopped.clone()) => return None,
+            () = until_stopped(stopped.clone()) => return None,
         };
         match sample {
             Ok(sample) => return Some(sample),
-            // A page that is too slow has a hole in its lines.
+            // A page that reads too slowly misses samples; its lines have a gap.
             Err(broadcast::error::RecvError::Lagged(_)) => {}
             Err(broadcast::error::RecvError::Closed) => return None,
         }
     }
 }
 
-/// The field is one that a page of another site cannot send.
+/// Runs the action of a button. The required header field keeps other sites out: a browser does not
+/// let their pages send it.
 async fn act(
-    State(stage): State<Stage>,
+    State(state): State<DemoState>,
     Path(action): Path<String>,
     headers: HeaderMap,
 ) -> impl IntoResponse {
@@ -109,24 +115,24 @@ async fn act(
             "the field x-tidegate-demo is missing".to_owned(),
         );
     }
-    match stage.act(&action).await {
-        Ok(Some(said)) => {
-            stage.shop.events.done(said.clone());
-            (StatusCode::OK, said)
+    match state.act(&action).await {
+        Ok(Some(done)) => {
+            state.shop.events.record_action(done.clone());
+            (StatusCode::OK, done)
         }
         Ok(None) => (StatusCode::NOT_FOUND, format!("{action}: no such button")),
         Err(error) => (StatusCode::CONFLICT, error),
     }
 }
 
-impl Stage {
+impl DemoState {
     async fn act(&self, action: &str) -> Result<Option<String>, String> {
         let shop = &self.shop;
         let server = || {
             let server = shop.tier.server();
             server.ok_or_else(|| "the server is not this process's own".to_owned())
         };
-        let said = match action {
+        let done = match action {
             "expire-hot-key" => match shop.caches.users.expire(&HOT).await {
                 Ok(()) => format!("users/{HOT} expired"),
                 Err(_) => format!("users/{HOT} expired here; L2 did not confirm it"),
@@ -156,6 +162,6 @@ impl Stage {
             }
             _ => return Ok(None),
         };
-        Ok(Some(said))
+        Ok(Some(done))
     }
 }

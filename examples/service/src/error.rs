@@ -1,5 +1,7 @@
-//! What clients are told when it does not work. Trouble with Redis is not among it: a look-up goes on
-//! without, and a write that has been committed is one.
+//! The errors of the API and their HTTP status.
+//!
+//! A failure of Redis is not one of them: look-ups go on without it, and a committed write is a
+//! success.
 
 use axum::Json;
 use axum::http::{StatusCode, header};
@@ -13,7 +15,7 @@ pub(crate) enum ApiError {
     NotFound(&'static str),
     #[error("{0}")]
     BadRequest(String),
-    /// Try again soon.
+    /// The client may try again after a second.
     #[error("the service is busy")]
     Busy,
     #[error("the database did not answer in time")]
@@ -31,7 +33,7 @@ impl From<Error<sqlx::Error>> for ApiError {
                 eprintln!("a query failed: {cause}");
                 Self::Broken
             }
-            // That process has said why.
+            // The process that ran the load has logged the cause.
             Error::LoadFailedElsewhere => Self::Broken,
             other => {
                 eprintln!("a look-up failed: {other}");
@@ -42,8 +44,8 @@ impl From<Error<sqlx::Error>> for ApiError {
 }
 
 impl ApiError {
-    /// Of a write that was given to a cache. `Ok`: it is committed all the same, and others will hear of
-    /// it later.
+    /// Converts the error of a write that went through a cache. `Ok(())` means that the write is
+    /// committed, and that only the invalidation is still to be delivered.
     pub(crate) fn of_write(error: WriteError<sqlx::Error>) -> Result<(), Self> {
         match error {
             WriteError::Remote(cause) if cause.is_closed() => Err(Self::Busy),

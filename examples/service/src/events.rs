@@ -1,4 +1,4 @@
-//! What happened of late, for people: what caches announce, and what somebody did by a button.
+//! The event log of the live page: the events of the caches, and the actions of the buttons.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,30 +8,33 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use tidegate::Event;
 
+/// The source of entries that come from a button.
 const YOU: &str = "you";
-const KEPT: usize = 40;
-/// What is said again within so many lines is counted, and not said again.
-const NEAR: usize = 6;
+/// The number of entries that are kept.
+const CAPACITY: usize = 40;
+/// An event that is among the latest entries already raises their counter; it adds no entry.
+const MERGE_WINDOW: usize = 6;
 
+/// An entry of the log, as the page receives it.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Line {
+pub(crate) struct Entry {
     pub(crate) at_ms: u64,
     pub(crate) who: BTreeSet<&'static str>,
     pub(crate) what: String,
     pub(crate) times: u64,
-    /// `good`, `bad` or nothing.
+    /// `good`, `bad`, or empty for neither.
     pub(crate) mood: &'static str,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Events {
-    lines: Mutex<VecDeque<Line>>,
+    entries: Mutex<VecDeque<Entry>>,
     breaker_open: AtomicBool,
 }
 
 impl Events {
-    /// Called by caches, wherever they are: it is short.
-    pub(crate) fn heard(&self, cache: &'static str, event: Event) {
+    /// Records the event of a cache. Caches call it within their own work, so it must be quick.
+    pub(crate) fn record(&self, cache: &'static str, event: Event) {
         let (what, mood) = match event {
             Event::ChannelUp => ("the channel stands", "good"),
             Event::ChannelDown => ("the channel is lost", "bad"),
@@ -46,7 +49,7 @@ impl Events {
             _ => ("something new", ""),
         };
         match event {
-            // One connection: every cache says the same.
+            // All caches share one connection and one breaker.
             Event::BreakerOpened => self.breaker_open.store(true, Ordering::Relaxed),
             Event::BreakerClosed => self.breaker_open.store(false, Ordering::Relaxed),
             _ => {}
@@ -54,7 +57,8 @@ impl Events {
         self.push(cache, what.to_owned(), mood);
     }
 
-    pub(crate) fn done(&self, what: impl Into<String>) {
+    /// Records the action of a button.
+    pub(crate) fn record_action(&self, what: impl Into<String>) {
         self.push(YOU, what.into(), "");
     }
 
@@ -62,31 +66,31 @@ impl Events {
         self.breaker_open.load(Ordering::Relaxed)
     }
 
-    /// The latest first.
-    pub(crate) fn latest(&self, most: usize) -> Vec<Line> {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().rev().take(most).cloned().collect()
+    /// The latest entries, the newest first.
+    pub(crate) fn latest(&self, limit: usize) -> Vec<Entry> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.iter().rev().take(limit).cloned().collect()
     }
 
     fn push(&self, who: &'static str, what: String, mood: &'static str) {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let said = |line: &Line| who != YOU && line.what == what;
-        let again = lines.iter().rev().take(NEAR).position(said);
-        let at = again.map(|back| lines.len() - 1 - back);
-        let before = at.and_then(|at| lines.remove(at));
-        let mut line = before.unwrap_or_else(|| Line {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same = |entry: &Entry| who != YOU && entry.what == what;
+        let found = entries.iter().rev().take(MERGE_WINDOW).position(is_same);
+        let at = found.map(|back| entries.len() - 1 - back);
+        let previous = at.and_then(|at| entries.remove(at));
+        let mut entry = previous.unwrap_or_else(|| Entry {
             at_ms: 0,
             who: BTreeSet::new(),
             what,
             times: 0,
             mood,
         });
-        line.at_ms = now_ms();
-        line.who.insert(who);
-        line.times += 1;
-        lines.push_back(line);
-        if lines.len() > KEPT {
-            lines.pop_front();
+        entry.at_ms = now_ms();
+        entry.who.insert(who);
+        entry.times += 1;
+        entries.push_back(entry);
+        if entries.len() > CAPACITY {
+            entries.pop_front();
         }
     }
 }

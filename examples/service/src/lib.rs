@@ -1,5 +1,8 @@
-//! A web service with tidegate in it: users, a list of products, an expensive report; `/metrics`,
-//! `/health`, an end without loss. With `--demo` it has a live page and puts itself under load.
+//! An example of a web service with tidegate.
+//!
+//! It serves users, a list of products and an expensive report, has `/metrics` and `/health`, and
+//! shuts down without losing requests or writes. With `--demo` it also has a live page and a load
+//! generator.
 
 mod cache_status;
 mod caches;
@@ -25,10 +28,10 @@ use tokio::task::JoinHandle;
 
 pub use settings::{Demo, HELP, RedisChoice, Settings, SettingsError, sqlite};
 
-/// Longer than a request takes.
+/// How long a shutdown waits for running requests. No request takes longer.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// What handlers work with.
+/// The state of the request handlers.
 #[derive(Debug)]
 pub(crate) struct Shop {
     pub(crate) database: database::Database,
@@ -56,7 +59,7 @@ pub struct Service {
     shop: Arc<Shop>,
     stop: watch::Sender<bool>,
     server: JoinHandle<std::io::Result<()>>,
-    others: Vec<JoinHandle<()>>,
+    background: Vec<JoinHandle<()>>,
 }
 
 impl Service {
@@ -72,9 +75,9 @@ impl Service {
             database::Database::open(&settings.database_url, settings.query_delay).await?;
         let tier = tier::Tier::open(&settings.redis).await?;
         let events = Arc::new(events::Events::default());
-        let heard = Arc::clone(&events);
+        let log = Arc::clone(&events);
         let caches = caches::Caches::build(&database, &tier, move |cache, event| {
-            heard.heard(cache, event)
+            log.record(cache, event)
         })?;
         let shop = Arc::new(Shop {
             database,
@@ -85,21 +88,21 @@ impl Service {
 
         let (stop, stopped) = watch::channel(false);
         let mut router = routes::router(Arc::clone(&shop));
-        let warmed = shop.caches.clone();
-        let warm = tokio::spawn(async move { warmed.warm().await });
-        let mut others = vec![warm, tokio::spawn(telemetry::upkeep())];
+        let caches = shop.caches.clone();
+        let warm = tokio::spawn(async move { caches.warm().await });
+        let mut background = vec![warm, tokio::spawn(telemetry::upkeep())];
         if let Some(demo) = settings.demo {
             let (page, tasks) = demo::start(demo, &shop, address, &settings, &stopped);
             router = router.merge(page);
-            others.extend(tasks);
+            background.extend(tasks);
         }
-        let served = axum::serve(listener, router).with_graceful_shutdown(until(stopped));
+        let served = axum::serve(listener, router).with_graceful_shutdown(until_stopped(stopped));
         Ok(Self {
             address,
             shop,
             stop,
             server: tokio::spawn(served.into_future()),
-            others,
+            background,
         })
     }
 
@@ -107,7 +110,8 @@ impl Service {
         self.address
     }
 
-    /// Where Redis is, if it is a server of its own: for another instance.
+    /// The URL of the redis-server that this service started, for a second instance. `None` if it
+    /// started none.
     pub fn redis_url(&self) -> Option<String> {
         self.shop.tier.server().map(tier::OwnServer::url)
     }
@@ -120,10 +124,11 @@ impl Service {
         self.shop.tier.kind()
     }
 
-    /// No new request; those that run are answered; caches are closed, then the database, then Redis.
+    /// Shuts down: refuses new requests, answers the running ones, and closes the caches, then the
+    /// database, then Redis.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        for task in self.others {
+        for task in self.background {
             task.abort();
         }
         if tokio::time::timeout(DRAIN, &mut self.server).await.is_err() {
@@ -140,7 +145,7 @@ impl Service {
     }
 }
 
-/// Also when nobody is left who could say so.
-pub(crate) async fn until(mut stopped: watch::Receiver<bool>) {
+/// Waits until the service stops. It also returns when the sender is dropped.
+pub(crate) async fn until_stopped(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }

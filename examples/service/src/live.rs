@@ -1,4 +1,4 @@
-//! What the live page shows: a sample each second, of this process's own counters.
+//! The samples for the live page: once a second, the counters of this process as JSON.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,12 +14,12 @@ use crate::events::now_ms;
 use crate::traffic::{Counts, Traffic};
 use crate::{Shop, routes};
 
-/// Seconds that averages are taken over.
+/// The seconds over which rates are averaged.
 const WINDOW: usize = 10;
-/// Samples that a page is given to begin with.
+/// The number of past samples that a page receives first.
 const HISTORY: usize = 90;
 
-/// The samples, as JSON.
+/// The past samples, and the channel for new ones.
 #[derive(Debug)]
 pub(crate) struct Live {
     history: Mutex<VecDeque<Arc<str>>>,
@@ -34,8 +34,9 @@ impl Live {
         }
     }
 
-    /// What there has been, and whatever comes: nothing twice, and nothing left out.
-    pub(crate) fn follow(&self) -> (VecDeque<Arc<str>>, broadcast::Receiver<Arc<str>>) {
+    /// The past samples and a receiver of the following ones. No sample is in both, and none is
+    /// left out.
+    pub(crate) fn subscribe(&self) -> (VecDeque<Arc<str>>, broadcast::Receiver<Arc<str>>) {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         (history.clone(), self.sender.subscribe())
     }
@@ -47,7 +48,7 @@ impl Live {
             history.pop_front();
         }
         history.push_back(Arc::clone(&sample));
-        // Nobody looks: fine.
+        // An error means only that no page is open.
         let _ = self.sender.send(sample);
     }
 
@@ -55,33 +56,33 @@ impl Live {
         let mut ticks = interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
-        let mut moments = VecDeque::from([Moment::now(&shop, &traffic)]);
+        let mut snapshots = VecDeque::from([Snapshot::now(&shop, &traffic)]);
         let mut number = 0_u64;
         loop {
             ticks.tick().await;
             number += 1;
-            moments.push_back(Moment::now(&shop, &traffic));
-            if moments.len() > WINDOW + 1 {
-                moments.pop_front();
+            snapshots.push_back(Snapshot::now(&shop, &traffic));
+            if snapshots.len() > WINDOW + 1 {
+                snapshots.pop_front();
             }
-            let sample = sample(number, &moments, &shop, &traffic).await;
+            let sample = sample(number, &snapshots, &shop, &traffic).await;
             self.push(&sample);
         }
     }
 }
 
-/// All counters at one moment.
+/// All counters at one point in time.
 #[derive(Debug)]
-struct Moment {
+struct Snapshot {
     at: Instant,
     caches: [(&'static str, Stats); 4],
     traffic: Counts,
     queries: u64,
-    /// Since the moment before.
+    /// The latencies since the previous snapshot.
     latencies: Histogram<u64>,
 }
 
-impl Moment {
+impl Snapshot {
     fn now(shop: &Shop, traffic: &Traffic) -> Self {
         Self {
             at: Instant::now(),
@@ -93,23 +94,28 @@ impl Moment {
     }
 }
 
-async fn sample(number: u64, moments: &VecDeque<Moment>, shop: &Shop, traffic: &Traffic) -> Value {
-    let (first, last) = (&moments[0], &moments[moments.len() - 1]);
-    let before = &moments[moments.len() - 2];
+async fn sample(
+    number: u64,
+    snapshots: &VecDeque<Snapshot>,
+    shop: &Shop,
+    traffic: &Traffic,
+) -> Value {
+    let (first, last) = (&snapshots[0], &snapshots[snapshots.len() - 1]);
+    let before = &snapshots[snapshots.len() - 2];
     let counts = last.traffic;
     json!({
         "number": number,
         "at_ms": now_ms(),
         "traffic": {
             "target": traffic.rate(),
-            "rate": per_second(before, last, |moment| moment.traffic.answered),
+            "rate": per_second(before, last, |snapshot| snapshot.traffic.answered),
             "answered": counts.answered,
             "errors": counts.errors,
             "not_sent": counts.not_sent,
             "in_flight": counts.in_flight,
             "seconds_left": traffic.left().as_secs(),
         },
-        "latency": latency(moments.iter().skip(1)),
+        "latency": latency(snapshots.iter().skip(1)),
         "latency_now": latency([last]),
         "now": lookups(before, last),
         "window": lookups(first, last),
@@ -120,19 +126,19 @@ async fn sample(number: u64, moments: &VecDeque<Moment>, shop: &Shop, traffic: &
         "database": {
             "kind": shop.database.kind(),
             "delay_ms": u64::try_from(shop.database.delay().as_millis()).unwrap_or(u64::MAX),
-            "queries": per_second(before, last, |moment| moment.queries),
+            "queries": per_second(before, last, |snapshot| snapshot.queries),
         },
         "events": shop.events.latest(12),
     })
 }
 
-/// In milliseconds; null where there was no request.
-fn latency<'m>(moments: impl IntoIterator<Item = &'m Moment>) -> Value {
+/// The quantiles of the latency in milliseconds. Null if there was no request.
+fn latency<'m>(snapshots: impl IntoIterator<Item = &'m Snapshot>) -> Value {
     let mut all: Option<Histogram<u64>> = None;
-    for moment in moments {
+    for snapshot in snapshots {
         match &mut all {
-            Some(all) => drop(all.add(&moment.latencies)),
-            None => all = Some(moment.latencies.clone()),
+            Some(all) => drop(all.add(&snapshot.latencies)),
+            None => all = Some(snapshot.latencies.clone()),
         }
     }
     let Some(all) = all.filter(|all| !all.is_empty()) else {
@@ -152,11 +158,11 @@ fn latency<'m>(moments: impl IntoIterator<Item = &'m Moment>) -> Value {
     })
 }
 
-/// Of all caches, a second.
-fn lookups(from: &Moment, to: &Moment) -> Value {
+/// The look-ups of all caches, per second.
+fn lookups(from: &Snapshot, to: &Snapshot) -> Value {
     let rate = |of: fn(&Stats) -> u64| {
-        per_second(from, to, |moment| {
-            moment.caches.iter().map(|(_, stats)| of(stats)).sum()
+        per_second(from, to, |snapshot| {
+            snapshot.caches.iter().map(|(_, stats)| of(stats)).sum()
         })
     };
     json!({
@@ -171,27 +177,28 @@ fn lookups(from: &Moment, to: &Moment) -> Value {
     })
 }
 
-fn caches(from: &Moment, to: &Moment) -> Vec<Value> {
+/// The look-ups of each cache, per second.
+fn caches(from: &Snapshot, to: &Snapshot) -> Vec<Value> {
     let seconds = seconds(from, to);
     let both = from.caches.iter().zip(&to.caches);
     let line = |((_, from), (name, to)): (&(_, Stats), &(&str, Stats))| {
         let stats = to.since(from);
         json!({
             "name": name,
-            "lookups": a_second(stats.lookups(), seconds),
-            "l1": a_second(stats.l1_hits, seconds),
-            "l2": a_second(stats.l2_hits, seconds),
-            "source": a_second(stats.misses, seconds),
-            "loads": a_second(stats.loads, seconds),
-            "coalesced": a_second(stats.coalesced, seconds),
-            "stale": a_second(stats.stale_hits, seconds),
+            "lookups": round_rate(stats.lookups(), seconds),
+            "l1": round_rate(stats.l1_hits, seconds),
+            "l2": round_rate(stats.l2_hits, seconds),
+            "source": round_rate(stats.misses, seconds),
+            "loads": round_rate(stats.loads, seconds),
+            "coalesced": round_rate(stats.coalesced, seconds),
+            "stale": round_rate(stats.stale_hits, seconds),
             "ratio": ratio([stats]),
         })
     };
     both.map(line).collect()
 }
 
-/// The worst that any of the caches says: they share one connection.
+/// The state of L2. The caches share one connection, so the worst report of any of them counts.
 async fn l2(shop: &Shop) -> Value {
     let health = shop.caches.health();
     let channels = health.iter().map(|(_, health)| health.channel);
@@ -207,7 +214,7 @@ async fn l2(shop: &Shop) -> Value {
     };
     json!({
         "kind": shop.tier.kind(),
-        // Null where there is none of our own.
+        // Null if the service started no server.
         "server_running": server,
         "reachable": health.iter().all(|(_, health)| health.l2_reachable),
         "channel": routes::channel(worst.unwrap_or(Channel::None)),
@@ -217,7 +224,7 @@ async fn l2(shop: &Shop) -> Value {
     })
 }
 
-/// Null where nobody asked.
+/// The share of hits in all look-ups. Null if there was no look-up.
 fn ratio(stats: impl IntoIterator<Item = Stats>) -> Option<f64> {
     let (hits, all) = stats.into_iter().fold((0, 0), |(hits, all), stats| {
         (hits + stats.l1_hits + stats.l2_hits, all + stats.lookups())
@@ -227,16 +234,17 @@ fn ratio(stats: impl IntoIterator<Item = Stats>) -> Option<f64> {
     (all > 0).then_some(ratio)
 }
 
-fn per_second(from: &Moment, to: &Moment, of: impl Fn(&Moment) -> u64) -> f64 {
-    a_second(of(to).saturating_sub(of(from)), seconds(from, to))
+/// The growth of a counter per second.
+fn per_second(from: &Snapshot, to: &Snapshot, of: impl Fn(&Snapshot) -> u64) -> f64 {
+    round_rate(of(to).saturating_sub(of(from)), seconds(from, to))
 }
 
-fn seconds(from: &Moment, to: &Moment) -> f64 {
+fn seconds(from: &Snapshot, to: &Snapshot) -> f64 {
     to.at.duration_since(from.at).as_secs_f64().max(0.001)
 }
 
-fn a_second(count: u64, seconds: f64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "a rate, for people")]
+fn round_rate(count: u64, seconds: f64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a rate, for display")]
     let count = count as f64;
     (count / seconds * 10.0).round() / 10.0
 }

@@ -1,4 +1,4 @@
-//! Starts the service, and ends it in good order at Ctrl-C or SIGTERM.
+//! The binary: starts the service, and shuts it down at Ctrl-C or SIGTERM.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -35,7 +35,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
-    // Before the start: a signal that comes early is not lost.
+    // Registered before the start, so that an early signal is not lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let demo = settings.demo.is_some();
     let service = Service::start(settings).await?;

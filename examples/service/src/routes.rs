@@ -1,4 +1,4 @@
-//! What the service answers.
+//! The routes of the service and their handlers.
 
 use std::sync::Arc;
 
@@ -27,6 +27,7 @@ pub(crate) fn router(shop: Arc<Shop>) -> Router {
         .with_state(shop)
 }
 
+/// The response to a read.
 type Found<T> = Result<(CacheStatus, Json<T>), ApiError>;
 
 async fn user(State(shop): State<Arc<Shop>>, Path(id): Path<i64>) -> Found<User> {
@@ -41,7 +42,8 @@ struct Rename {
     name: String,
 }
 
-/// The write and the invalidation are one task, which goes on when the client does not.
+/// Renames a user. The write and the invalidation run in one task, which goes on when the client
+/// disconnects.
 async fn rename_user(
     State(shop): State<Arc<Shop>>,
     Path(id): Path<i64>,
@@ -93,7 +95,8 @@ fn first_page() -> i64 {
     1
 }
 
-/// A page of the list: which products, and then all of them at once.
+/// A page of the list. The first look-up reads the ids on the page, the second one all its
+/// products.
 async fn products(
     State(shop): State<Arc<Shop>>,
     Query(Page { page }): Query<Page>,
@@ -104,7 +107,7 @@ async fn products(
     let ids = shop.caches.pages.get_entry(&page).await?;
     let ids = ids.ok_or(ApiError::NotFound("page"))?;
     let found = shop.caches.products.get_many_entries(ids.value()).await;
-    // One that was deleted meanwhile is left out.
+    // A product that was deleted since then is left out.
     let found: Vec<_> = found
         .into_iter()
         .filter_map(Result::transpose)
@@ -117,7 +120,7 @@ async fn products(
 }
 
 async fn report(State(shop): State<Arc<Shop>>, Path(days): Path<i64>) -> Found<Report> {
-    // Each number is an entry of its own, and a long query.
+    // Each number of days costs an entry and a slow query, so only three are allowed.
     if ![7, 30, 90].contains(&days) {
         let rule = "there are reports of 7, 30 and 90 days";
         return Err(ApiError::BadRequest(rule.to_owned()));
@@ -128,8 +131,8 @@ async fn report(State(shop): State<Arc<Shop>>, Path(days): Path<i64>) -> Found<R
     Ok((status, Json(Report::clone(entry.value()))))
 }
 
-/// 200 as long as requests are answered, and they are without Redis. What is wrong is in the body, for
-/// people.
+/// The health check. It answers 200 as long as the service answers requests, and that does not need
+/// Redis. The body describes the state of the caches.
 async fn health(State(shop): State<Arc<Shop>>) -> Json<Value> {
     let caches = shop.caches.health().map(|(name, health)| {
         let one = json!({
@@ -163,8 +166,9 @@ pub(crate) fn channel(channel: Channel) -> &'static str {
     }
 }
 
-/// `announced` is false where the shared tier did not confirm the invalidation; that is being repeated, and
-/// other instances answer the old value no longer than `guide::consistency` says.
+/// The response to a write. `announced` is false if the shared tier did not confirm the
+/// invalidation. The cache repeats it, and `guide::consistency` bounds how long other instances
+/// answer the old value.
 fn answer_write(
     what: &'static str,
     written: Result<bool, WriteError<sqlx::Error>>,

@@ -1,4 +1,4 @@
-//! What the service is told: by its environment, and by arguments.
+//! The settings, from environment variables and arguments.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -23,26 +23,27 @@ pub struct Settings {
     pub listen: SocketAddr,
     pub database_url: String,
     pub redis: RedisChoice,
-    /// Added to each query.
+    /// The delay that is added to each query.
     pub query_delay: Duration,
     pub demo: Option<Demo>,
 }
 
-/// Where the shared tier is.
+/// Which shared tier the service uses.
 #[derive(Clone, Debug)]
 pub enum RedisChoice {
-    /// At this URL.
+    /// The Redis at this URL.
     At(String),
-    /// A server of our own, where there is a `redis-server` on the PATH; else in this process.
+    /// A server that the service starts, if `redis-server` is on the PATH. Else the in-process
+    /// tier.
     Own,
-    /// In this process, for itself alone.
+    /// The in-process tier, which no other process shares.
     InProcess,
 }
 
-/// The load generator.
+/// The settings of the load generator.
 #[derive(Clone, Copy, Debug)]
 pub struct Demo {
-    /// Requests a second.
+    /// Requests per second.
     pub rate: u32,
     pub length: Duration,
     pub quiet: bool,
@@ -63,7 +64,7 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// From the process's environment and arguments.
+    /// Reads the environment and the arguments of the process.
     pub fn from_process() -> Result<Self, SettingsError> {
         Self::from(std::env::args().skip(1), |name| std::env::var(name).ok())
     }
@@ -89,7 +90,7 @@ impl Settings {
     }
 }
 
-/// The URL of a file of SQLite, which is made where there is none.
+/// The URL of a SQLite file, which is created if it does not exist.
 pub fn sqlite(file: &Path) -> String {
     format!("sqlite:{}?mode=rwc", file.display())
 }

@@ -1,4 +1,4 @@
-//! What Prometheus is told.
+//! The metrics: the recorder for Prometheus, and the durations of requests.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ const BUCKETS: [f64; 11] = [
     0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0,
 ];
 
-/// The recorder of this process, installed by whoever asks first.
+/// The recorder of this process. The first call installs it.
 pub(crate) fn recorder() -> &'static PrometheusHandle {
     static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
     RECORDER.get_or_init(|| {
@@ -23,7 +23,7 @@ pub(crate) fn recorder() -> &'static PrometheusHandle {
             .expect("there are buckets");
         let recorder = builder.build_recorder();
         let handle = recorder.handle();
-        // Somebody else's recorder stays; then this one has nothing to say.
+        // Only the first recorder of a process counts.
         if metrics::set_global_recorder(recorder).is_err() {
             eprintln!("another recorder of metrics is installed: /metrics stays empty");
         }
@@ -31,7 +31,8 @@ pub(crate) fn recorder() -> &'static PrometheusHandle {
     })
 }
 
-/// Histograms are sorted into their buckets when somebody asks, or here.
+/// Sorts the recorded values into their buckets every 5 seconds. Without this they would pile up
+/// between two scrapes.
 pub(crate) async fn upkeep() {
     let mut ticks = tokio::time::interval(Duration::from_secs(5));
     loop {
@@ -40,7 +41,8 @@ pub(crate) async fn upkeep() {
     }
 }
 
-/// A middleware: how long requests take, by route and not by path, which would have no end.
+/// A middleware that records the duration of requests. The label is the route and not the path,
+/// because the number of paths has no bound.
 pub(crate) async fn observe(request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let method = match request.method().as_str() {

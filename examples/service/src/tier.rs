@@ -1,4 +1,4 @@
-//! The shared tier: a Redis that is there, one of our own, or none.
+//! The shared tier: a given Redis, a redis-server that the service starts, or the in-process tier.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
@@ -18,7 +18,7 @@ use crate::settings::RedisChoice;
 #[derive(Debug)]
 pub(crate) struct Tier {
     handle: Handle,
-    /// Where it is our own.
+    /// The server, if the service started it.
     server: Option<OwnServer>,
 }
 
@@ -47,14 +47,15 @@ impl Tier {
             RedisChoice::InProcess => (None, None),
         };
         let handle = match url {
-            // `open` and not `connect`: the service starts while Redis is down, too.
+            // `connect` would fail while Redis is down; after `open` the service starts all the
+            // same.
             Some(url) => Handle::Redis(Redis::builder(&url).prefix("service").open()?),
             None => Handle::InProcess(InProcess::new()),
         };
         Ok(Self { handle, server })
     }
 
-    /// Gives a cache its shared tier.
+    /// Adds the shared tier to a cache.
     pub(crate) fn attach<L: Loader>(&self, builder: CacheBuilder<L>) -> CacheBuilder<L>
     where
         L::Value: Serialize + DeserializeOwned,
@@ -77,7 +78,7 @@ impl Tier {
         self.server.as_ref()
     }
 
-    /// What Redis says of itself, for Prometheus.
+    /// Publishes the server statistics of Redis as metrics.
     pub(crate) async fn publish(&self) {
         if let Handle::Redis(redis) = &self.handle {
             redis.server_stats().await.publish();
@@ -85,7 +86,7 @@ impl Tier {
     }
 }
 
-/// A `redis-server` that lives as long as this process, unless it is killed.
+/// A `redis-server` that the service started. It ends with this process, or with `kill`.
 #[derive(Debug)]
 pub(crate) struct OwnServer {
     port: u16,
@@ -93,9 +94,9 @@ pub(crate) struct OwnServer {
 }
 
 impl OwnServer {
-    /// `None`: there is no `redis-server` on the PATH.
+    /// Starts a server on a free port. `None` if there is no `redis-server` on the PATH.
     async fn start() -> std::io::Result<Option<Self>> {
-        // Between a look at the port and the server's own, somebody else may take it.
+        // Another process may take the port before the server binds it; then the next one is tried.
         for _ in 0..5 {
             let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
             let port = free.local_addr()?.port();
@@ -117,7 +118,7 @@ impl OwnServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// SIGKILL: nobody is told.
+    /// Ends the server with SIGKILL, as a crash would.
     pub(crate) async fn kill(&self) -> std::io::Result<()> {
         match self.child.lock().await.take() {
             Some(mut child) => child.kill().await,
@@ -125,7 +126,7 @@ impl OwnServer {
         }
     }
 
-    /// On the same port, empty.
+    /// Starts the server again, on the same port and without data.
     pub(crate) async fn restart(&self) -> std::io::Result<()> {
         let mut child = self.child.lock().await;
         if child.is_none() {
@@ -142,7 +143,8 @@ impl OwnServer {
     }
 }
 
-/// A server that answers. `None`: it has ended, because the port is somebody else's.
+/// Starts a server and waits until it accepts connections. `None` if it ended, because another
+/// process has the port.
 async fn spawn(port: u16) -> std::io::Result<Option<Child>> {
     let binary = std::env::var("TIDEGATE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".into());
     let mut child = Command::new(binary)
@@ -151,7 +153,7 @@ async fn spawn(port: u16) -> std::io::Result<Option<Child>> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        // Ctrl-C is for the service, which ends it last.
+        // Keeps Ctrl-C away from the server: the service ends it last.
         .process_group(0)
         .kill_on_drop(true)
         .spawn()?;

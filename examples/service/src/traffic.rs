@@ -1,6 +1,9 @@
-//! The load generator: a client of its own, over TCP, which sends when a request is due and not when the
-//! last one was answered. Latencies count from the moment when it was due.
+//! The load generator: an HTTP client that sends at a fixed rate.
+//!
+//! A request is due at a fixed time, whether or not earlier ones are answered (an open workload),
+//! and its latency counts from that time.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,16 +20,15 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use std::net::SocketAddr;
-
 use crate::database::{PAGE, PRODUCTS, USERS};
 use crate::settings::Demo;
 
-/// The user whom most ask for.
+/// The hot key: 30 % of all requests read this user, beside those that choose a user at random.
 pub(crate) const HOT: i64 = 1;
-/// Requests that are under way at most; what is due beyond is counted and not sent.
-const MOST: usize = 256;
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The most requests in flight. A request that is due beyond them is counted, and not sent.
+const MAX_IN_FLIGHT: usize = 256;
+/// The longest that a request may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Connection = SendRequest<Full<Bytes>>;
@@ -36,12 +38,12 @@ pub(crate) struct Traffic {
     address: SocketAddr,
     demo: Demo,
     begun: Instant,
-    /// Connections with nothing to do.
+    /// Open connections without a request.
     idle: Mutex<Vec<Connection>>,
-    /// Microseconds, since somebody took them.
+    /// The latencies in microseconds since the last `take_latencies`.
     latencies: Mutex<Histogram<u64>>,
     answered: AtomicU64,
-    /// No answer, or one that says that the service is at fault.
+    /// The requests without an answer, or with a status of 500 and above.
     errors: AtomicU64,
     not_sent: AtomicU64,
     in_flight: AtomicU64,
@@ -87,7 +89,7 @@ impl Traffic {
         }
     }
 
-    /// Those since the last call.
+    /// Returns the latencies since the last call.
     pub(crate) fn take_latencies(&self) -> Histogram<u64> {
         let mut latencies = self
             .latencies
@@ -96,21 +98,21 @@ impl Traffic {
         std::mem::replace(&mut *latencies, self::latencies())
     }
 
-    /// Sends until the time is over.
+    /// Sends requests until the time is over.
     pub(crate) async fn run(self: Arc<Self>) {
-        let places = Arc::new(Semaphore::new(MOST));
+        let permits = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
         let period = Duration::from_secs(1) / self.demo.rate;
         let mut due = self.begun;
         let bar = self.bar();
         while !self.left().is_zero() {
             due += period;
             sleep_until(due).await;
-            match Arc::clone(&places).try_acquire_owned() {
-                Ok(place) => {
+            match Arc::clone(&permits).try_acquire_owned() {
+                Ok(permit) => {
                     let traffic = Arc::clone(&self);
                     tokio::spawn(async move {
-                        traffic.one(due).await;
-                        drop(place);
+                        traffic.send_one(due).await;
+                        drop(permit);
                     });
                 }
                 Err(_) => {
@@ -130,7 +132,7 @@ impl Traffic {
         bar.finish();
     }
 
-    /// Invisible where there is no terminal.
+    /// The progress bar. It is hidden where there is no terminal.
     fn bar(&self) -> ProgressBar {
         let target = match self.demo.quiet {
             true => ProgressDrawTarget::hidden(),
@@ -141,9 +143,10 @@ impl Traffic {
         bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     }
 
-    async fn one(&self, due: Instant) {
+    /// Sends one request and counts its result.
+    async fn send_one(&self, due: Instant) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let status = timeout(PATIENCE, self.send(choose())).await;
+        let status = timeout(TIMEOUT, self.send(random_request())).await;
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         let us = u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX);
         {
@@ -196,25 +199,26 @@ impl Traffic {
     }
 }
 
-/// From 1 µs to a minute, to two digits.
+/// A histogram from 1 µs to 1 minute, with two significant digits.
 fn latencies() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000, 2).expect("these bounds are sound")
 }
 
-/// What people do in a shop: look at what others look at, and seldom change something.
-fn choose() -> Request<Full<Bytes>> {
+/// A random request. The mix is that of a shop: most requests read popular things, one in a hundred
+/// writes.
+fn random_request() -> Request<Full<Bytes>> {
     let mut random = rand::rng();
     let what: f64 = random.random();
     let by_rank: f64 = random.random();
-    // The n-th is asked for about 1/n as often as the first.
-    let rank = |most: i64| {
+    // A Zipf distribution: the n-th is read about 1/n as often as the first.
+    let rank = |count: i64| {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_precision_loss,
             reason = "small"
         )]
-        let rank = (most as f64).powf(by_rank) as i64;
-        rank.clamp(1, most)
+        let rank = (count as f64).powf(by_rank) as i64;
+        rank.clamp(1, count)
     };
     let (method, path, body) = match what {
         w if w < 0.30 => (Method::GET, format!("/users/{HOT}"), ""),

@@ -1,4 +1,4 @@
-//! A headless Chromium, by its DevTools protocol.
+//! A headless Chromium, controlled through the DevTools protocol.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -15,21 +15,22 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
-use crate::support::{Scratch, is_there};
+use crate::support::{Scratch, is_installed};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest wait for the browser or for a condition in the page.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) struct Browser {
-    /// Ends with this value.
+    /// The process ends when this value is dropped.
     _process: Child,
     _profile: Scratch,
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     session: Option<String>,
-    last: u64,
+    last_id: u64,
 }
 
 impl Browser {
-    /// A page of this size, with nothing in it.
+    /// Starts a browser with an empty page of this size.
     pub(crate) async fn open(width: u32, height: u32) -> Self {
         let profile = Scratch::new();
         let mut process = Command::new(binary())
@@ -49,17 +50,17 @@ impl Browser {
             .spawn()
             .expect("chromium starts");
         let mut lines = BufReader::new(process.stderr.take().expect("a pipe")).lines();
-        let mut said = String::new();
+        let mut output = String::new();
         let url = loop {
-            let line = timeout(PATIENCE, lines.next_line()).await;
+            let line = timeout(TIMEOUT, lines.next_line()).await;
             let line = line.expect("chromium says where it listens").expect("text");
-            let line = line.unwrap_or_else(|| panic!("chromium ended: {said}"));
+            let line = line.unwrap_or_else(|| panic!("chromium ended: {output}"));
             if let Some(url) = line.strip_prefix("DevTools listening on ") {
                 break url.trim().to_owned();
             }
-            said.push_str(&line);
+            output.push_str(&line);
         };
-        // A pipe that nobody empties would stop it.
+        // Chromium blocks when the pipe is full, so it is read to the end.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let (socket, _) = connect_async(url).await.expect("chromium answers");
         let mut browser = Self {
@@ -67,7 +68,7 @@ impl Browser {
             _profile: profile,
             socket,
             session: None,
-            last: 0,
+            last_id: 0,
         };
         let target = json!({ "url": "about:blank" });
         let target = browser.call("Target.createTarget", target).await;
@@ -83,46 +84,46 @@ impl Browser {
     }
 
     pub(crate) async fn go(&mut self, url: &str) {
-        let gone = self.call("Page.navigate", json!({ "url": url })).await;
-        assert!(gone.get("errorText").is_none(), "{url}: {gone}");
-        let there = format!("location.href === '{url}' && document.readyState !== 'loading'");
-        self.until(&there).await;
+        let navigated = self.call("Page.navigate", json!({ "url": url })).await;
+        assert!(navigated.get("errorText").is_none(), "{url}: {navigated}");
+        let loaded = format!("location.href === '{url}' && document.readyState !== 'loading'");
+        self.until(&loaded).await;
     }
 
-    /// As a person who likes it `dark`, or `light`.
-    pub(crate) async fn prefer(&mut self, scheme: &str) {
+    /// Sets the preferred colour scheme, `dark` or `light`.
+    pub(crate) async fn prefer_color_scheme(&mut self, scheme: &str) {
         let feature = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
         self.call("Emulation.setEmulatedMedia", json!({ "features": feature }))
             .await;
     }
 
-    /// What an expression of JavaScript is, in the page.
-    pub(crate) async fn value(&mut self, expression: &str) -> Value {
-        let ask = json!({ "expression": expression, "returnByValue": true });
-        let said = self.call("Runtime.evaluate", ask).await;
+    /// Evaluates a JavaScript expression in the page.
+    pub(crate) async fn evaluate(&mut self, expression: &str) -> Value {
+        let params = json!({ "expression": expression, "returnByValue": true });
+        let reply = self.call("Runtime.evaluate", params).await;
         assert!(
-            said.get("exceptionDetails").is_none(),
-            "{expression}: {said}"
+            reply.get("exceptionDetails").is_none(),
+            "{expression}: {reply}"
         );
-        said["result"]["value"].clone()
+        reply["result"]["value"].clone()
     }
 
     pub(crate) async fn text(&mut self, id: &str) -> String {
         let text = format!("document.getElementById('{id}')?.textContent ?? ''");
-        self.value(&text)
+        self.evaluate(&text)
             .await
             .as_str()
             .unwrap_or_default()
             .to_owned()
     }
 
-    /// With the mouse, in the middle of it.
+    /// Clicks with the mouse into the middle of an element.
     pub(crate) async fn click(&mut self, id: &str) {
         let place = format!(
             "(() => {{ const n = document.getElementById('{id}'); n.scrollIntoView(); \
              const b = n.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2] }})()"
         );
-        let place = self.value(&place).await;
+        let place = self.evaluate(&place).await;
         for kind in ["mousePressed", "mouseReleased"] {
             let event = json!({
                 "type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1,
@@ -131,13 +132,13 @@ impl Browser {
         }
     }
 
-    /// Until an expression is true.
+    /// Waits until an expression is true.
     pub(crate) async fn until(&mut self, expression: &str) {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        while self.value(expression).await != true {
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
+        while self.evaluate(expression).await != true {
             if tokio::time::Instant::now() > deadline {
                 let page = self
-                    .value("document.querySelector('main')?.innerText")
+                    .evaluate("document.querySelector('main')?.innerText")
                     .await;
                 panic!("never: {expression}; the page says {page}");
             }
@@ -145,18 +146,19 @@ impl Browser {
         }
     }
 
-    pub(crate) async fn picture(&mut self, file: &Path) {
-        self.value("window.scrollTo(0, 0)").await;
-        let picture = self
+    /// Writes a screenshot to a file.
+    pub(crate) async fn screenshot(&mut self, file: &Path) {
+        self.evaluate("window.scrollTo(0, 0)").await;
+        let screenshot = self
             .call("Page.captureScreenshot", json!({ "format": "png" }))
             .await;
-        let bytes = STANDARD.decode(picture["data"].as_str().expect("a picture"));
+        let bytes = STANDARD.decode(screenshot["data"].as_str().expect("a picture"));
         std::fs::write(file, bytes.expect("in base 64")).expect("a file");
     }
 
     async fn call(&mut self, method: &str, params: Value) -> Value {
-        self.last += 1;
-        let id = self.last;
+        self.last_id += 1;
+        let id = self.last_id;
         let mut message = json!({ "id": id, "method": method, "params": params });
         if let Some(session) = &self.session {
             message["sessionId"] = session.clone().into();
@@ -164,7 +166,7 @@ impl Browser {
         let text = Message::text(message.to_string());
         self.socket.send(text).await.expect("chromium listens");
         loop {
-            let message = timeout(PATIENCE, self.socket.next()).await;
+            let message = timeout(TIMEOUT, self.socket.next()).await;
             let message = message.unwrap_or_else(|_| panic!("{method}: no answer"));
             let message = message.expect("chromium is there").expect("a message");
             let Message::Text(text) = message else {
@@ -184,7 +186,7 @@ fn binary() -> String {
         return binary;
     }
     let names = ["chromium", "chromium-browser", "google-chrome"];
-    let found = names.into_iter().find(|name| is_there(name));
+    let found = names.into_iter().find(|name| is_installed(name));
     let found =
         found.expect("these tests need Chromium: `apt-get install chromium`, or TIDEGATE_CHROMIUM");
     found.to_owned()

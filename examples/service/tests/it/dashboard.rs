@@ -1,11 +1,11 @@
-//! The dashboard for Grafana asks for what `/metrics` has.
+//! A test of the Grafana dashboard: `/metrics` has every metric that it queries.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 use tidegate_service::RedisChoice;
 
-use crate::support::{Scratch, demo, get, is_well, press, put, start, until};
+use crate::support::{Scratch, demo, get, is_healthy, press, put, start, until};
 
 const DASHBOARD: &str = include_str!("../../grafana.json");
 
@@ -16,8 +16,8 @@ async fn every_metric_of_the_dashboard_is_in_metrics() {
     settings.demo = demo(1);
     let service = start(settings).await;
     let at = service.address();
-    until("the service is well", || is_well(at)).await;
-    // Everything that has a metric of its own happens once: a load, a write, and two who want the same.
+    until("the service is well", || is_healthy(at)).await;
+    // Each metric has its cause once: a load, a write, and two concurrent requests for one user.
     get(at, "/reports/30").await;
     put(at, "/users/9", r#"{"name":"Barbara Liskov"}"#).await;
     press(at, "slow-database").await;
@@ -40,7 +40,7 @@ async fn every_metric_of_the_dashboard_is_in_metrics() {
     service.stop().await;
 }
 
-/// Every `expr`, wherever it is.
+/// Collects the values of all `expr` fields, at any depth.
 fn collect<'v>(value: &'v Value, found: &mut Vec<&'v str>) {
     match value {
         Value::Object(fields) => {
@@ -56,7 +56,7 @@ fn collect<'v>(value: &'v Value, found: &mut Vec<&'v str>) {
     }
 }
 
-/// The words of an expression that name a metric: all of this service's begin so.
+/// The metrics that an expression names, by the prefixes of this service's metrics.
 fn metrics_of(expression: &str) -> impl Iterator<Item = &str> {
     expression
         .split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_')
@@ -65,6 +65,6 @@ fn metrics_of(expression: &str) -> impl Iterator<Item = &str> {
                 .iter()
                 .any(|prefix| word.starts_with(prefix))
         })
-        // Labels of OpenTelemetry are spelled like metrics.
+        // These two are labels that begin like metrics.
         .filter(|word| !["db_client_operation_name", "db_operation_name"].contains(word))
 }

@@ -1,4 +1,4 @@
-//! The service as a whole: over HTTP, with a real redis-server, and in a real browser.
+//! Tests of the whole service: over HTTP, with a real redis-server, and in a real browser.
 
 mod browser;
 mod dashboard;

@@ -1,4 +1,4 @@
-//! The live page, as a person sees it.
+//! A test of the live page in a browser.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,27 +6,28 @@ use std::time::Duration;
 use tidegate_service::RedisChoice;
 
 use crate::browser::Browser;
-use crate::support::{Scratch, demo, is_well, start, until};
+use crate::support::{Scratch, demo, is_healthy, start, until};
 
-/// Where pictures are to go, if anywhere: `SCREENSHOTS=examples/service/screenshots`.
-fn pictures() -> Option<PathBuf> {
+/// The folder for screenshots, from `SCREENSHOTS`, relative to the root of the repository. `None`:
+/// no screenshots are taken.
+fn screenshot_folder() -> Option<PathBuf> {
     let folder = PathBuf::from(std::env::var_os("SCREENSHOTS")?);
-    // Tests run in the folder of the package.
+    // The working directory of a test is the folder of its package.
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
     Some(root.join(folder))
 }
 
-/// How long a picture's past is.
-async fn let_it_run(seconds: u64) {
-    if pictures().is_some() {
+/// Waits so that a screenshot shows some history. Without screenshots it does not wait.
+async fn wait_for_history(seconds: u64) {
+    if screenshot_folder().is_some() {
         tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
 }
 
-async fn picture(browser: &mut Browser, name: &str) {
-    if let Some(folder) = pictures() {
+async fn screenshot(browser: &mut Browser, name: &str) {
+    if let Some(folder) = screenshot_folder() {
         std::fs::create_dir_all(&folder).expect("a folder");
-        browser.picture(&folder.join(name)).await;
+        browser.screenshot(&folder.join(name)).await;
     }
 }
 
@@ -35,14 +36,18 @@ async fn numbers_move_and_buttons_work() {
     let scratch = Scratch::new();
     let mut settings = scratch.settings(RedisChoice::Own);
     settings.query_delay = Duration::from_millis(5);
-    // A picture shows what the demo does; a test need not keep two cores busy.
-    settings.demo = demo(if pictures().is_some() { 400 } else { 60 });
+    // Screenshots show the demo's usual load. The test alone needs less.
+    settings.demo = demo(if screenshot_folder().is_some() {
+        400
+    } else {
+        60
+    });
     let service = start(settings).await;
     let at = service.address();
-    until("the service is well", || is_well(at)).await;
+    until("the service is well", || is_healthy(at)).await;
 
     let mut browser = Browser::open(1220, 1010).await;
-    browser.prefer("light").await;
+    browser.prefer_color_scheme("light").await;
     browser.go(&format!("http://{at}/")).await;
     browser
         .until("document.getElementById('ratio').textContent !== '–'")
@@ -54,10 +59,10 @@ async fn numbers_move_and_buttons_work() {
         .until("document.getElementById('l2-channel').textContent === 'proven'")
         .await;
 
-    // Numbers move, and by themselves.
+    // The numbers change without a reload.
     let lookups = "Number(document.getElementById('ratio-total').dataset.lookups)";
     for _ in 0..2 {
-        let before = browser.value(lookups).await;
+        let before = browser.evaluate(lookups).await;
         browser.until(&format!("{lookups} > {before}")).await;
     }
     browser
@@ -78,8 +83,8 @@ async fn numbers_move_and_buttons_work() {
     browser
         .until("document.getElementById('log').textContent.includes('users/1 invalidated')")
         .await;
-    let_it_run(75).await;
-    picture(&mut browser, "load.png").await;
+    wait_for_history(75).await;
+    screenshot(&mut browser, "load.png").await;
 
     browser.click("slow").await;
     browser
@@ -91,8 +96,8 @@ async fn numbers_move_and_buttons_work() {
         .until("document.getElementById('honest').textContent.includes(' 5 ms')")
         .await;
 
-    // An outage: the page shows it, and nobody has an error.
-    browser.prefer("dark").await;
+    // During an outage the page shows the state of Redis, and no request fails.
+    browser.prefer_color_scheme("dark").await;
     browser.click("redis").await;
     browser
         .until("document.getElementById('l2-server').textContent === 'killed'")
@@ -106,12 +111,12 @@ async fn numbers_move_and_buttons_work() {
     browser
         .until("document.getElementById('pill-l2').textContent === 'Redis is down'")
         .await;
-    let before = browser.value(lookups).await;
+    let before = browser.evaluate(lookups).await;
     browser.until(&format!("{lookups} > {before} + 60")).await;
-    let_it_run(25).await;
-    picture(&mut browser, "outage.png").await;
+    wait_for_history(25).await;
+    screenshot(&mut browser, "outage.png").await;
     let errors = "Number(document.getElementById('errors').dataset.errors)";
-    assert_eq!(browser.value(errors).await, 0);
+    assert_eq!(browser.evaluate(errors).await, 0);
 
     browser.click("redis").await;
     browser
@@ -123,9 +128,9 @@ async fn numbers_move_and_buttons_work() {
     browser
         .until("document.getElementById('pill-l2').textContent === 'L2 is well'")
         .await;
-    assert_eq!(browser.value(errors).await, 0);
+    assert_eq!(browser.evaluate(errors).await, 0);
 
-    // A page that is open does not hold the end up; and it says that it is over.
+    // An open page does not delay the shutdown, and it shows that the service is gone.
     service.stop().await;
     browser
         .until("document.getElementById('pill-stream').textContent === 'the service is gone'")

@@ -1,18 +1,20 @@
+//! Tests of the routes, with one instance and with two.
+
 use std::net::SocketAddr;
 
 use tidegate_service::{RedisChoice, Service};
 
-use crate::support::{Scratch, demo, get, is_there, is_well, press, put, start, until};
+use crate::support::{Scratch, demo, get, is_healthy, is_installed, press, put, start, until};
 
-/// A service with a Redis of its own, once L1 may answer.
+/// Starts a service with its own redis-server, and waits until its L1 may answer.
 async fn with_redis(scratch: &Scratch) -> (Service, SocketAddr) {
     let redis = std::env::var("TIDEGATE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".into());
-    assert!(is_there(&redis), "these tests need a redis-server");
+    assert!(is_installed(&redis), "these tests need a redis-server");
     let mut settings = scratch.settings(RedisChoice::Own);
     settings.demo = demo(1);
     let service = start(settings).await;
     let at = service.address();
-    until("the service is well", || is_well(at)).await;
+    until("the service is well", || is_healthy(at)).await;
     (service, at)
 }
 
@@ -46,7 +48,7 @@ async fn what_is_read_twice_comes_from_the_cache() {
         ("/products?page=999", 404),
         ("/reports/8", 400),
         ("/nothing", 404),
-        // Without --demo.
+        // The live page exists only with --demo.
         ("/", 404),
     ] {
         assert_eq!(get(at, path).await.status, status, "{path}");
@@ -72,7 +74,7 @@ async fn a_page_is_one_look_up_of_many_keys() {
     );
     let partly = "products; fwd=partial; detail=\"1 of 20\"";
     assert!(page.cache_status.ends_with(partly), "{page:?}");
-    // One for the product, one for the page, and one for the other 19.
+    // The other 19 products of the page are one batch.
     let loads = metric(at, "tidegate_batch_loads_total{cache=\"products\"}").await;
     assert!(loads >= 1.0, "{loads}");
     let again = get(at, "/products?page=2").await;
@@ -113,10 +115,10 @@ async fn a_write_is_seen_at_once_here_and_by_a_second_instance() {
     let redis = first.redis_url().expect("a server of its own");
     let second = start(scratch.settings(RedisChoice::At(redis))).await;
     let there = second.address();
-    until("the second one is well", || is_well(there)).await;
+    until("the second one is well", || is_healthy(there)).await;
 
     assert_eq!(get(here, "/users/3").await.json()["name"], "Frances 3");
-    // From L2, and then from its own L1.
+    // The second instance reads from L2, and then from its own L1.
     let shared = get(there, "/users/3").await;
     assert!(shared.cache_status.starts_with("users; hit"), "{shared:?}");
     assert_eq!(get(there, "/users/3").await.json()["name"], "Frances 3");
@@ -162,7 +164,7 @@ async fn an_outage_of_redis_is_no_error() {
     }
     assert_eq!(get(at, "/products?page=3").await.status, 200);
     assert_eq!(get(at, "/reports/7").await.status, 200);
-    // It is committed; that it is not announced yet is said, and is no error.
+    // The write is committed. A missing announcement is reported, and is no error.
     let written = put(at, "/users/5", r#"{"name":"Leslie Lamport"}"#).await;
     assert_eq!(written.status, 200, "{written:?}");
     assert_eq!(written.json()["announced"], false);
@@ -172,7 +174,7 @@ async fn an_outage_of_redis_is_no_error() {
     assert_eq!(health.json()["caches"]["users"]["pending_repairs"], 1);
 
     assert_eq!(press(at, "start-redis").await.status, 200);
-    until("the service is well again", || is_well(at)).await;
+    until("the service is well again", || is_healthy(at)).await;
     until("the invalidation is repeated", || async {
         get(at, "/health").await.json()["caches"]["users"]["pending_repairs"] == 0
     })
@@ -190,7 +192,7 @@ async fn buttons_are_for_this_page_alone() {
     let at = service.address();
     assert_eq!(press(at, "expire-hot-key").await.status, 200);
     assert_eq!(press(at, "no-such-button").await.status, 404);
-    // No server of its own.
+    // The service did not start a server.
     assert_eq!(press(at, "kill-redis").await.status, 409);
     assert_eq!(get(at, "/").await.status, 200);
     service.stop().await;

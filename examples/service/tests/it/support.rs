@@ -1,4 +1,4 @@
-//! Services of a test, and a client.
+//! Helpers of the tests: a service, a client, and a scratch directory.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use serde_json::Value;
 use tidegate_service::{Demo, RedisChoice, Service, Settings, sqlite};
 use tokio::net::TcpStream;
 
-/// A directory that ends with the test.
+/// A temporary directory that is removed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Scratch(PathBuf);
 
@@ -33,7 +33,7 @@ impl Scratch {
         &self.0
     }
 
-    /// With a database in it.
+    /// Settings with a database in this directory.
     pub(crate) fn settings(&self, redis: RedisChoice) -> Settings {
         Settings {
             listen: ([127, 0, 0, 1], 0).into(),
@@ -55,7 +55,7 @@ pub(crate) async fn start(settings: Settings) -> Service {
     Service::start(settings).await.expect("the service starts")
 }
 
-/// With the page and its buttons.
+/// The demo mode at this rate.
 pub(crate) fn demo(rate: u32) -> Option<Demo> {
     Some(Demo {
         rate,
@@ -116,17 +116,17 @@ async fn ask(at: SocketAddr, method: &str, path: &str, body: &str) -> Answer {
     }
 }
 
-/// Until something is so; a state that never comes is an error that says which.
-pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+/// Waits until a condition holds. `what` describes it in the message of a timeout.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !is_so().await {
+    while !condition().await {
         assert!(Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
 /// Whether every cache has its channel and reaches L2.
-pub(crate) async fn is_well(at: SocketAddr) -> bool {
+pub(crate) async fn is_healthy(at: SocketAddr) -> bool {
     let health = get(at, "/health").await.json();
     let caches = health["caches"].as_object().expect("caches").clone();
     caches
@@ -134,7 +134,8 @@ pub(crate) async fn is_well(at: SocketAddr) -> bool {
         .all(|one| one["channel"] == "proven" && one["l2_reachable"] == true)
 }
 
-pub(crate) fn is_there(binary: &str) -> bool {
+/// Whether a binary can be run.
+pub(crate) fn is_installed(binary: &str) -> bool {
     let status = Command::new(binary).arg("--version").output();
     status.is_ok_and(|output| output.status.success())
 }

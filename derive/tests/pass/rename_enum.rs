@@ -1,9 +1,0 @@
-use tidegate_derive::CacheKey;
-
-#[derive(Clone, PartialEq, Eq, Hash, CacheKey)]
-// Its name is not written.
-enum Page {
-    Start,
-}
-
-fn main() {}
