@@ -10,7 +10,7 @@ use futures_core::Stream;
 
 use crate::builder::CacheBuilder;
 use crate::engine::Engine;
-use crate::engine::write::{Then, Written};
+use crate::engine::write::{AfterWrite, Written};
 use crate::entry::{Entry, Read};
 use crate::error::{BoxError, Error, RemoteError, WriteError};
 use crate::health::Health;
@@ -481,7 +481,7 @@ where
     {
         let written = |value: T| Written::Value(value.into().erased());
         let write = async move { write.await.map(written) };
-        let done = self.write_through(key, Then::Insert, write).await;
+        let done = self.write_through(key, AfterWrite::Insert, write).await;
         done.map(drop)
     }
 
@@ -522,7 +522,7 @@ where
         T: Send + 'static,
         X: Send + 'static,
     {
-        self.write_then(key, Then::Invalidate, write).await
+        self.write_then(key, AfterWrite::Invalidate, write).await
     }
 
     /// **Refresh-after-write**: carries a write out, [expires](Self::expire) the key, and
@@ -563,7 +563,7 @@ where
         T: Send + 'static,
         X: Send + 'static,
     {
-        self.write_then(key, Then::Refresh, write).await
+        self.write_then(key, AfterWrite::Refresh, write).await
     }
 
     /// Drops a key from both tiers, in every process. Call it **after** the write has been
@@ -666,7 +666,7 @@ where
 
     /// Says that an entry is not fresh any more, in every process: the next look-up loads. Unlike
     /// after [`invalidate`](Self::invalidate) the old value stays in the shared tier, as a fallback
-    /// for the case that the load fails. Fenced in the same way: a load that began before is not
+    /// for the case that the load fails. Fenced in the same provenance: a load that began before is not
     /// stored.
     ///
     /// ```

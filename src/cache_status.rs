@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use tokio::time::Instant;
 
-use crate::entry::{Entry, Freshness, Source, Way};
+use crate::entry::{Entry, Freshness, Provenance, Source};
 
 /// The largest integer of RFC 8941.
 const LARGEST: i64 = 999_999_999_999_999;
@@ -25,10 +25,10 @@ pub(crate) fn member<V>(cache: &str, entry: &Entry<V>, ttl: i64) -> String {
     let mut member = name(cache);
     let joined = entry.source == Source::Coalesced;
     let failed = entry.freshness == Freshness::StaleOnError;
-    let (fwd, stored) = match entry.way {
-        Way::Forwarded { why, stored } => (Some(why.word()), stored),
-        Way::Found if failed => (Some("stale"), false),
-        Way::Found => (None, false),
+    let (fwd, stored) = match entry.provenance {
+        Provenance::Forwarded { why, stored } => (Some(why.word()), stored),
+        Provenance::FromTier if failed => (Some("stale"), false),
+        Provenance::FromTier => (None, false),
     };
     // Writing into a text does not fail.
     let _ = match fwd {

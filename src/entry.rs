@@ -17,7 +17,7 @@ pub struct Entry<V: ?Sized> {
     pub(crate) age: Duration,
     pub(crate) freshness: Freshness,
     pub(crate) fresh_until: Instant,
-    pub(crate) way: Way,
+    pub(crate) provenance: Provenance,
 }
 
 impl<V> Entry<V> {
@@ -100,7 +100,7 @@ impl<V: ?Sized> Clone for Entry<V> {
             age: self.age,
             freshness: self.freshness,
             fresh_until: self.fresh_until,
-            way: self.way,
+            provenance: self.provenance,
         }
     }
 }
@@ -114,23 +114,23 @@ impl AnyEntry {
             age: self.age,
             freshness: self.freshness,
             fresh_until: self.fresh_until,
-            way: self.way,
+            provenance: self.provenance,
         })
     }
 }
 
 /// How an answer came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Provenance {
     /// A tier had it.
-    Found,
+    FromTier,
     /// It was loaded. `stored`: in a tier, too.
-    Forwarded { why: Forward, stored: bool },
+    Forwarded { why: ForwardReason, stored: bool },
 }
 
 /// Why a load was begun, in the words of RFC 9211.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Forward {
+pub(crate) enum ForwardReason {
     /// No tier had anything.
     Miss,
     /// There was an entry, past its TTL or about to be.
@@ -139,7 +139,7 @@ pub(crate) enum Forward {
     Request,
 }
 
-impl Way {
+impl Provenance {
     /// A tier keeps what was loaded.
     pub(crate) fn store(&mut self) {
         if let Self::Forwarded { stored, .. } = self {
@@ -148,7 +148,7 @@ impl Way {
     }
 }
 
-impl Forward {
+impl ForwardReason {
     pub(crate) fn because(asked_for: bool, has_previous: bool) -> Self {
         match (asked_for, has_previous) {
             (true, _) => Self::Request,

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::Cache;
 use crate::engine::many::LookUp;
-use crate::engine::write::{Then, Written};
+use crate::engine::write::{AfterWrite, Written};
 use crate::engine::{Admission, FlightWait};
 use crate::entry::{Entry, Read};
 use crate::erased::{self, AnyEntry, AnyError, AnyKey};
@@ -252,7 +252,7 @@ where
     pub(crate) async fn write_through<X>(
         &self,
         key: K,
-        then: Then,
+        then: AfterWrite,
         write: impl Future<Output = Result<Written, X>> + Send + 'static,
     ) -> Result<Written, WriteError<X>>
     where
@@ -276,7 +276,7 @@ where
     pub(crate) async fn write_then<T, X>(
         &self,
         key: K,
-        then: Then,
+        then: AfterWrite,
         write: impl Future<Output = Result<T, X>> + Send + 'static,
     ) -> Result<T, WriteError<X>>
     where

@@ -66,7 +66,7 @@ impl Listener for Engine {
         if !self.is_closed() && remote.channel.set_up(Instant::now()) {
             self.gap();
         }
-        self.repairs.nudge.notify_one();
+        self.repairs.wake.notify_one();
         self.emit(&Event::ChannelUp);
     }
 
@@ -91,7 +91,7 @@ impl Listener for Engine {
         if open {
             self.emit(&Event::BreakerOpened);
         } else {
-            self.repairs.nudge.notify_one();
+            self.repairs.wake.notify_one();
             self.emit(&Event::BreakerClosed);
         }
     }
@@ -101,7 +101,7 @@ impl Listener for Engine {
         if denied {
             self.emit(&Event::Denied);
         } else {
-            self.repairs.nudge.notify_one();
+            self.repairs.wake.notify_one();
             self.emit(&Event::Granted);
         }
     }
@@ -159,7 +159,7 @@ impl Engine {
             let weak: Weak<Self> = Arc::downgrade(self);
             tokio::spawn(heartbeat(
                 Weak::clone(&weak),
-                Arc::clone(&remote.channel.nudge),
+                Arc::clone(&remote.channel.wake),
             ));
             weak as Weak<dyn Listener>
         };
@@ -205,7 +205,7 @@ impl Engine {
 }
 
 /// Proves the channel as long as the cache lives.
-async fn heartbeat(engine: Weak<Engine>, nudge: Arc<Notify>) {
+async fn heartbeat(engine: Weak<Engine>, wake: Arc<Notify>) {
     loop {
         let period = {
             let Some(engine) = engine.upgrade() else {
@@ -221,9 +221,9 @@ async fn heartbeat(engine: Weak<Engine>, nudge: Arc<Notify>) {
             (!remote.channel.is_direct()).then(|| remote.channel.period())
         };
         match period {
-            Some(period) => drop(tokio::time::timeout(period, nudge.notified()).await),
+            Some(period) => drop(tokio::time::timeout(period, wake.notified()).await),
             // Once, for the marks.
-            None => nudge.notified().await,
+            None => wake.notified().await,
         }
     }
 }

@@ -92,7 +92,7 @@ pub(crate) struct Flight {
     /// Unique in this process: what a loader's own look-ups are compared against.
     pub(crate) serial: u64,
     pub(crate) begun: Instant,
-    /// The epoch that it began to read in; `NOT_YET` before.
+    /// The epoch that it began to read in; `NOT_REGISTERED` before.
     epoch: AtomicU64,
     /// Its key was invalidated since it began, and L2 was not told: its lease may still be there, and
     /// is not to be filled against.
@@ -124,23 +124,23 @@ pub(crate) struct Flight {
     trace: OnceLock<Trace>,
 }
 
-const NOT_YET: u64 = u64::MAX;
+const NOT_REGISTERED: u64 = u64::MAX;
 
 /// The number of the last flight of this process.
-static SERIAL: AtomicU64 = AtomicU64::new(0);
+static LAST_SERIAL: AtomicU64 = AtomicU64::new(0);
 
 /// A moment, in numbers of flights: those that begin from now on have later ones.
 pub(crate) fn now_in_serials() -> u64 {
-    SERIAL.load(Ordering::SeqCst)
+    LAST_SERIAL.load(Ordering::SeqCst)
 }
 
 impl Flight {
     pub(crate) fn new(key: AnyKey, purpose: Purpose, begun: Instant) -> Self {
         Self {
             key,
-            serial: SERIAL.fetch_add(1, Ordering::SeqCst) + 1,
+            serial: LAST_SERIAL.fetch_add(1, Ordering::SeqCst) + 1,
             begun,
-            epoch: AtomicU64::new(NOT_YET),
+            epoch: AtomicU64::new(NOT_REGISTERED),
             revoked: AtomicBool::new(false),
             purpose,
             past_l1: false,

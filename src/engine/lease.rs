@@ -18,7 +18,7 @@ use super::read::{Completion, Retention};
 use super::remote::{RemoteKey, RemoteTier};
 use crate::codec::RecordContext;
 use crate::codec::envelope::{self, Baseline, Head, Header, Kind, STATED, Token};
-use crate::entry::Forward;
+use crate::entry::ForwardReason;
 use crate::erased::AnyValue;
 use crate::error::{Error, RemoteError};
 use crate::key::HashedKey;
@@ -193,7 +193,7 @@ impl Engine {
         }
         let (version, tags) = (loaded.version, loaded.tags.clone());
         let version_id = envelope::version_id(&lease.token);
-        let why = Forward::because(flight.purpose == Purpose::Load, previous.is_some());
+        let why = ForwardReason::because(flight.purpose == Purpose::Load, previous.is_some());
         let (mut found, kept) =
             self.found(loaded, lease.baseline, previous, (cost, why), version_id);
         let fresh_for = found
@@ -256,7 +256,7 @@ impl Engine {
         let l1_lifetime = match self.tier(filled) {
             Ok(true) => {
                 self.stats.fills.add();
-                found.answer.way.store();
+                found.answer.provenance.store();
                 Some(self.config.l1_lifetime())
             }
             Ok(false) => {

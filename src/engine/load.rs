@@ -12,7 +12,7 @@ use super::Engine;
 use super::batch::{BatchTicket, LoadRoute};
 use super::flight::{Flight, Found, Purpose};
 use super::permits::{self, Priority, WouldTimeOut};
-use crate::entry::Forward;
+use crate::entry::ForwardReason;
 use crate::erased::{AnyEntry, AnyError, AnyKey, AnyValue};
 use crate::error::Error;
 use crate::loader::Loaded;
@@ -174,7 +174,7 @@ impl Engine {
         let estimate = previous.map_or(Duration::ZERO, |previous| previous.lifetime.cost);
         let previous = previous.and_then(|previous| previous.answer_at(begun).into_entry());
         let compares = previous.is_some();
-        let why = Forward::because(flight.purpose == Purpose::Load, compares);
+        let why = ForwardReason::because(flight.purpose == Purpose::Load, compares);
         let trace = match &permit {
             LoadPermit::Own(..) => self.telemetry.load_trace(Some(why), 1),
             LoadPermit::Batch(_) => Trace::none(),

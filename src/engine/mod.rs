@@ -668,7 +668,7 @@ impl Engine {
         Box::pin(self.last_repairs()).await;
         if let Some(remote) = &self.remote {
             remote.channel.set_down(Instant::now());
-            remote.channel.nudge.notify_one();
+            remote.channel.wake.notify_one();
         }
         #[cfg(feature = "metrics")]
         self.publish();

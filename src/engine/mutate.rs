@@ -19,7 +19,7 @@ use super::remote::RemoteTier;
 use super::repairs::Repair;
 use super::watermarks::{News, TagWatermark, Watermarks};
 use crate::codec::envelope::{self, Header, Kind};
-use crate::entry::Forward;
+use crate::entry::ForwardReason;
 use crate::erased::{AnyKey, AnyValue};
 use crate::error::{RemoteError, RemoteKind};
 use crate::health::Event;
@@ -322,8 +322,13 @@ impl Engine {
         let token = random::bytes();
         let version_id = envelope::version_id(&token);
         let cost = self.usual_cost();
-        let (found, kept) =
-            self.found(loaded, baseline, None, (cost, Forward::Request), version_id);
+        let (found, kept) = self.found(
+            loaded,
+            baseline,
+            None,
+            (cost, ForwardReason::Request),
+            version_id,
+        );
         if !kept {
             // Nothing to keep, so the old value goes.
             return self.invalidate_one(&key).await;
@@ -426,8 +431,8 @@ impl Engine {
             self.drop_everything();
         }
         if added.needs_worker {
-            let (engine, nudge) = (Arc::downgrade(self), Arc::clone(&self.repairs.nudge));
-            tokio::spawn(run_repairs(engine, nudge));
+            let (engine, wake) = (Arc::downgrade(self), Arc::clone(&self.repairs.wake));
+            tokio::spawn(run_repairs(engine, wake));
         }
     }
 
@@ -495,7 +500,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Works at the list of repairs until it is empty, one after the other.
-async fn run_repairs(engine: Weak<Engine>, nudge: Arc<Notify>) {
+async fn run_repairs(engine: Weak<Engine>, wake: Arc<Notify>) {
     let mut pause = FIRST_PAUSE;
     loop {
         {
@@ -517,7 +522,7 @@ async fn run_repairs(engine: Weak<Engine>, nudge: Arc<Notify>) {
         }
         // A fleet that lost its server does not come back to it as one.
         let jittered = random::duration(pause.mul_f64(0.75), pause.mul_f64(1.25));
-        let _ = tokio::time::timeout(jittered, nudge.notified()).await;
+        let _ = tokio::time::timeout(jittered, wake.notified()).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }

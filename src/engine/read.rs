@@ -32,7 +32,7 @@ use super::watermarks::{Liveness, News};
 use super::{Engine, L1Entry};
 use crate::codec::RecordContext;
 use crate::codec::envelope::{Baseline, Header, Kind, MOST_TAGS, Malformed, STATED};
-use crate::entry::{Forward, Freshness, Read, Source, Way};
+use crate::entry::{ForwardReason, Freshness, Provenance, Read, Source};
 use crate::erased::{AnyError, AnyValue};
 use crate::error::{Error, RemoteError};
 use crate::l1::Answer;
@@ -222,7 +222,7 @@ impl FlightGuard {
         flight.complete(match completion.outcome {
             Some(outcome) => Outcome::Completed(outcome.map(|mut answer| {
                 if in_l1 {
-                    answer.way.store();
+                    answer.provenance.store();
                 }
                 answer
             })),
@@ -731,7 +731,7 @@ impl Engine {
             at: now,
             fresh_until: lifetime.fresh_until,
             freshness: lifetime.freshness(now),
-            way: Way::Found,
+            provenance: Provenance::FromTier,
             tags,
         };
         let version_id = header.version_id();
@@ -804,7 +804,8 @@ impl Engine {
         };
         match loaded {
             Ok((loaded, cost)) => {
-                let fwd = Forward::because(flight.purpose == Purpose::Load, previous.is_some());
+                let fwd =
+                    ForwardReason::because(flight.purpose == Purpose::Load, previous.is_some());
                 let found = self.found(
                     loaded,
                     baseline,
@@ -856,7 +857,7 @@ impl Engine {
         loaded: Loaded<AnyValue>,
         baseline: Baseline,
         previous: Option<&Found>,
-        (cost, why): (Duration, Forward),
+        (cost, why): (Duration, ForwardReason),
         version_id: u64,
     ) -> (Found, bool) {
         let at = Instant::now();
@@ -897,7 +898,7 @@ impl Engine {
             at,
             fresh_until,
             freshness: Freshness::Fresh,
-            way: Way::Forwarded { why, stored: false },
+            provenance: Provenance::Forwarded { why, stored: false },
             tags,
             value,
         };

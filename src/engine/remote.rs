@@ -216,7 +216,7 @@ pub(crate) struct ChannelLease {
     reachable: AtomicBool,
     heartbeats: Mutex<Heartbeats>,
     /// A beat is wanted now.
-    pub(crate) nudge: Arc<Notify>,
+    pub(crate) wake: Arc<Notify>,
     /// Nanoseconds after `zero` of the last message of any kind.
     last_message: AtomicU64,
 }
@@ -251,7 +251,7 @@ impl ChannelLease {
                 sent: VecDeque::new(),
                 silent_since: now,
             }),
-            nudge: Arc::default(),
+            wake: Arc::default(),
             last_message: AtomicU64::new(0),
         }
     }
@@ -360,7 +360,7 @@ impl ChannelLease {
             }
         }
         self.up.store(true, Ordering::SeqCst);
-        self.nudge.notify_one();
+        self.wake.notify_one();
         self.was_up.swap(true, Ordering::SeqCst)
     }
 

@@ -55,7 +55,7 @@ pub(crate) struct Repairs {
     list: Mutex<List>,
     pending: AtomicUsize,
     /// There may be something to do, and L2 may be there.
-    pub(crate) nudge: Arc<Notify>,
+    pub(crate) wake: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]

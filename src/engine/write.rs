@@ -30,7 +30,7 @@ pub(crate) type Write = Pin<Box<dyn Future<Output = Result<Written, Box<dyn Any 
 
 /// What follows a write that returned.
 #[derive(Clone, Copy)]
-pub(crate) enum Then {
+pub(crate) enum AfterWrite {
     /// The value that it wrote goes into both tiers.
     Insert,
     Invalidate,
@@ -43,7 +43,7 @@ impl Engine {
     pub(crate) async fn write(
         self: &Arc<Self>,
         key: AnyKey,
-        then: Then,
+        then: AfterWrite,
         write: Write,
     ) -> Result<Written, WriteError<Box<dyn Any + Send>>> {
         const DOING: &str = "write";
@@ -89,11 +89,11 @@ impl Engine {
     async fn follow(
         self: &Arc<Self>,
         key: AnyKey,
-        then: Then,
+        then: AfterWrite,
         written: Written,
     ) -> Result<Written, RemoteError> {
         match (then, written) {
-            (Then::Insert, Written::Value(loaded)) => {
+            (AfterWrite::Insert, Written::Value(loaded)) => {
                 match self.insert_one(key, loaded).await {
                     // Another writer was later, in the database too: that is what stays.
                     Err(error) if error.is_superseded() => {}
@@ -101,14 +101,14 @@ impl Engine {
                 }
                 Ok(Written::Other(Box::new(())))
             }
-            (Then::Refresh, written) => {
+            (AfterWrite::Refresh, written) => {
                 self.expire_one(&key).await?;
                 if let Ok(admission) = self.admit() {
                     let _ = self.refresh(key, admission).await;
                 }
                 Ok(written)
             }
-            (Then::Invalidate | Then::Insert, written) => {
+            (AfterWrite::Invalidate | AfterWrite::Insert, written) => {
                 self.invalidate_one(&key).await?;
                 Ok(written)
             }

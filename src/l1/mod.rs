@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::engine::fence::Stamp;
 use crate::engine::watermarks::Tags;
-use crate::entry::{Entry, Freshness, Source, Way};
+use crate::entry::{Entry, Freshness, Provenance, Source};
 use crate::erased::{AnyKey, AnyValue, Erased};
 use crate::lifetime::Lifetime;
 
@@ -104,7 +104,7 @@ impl<V: Send + Sync + 'static> HitView<'_, V> {
             age: self.meta.age_at(now),
             freshness: Freshness::Fresh,
             fresh_until: self.meta.lifetime.fresh_until,
-            way: Way::Found,
+            provenance: Provenance::FromTier,
         })
     }
 }
@@ -119,7 +119,7 @@ pub(crate) struct Answer {
     pub(crate) at: Instant,
     pub(crate) fresh_until: Instant,
     pub(crate) freshness: Freshness,
-    pub(crate) way: Way,
+    pub(crate) provenance: Provenance,
     pub(crate) tags: Option<Tags>,
 }
 
@@ -132,7 +132,7 @@ impl Answer {
             at: now,
             fresh_until: meta.lifetime.fresh_until,
             freshness: meta.lifetime.freshness(now),
-            way: Way::Found,
+            provenance: Provenance::FromTier,
             tags: tags.clone(),
         }
     }
@@ -140,7 +140,7 @@ impl Answer {
     /// As it is told to callers; `None` is an absence.
     pub(crate) fn into_entry(self) -> Option<Entry<Erased>> {
         let (source, freshness) = (self.source, self.freshness);
-        let (fresh_until, way) = (self.fresh_until, self.way);
+        let (fresh_until, provenance) = (self.fresh_until, self.provenance);
         let age = self.age + self.at.elapsed();
         self.value.map(|value| Entry {
             value,
@@ -148,7 +148,7 @@ impl Answer {
             age,
             freshness,
             fresh_until,
-            way,
+            provenance,
         })
     }
 

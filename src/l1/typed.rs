@@ -179,7 +179,7 @@ mod tests {
 
     use super::*;
     use crate::engine::fence::Fence;
-    use crate::entry::{Freshness, Source, Way};
+    use crate::entry::{Freshness, Provenance, Source};
     use crate::key::{self, HashedKey};
     use crate::lifetime::Lifetime;
     use crate::time_base::TimeBase;
@@ -198,7 +198,7 @@ mod tests {
             at: now,
             fresh_until: now + Duration::from_secs(1),
             freshness: Freshness::Fresh,
-            way: Way::Found,
+            provenance: Provenance::FromTier,
             tags: None,
         }
     }

@@ -13,7 +13,7 @@ use metrics::{
 use parking_lot::Mutex;
 
 use super::Wait;
-use crate::entry::Forward;
+use crate::entry::ForwardReason;
 use crate::health::Event;
 use crate::stats::Stats;
 
@@ -133,7 +133,7 @@ impl Meters {
         histogram!(WAIT, labels).record(took);
     }
 
-    pub(super) fn loaded(&self, why: Forward, outcome: &'static str, took: Duration) {
+    pub(super) fn loaded(&self, why: ForwardReason, outcome: &'static str, took: Duration) {
         let labels = vec![
             self.cache(),
             Label::from_static_parts("fwd", why.word()),

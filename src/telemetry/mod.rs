@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::entry::Forward;
+use crate::entry::ForwardReason;
 use crate::error::{Error, RemoteError};
 use crate::health::Event;
 use crate::loader::Loaded;
@@ -104,7 +104,7 @@ impl Telemetry {
     )]
     pub(crate) fn loaded<V, E, C>(
         &self,
-        why: Forward,
+        why: ForwardReason,
         result: &Result<(Loaded<V>, C), Error<E>>,
         begun: Instant,
     ) {
@@ -180,7 +180,7 @@ impl Telemetry {
             reason = "without a feature there is no receiver"
         )
     )]
-    pub(crate) fn load_trace(&self, why: Option<Forward>, keys: usize) -> Trace {
+    pub(crate) fn load_trace(&self, why: Option<ForwardReason>, keys: usize) -> Trace {
         #[cfg(feature = "tracing")]
         return self.tracer.load(why, keys);
         #[cfg(not(feature = "tracing"))]

@@ -15,7 +15,7 @@ use tracing::field::Empty;
 use tracing::instrument::Instrumented;
 use tracing::{Instrument, Span, debug_span, info, trace, warn};
 
-use crate::entry::Forward;
+use crate::entry::ForwardReason;
 use crate::health::Event;
 
 /// A span, or none.
@@ -97,8 +97,8 @@ impl Tracer {
     }
 
     /// The span is in the context of its flight, if it has one.
-    pub(super) fn load(&self, why: Option<Forward>, keys: usize) -> Trace {
-        let (cache, fwd) = (&*self.name, why.map(Forward::word));
+    pub(super) fn load(&self, why: Option<ForwardReason>, keys: usize) -> Trace {
+        let (cache, fwd) = (&*self.name, why.map(ForwardReason::word));
         Trace(debug_span!("load", cache, keys, fwd, outcome = Empty).or_current())
     }
 

@@ -156,7 +156,7 @@ async fn a_remote_invalidation_or_insert_during_a_load_keeps_its_value_out() {
     }
 }
 
-/// The fill was carried out, its reply is on the way: an invalidation in between.
+/// The fill was carried out, its reply is on the provenance: an invalidation in between.
 #[tokio::test(start_paused = true)]
 async fn an_invalidation_between_the_fill_and_its_reply_keeps_the_value_out_of_l1() {
     for remote in [false, true] {
