@@ -20,7 +20,7 @@ const FORMAT: u8 = 1;
 const LARGEST: u64 = 1 << 53;
 const FIXED: usize = 1 + 1 + 16 + 8;
 
-/// Who published a message.
+/// The sender of a message.
 pub(crate) type Origin = [u8; 16];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -42,6 +42,18 @@ pub(crate) enum Wait {
     Permit,
 }
 
+#[cfg(feature = "metrics")]
+impl Wait {
+    /// As a label.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Flight => "flight",
+            Self::Lease => "lease",
+            Self::Permit => "place",
+        }
+    }
+}
+
 /// The telemetry of one cache.
 #[derive(Debug)]
 pub(crate) struct Telemetry {
@@ -90,7 +102,7 @@ impl Telemetry {
     )]
     pub(crate) fn waited(&self, what: Wait, since: Instant) {
         #[cfg(feature = "metrics")]
-        self.meters.waited(what, since.elapsed());
+        self.meters.waited(what.reason(), since.elapsed());
     }
 
     /// Reports a load that has ended.

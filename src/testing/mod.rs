@@ -61,7 +61,7 @@
 //! let users: Cache<u64, String> = Cache::builder("users", source.clone())
 //!     .ttl(Duration::from_secs(60))
 //!     .stale_if_error(Duration::from_secs(3600))
-//!     .degraded_l1_ttl(Duration::from_secs(3600)) // while L2 cannot be reached, L1 may answer for so long
+//!     .degraded_l1_ttl(Duration::from_secs(3600)) // how long L1 may answer while L2 cannot be reached
 //!     .l2(tier)
 //!     .build()?;
 //! users.get(&7).await?;

@@ -125,7 +125,7 @@ impl TierOperations for InProcess {
                 None => {}
             }
             let mut failures = 0;
-            // A process that refreshes a record which is dead holds up nobody.
+            // A refresh of a dead record does not hold up this load.
             let respects_claim = !matches!(over, Over::Useless(_));
             if let Some(left) = store
                 .held_by_another(&keys.claim, known, now)

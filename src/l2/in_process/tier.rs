@@ -48,7 +48,7 @@ use crate::ttl;
 #[derive(Clone)]
 pub struct InProcess {
     pub(super) shared: Arc<Shared>,
-    /// The process that this handle stands for is dead: its operations end no more.
+    /// The process that this handle stands for is dead: operations on it never end.
     #[cfg(all(test, feature = "bincode"))]
     pub(super) killed: Arc<std::sync::atomic::AtomicBool>,
 }
