@@ -148,7 +148,8 @@ impl Telemetry {
         self.meters.publish(stats, gauges);
     }
 
-    /// Makes the caller the publisher of this cache, until the guard is dropped. `None`: there is one.
+    /// Makes the caller the publisher of this cache, until the guard is dropped. `None`: there is
+    /// one.
     #[cfg(feature = "metrics")]
     pub(crate) fn begin_publishing(self: &Arc<Self>) -> Option<PublishGuard> {
         self.meters
@@ -166,8 +167,8 @@ impl Telemetry {
         }
     }
 
-    /// The span of a flight, which begins in the context of the call that leads it. `background`: no
-    /// call waits for the flight.
+    /// The span of a flight, which begins in the context of the call that leads it. `background`:
+    /// no call waits for the flight.
     #[cfg_attr(
         not(feature = "tracing"),
         expect(

@@ -40,8 +40,8 @@ use crate::l2::redis::Redis;
 /// | [`on_event`](Self::on_event) | none | called with events for operators |
 ///
 /// The process that writes checks the bounds. The settings from `batch_size` to `lease_ttl` are the
-/// worker's. All processes must agree on `partitions`, the codec and `schema_version`. A process that
-/// disagrees on `partitions` is refused.
+/// worker's. All processes must agree on `partitions`, the codec and `schema_version`. A process
+/// that disagrees on `partitions` is refused.
 #[must_use = "a builder does nothing until `open` is called"]
 pub struct WriteBehindBuilder<K, V> {
     name: String,
@@ -58,8 +58,8 @@ where
     K: CacheKey + Serialize + DeserializeOwned,
     V: Serialize + DeserializeOwned + Send + Sync + 'static,
 {
-    /// A write-behind that also applies writes in this process: it takes its share of the partitions.
-    /// Processes with the same name share a write-behind. 1 to 100 bytes.
+    /// A write-behind that also applies writes in this process: it takes its share of the
+    /// partitions. Processes with the same name share a write-behind. 1 to 100 bytes.
     pub fn builder<S>(name: &str, redis: Redis, sink: S) -> WriteBehindBuilder<K, V>
     where
         S: Sink<Key = K, Value = V>,
@@ -86,10 +86,10 @@ where
 }
 
 impl<K, V> WriteBehindBuilder<K, V> {
-    /// The number of partitions into which keys are divided, by a hash. Each is a stream that one worker
-    /// at a time applies. So this number bounds the batches that the fleet applies at once, and the
-    /// workers that have work. It cannot be changed while the name is in use: let the writes drain, and
-    /// take another name.
+    /// The number of partitions into which keys are divided, by a hash. Each is a stream that one
+    /// worker at a time applies. So this number bounds the batches that the fleet applies at once,
+    /// and the workers that have work. It cannot be changed while the name is in use: let the
+    /// writes drain, and take another name.
     ///
     /// Default: 8. From 1 to 256. An idle partition costs 3 commands per `lease_ttl`.
     pub fn partitions(mut self, partitions: u16) -> Self {
@@ -98,8 +98,8 @@ impl<K, V> WriteBehindBuilder<K, V> {
     }
 
     /// The largest number of unapplied writes in each partition. One more is refused with
-    /// [`Full`](super::WriteError::Full). The server checks it in the step that accepts the write, so no
-    /// race gets past it.
+    /// [`Full`](super::WriteError::Full). The server checks it in the step that accepts the write,
+    /// so no race gets past it.
     ///
     /// Default: 10,000. From 1 to 10,000,000. Redis keeps `partitions · max_unapplied ·
     /// max_write_bytes` at worst.
@@ -117,10 +117,11 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// The largest number of writes that the sink is given at once. It is given fewer if fewer wait, and
-    /// one at a time after a batch failed.
+    /// The largest number of writes that the sink is given at once. It is given fewer if fewer
+    /// wait, and one at a time after a batch failed.
     ///
-    /// Default: 100. From 1 to 1,000. A worker that dies applies up to one batch per partition again.
+    /// Default: 100. From 1 to 1,000. A worker that dies applies up to one batch per partition
+    /// again.
     pub fn batch_size(mut self, writes: usize) -> Self {
         self.config.batch_size = writes;
         self
@@ -134,8 +135,8 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// Gives the sink only the last of several writes of a key in a batch. The others are acknowledged
-    /// with it, so a source of truth that keeps a history misses them.
+    /// Gives the sink only the last of several writes of a key in a batch. The others are
+    /// acknowledged with it, so a source of truth that keeps a history misses them.
     ///
     /// Default: off.
     pub fn coalesce(mut self, on: bool) -> Self {
@@ -143,12 +144,12 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// How often a write is tried before it is dead-lettered and the partition goes on without it. After
-    /// a batch failed, its writes are tried one by one, each at least once, so that only the write at
-    /// fault is dead-lettered.
+    /// How often a write is tried before it is dead-lettered and the partition goes on without it.
+    /// After a batch failed, its writes are tried one by one, each at least once, so that only the
+    /// write at fault is dead-lettered.
     ///
-    /// If a sink fails for long, because its database is away, each partition loses a write to the dead
-    /// letters whenever the attempts are used up: after about 6 minutes with the defaults.
+    /// If a sink fails for long, because its database is away, each partition loses a write to the
+    /// dead letters whenever the attempts are used up: after about 6 minutes with the defaults.
     /// [`u32::MAX`] never gives up. Then a bad write stops its partition, unless the sink
     /// [rejects](Sink::rejected) it.
     ///
@@ -158,9 +159,9 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// How long to wait after a failure, and how long at most. The wait doubles with each failure in a
-    /// row of the partition. It is shortened by up to half at random, so that workers do not come back
-    /// at one moment.
+    /// How long to wait after a failure, and how long at most. The wait doubles with each failure
+    /// in a row of the partition. It is shortened by up to half at random, so that workers do not
+    /// come back at one moment.
     ///
     /// Default: 100 ms and 30 s. From 1 ms to 1 hour.
     pub fn backoff(mut self, first: Duration, most: Duration) -> Self {
@@ -168,9 +169,9 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// A call of the sink that takes longer is cut off, and counts as failed. The next call waits until
-    /// the call has ended in this process. Statements that it has sent to the database may still be
-    /// carried out there.
+    /// A call of the sink that takes longer is cut off, and counts as failed. The next call waits
+    /// until the call has ended in this process. Statements that it has sent to the database may
+    /// still be carried out there.
     ///
     /// Default: 30 seconds. Longer than zero, up to 1 hour.
     pub fn sink_timeout(mut self, timeout: Duration) -> Self {
@@ -178,8 +179,8 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// How many dead letters are kept in each partition. One more drops the oldest **for good**. The
-    /// [event](Event::DeadLettered) and the stats say so.
+    /// How many dead letters are kept in each partition. One more drops the oldest **for good**.
+    /// The [event](Event::DeadLettered) and the stats say so.
     ///
     /// Default: 1,000. From 1 to 1,000,000.
     pub fn max_dead_letters(mut self, letters: u64) -> Self {
@@ -187,8 +188,8 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// How long the lease of a worker on a partition lives. It is renewed every third of this time. A
-    /// worker that died is replaced after this time and a third more, at most.
+    /// How long the lease of a worker on a partition lives. It is renewed every third of this time.
+    /// A worker that died is replaced after this time and a third more, at most.
     ///
     /// Default: 10 seconds. From 100 ms to 10 minutes, and at least twice the
     /// [`timeout`](crate::RedisBuilder::timeout) of the Redis handle. The same in all workers.
@@ -197,10 +198,10 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// The version of the types of keys and values. Raise it when they change. This process dead-letters
-    /// entries of another version; they can be [re-driven](WriteBehind::redrive) for a process that reads
-    /// them. Before a change of version, let the writes drain, or deploy a type that reads both under the
-    /// same version.
+    /// The version of the types of keys and values. Raise it when they change. This process
+    /// dead-letters entries of another version; they can be [re-driven](WriteBehind::redrive) for a
+    /// process that reads them. Before a change of version, let the writes drain, or deploy a type
+    /// that reads both under the same version.
     ///
     /// Default: 0.
     pub fn schema_version(mut self, version: u16) -> Self {
@@ -208,7 +209,8 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// Called with events for operators, from the worker's task. It must be quick and must not block.
+    /// Called with events for operators, from the worker's task. It must be quick and must not
+    /// block.
     ///
     /// Default: events are dropped.
     pub fn on_event(mut self, on_event: impl Fn(&Event) + Send + Sync + 'static) -> Self {
@@ -316,10 +318,11 @@ where
 {
     /// How keys and values become bytes.
     ///
-    /// Default: [`Bincode`](crate::Bincode). Entries of another codec are dead-lettered. A codec that is
-    /// [bound](crate::Codec::is_bound) to its record, like `Sealed`, is here bound to the key, to whether
-    /// it is written or deleted, and to the schema version. It is not bound to the stream or to the place
-    /// in it: a writer to Redis can still repeat, leave out and reorder whole writes.
+    /// Default: [`Bincode`](crate::Bincode). Entries of another codec are dead-lettered. A codec
+    /// that is [bound](crate::Codec::is_bound) to its record, like `Sealed`, is here bound to the
+    /// key, to whether it is written or deleted, and to the schema version. It is not bound to the
+    /// stream or to the place in it: a writer to Redis can still repeat, leave out and reorder
+    /// whole writes.
     pub fn codec(mut self, codec: impl Codec) -> Self {
         let codec = Arc::new(codec);
         self.codecs = Some((codec.clone(), codec));

@@ -38,8 +38,8 @@ impl<K, V> DeadLetter<K, V> {
         self.attempts
     }
 
-    /// The key and the value; for a deletion the value is `None`. `None` for both: the entry could not be
-    /// read.
+    /// The key and the value; for a deletion the value is `None`. `None` for both: the entry could
+    /// not be read.
     pub fn write(&self) -> Option<(&K, Option<&V>)> {
         let (key, value) = self.write.as_ref()?;
         Some((key, value.as_ref()))
@@ -86,14 +86,14 @@ impl<K, V> WriteBehind<K, V> {
         Ok(letters)
     }
 
-    /// Accepts a dead letter again, as the last write of its partition. It keeps its [id](WriteId). So a
-    /// sink that compares ids changes nothing if a later write of the key was applied meanwhile. **A sink
-    /// that does not compare them would replace the later value by this one.**
+    /// Accepts a dead letter again, as the last write of its partition. It keeps its [id](WriteId).
+    /// So a sink that compares ids changes nothing if a later write of the key was applied
+    /// meanwhile. **A sink that does not compare them would replace the later value by this one.**
     ///
     /// # Errors
     ///
-    /// [`WriteError`]: `Full`, `NoSuchLetter`, `Unknown`, `Refused`. The dead letter stays until it is
-    /// accepted.
+    /// [`WriteError`]: `Full`, `NoSuchLetter`, `Unknown`, `Refused`. The dead letter stays until it
+    /// is accepted.
     ///
     /// # Cancel safety
     ///

@@ -40,9 +40,9 @@ pub enum WriteError {
     },
 
     /// Redis did not say whether the write was accepted: it did not answer in time, or the
-    /// connection was lost. **The write may have been accepted, or may yet be**. If the connection was
-    /// lost, that may be even after a later write of the same key over the next connection. Write it
-    /// again to make it the last one, unless another writer has written the key meanwhile.
+    /// connection was lost. **The write may have been accepted, or may yet be**. If the connection
+    /// was lost, that may be even after a later write of the same key over the next connection.
+    /// Write it again to make it the last one, unless another writer has written the key meanwhile.
     #[error("it is unknown whether the write was accepted")]
     Unknown(#[source] RemoteError),
 
@@ -62,8 +62,8 @@ pub enum WriteError {
         bytes: usize,
     },
 
-    /// Other processes divide the keys into another number of partitions. It was noticed only now: the
-    /// stored number was lost, and they were the first to store it again. Not accepted.
+    /// Other processes divide the keys into another number of partitions. It was noticed only now:
+    /// the stored number was lost, and they were the first to store it again. Not accepted.
     #[error("other processes divide the keys into {there} partitions")]
     Partitions {
         /// The number that is stored in Redis.

@@ -17,16 +17,16 @@ pub enum Event {
         /// The [epoch](super::Batch::epoch) that began.
         epoch: u64,
     },
-    /// Another process may work on the partition of this one. This process was stopped for longer than
-    /// the lease, or Redis did not answer for that long, or Redis lost the lease. Writes that were
-    /// applied and not acknowledged are applied again.
+    /// Another process may work on the partition of this one. This process was stopped for longer
+    /// than the lease, or Redis did not answer for that long, or Redis lost the lease. Writes that
+    /// were applied and not acknowledged are applied again.
     Lost {
         /// The partition.
         partition: u16,
     },
-    /// Other processes divide the keys into another number of partitions. It was noticed only now: the
-    /// stored number was lost, and they were the first to store it again. This process does not work on
-    /// the partition.
+    /// Other processes divide the keys into another number of partitions. It was noticed only now:
+    /// the stored number was lost, and they were the first to store it again. This process does not
+    /// work on the partition.
     Disagreement {
         /// The partition.
         partition: u16,
@@ -98,8 +98,8 @@ stats! {
     unknown,
     /// Writes that this process's sink applied, and that were acknowledged.
     applied,
-    /// Those of the applied writes that the sink was not given, because the same batch had a later write
-    /// of their key.
+    /// Those of the applied writes that the sink was not given, because the same batch had a later
+    /// write of their key.
     coalesced,
     /// Batches that this process's sink was given.
     batches,

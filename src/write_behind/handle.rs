@@ -19,8 +19,8 @@ use crate::l2::redis::queue::{Accepted, is_server_error};
 /// Accepts writes now; a worker applies them to the source of truth later. See the
 /// [module](crate::write_behind) for what may be lost.
 ///
-/// A handle: clones share everything, so no `Arc` is needed. When the last one is dropped, the worker of
-/// this process stops in the background, as after [`close`](Self::close).
+/// A handle: clones share everything, so no `Arc` is needed. When the last one is dropped, the
+/// worker of this process stops in the background, as after [`close`](Self::close).
 pub struct WriteBehind<K, V> {
     pub(super) inner: Arc<Inner<K, V>>,
 }
@@ -33,16 +33,17 @@ pub(super) struct Inner<K, V> {
 }
 
 impl<K: CacheKey, V> WriteBehind<K, V> {
-    /// Writes a value. `Ok`: the write is accepted. It is in Redis, and the sink will be given it at
-    /// least once. The sink will see the same id. It is greater than those of all earlier writes of this
-    /// key. Its [`WriteId::version`] can go into the cache with the value.
+    /// Writes a value. `Ok`: the write is accepted. It is in Redis, and the sink will be given it
+    /// at least once. The sink will see the same id. It is greater than those of all earlier writes
+    /// of this key. Its [`WriteId::version`] can go into the cache with the value.
     ///
-    /// This is one command. The first one takes two round trips. Two writes of one key that are under
-    /// way at once are accepted in either order; to keep the order, wait for the first.
+    /// This is one command. The first one takes two round trips. Two writes of one key that are
+    /// under way at once are accepted in either order; to keep the order, wait for the first.
     ///
     /// # Errors
     ///
-    /// [`WriteError`]. All but [`Unknown`](WriteError::Unknown) say that the write was not accepted.
+    /// [`WriteError`]. All but [`Unknown`](WriteError::Unknown) say that the write was not
+    /// accepted.
     ///
     /// # Cancel safety
     ///
@@ -51,8 +52,8 @@ impl<K: CacheKey, V> WriteBehind<K, V> {
         self.accept(key, Some(value)).await
     }
 
-    /// Writes a deletion: the sink is given the key [without a value](super::Write::value). In every
-    /// other respect it is a [`write`](Self::write), with the same errors and cancel safety.
+    /// Writes a deletion: the sink is given the key [without a value](super::Write::value). In
+    /// every other respect it is a [`write`](Self::write), with the same errors and cancel safety.
     pub async fn delete(&self, key: &K) -> Result<WriteId, WriteError> {
         self.accept(key, None).await
     }
@@ -89,8 +90,8 @@ impl<K: CacheKey, V> WriteBehind<K, V> {
         Ok(record)
     }
 
-    /// The partition of a key, from zero. [`Batch::partition`](super::Batch::partition) is the same for
-    /// its writes.
+    /// The partition of a key, from zero. [`Batch::partition`](super::Batch::partition) is the same
+    /// for its writes.
     pub fn partition(&self, key: &K) -> u16 {
         partition(&key::encode(key), self.inner.core.config.partitions)
     }
@@ -107,8 +108,8 @@ impl<K, V> WriteBehind<K, V> {
         result
     }
 
-    /// How far the source of truth is behind, over all partitions and processes. This is two commands for
-    /// each partition.
+    /// How far the source of truth is behind, over all partitions and processes. This is two
+    /// commands for each partition.
     ///
     /// ```
     /// # async fn watch(views: tidegate::write_behind::WriteBehind<u64, u64>) -> Result<(), Box<dyn std::error::Error>> {
@@ -143,11 +144,11 @@ impl<K, V> WriteBehind<K, V> {
     }
 
     /// Refuses further writes, waits for the batches that are being applied, acknowledges them, and
-    /// gives the partitions of this process up, so that other workers go on at once. Accepted writes
-    /// that are not applied stay in Redis, for other workers or for the next start.
+    /// gives the partitions of this process up, so that other workers go on at once. Accepted
+    /// writes that are not applied stay in Redis, for other workers or for the next start.
     ///
-    /// It takes as long as the sink's calls. If Redis does not answer, it takes up to `lease_ttl` more.
-    /// Writes that are under way may still be accepted.
+    /// It takes as long as the sink's calls. If Redis does not answer, it takes up to `lease_ttl`
+    /// more. Writes that are under way may still be accepted.
     ///
     /// # Cancel safety
     ///
@@ -171,7 +172,8 @@ pub(super) fn write_result(accepted: Result<Accepted, RemoteError>) -> Result<Wr
             crate::error::RemoteKind::Unreachable,
             "write",
         ))),
-        // An error of the server itself comes before the write. A lost connection may come after it.
+        // An error of the server itself comes before the write. A lost connection may come after
+        // it.
         Err(error) if is_server_error(&error) => Err(WriteError::Refused(error)),
         Err(error) => Err(WriteError::Unknown(error)),
     }

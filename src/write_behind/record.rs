@@ -12,8 +12,8 @@
 //! | 12 | 8 | checksum: XXH3 of the bytes after it, seeded with XXH3 of those before it |
 //! | 20 | | the key, then the value |
 //!
-//! Integers are little-endian. An entry that was re-driven from the dead letters has a field `was`: the
-//! id that it had first.
+//! Integers are little-endian. An entry that was re-driven from the dead letters has a field `was`:
+//! the id that it had first.
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -151,7 +151,8 @@ mod tests {
         assert_eq!(hex, "545701010100070003000000b3931558e5c537a5fb2c01026869");
     }
 
-    /// A value cannot be combined with another key, and a written key cannot be read as a deleted one.
+    /// A value cannot be combined with another key, and a written key cannot be read as a deleted
+    /// one.
     #[cfg(feature = "sealed")]
     #[test]
     fn what_was_sealed_together_is_good_together_and_no_other_way() {

@@ -12,11 +12,11 @@ use crate::l2::redis::queue::{StreamId, parse_id};
 /// Applies accepted writes to the source of truth.
 ///
 /// The calls for one partition come one after the other, in the order in which the writes were
-/// accepted, each in a task of its own. Calls for different partitions come at the same time. A batch
-/// comes again if it failed, or if its worker died before it acknowledged it. Therefore **a sink must be
-/// idempotent**; the [id](Write::id) of a write is there for that. A sink is exact in all these cases if
-/// it keeps the [version](WriteId::version) with the row, and changes nothing if the row has the same or
-/// a later one:
+/// accepted, each in a task of its own. Calls for different partitions come at the same time. A
+/// batch comes again if it failed, or if its worker died before it acknowledged it. Therefore **a
+/// sink must be idempotent**; the [id](Write::id) of a write is there for that. A sink is exact in
+/// all these cases if it keeps the [version](WriteId::version) with the row, and changes nothing if
+/// the row has the same or a later one:
 ///
 /// ```
 /// use tidegate::BoxError;
@@ -46,9 +46,10 @@ use crate::l2::redis::queue::{StreamId, parse_id};
 /// }
 /// ```
 ///
-/// A call is cut off at any await point after [`sink_timeout`](super::WriteBehindBuilder::sink_timeout),
-/// and as soon as the worker learns that its lease is lost. Statements that it has sent to the database
-/// by then may still be carried out there.
+/// A call is cut off at any await point after
+/// [`sink_timeout`](super::WriteBehindBuilder::sink_timeout), and as soon as the worker learns that
+/// its lease is lost. Statements that it has sent to the database by then may still be carried out
+/// there.
 pub trait Sink: Send + Sync + 'static {
     /// The key of a write.
     type Key: CacheKey;
@@ -57,7 +58,8 @@ pub trait Sink: Send + Sync + 'static {
     /// Why a batch could not be applied.
     type Error: StdError + Send + Sync + 'static;
 
-    /// Applies the writes in their order. With an error, any of them may be applied: all come again.
+    /// Applies the writes in their order. With an error, any of them may be applied: all come
+    /// again.
     fn apply(
         &self,
         batch: &Batch<Self::Key, Self::Value>,
@@ -93,10 +95,10 @@ impl<K, V> Batch<K, V> {
         self.partition
     }
 
-    /// A fencing token: a number that grows each time that a worker claims the partition. A source of
-    /// truth can keep the highest one that it has seen of a partition, and refuse lower ones. Then it
-    /// refuses the call of a worker that was stopped and does not know yet that it was replaced. Sinks
-    /// that compare [ids](Write::id) do not need it.
+    /// A fencing token: a number that grows each time that a worker claims the partition. A source
+    /// of truth can keep the highest one that it has seen of a partition, and refuse lower ones.
+    /// Then it refuses the call of a worker that was stopped and does not know yet that it was
+    /// replaced. Sinks that compare [ids](Write::id) do not need it.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -112,7 +114,8 @@ pub struct Write<K, V> {
 }
 
 impl<K, V> Write<K, V> {
-    /// Names this write. It grows with every write of a key. A write that comes again has the same id.
+    /// Names this write. It grows with every write of a key. A write that comes again has the same
+    /// id.
     pub fn id(&self) -> WriteId {
         self.id
     }
@@ -127,16 +130,16 @@ impl<K, V> Write<K, V> {
         self.value.as_ref()
     }
 
-    /// The number of this attempt: 1 at first, and one more after every failure of this write. Attempts
-    /// that ended because their worker died are not counted.
+    /// The number of this attempt: 1 at first, and one more after every failure of this write.
+    /// Attempts that ended because their worker died are not counted.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 }
 
-/// Names a write within its partition. It is the id that Redis gave it: milliseconds of the server's
-/// clock, and a number within them. Of two writes of one key, the later one has the greater id. Writes
-/// of different partitions may have the same id.
+/// Names a write within its partition. It is the id that Redis gave it: milliseconds of the
+/// server's clock, and a number within them. Of two writes of one key, the later one has the
+/// greater id. Writes of different partitions may have the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WriteId {
     ms: u64,
@@ -144,9 +147,10 @@ pub struct WriteId {
 }
 
 impl WriteId {
-    /// The id as one number for a `BIGINT` column or for [`Loaded::version`](crate::Loaded::version):
-    /// the milliseconds, and 20 bits of the number within them. Until the year 2248 it grows as ids do,
-    /// if fewer than a million writes of a partition are accepted in a millisecond.
+    /// The id as one number for a `BIGINT` column or for
+    /// [`Loaded::version`](crate::Loaded::version): the milliseconds, and 20 bits of the number
+    /// within them. Until the year 2248 it grows as ids do, if fewer than a million writes of a
+    /// partition are accepted in a millisecond.
     pub fn version(&self) -> u64 {
         (self.ms << 20).saturating_add(self.seq)
     }

@@ -330,8 +330,8 @@ impl TierOperations for InProcess {
 }
 
 impl InProcess {
-    /// Replaces or drops the record with this head, if the key still holds it, and wakes the waiters
-    /// of the lease that it was.
+    /// Replaces or drops the record with this head, if the key still holds it, and wakes the
+    /// waiters of the lease that it was.
     async fn finish(
         &self,
         operation: &'static str,

@@ -27,8 +27,8 @@ pub(super) struct StoredRecord {
 /// What was invalidated as a whole in one cache.
 pub(super) struct StoredMarks {
     marked: Marked,
-    /// The mark up to which marks of tags were forgotten: a record with any tag and an older load is
-    /// dead.
+    /// The mark up to which marks of tags were forgotten: a record with any tag and an older load
+    /// is dead.
     floor: u64,
     tags: HashMap<u64, u64>,
 }
@@ -66,8 +66,8 @@ impl Store {
         );
     }
 
-    /// Reads and raises the marks of a cache, as the script does on a server. Answers the marks and the
-    /// latest mark of the tags asked for.
+    /// Reads and raises the marks of a cache, as the script does on a server. Answers the marks and
+    /// the latest mark of the tags asked for.
     pub(super) fn update_marks(&mut self, key: &Bytes, look: &Look) -> (Marked, u64) {
         if !self.marks.contains_key(key) {
             let marks = StoredMarks {
@@ -111,8 +111,8 @@ impl Store {
         (marks.marked, latest)
     }
 
-    /// The remaining milliseconds of another's lease, which is marked as waited for. A lease whose load
-    /// began before everything was invalidated does not count.
+    /// The remaining milliseconds of another's lease, which is marked as waited for. A lease whose
+    /// load began before everything was invalidated does not count.
     pub(super) fn held_by_another(
         &mut self,
         key: &[u8],

@@ -191,8 +191,8 @@ impl InProcess {
         true
     }
 
-    /// Publishes a message. The caller holds the lock of the store, so that messages are in the order
-    /// of execution.
+    /// Publishes a message. The caller holds the lock of the store, so that messages are in the
+    /// order of execution.
     pub(super) fn publish(&self, notice: Notice) {
         self.shared.undelivered.lock().push_back(notice);
     }

@@ -282,8 +282,8 @@ impl TierOperations for Redis {
             notice: None,
         };
         if self.shared.clustered {
-            // The marks are read before the heartbeat is sent on all connections. When it has come back
-            // on each, every message that is older than these marks was received.
+            // The marks are read before the heartbeat is sent on all connections. When it has come
+            // back on each, every message that is older than these marks was received.
             let (marked, _) = self
                 .query_marks(&self.shared.client(), BreakerUse::Bypassed, key, look)
                 .await?;

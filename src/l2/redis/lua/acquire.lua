@@ -1,8 +1,8 @@
--- KEYS[1] the record. KEYS[2] its claim: the lease of the process that refreshes it. ARGV: lease record,
--- lease ms, '0' if the key holds nothing, '1' to replace a record, '2' to refresh it, the beginning of
--- that record, era, mark of the last invalidation of everything.
--- Answers {0, failures}: granted; {1, ms}: held by another; {2, record or nil}: the key holds another
--- record, or nothing; {3, ms}: a load failed recently.
+-- KEYS[1] the record. KEYS[2] its claim: the lease of the process that refreshes it. ARGV: lease
+-- record, lease ms, '0' if the key holds nothing, '1' to replace a record, '2' to refresh it, the
+-- beginning of that record, era, mark of the last invalidation of everything. Answers {0,
+-- failures}: granted; {1, ms}: held by another; {2, record or nil}: the key holds another record,
+-- or nothing; {3, ms}: a load failed recently.
 local function is_alive(lease)
   -- Else its load began before everything was invalidated, and its value would not be used.
   local era, mark = struct.unpack('<I8I8', lease, 73)

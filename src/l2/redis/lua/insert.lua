@@ -1,6 +1,6 @@
--- KEYS[1] the record. KEYS[2] the claim to refresh it. ARGV: new record, ms, channel, message, '1' if it
--- has a version.
--- Answers 1: stored; 2: the stored entry has a later version, nothing was stored.
+-- KEYS[1] the record. KEYS[2] the claim to refresh it. ARGV: new record, ms, channel, message, '1'
+-- if it has a version. Answers 1: stored; 2: the stored entry has a later version, nothing was
+-- stored.
 if ARGV[5] == '1' then
   local held = redis.pcall('GETRANGE', KEYS[1], 0, 103)
   if type(held) == 'string' and #held == 104

@@ -1,8 +1,8 @@
--- KEYS[1] the marks of a cache: 'era mark all tagged floor' in decimal. KEYS[2] its tags: a sorted set
--- of tags by their marks, made when a tag is invalidated, with the era as member 'era'.
--- ARGV: what to invalidate ('', 'all' or a tag), an era in case there is none, the era and mark that
--- the caller knows, ms, channel or '', message, then tags to look up.
--- Answers {era, mark, all, latest mark of the tags}, and publishes the first three on the channel.
+-- KEYS[1] the marks of a cache: 'era mark all tagged floor' in decimal. KEYS[2] its tags: a sorted
+-- set of tags by their marks, made when a tag is invalidated, with the era as member 'era'. ARGV:
+-- what to invalidate ('', 'all' or a tag), an era in case there is none, the era and mark that the
+-- caller knows, ms, channel or '', message, then tags to look up. Answers {era, mark, all, latest
+-- mark of the tags}, and publishes the first three on the channel.
 local marks, tags = KEYS[1], KEYS[2]
 -- Half of what a Lua number holds exactly. No cache counts that far: a larger number is not ours.
 local top = 4503599627370496
