@@ -4,8 +4,8 @@ use std::fmt;
 
 use crate::key::{self, CacheKey, KeyBuf};
 
-/// A key in its encoded form, as it follows `prefix:name:` in Redis. As a [`CacheKey`] it names the same
-/// entry as the key that it was encoded from.
+/// A key in its encoded form, as it follows `prefix:name:` in Redis. As a [`CacheKey`] it names the
+/// same entry as the key that it was encoded from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EncodedKey(pub(super) String);
 
@@ -93,8 +93,8 @@ fn is_part(part: &str) -> bool {
 }
 
 /// The error for a text that is no encoded key. An encoded key is printable ASCII. The characters
-/// `: , { } % # " ' \` and backticks are written like `%2C`. A `,` stands between parts, `%_` is an empty
-/// part, and `#` with 64 hexadecimal digits is a long key.
+/// `: , { } % # " ' \` and backticks are written like `%2C`. A `,` stands between parts, `%_` is an
+/// empty part, and `#` with 64 hexadecimal digits is a long key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no key is encoded like this: a `,` stands between parts, and bytes other than plain ASCII are written \

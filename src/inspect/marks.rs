@@ -12,7 +12,8 @@ pub struct Marks {
     pub all: u64,
     /// The mark of the last invalidation of a tag; zero for none since `all`.
     pub tagged: u64,
-    /// The marks of tags up to this one were forgotten: a record with a tag and an older load is dead.
+    /// The marks of tags up to this one were forgotten: a record with a tag and an older load is
+    /// dead.
     pub floor: u64,
 }
 

@@ -31,20 +31,21 @@ pub struct Message {
     pub operation: Operation,
     /// The sender: random, one per handle of a cache.
     pub origin: [u8; 16],
-    /// Its number among the messages of its origin that change something. Of a heartbeat, the number of
-    /// the heartbeat. Of others, zero.
+    /// Its number among the messages of its origin that change something. Of a heartbeat, the
+    /// number of the heartbeat. Of others, zero.
     pub number: u64,
     /// The keys, if it is about keys.
     pub keys: Vec<EncodedKey>,
     /// The hash of the tag, if it is about one.
     pub tag: Option<u64>,
-    /// The era, the mark, and the mark of the last invalidation of everything, if it is about these.
+    /// The era, the mark, and the mark of the last invalidation of everything, if it is about
+    /// these.
     pub marks: Option<(u64, u64, u64)>,
 }
 
 impl Message {
-    /// Parses a message from [`Names::bus`](super::Names::bus). `None`: it is of a later format, or not
-    /// ours. A cache takes it for a gap.
+    /// Parses a message from [`Names::bus`](super::Names::bus). `None`: it is of a later format, or
+    /// not ours. A cache takes it for a gap.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let parsed = message::Message::parse(bytes)?;
         let operation = match parsed.operation {

@@ -1,8 +1,8 @@
 //! What Redis holds, parsed, for tools: the view that `tidegate-inspect` prints.
 //!
 //! It describes format 1 of records and of messages, and the names of the keys. A later format may
-//! add fields and variants, hence `#[non_exhaustive]`. Nothing here changes Redis. To change an entry,
-//! use a [`Cache`](crate::Cache) of the same name, so that the other processes are told;
+//! add fields and variants, hence `#[non_exhaustive]`. Nothing here changes Redis. To change an
+//! entry, use a [`Cache`](crate::Cache) of the same name, so that the other processes are told;
 //! [`EncodedKey`] is its key type then.
 //!
 //! ```

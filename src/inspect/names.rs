@@ -50,8 +50,8 @@ impl Names {
         text(&key::marks(&self.namespace))
     }
 
-    /// The key of the sorted set of invalidated tags, by the mark of the last invalidation of each. Its
-    /// members are those of [`tag_member`](super::tag_member).
+    /// The key of the sorted set of invalidated tags, by the mark of the last invalidation of each.
+    /// Its members are those of [`tag_member`](super::tag_member).
     pub fn tags(&self) -> String {
         text(&l2_redis::tags_key(&key::marks(&self.namespace)))
     }

@@ -25,13 +25,13 @@ pub enum Kind {
 pub struct Record {
     /// Its kind, which decides what the other fields mean.
     pub kind: Kind,
-    /// Random: names this version of the value, or this one load. Nothing else in a lease identifies its
-    /// holder.
+    /// Random: names this version of the value, or this one load. Nothing else in a lease
+    /// identifies its holder.
     pub token: [u8; 16],
     /// When it was made: milliseconds since the epoch, by the clock of the server.
     pub created_ms: u64,
-    /// Value or absence: how many milliseconds it is fresh. Failed load: how many milliseconds there is
-    /// no attempt. Else 0.
+    /// Value or absence: how many milliseconds it is fresh. Failed load: how many milliseconds
+    /// there is no attempt. Else 0.
     pub fresh_ms: u64,
     /// Value or absence: whether `expire` was called.
     pub expired: bool,
@@ -74,8 +74,8 @@ impl Record {
     /// included.
     pub const START: usize = envelope::HEADER + 8 * envelope::MOST_TAGS;
 
-    /// Parses the value of a key, a [record](super::Names::record) or a [claim](super::Names::claim), as
-    /// strictly as a cache does.
+    /// Parses the value of a key, a [record](super::Names::record) or a
+    /// [claim](super::Names::claim), as strictly as a cache does.
     ///
     /// # Errors
     ///
@@ -88,7 +88,8 @@ impl Record {
     }
 
     /// Parses the [beginning](Self::START) of a record that has this many bytes. Cheaper than
-    /// [`parse`](Self::parse), but no damage is noticed, because the checksum covers the whole record.
+    /// [`parse`](Self::parse), but no damage is noticed, because the checksum covers the whole
+    /// record.
     ///
     /// # Errors
     ///
@@ -133,8 +134,8 @@ impl Record {
         }
     }
 
-    /// Whether it was invalidated with others since its load began: it is stored, but never answered.
-    /// `latest`: the latest mark of its tags, or 0 if it has none.
+    /// Whether it was invalidated with others since its load began: it is stored, but never
+    /// answered. `latest`: the latest mark of its tags, or 0 if it has none.
     pub fn is_dead(&self, marks: &Marks, latest: u64) -> bool {
         let of_tags = if self.tags.is_empty() {
             0

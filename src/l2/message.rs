@@ -8,8 +8,8 @@
 //! | 8 | number of this message among those of its origin that change something; else 0 |
 //!
 //! For operations on keys, one or more keys follow: 4 bytes of length and the encoded key. For the
-//! others, four numbers of 8 bytes follow: the hash of the tag (or 0), the incarnation, the mark, and the mark
-//! of the last invalidation of everything. The script that reads the last three adds them.
+//! others, four numbers of 8 bytes follow: the hash of the tag (or 0), the incarnation, the mark, and the
+//! mark of the last invalidation of everything. The script that reads the last three adds them.
 //!
 //! A reader takes anything else for a gap: it missed a message that it does not understand.
 
@@ -20,7 +20,7 @@ const FORMAT: u8 = 1;
 const LARGEST: u64 = 1 << 53;
 const FIXED: usize = 1 + 1 + 16 + 8;
 
-/// Who published a message.
+/// The sender of a message.
 pub(crate) type Origin = [u8; 16];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,10 +129,7 @@ fn marks(rest: &[u8]) -> Option<About<'_>> {
         current: next(),
         all: next(),
     };
-    let largest = watermarks
-        .incarnation
-        .max(watermarks.current)
-        .max(watermarks.all);
+    let largest = watermarks.incarnation.max(watermarks.current).max(watermarks.all);
     (largest <= LARGEST).then_some(About::Watermarks { tag, watermarks })
 }
 
@@ -152,16 +149,16 @@ mod tests {
             let bytes = message.to_bytes();
             prop_assert_eq!(Message::parse(&bytes), Some(message));
             for len in 0..bytes.len() {
-                // A message that is cut off at the end of a key reads as a message of fewer keys. Redis
-                // delivers whole messages, so a length field would prove nothing more.
+                // A message that is cut off at the end of a key reads as a message of fewer keys.
+                // Redis delivers whole messages, so a length field would prove nothing more.
                 let _ = Message::parse(&bytes[..len]);
             }
         }
 
         #[test]
         fn marks_survive(number in any::<u64>(), tag in any::<u64>(), numbers in prop::array::uniform3(0..=LARGEST)) {
-            let [baseline, mark, all] = numbers;
-            let about = About::Watermarks { tag, watermarks: Watermarks { incarnation: baseline, current: mark, all } };
+            let [incarnation, mark, all] = numbers;
+            let about = About::Watermarks { tag, watermarks: Watermarks { incarnation, current: mark, all } };
             let message = Message { operation: Operation::InvalidateTag, origin: [3; 16], number, about };
             let mut bytes = message.to_bytes();
             prop_assert_eq!(Message::parse(&bytes), None, "the tier has not added the marks");
@@ -190,7 +187,7 @@ mod tests {
             other[at] = value;
             assert_eq!(Message::parse(&other), None);
         }
-        for (baseline, mark, all) in [(LARGEST, 1, 1), (1, LARGEST, 1), (1, 1, LARGEST)] {
+        for (incarnation, mark, all) in [(LARGEST, 1, 1), (1, LARGEST, 1), (1, 1, LARGEST)] {
             let marks = |by: u64| {
                 let begun = [&bytes[..FIXED], &[0; 8]].concat();
                 let at = |number: u64| {
@@ -200,13 +197,13 @@ mod tests {
                         number
                     }
                 };
-                let numbers = [baseline, mark, all].map(|number| at(number).to_le_bytes());
+                let numbers = [incarnation, mark, all].map(|number| at(number).to_le_bytes());
                 let mut message = [begun, numbers.concat()].concat();
                 message[1] = Operation::InvalidateAll as u8;
                 message
             };
             assert!(Message::parse(&marks(0)).is_some());
-            assert_eq!(Message::parse(&marks(1)), None, "{baseline} {mark} {all}");
+            assert_eq!(Message::parse(&marks(1)), None, "{incarnation} {mark} {all}");
         }
         assert_eq!(Message::parse(&bytes[..FIXED]), None, "no keys");
         assert_eq!(

@@ -16,8 +16,9 @@ use crate::engine::watermarks::Watermarks;
 use crate::error::RemoteError;
 
 /// Gives the list of operations to a macro. `local` methods answer at once, without I/O. Each of
-/// the `remote` ones touches one key, is one round trip, and is atomic; its name is what metrics and
-/// traces call it. A block after a signature runs in [`Tier`](super::Tier) before the measurement.
+/// the `remote` ones touches one key, is one round trip, and is atomic; its name is what metrics
+/// and traces call it. A block after a signature runs in [`Tier`](super::Tier) before the
+/// measurement.
 macro_rules! tier_operations {
     ($take:ident) => {
         $take! {

@@ -23,8 +23,8 @@ impl Keys {
             .rposition(|byte| *byte == b':')
             .map_or(0, |at| at + 1);
         let (namespace, key) = record.split_at(key_at);
-        // A hash tag in the prefix decides the slot of both. Without one the claim's tag is the whole
-        // key of the record.
+        // A hash tag in the prefix decides the slot of both. Without one the claim's tag is the
+        // whole key of the record.
         let claim = if namespace.contains(&b'{') {
             [namespace, b":claim:", key].concat()
         } else {

@@ -12,7 +12,6 @@ use metrics::{
 };
 use parking_lot::Mutex;
 
-use super::Wait;
 use crate::entry::ForwardReason;
 use crate::health::Event;
 use crate::stats::Stats;
@@ -123,13 +122,8 @@ impl Meters {
         histogram!(OPERATION, labels).record(took);
     }
 
-    pub(super) fn waited(&self, what: Wait, took: Duration) {
-        let what = match what {
-            Wait::Flight => "flight",
-            Wait::Lease => "lease",
-            Wait::Permit => "place",
-        };
-        let labels = vec![self.cache(), Label::from_static_parts("reason", what)];
+    pub(super) fn waited(&self, reason: &'static str, took: Duration) {
+        let labels = vec![self.cache(), Label::from_static_parts("reason", reason)];
         histogram!(WAIT, labels).record(took);
     }
 

@@ -42,6 +42,18 @@ pub(crate) enum Wait {
     Permit,
 }
 
+#[cfg(feature = "metrics")]
+impl Wait {
+    /// As a label.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Flight => "flight",
+            Self::Lease => "lease",
+            Self::Permit => "place",
+        }
+    }
+}
+
 /// The telemetry of one cache.
 #[derive(Debug)]
 pub(crate) struct Telemetry {
@@ -90,7 +102,7 @@ impl Telemetry {
     )]
     pub(crate) fn waited(&self, what: Wait, since: Instant) {
         #[cfg(feature = "metrics")]
-        self.meters.waited(what, since.elapsed());
+        self.meters.waited(what.reason(), since.elapsed());
     }
 
     /// Reports a load that has ended.
@@ -136,7 +148,8 @@ impl Telemetry {
         self.meters.publish(stats, gauges);
     }
 
-    /// Makes the caller the publisher of this cache, until the guard is dropped. `None`: there is one.
+    /// Makes the caller the publisher of this cache, until the guard is dropped. `None`: there is
+    /// one.
     #[cfg(feature = "metrics")]
     pub(crate) fn begin_publishing(self: &Arc<Self>) -> Option<PublishGuard> {
         self.meters
@@ -154,8 +167,8 @@ impl Telemetry {
         }
     }
 
-    /// The span of a flight, which begins in the context of the call that leads it. `background`: no
-    /// call waits for the flight.
+    /// The span of a flight, which begins in the context of the call that leads it. `background`:
+    /// no call waits for the flight.
     #[cfg_attr(
         not(feature = "tracing"),
         expect(

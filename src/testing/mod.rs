@@ -1,10 +1,11 @@
-//! Tests of a service whose cache, or whose source, is in trouble: in milliseconds, without a server.
+//! Tests of a service whose cache, or whose source, is in trouble: in milliseconds, without a
+//! server.
 //!
 //! [`InProcess::with_faults`] makes an embedded tier and a handle, [`Faults`]. The handle makes
-//! operations of the tier fail, hang, come late or lose their answers, and cuts its invalidation bus.
-//! [`Scripted`] wraps your loader: it counts loads, holds them up, and makes them fail. Both follow
-//! tokio's clock, so a test that pauses it (`start_paused`, with tokio's feature `test-util`) waits for
-//! no timeout.
+//! operations of the tier fail, hang, come late or lose their answers, and cuts its invalidation
+//! bus. [`Scripted`] wraps your loader: it counts loads, holds them up, and makes them fail. Both
+//! follow tokio's clock, so a test that pauses it (`start_paused`, with tokio's feature
+//! `test-util`) waits for no timeout.
 //!
 //! The feature `testing` belongs among the dev-dependencies:
 //!
@@ -61,7 +62,7 @@
 //! let users: Cache<u64, String> = Cache::builder("users", source.clone())
 //!     .ttl(Duration::from_secs(60))
 //!     .stale_if_error(Duration::from_secs(3600))
-//!     .degraded_l1_ttl(Duration::from_secs(3600)) // while L2 cannot be reached, L1 may answer for so long
+//!     .degraded_l1_ttl(Duration::from_secs(3600)) // how long L1 may answer while L2 cannot be reached
 //!     .l2(tier)
 //!     .build()?;
 //! users.get(&7).await?;
@@ -82,7 +83,8 @@
 //! # }
 //! ```
 //!
-//! An invalidation whose answer is lost is an error, although it was carried out. The cache repeats it:
+//! An invalidation whose answer is lost is an error, although it was carried out. The cache repeats
+//! it:
 //!
 //! ```
 //! use std::time::Duration;
@@ -111,8 +113,8 @@
 //!
 //! `examples/testing.rs` is a service with its tests.
 //!
-//! The tier imitates the protocol of a [`Redis`](crate::Redis) handle. It does not imitate the limits of
-//! a server, a cluster, a connection pool, or the breaker.
+//! The tier imitates the protocol of a [`Redis`](crate::Redis) handle. It does not imitate the
+//! limits of a server, a cluster, a connection pool, or the breaker.
 
 pub use self::scripted::{Held, Scripted};
 pub use crate::l2::faults::{Fault, Faults, Operations};

@@ -82,8 +82,8 @@ impl<L: Loader> Scripted<L> {
         self.0.loads.load(Ordering::SeqCst)
     }
 
-    /// The next `count` loads answer this error, without your loader. This replaces earlier calls of it
-    /// and of [`fail`](Self::fail).
+    /// The next `count` loads answer this error, without your loader. This replaces earlier calls
+    /// of it and of [`fail`](Self::fail).
     pub fn fail_next(&self, count: usize, error: impl Fn() -> L::Error + Send + 'static) {
         *self.0.failing.lock() = match count {
             0 => Failing::No,
@@ -101,8 +101,8 @@ impl<L: Loader> Scripted<L> {
         *self.0.failing.lock() = Failing::No;
     }
 
-    /// Loads that begin from now on wait until this hold, and every other one, is dropped. Whether they
-    /// fail is decided after that; then your loader is called.
+    /// Loads that begin from now on wait until this hold, and every other one, is dropped. Whether
+    /// they fail is decided after that; then your loader is called.
     pub fn hold(&self) -> Held {
         self.0.holds.send_modify(|holds| *holds += 1);
         Held {

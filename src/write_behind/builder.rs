@@ -1,4 +1,4 @@
-//! Settings, and how a write-behind begins.
+//! The settings of a write-behind, their checks, and how it is opened.
 
 use std::fmt;
 use std::sync::Arc;
@@ -37,11 +37,11 @@ use crate::l2::redis::Redis;
 /// | [`lease_ttl`](Self::lease_ttl) | 10 s | how long a dead worker holds its partitions |
 /// | [`codec`](Self::codec) | `Bincode` | how keys and values become bytes |
 /// | [`schema_version`](Self::schema_version) | 0 | the version of their types |
-/// | [`on_event`](Self::on_event) | none | told what operators want to hear of |
+/// | [`on_event`](Self::on_event) | none | called with events for operators |
 ///
-/// The bounds are checked by the process that writes, everything from `batch_size` to `lease_ttl` is
-/// the worker's. All processes must agree on `partitions`, the codec and `schema_version`; those that
-/// disagree on `partitions` are refused.
+/// The process that writes checks the bounds. The settings from `batch_size` to `lease_ttl` are the
+/// worker's. All processes must agree on `partitions`, the codec and `schema_version`. A process
+/// that disagrees on `partitions` is refused.
 #[must_use = "a builder does nothing until `open` is called"]
 pub struct WriteBehindBuilder<K, V> {
     name: String,
@@ -58,8 +58,8 @@ where
     K: CacheKey + Serialize + DeserializeOwned,
     V: Serialize + DeserializeOwned + Send + Sync + 'static,
 {
-    /// A write-behind whose writes are applied by this process too: it takes its share of the
-    /// partitions. The name is what processes share, 1 to 100 bytes.
+    /// A write-behind that also applies writes in this process: it takes its share of the
+    /// partitions. Processes with the same name share a write-behind. 1 to 100 bytes.
     pub fn builder<S>(name: &str, redis: Redis, sink: S) -> WriteBehindBuilder<K, V>
     where
         S: Sink<Key = K, Value = V>,
@@ -69,8 +69,8 @@ where
         builder
     }
 
-    /// A write-behind that only accepts: other processes, which have a sink, apply. Settings of the
-    /// worker are checked and not used.
+    /// A write-behind that only accepts writes. Other processes, which have a sink, apply them. The
+    /// settings of the worker are checked and not used.
     pub fn writer(name: &str, redis: Redis) -> WriteBehindBuilder<K, V> {
         WriteBehindBuilder {
             name: name.to_owned(),
@@ -86,10 +86,10 @@ where
 }
 
 impl<K, V> WriteBehindBuilder<K, V> {
-    /// Into how many partitions keys are divided, by a hash. Each is a stream that one worker at a
-    /// time applies, so this bounds how many batches are applied at once in the fleet, and how many
-    /// workers have something to do. It cannot be changed while the name is in use: let the writes
-    /// drain, and take another name.
+    /// The number of partitions into which keys are divided, by a hash. Each is a stream that one
+    /// worker at a time applies. So this number bounds the batches that the fleet applies at once,
+    /// and the workers that have work. It cannot be changed while the name is in use: let the
+    /// writes drain, and take another name.
     ///
     /// Default: 8. From 1 to 256. An idle partition costs 3 commands per `lease_ttl`.
     pub fn partitions(mut self, partitions: u16) -> Self {
@@ -97,9 +97,9 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// How many accepted writes may be unapplied in each partition; one more is refused with
-    /// [`Full`](super::WriteError::Full). Checked by the server in the same step in which the write
-    /// is accepted, so no race passes it.
+    /// The largest number of unapplied writes in each partition. One more is refused with
+    /// [`Full`](super::WriteError::Full). The server checks it in the step that accepts the write,
+    /// so no race gets past it.
     ///
     /// Default: 10,000. From 1 to 10,000,000. Redis keeps `partitions · max_unapplied ·
     /// max_write_bytes` at worst.
@@ -117,16 +117,17 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// How many writes the sink is given at once. Fewer when fewer wait, and one alone while the
-    /// writes of a batch that failed are tried one by one.
+    /// The largest number of writes that the sink is given at once. It is given fewer if fewer
+    /// wait, and one at a time after a batch failed.
     ///
-    /// Default: 100. From 1 to 1,000. A worker that dies applies up to one batch per partition again.
+    /// Default: 100. From 1 to 1,000. A worker that dies applies up to one batch per partition
+    /// again.
     pub fn batch_size(mut self, writes: usize) -> Self {
         self.config.batch_size = writes;
         self
     }
 
-    /// How long to wait for a batch to become full. Zero applies what is there.
+    /// How long to wait for a batch to become full. With zero a batch is applied as it is.
     ///
     /// Default: zero. Up to 60 s.
     pub fn linger(mut self, linger: Duration) -> Self {
@@ -135,7 +136,7 @@ impl<K, V> WriteBehindBuilder<K, V> {
     }
 
     /// Gives the sink only the last of several writes of a key in a batch. The others are
-    /// acknowledged with it: a source of truth that keeps a history misses them.
+    /// acknowledged with it, so a source of truth that keeps a history misses them.
     ///
     /// Default: off.
     pub fn coalesce(mut self, on: bool) -> Self {
@@ -144,13 +145,13 @@ impl<K, V> WriteBehindBuilder<K, V> {
     }
 
     /// How often a write is tried before it is dead-lettered and the partition goes on without it.
-    /// After a batch failed its writes are tried one by one, each at least once, so that only the
-    /// one at fault is.
+    /// After a batch failed, its writes are tried one by one, each at least once, so that only the
+    /// write at fault is dead-lettered.
     ///
-    /// A sink that fails for long, because its database is away, loses a write to the dead letters
-    /// in each partition whenever the attempts are used up: after about 6 minutes with the
-    /// defaults. [`u32::MAX`] never gives up, and one bad write then stops its partition, unless the
-    /// sink [rejects](Sink::rejected) it.
+    /// If a sink fails for long, because its database is away, each partition loses a write to the
+    /// dead letters whenever the attempts are used up: after about 6 minutes with the defaults.
+    /// [`u32::MAX`] never gives up. Then a bad write stops its partition, unless the sink
+    /// [rejects](Sink::rejected) it.
     ///
     /// Default: 20. At least 1.
     pub fn attempts(mut self, attempts: u32) -> Self {
@@ -158,9 +159,9 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// How long to wait after a failure, and how long at most: doubled with each failure in a row of
-    /// the partition, and shortened by up to half at random, so that workers do not come back as
-    /// one.
+    /// How long to wait after a failure, and how long at most. The wait doubles with each failure
+    /// in a row of the partition. It is shortened by up to half at random, so that workers do not
+    /// come back at one moment.
     ///
     /// Default: 100 ms and 30 s. From 1 ms to 1 hour.
     pub fn backoff(mut self, first: Duration, most: Duration) -> Self {
@@ -169,8 +170,8 @@ impl<K, V> WriteBehindBuilder<K, V> {
     }
 
     /// A call of the sink that takes longer is cut off, and counts as failed. The next call waits
-    /// until it has really ended, as far as this process is concerned; what it has sent to the
-    /// database may still be carried out there.
+    /// until the call has ended in this process. Statements that it has sent to the database may
+    /// still be carried out there.
     ///
     /// Default: 30 seconds. Longer than zero, up to 1 hour.
     pub fn sink_timeout(mut self, timeout: Duration) -> Self {
@@ -178,8 +179,8 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// How many dead letters are kept in each partition. One more drops the oldest, **for good**; the
-    /// [event](Event::DeadLettered) and the stats say so.
+    /// How many dead letters are kept in each partition. One more drops the oldest **for good**.
+    /// The [event](Event::DeadLettered) and the stats say so.
     ///
     /// Default: 1,000. From 1 to 1,000,000.
     pub fn max_dead_letters(mut self, letters: u64) -> Self {
@@ -187,8 +188,8 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// How long the lease of a worker on a partition lives: a worker that died is replaced after
-    /// this long at most and a third more. Renewed every third of it.
+    /// How long the lease of a worker on a partition lives. It is renewed every third of this time.
+    /// A worker that died is replaced after this time and a third more, at most.
     ///
     /// Default: 10 seconds. From 100 ms to 10 minutes, and at least twice the
     /// [`timeout`](crate::RedisBuilder::timeout) of the Redis handle. The same in all workers.
@@ -197,10 +198,10 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// The version of the types of keys and values. Raise it when they change. Entries of another
-    /// version are dead-lettered by this process, and can be
-    /// [re-driven](WriteBehind::redrive) for one that reads them: while both versions run, let the
-    /// writes drain in between, or deploy a type that reads both under the same version.
+    /// The version of the types of keys and values. Raise it when they change. This process
+    /// dead-letters entries of another version; they can be [re-driven](WriteBehind::redrive) for a
+    /// process that reads them. Before a change of version, let the writes drain, or deploy a type
+    /// that reads both under the same version.
     ///
     /// Default: 0.
     pub fn schema_version(mut self, version: u16) -> Self {
@@ -208,10 +209,10 @@ impl<K, V> WriteBehindBuilder<K, V> {
         self
     }
 
-    /// Called, from the worker's task, for what operators want to hear of. It must be quick and must
-    /// not block.
+    /// Called with events for operators, from the worker's task. It must be quick and must not
+    /// block.
     ///
-    /// Default: nobody is told.
+    /// Default: events are dropped.
     pub fn on_event(mut self, on_event: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.config.on_event = Some(Arc::new(on_event));
         self
@@ -317,10 +318,11 @@ where
 {
     /// How keys and values become bytes.
     ///
-    /// Default: [`Bincode`](crate::Bincode). Entries of another codec are dead-lettered. A codec that is
-    /// [bound](crate::Codec::is_bound) to its record, like `Sealed`, is bound to the key here, to
-    /// whether it is written or deleted, and to the schema version; not to the stream or the place in
-    /// it: who writes to Redis can still repeat, leave out and reorder whole writes.
+    /// Default: [`Bincode`](crate::Bincode). Entries of another codec are dead-lettered. A codec
+    /// that is [bound](crate::Codec::is_bound) to its record, like `Sealed`, is here bound to the
+    /// key, to whether it is written or deleted, and to the schema version. It is not bound to the
+    /// stream or to the place in it: a writer to Redis can still repeat, leave out and reorder
+    /// whole writes.
     pub fn codec(mut self, codec: impl Codec) -> Self {
         let codec = Arc::new(codec);
         self.codecs = Some((codec.clone(), codec));

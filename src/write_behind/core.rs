@@ -1,4 +1,4 @@
-//! What the handle and the workers of one process share.
+//! The core: what the handle and the workers of one process share.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +19,7 @@ use crate::l2::{Listener, Notice, TierOperations};
 
 type OnEvent = Arc<dyn Fn(&Event) + Send + Sync>;
 
-/// The settings, once they are checked.
+/// The settings.
 #[derive(Clone)]
 pub(super) struct Config {
     pub(super) partitions: u16,
@@ -76,12 +76,12 @@ pub(super) struct Core<K, V> {
     pub(super) records: Records<K, V>,
     pub(super) config: Config,
     pub(super) partitions: Vec<Partition>,
-    /// The living workers.
+    /// The key of the set of living workers.
     pub(super) workers: Bytes,
-    /// Where waiting workers are told of writes and of free partitions.
+    /// The channel on which waiting workers are told of writes and of free partitions.
     pub(super) channel: Bytes,
     pub(super) counters: Counters,
-    /// A partition came free.
+    /// A partition has no worker any more.
     pub(super) free: Notify,
 }
 
@@ -90,17 +90,17 @@ pub(super) struct Partition {
     pub(super) keys: QueueKeys,
     /// There may be something to read.
     pub(super) written: Notify,
-    /// Somebody gave it up, or may have.
+    /// Its worker gave it up, or may have.
     pub(super) freed: AtomicBool,
 }
 
-/// What a message is about: its first byte, before the partition in decimal.
+/// The first byte of a message: what it is about. The partition follows in decimal.
 const WRITTEN: u8 = b'w';
 const FREED: u8 = b'f';
 
 impl<K, V> Core<K, V> {
     pub(super) fn new(name: &str, redis: Redis, records: Records<K, V>, config: Config) -> Self {
-        // A name is escaped and holds no brace, so what is between the braces is the hash tag.
+        // A name is escaped and holds no brace, so the text between the braces is the hash tag.
         let name = namespace(redis.prefix(), name);
         let name = &name[redis.prefix().len() + 1..name.len() - 1];
         let key = |partition: &str, what: &str| {
@@ -135,7 +135,7 @@ impl<K, V> Core<K, V> {
     }
 
     pub(super) async fn attach(&self) -> Result<(), OpenError> {
-        // Partition 0 is there whatever the number is.
+        // Partition 0 exists for any number of partitions.
         let (first, here) = (&self.partitions[0].keys.state, self.config.partitions);
         let there = self.redis.queue_attach(first, here).await?;
         if there != here.to_string() {
@@ -163,12 +163,12 @@ impl<K, V> Core<K, V> {
 
     pub(super) fn emit(&self, event: &Event) {
         if let Some(on_event) = &self.config.on_event {
-            // A panic there, which went to the panic hook, is no reason to apply nothing any more.
+            // A panic of the user's function went to the panic hook. The worker goes on.
             let _ = catch_unwind(AssertUnwindSafe(|| on_event(event)));
         }
     }
 
-    /// Messages may have been missed.
+    /// Wakes all tasks, because messages may have been missed.
     fn wake_all(&self) {
         for partition in &self.partitions {
             partition.written.notify_one();

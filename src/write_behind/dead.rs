@@ -23,7 +23,7 @@ impl<K, V> DeadLetter<K, V> {
         self.partition
     }
 
-    /// The id of the write. `None`: somebody else has written into the dead letters.
+    /// The id of the write. `None`: the entry was not written by this crate.
     pub fn id(&self) -> Option<WriteId> {
         self.id
     }
@@ -33,13 +33,13 @@ impl<K, V> DeadLetter<K, V> {
         &self.error
     }
 
-    /// How often the sink was given it.
+    /// How often the sink was given the write.
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// The key and the value, or `None` for a deletion. Nothing at all where the entry could not be
-    /// read.
+    /// The key and the value; for a deletion the value is `None`. `None` for both: the entry could
+    /// not be read.
     pub fn write(&self) -> Option<(&K, Option<&V>)> {
         let (key, value) = self.write.as_ref()?;
         Some((key, value.as_ref()))
@@ -54,9 +54,9 @@ impl<K, V> WriteBehind<K, V> {
     /// for letter in views.dead_letters(100).await? {
     ///     println!("{:?} after {} attempts: {}", letter.write(), letter.attempts(), letter.error());
     ///     if letter.write().is_some() {
-    ///         views.redrive(&letter).await?; // the sink has been mended
+    ///         views.redrive(&letter).await?; // the sink has been repaired
     ///     } else {
-    ///         views.discard(&letter).await?; // nobody can read it
+    ///         views.discard(&letter).await?; // it cannot be read
     ///     }
     /// }
     /// # Ok(())
@@ -65,7 +65,7 @@ impl<K, V> WriteBehind<K, V> {
     ///
     /// # Errors
     ///
-    /// [`RemoteError`] when Redis does not answer.
+    /// [`RemoteError`] if Redis does not answer.
     pub async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter<K, V>>, RemoteError> {
         const OPERATION: &str = "read the dead letters";
         let core = &self.inner.core;
@@ -86,18 +86,18 @@ impl<K, V> WriteBehind<K, V> {
         Ok(letters)
     }
 
-    /// Has a dead letter accepted again, as the last write of its partition. It keeps its
-    /// [id](WriteId), so a sink that compares ids changes nothing where a later write of the key was
-    /// applied meanwhile. **A sink that does not would replace the later value by this one.**
+    /// Accepts a dead letter again, as the last write of its partition. It keeps its [id](WriteId).
+    /// So a sink that compares ids changes nothing if a later write of the key was applied
+    /// meanwhile. **A sink that does not compare them would replace the later value by this one.**
     ///
     /// # Errors
     ///
-    /// [`WriteError`]: `Full`, `NoSuchLetter`, `Unknown`, `Refused`. The letter is there as long as
-    /// it was not accepted.
+    /// [`WriteError`]: `Full`, `NoSuchLetter`, `Unknown`, `Refused`. The dead letter stays until it
+    /// is accepted.
     ///
     /// # Cancel safety
     ///
-    /// As [`write`](Self::write).
+    /// The same as of [`write`](Self::write).
     pub async fn redrive(&self, letter: &DeadLetter<K, V>) -> Result<WriteId, WriteError> {
         let core = &self.inner.core;
         let Some(partition) = core.partitions.get(usize::from(letter.partition)) else {
@@ -113,11 +113,11 @@ impl<K, V> WriteBehind<K, V> {
         Ok(letter.id.unwrap_or(accepted))
     }
 
-    /// Drops a dead letter for good. `false`: it was gone already.
+    /// Deletes a dead letter for good. `false`: it was gone already.
     ///
     /// # Errors
     ///
-    /// [`RemoteError`] when Redis does not answer. The letter may be gone.
+    /// [`RemoteError`] if Redis does not answer. The dead letter may be gone.
     pub async fn discard(&self, letter: &DeadLetter<K, V>) -> Result<bool, RemoteError> {
         const OPERATION: &str = "discard a dead letter";
         let core = &self.inner.core;
@@ -131,7 +131,7 @@ impl<K, V> WriteBehind<K, V> {
     }
 
     fn to_dead_letter(&self, partition: u16, entry: &RawEntry) -> DeadLetter<K, V> {
-        // The first fields are ours, what follows is the entry as it was.
+        // The dead letter's own fields come first, then those of the entry.
         let text = |name| {
             let field = entry.field(name);
             field.map(|text| String::from_utf8_lossy(text).into_owned())

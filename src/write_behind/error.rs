@@ -1,4 +1,4 @@
-//! What can go wrong with writes.
+//! The errors of write-behind.
 
 use crate::codec::CodecError;
 use crate::error::{BuildError, RemoteError};
@@ -15,9 +15,9 @@ pub enum OpenError {
     /// two numbers, writes of one key would be in two partitions, and lose their order.
     #[error("partitions({here}) is not what other processes of this write-behind have: {there}")]
     Partitions {
-        /// What this process was given.
+        /// The number of this process.
         here: u16,
-        /// What is stored in Redis.
+        /// The number that is stored in Redis.
         there: String,
     },
 
@@ -30,19 +30,19 @@ pub enum OpenError {
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// As many writes of the key's partition are unapplied as
+    /// The key's partition has as many unapplied writes as
     /// [`max_unapplied`](super::WriteBehindBuilder::max_unapplied) allows. Not accepted: shed load,
     /// or try again later.
     #[error("{unapplied} writes of this partition are unapplied, which is as many as may be")]
     Full {
-        /// How many are.
+        /// The number of unapplied writes.
         unapplied: u64,
     },
 
     /// Redis did not say whether the write was accepted: it did not answer in time, or the
-    /// connection was lost. **The write may have been accepted, or may yet be**: where the connection
-    /// was lost, even after a write of the same key that was made later over the next one. Writing
-    /// it again makes it the last one, unless somebody else has written the key in between.
+    /// connection was lost. **The write may have been accepted, or may yet be**. If the connection
+    /// was lost, that may be even after a later write of the same key over the next connection.
+    /// Write it again to make it the last one, unless another writer has written the key meanwhile.
     #[error("it is unknown whether the write was accepted")]
     Unknown(#[source] RemoteError),
 
@@ -58,15 +58,15 @@ pub enum WriteError {
     /// [`max_write_bytes`](super::WriteBehindBuilder::max_write_bytes). Not accepted.
     #[error("the encoded write has {bytes} bytes, more than max_write_bytes allows")]
     TooLarge {
-        /// How large it is.
+        /// Its size.
         bytes: usize,
     },
 
-    /// Other processes divide the keys into another number of partitions, which was noticed only
-    /// now: the stored number was lost, and they were the first to store it again. Not accepted.
+    /// Other processes divide the keys into another number of partitions. It was noticed only now:
+    /// the stored number was lost, and they were the first to store it again. Not accepted.
     #[error("other processes divide the keys into {there} partitions")]
     Partitions {
-        /// What is stored in Redis.
+        /// The number that is stored in Redis.
         there: String,
     },
 

@@ -1,41 +1,41 @@
-//! What a write-behind says of itself.
+//! Events, the lag and counters of a write-behind.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::sink::WriteId;
 
-/// Something that operators want to hear of: see
+/// An event for operators: see
 /// [`on_event`](super::WriteBehindBuilder::on_event).
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// This process works on a partition from now on.
+    /// This process has claimed a partition, and works on it.
     Claimed {
-        /// Which.
+        /// The partition.
         partition: u16,
         /// The [epoch](super::Batch::epoch) that began.
         epoch: u64,
     },
-    /// This process learnt that another one may work on its partition: it was stopped for longer
-    /// than the lease, or Redis did not answer for so long, or lost the lease. What it has applied
-    /// and not acknowledged is applied again.
+    /// Another process may work on the partition of this one. This process was stopped for longer
+    /// than the lease, or Redis did not answer for that long, or Redis lost the lease. Writes that
+    /// were applied and not acknowledged are applied again.
     Lost {
-        /// Which.
+        /// The partition.
         partition: u16,
     },
-    /// Other processes divide the keys into another number of partitions, which was noticed only
-    /// now: the stored number was lost, and they were the first to store it again. This process does
-    /// not work on the partition.
+    /// Other processes divide the keys into another number of partitions. It was noticed only now:
+    /// the stored number was lost, and they were the first to store it again. This process does not
+    /// work on the partition.
     Disagreement {
-        /// Which.
+        /// The partition.
         partition: u16,
         /// Their number.
         there: String,
     },
     /// A batch failed. It is tried again, unless a [`DeadLettered`](Self::DeadLettered) follows.
     Failed {
-        /// Of which partition.
+        /// The partition.
         partition: u16,
         /// How many writes it had.
         writes: usize,
@@ -44,9 +44,9 @@ pub enum Event {
     },
     /// A write was moved to the dead letters.
     DeadLettered {
-        /// Of which partition.
+        /// The partition.
         partition: u16,
-        /// Which.
+        /// The write.
         id: WriteId,
         /// The error of the sink, or why the entry could not be read.
         error: String,
@@ -62,7 +62,7 @@ pub enum Event {
 pub struct Lag {
     /// Writes that are accepted and not acknowledged.
     pub unapplied: u64,
-    /// How old the oldest of them is. `None`: there is none, or the server's clock is not known.
+    /// The age of the oldest of them. `None`: there is none, or the server's clock is not known.
     pub oldest: Option<Duration>,
 }
 
@@ -90,30 +90,30 @@ macro_rules! stats {
 }
 
 stats! {
-    /// Writes that this process had accepted, re-driven ones among them.
+    /// Writes of this process that were accepted, including re-driven ones.
     accepted,
-    /// Writes that were answered an error which says that they were not accepted.
+    /// Writes of this process that were certainly not accepted.
     refused,
-    /// Writes that were answered [`Unknown`](super::WriteError::Unknown).
+    /// Writes of this process that ended in [`Unknown`](super::WriteError::Unknown).
     unknown,
-    /// Writes that this process's sink applied and that are acknowledged.
+    /// Writes that this process's sink applied, and that were acknowledged.
     applied,
-    /// Writes among them that were not given to the sink, because a later one of their key stood in
-    /// the same batch.
+    /// Those of the applied writes that the sink was not given, because the same batch had a later
+    /// write of their key.
     coalesced,
     /// Batches that this process's sink was given.
     batches,
-    /// Batches among them that failed.
+    /// Those of the batches that failed.
     failed,
     /// Entries that this process moved to the dead letters.
     dead_lettered,
-    /// Entries among them that could not be read.
+    /// Those of the dead-lettered entries that could not be read.
     unreadable,
     /// Dead letters that were dropped because there were too many.
     dead_letters_dropped,
     /// Partitions that this process claimed.
     claimed,
-    /// Partitions that it lost without giving them up.
+    /// Partitions that this process lost without giving them up.
     lost,
 }
 

@@ -1,4 +1,4 @@
-//! The handle.
+//! The handle: how writes are accepted, and how a write-behind is watched and closed.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::key::{self, CacheKey};
 use crate::l2::TierOperations;
 use crate::l2::redis::queue::{Accepted, is_server_error};
 
-/// Accepts writes now, and has them applied to the source of truth later: see the
+/// Accepts writes now; a worker applies them to the source of truth later. See the
 /// [module](crate::write_behind) for what may be lost.
 ///
-/// A handle: clones share everything, and there is no need for an `Arc`. When the last one is
-/// dropped the worker of this process stops as after [`close`](Self::close), in the background.
+/// A handle: clones share everything, so no `Arc` is needed. When the last one is dropped, the
+/// worker of this process stops in the background, as after [`close`](Self::close).
 pub struct WriteBehind<K, V> {
     pub(super) inner: Arc<Inner<K, V>>,
 }
@@ -33,27 +33,27 @@ pub(super) struct Inner<K, V> {
 }
 
 impl<K: CacheKey, V> WriteBehind<K, V> {
-    /// Writes a value. `Ok`: the write is accepted, it is in Redis and will be given to the sink at
-    /// least once. The id is the one that the sink will see, and greater than those of all earlier
-    /// writes of this key; [`WriteId::version`] of it can go into the cache with the value.
+    /// Writes a value. `Ok`: the write is accepted. It is in Redis, and the sink will be given it
+    /// at least once. The sink will see the same id. It is greater than those of all earlier writes
+    /// of this key. Its [`WriteId::version`] can go into the cache with the value.
     ///
-    /// One command, of two round trips at the first. Two writes of one key that are under way at
-    /// once are accepted in either order: wait for the first.
+    /// This is one command. The first one takes two round trips. Two writes of one key that are
+    /// under way at once are accepted in either order; to keep the order, wait for the first.
     ///
     /// # Errors
     ///
-    /// [`WriteError`]. All but [`Unknown`](WriteError::Unknown) say that the write was not accepted.
+    /// [`WriteError`]. All but [`Unknown`](WriteError::Unknown) say that the write was not
+    /// accepted.
     ///
     /// # Cancel safety
     ///
-    /// A write whose future was dropped may have been accepted or not, as after `Unknown`.
+    /// If the future is dropped, the write may have been accepted or not, as after `Unknown`.
     pub async fn write(&self, key: &K, value: &V) -> Result<WriteId, WriteError> {
         self.accept(key, Some(value)).await
     }
 
-    /// Writes that there is no such thing any more: the sink is given the key
-    /// [without a value](super::Write::value). In every other respect it is a
-    /// [`write`](Self::write), with the same errors and cancel safety.
+    /// Writes a deletion: the sink is given the key [without a value](super::Write::value). In
+    /// every other respect it is a [`write`](Self::write), with the same errors and cancel safety.
     pub async fn delete(&self, key: &K) -> Result<WriteId, WriteError> {
         self.accept(key, None).await
     }
@@ -90,8 +90,8 @@ impl<K: CacheKey, V> WriteBehind<K, V> {
         Ok(record)
     }
 
-    /// The partition of a key, from zero: what [`Batch::partition`](super::Batch::partition) will
-    /// say of its writes.
+    /// The partition of a key, from zero. [`Batch::partition`](super::Batch::partition) is the same
+    /// for its writes.
     pub fn partition(&self, key: &K) -> u16 {
         partition(&key::encode(key), self.inner.core.config.partitions)
     }
@@ -108,8 +108,8 @@ impl<K, V> WriteBehind<K, V> {
         result
     }
 
-    /// How far the source of truth is behind, over all partitions and processes. Two commands for
-    /// each partition.
+    /// How far the source of truth is behind, over all partitions and processes. This is two
+    /// commands for each partition.
     ///
     /// ```
     /// # async fn watch(views: tidegate::write_behind::WriteBehind<u64, u64>) -> Result<(), Box<dyn std::error::Error>> {
@@ -121,7 +121,7 @@ impl<K, V> WriteBehind<K, V> {
     ///
     /// # Errors
     ///
-    /// [`RemoteError`] when Redis does not answer.
+    /// [`RemoteError`] if Redis does not answer.
     pub async fn lag(&self) -> Result<Lag, RemoteError> {
         let core = &self.inner.core;
         let (mut lag, mut oldest) = (Lag::default(), None::<u64>);
@@ -138,30 +138,30 @@ impl<K, V> WriteBehind<K, V> {
         Ok(lag)
     }
 
-    /// What has happened in this process since the write-behind was opened.
+    /// The counters of this process since the write-behind was opened.
     pub fn stats(&self) -> Stats {
         self.inner.core.counters.snapshot()
     }
 
     /// Refuses further writes, waits for the batches that are being applied, acknowledges them, and
-    /// gives the partitions of this process up, so that others go on at once. Accepted writes that
-    /// are not applied stay in Redis, for other workers or for the next start.
+    /// gives the partitions of this process up, so that other workers go on at once. Accepted
+    /// writes that are not applied stay in Redis, for other workers or for the next start.
     ///
-    /// It takes as long as the sink's calls, and where Redis does not answer up to `lease_ttl` more.
-    /// Writes that were under way may still be accepted.
+    /// It takes as long as the sink's calls. If Redis does not answer, it takes up to `lease_ttl`
+    /// more. Writes that are under way may still be accepted.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future does not stop what it began. It can be called again.
+    /// If the future is dropped, the closing goes on. `close` can be called again.
     pub async fn close(&self) {
         self.inner.stop.send_replace(true);
         let mut ended = self.inner.ended.clone();
-        // An error is what is waited for: the worker has dropped its end.
+        // The error is the signal: the worker has ended and dropped the sender.
         while ended.changed().await.is_ok() {}
     }
 }
 
-/// What an answer to a write means for who wrote.
+/// Makes the answer to a write the result for the caller.
 pub(super) fn write_result(accepted: Result<Accepted, RemoteError>) -> Result<WriteId, WriteError> {
     match accepted {
         Ok(Accepted::Id(id)) => Ok(id.into()),
@@ -172,7 +172,8 @@ pub(super) fn write_result(accepted: Result<Accepted, RemoteError>) -> Result<Wr
             crate::error::RemoteKind::Unreachable,
             "write",
         ))),
-        // What the server itself answers came before the write; a lost connection may not have.
+        // An error of the server itself comes before the write. A lost connection may come after
+        // it.
         Err(error) if is_server_error(&error) => Err(WriteError::Refused(error)),
         Err(error) => Err(WriteError::Unknown(error)),
     }

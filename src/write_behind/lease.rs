@@ -63,9 +63,9 @@ impl<K, V> LeaseKeeper<K, V> {
         self.renew_at = sent + self.core.config.lease_ttl / 3;
     }
 
-    /// Acknowledges the applied entries, and reads. Asks until there is an answer or the lease is lost.
-    /// To ask again is safe: entries that a lost answer has acknowledged stay so, and entries that it
-    /// has read are read again.
+    /// Acknowledges the applied entries, and reads. Asks until there is an answer or the lease is
+    /// lost. To ask again is safe: entries that a lost answer has acknowledged stay so, and entries
+    /// that it has read are read again.
     pub(super) async fn advance(
         &mut self,
         applied: &[StreamId],

@@ -1,9 +1,10 @@
 //! The partition manager: which partitions this process works on.
 //!
-//! Every worker registers itself every third of a lease, and learns how many workers live. Each takes
-//! its share of the partitions, rounded up, and gives up partitions beyond it. So all partitions have a
-//! worker, and a worker that comes or goes moves no more partitions than necessary. Shares only spread
-//! the work: the lease makes sure that a partition has one worker at a time.
+//! Every worker registers itself every third of a lease, and learns how many workers live. Each
+//! takes its share of the partitions, rounded up, and gives up partitions beyond it. So all
+//! partitions have a worker, and a worker that comes or goes moves no more partitions than
+//! necessary. Shares only spread the work: the lease makes sure that a partition has one worker at
+//! a time.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What the field `w` of a stream entry holds.
+//! The record of a write: the field `w` of a stream entry.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -9,11 +9,11 @@
 //! | 5 | 1 | zero |
 //! | 6 | 2 | schema version |
 //! | 8 | 4 | bytes of the key |
-//! | 12 | 8 | checksum: XXH3 of what follows, seeded with XXH3 of what stands before |
+//! | 12 | 8 | checksum: XXH3 of the bytes after it, seeded with XXH3 of those before it |
 //! | 20 | | the key, then the value |
 //!
-//! Integers are little-endian. A field `was`, where there is one, is the id that the entry had before
-//! it was dead-lettered and driven again.
+//! Integers are little-endian. An entry that was re-driven from the dead letters has a field `was`:
+//! the id that it had first.
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -27,7 +27,7 @@ const FORMAT: u8 = 1;
 const VALUE: u8 = 1;
 const DELETION: u8 = 2;
 
-/// Why a stream entry is no write that this process could apply.
+/// Why this process cannot apply a stream entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unreadable {
     #[error("the entry was deleted from the stream")]
@@ -42,14 +42,14 @@ pub(super) enum Unreadable {
     Undecodable,
 }
 
-/// The partition of an encoded key: the same in every process and for ever.
+/// The partition of an encoded key. It is the same in every process and for ever.
 pub(super) fn partition(encoded_key: &[u8], partitions: u16) -> u16 {
     let partition = xxh3_64(encoded_key) % u64::from(partitions.max(1));
-    // Less than a u16.
+    // It is less than a u16, so there is no default.
     u16::try_from(partition).unwrap_or_default()
 }
 
-/// How keys and values become bytes and come back.
+/// The codecs of keys and values.
 pub(super) struct Records<K, V> {
     pub(super) keys: std::sync::Arc<dyn ErasedCodec<K>>,
     pub(super) values: std::sync::Arc<dyn ErasedCodec<V>>,
@@ -151,7 +151,8 @@ mod tests {
         assert_eq!(hex, "545701010100070003000000b3931558e5c537a5fb2c01026869");
     }
 
-    /// A value does not go with another key, nor does a key that was written go as one that was deleted.
+    /// A value cannot be combined with another key, and a written key cannot be read as a deleted
+    /// one.
     #[cfg(feature = "sealed")]
     #[test]
     fn what_was_sealed_together_is_good_together_and_no_other_way() {

@@ -1,4 +1,4 @@
-//! The user's way to the source of truth, for writes.
+//! The sink: the user's code that applies writes to the source of truth, and what it is given.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -12,11 +12,11 @@ use crate::l2::redis::queue::{StreamId, parse_id};
 /// Applies accepted writes to the source of truth.
 ///
 /// The calls for one partition come one after the other, in the order in which the writes were
-/// accepted, each in a task of its own; those for different partitions come at the same time. A
-/// batch that failed, or whose worker died before it could acknowledge it, comes again: **a sink
-/// must be idempotent**, and the [id](Write::id) of a write is what makes it so. A sink that keeps
-/// the [version](WriteId::version) with the row, and changes nothing where the row has the same or a
-/// later one, is exact under everything that can happen here:
+/// accepted, each in a task of its own. Calls for different partitions come at the same time. A
+/// batch comes again if it failed, or if its worker died before it acknowledged it. Therefore **a
+/// sink must be idempotent**; the [id](Write::id) of a write is there for that. A sink is exact in
+/// all these cases if it keeps the [version](WriteId::version) with the row, and changes nothing if
+/// the row has the same or a later one:
 ///
 /// ```
 /// use tidegate::BoxError;
@@ -46,28 +46,29 @@ use crate::l2::redis::queue::{StreamId, parse_id};
 /// }
 /// ```
 ///
-/// A call is cut off at any await point after [`sink_timeout`](super::WriteBehindBuilder::sink_timeout),
-/// and as soon as the worker learns that its lease is lost. What the call has sent to the database by
-/// then may still be carried out there.
+/// A call is cut off at any await point after
+/// [`sink_timeout`](super::WriteBehindBuilder::sink_timeout), and as soon as the worker learns that
+/// its lease is lost. Statements that it has sent to the database by then may still be carried out
+/// there.
 pub trait Sink: Send + Sync + 'static {
-    /// What names a thing.
+    /// The key of a write.
     type Key: CacheKey;
-    /// The thing.
+    /// The value of a write.
     type Value: Send + Sync + 'static;
     /// Why a batch could not be applied.
     type Error: StdError + Send + Sync + 'static;
 
-    /// Applies the writes in their order, all or, with an error, any of them: after an error, each
-    /// comes again.
+    /// Applies the writes in their order. With an error, any of them may be applied: all come
+    /// again.
     fn apply(
         &self,
         batch: &Batch<Self::Key, Self::Value>,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// The write that can never be applied, if that is what an error of [`apply`](Self::apply) says:
-    /// it is dead-lettered at once, and the others are tried again without it.
+    /// The write that can never be applied, if an error of [`apply`](Self::apply) says so. It is
+    /// dead-lettered at once, and the others are tried again without it.
     ///
-    /// Unless implemented, no error says so: a write is dead-lettered after
+    /// The default rejects no write: each is dead-lettered after
     /// [`attempts`](super::WriteBehindBuilder::attempts).
     fn rejected(&self, error: &Self::Error) -> Option<WriteId> {
         let _ = error;
@@ -94,10 +95,10 @@ impl<K, V> Batch<K, V> {
         self.partition
     }
 
-    /// A number that grows each time that the partition goes over to a worker: a fencing token. A
-    /// source of truth that keeps the highest one it has seen of a partition, and refuses lower
-    /// ones, refuses the call of a worker that was stopped and does not know yet that it was
-    /// replaced. Sinks that compare [ids](Write::id) need it not.
+    /// A fencing token: a number that grows each time that a worker claims the partition. A source
+    /// of truth can keep the highest one that it has seen of a partition, and refuse lower ones.
+    /// Then it refuses the call of a worker that was stopped and does not know yet that it was
+    /// replaced. Sinks that compare [ids](Write::id) do not need it.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -113,8 +114,8 @@ pub struct Write<K, V> {
 }
 
 impl<K, V> Write<K, V> {
-    /// Names this write of its key, and grows with every write of it. A write that comes again has the
-    /// same one.
+    /// Names this write. It grows with every write of a key. A write that comes again has the same
+    /// id.
     pub fn id(&self) -> WriteId {
         self.id
     }
@@ -124,21 +125,21 @@ impl<K, V> Write<K, V> {
         &self.key
     }
 
-    /// The value, or `None`: the thing is to be deleted.
+    /// The value. `None`: the key is to be deleted.
     pub fn value(&self) -> Option<&V> {
         self.value.as_ref()
     }
 
-    /// 1 at first, and one more after every failure of this write. Attempts that ended with their
-    /// worker are not counted.
+    /// The number of this attempt: 1 at first, and one more after every failure of this write.
+    /// Attempts that ended because their worker died are not counted.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 }
 
-/// Names a write within its partition: the id that Redis gave it, milliseconds of the server's clock
-/// and a number within them. Of two writes of one key, the one that was accepted later has the
-/// greater id. Writes of different partitions may have the same.
+/// Names a write within its partition. It is the id that Redis gave it: milliseconds of the
+/// server's clock, and a number within them. Of two writes of one key, the later one has the
+/// greater id. Writes of different partitions may have the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WriteId {
     ms: u64,
@@ -146,14 +147,15 @@ pub struct WriteId {
 }
 
 impl WriteId {
-    /// The id as one number for a `BIGINT` column or for [`Loaded::version`](crate::Loaded::version):
-    /// the milliseconds, and 20 bits of the number within them. It grows as ids do while fewer than
-    /// a million writes of a partition are accepted in a millisecond, until the year 2248.
+    /// The id as one number for a `BIGINT` column or for
+    /// [`Loaded::version`](crate::Loaded::version): the milliseconds, and 20 bits of the number
+    /// within them. Until the year 2248 it grows as ids do, if fewer than a million writes of a
+    /// partition are accepted in a millisecond.
     pub fn version(&self) -> u64 {
         (self.ms << 20).saturating_add(self.seq)
     }
 
-    /// The milliseconds: when it was accepted, by the server's clock.
+    /// When the write was accepted, in milliseconds by the server's clock.
     pub fn ms(&self) -> u64 {
         self.ms
     }
@@ -163,7 +165,7 @@ impl WriteId {
         self.seq
     }
 
-    /// Reads what [`Display`](fmt::Display) wrote: `1760000000000-0`.
+    /// Parses the text that [`Display`](fmt::Display) makes: `1760000000000-0`.
     pub fn parse(text: &str) -> Option<Self> {
         parse_id(text).map(Self::from)
     }
@@ -181,7 +183,7 @@ impl fmt::Display for WriteId {
     }
 }
 
-/// An error of a sink, without its type.
+/// An error of a sink, as text.
 #[derive(Debug)]
 pub(super) struct SinkFailure {
     pub(super) text: String,
@@ -197,7 +199,7 @@ impl SinkFailure {
     }
 }
 
-/// Bytes of an error's text that are kept.
+/// The number of bytes of an error's text that are kept.
 const MAX_ERROR_TEXT: usize = 1_000;
 
 /// An error with its causes, of bounded length.
@@ -218,15 +220,14 @@ fn error_text(error: &dyn StdError) -> String {
 
 pub(super) type ApplyFuture = Pin<Box<dyn Future<Output = Result<(), SinkFailure>> + Send>>;
 
-/// A sink without its type.
+/// A sink without its type parameters.
 pub(super) trait ErasedSink<K, V>: Send + Sync {
     fn apply(self: Arc<Self>, batch: Batch<K, V>) -> ApplyFuture;
 }
 
 impl<S: Sink> ErasedSink<S::Key, S::Value> for S {
     fn apply(self: Arc<Self>, batch: Batch<S::Key, S::Value>) -> ApplyFuture {
-        // The call is inside the future, so a sink that panics before its first await panics where
-        // it is caught.
+        // The call is inside the future. So a panic before the first await is caught, too.
         Box::pin(async move {
             let applied = Sink::apply(&*self, &batch).await;
             applied.map_err(|error| SinkFailure {

@@ -111,8 +111,8 @@ where
         }
     }
 
-    /// Has a batch applied, or a part of it dead-lettered. Answers the entries to acknowledge. The rest
-    /// of the batch is read again first.
+    /// Has a batch applied, or a part of it dead-lettered. Answers the entries to acknowledge. The
+    /// rest of the batch is read again first.
     async fn apply(
         &mut self,
         entries: &[RawEntry],

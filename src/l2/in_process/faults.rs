@@ -41,8 +41,8 @@ impl Faults {
         });
     }
 
-    /// Operations have no faults any more, neither set ones nor next ones. The channel and the clock
-    /// stay as they are.
+    /// Operations have no faults any more, neither set ones nor next ones. The channel and the
+    /// clock stay as they are.
     pub fn clear(&self) {
         self.change(|plan| {
             plan.next.clear();
@@ -50,16 +50,16 @@ impl Faults {
         });
     }
 
-    /// The server is gone: every operation is [`Unreachable`](Fault::Unreachable), and the channel is
-    /// cut.
+    /// The server is gone: every operation is [`Unreachable`](Fault::Unreachable), and the channel
+    /// is cut.
     pub fn go_down(&self) {
         self.set(Operations::All, Fault::Unreachable);
         self.cut_channel();
     }
 
     /// The server, or the network, is silent: every operation [hangs](Fault::Hang), and the channel
-    /// delivers nothing. There is no breaker as in a [`Redis`](crate::Redis) handle: every operation
-    /// waits for its timeout.
+    /// delivers nothing. There is no breaker as in a [`Redis`](crate::Redis) handle: every
+    /// operation waits for its timeout.
     pub fn go_silent(&self) {
         self.set(Operations::All, Fault::Hang);
         self.silence_channel();
@@ -96,8 +96,8 @@ impl Faults {
         }
     }
 
-    /// All records are gone, as after `FLUSHALL` or the start of an empty server: entries, leases, and
-    /// the marks of what was invalidated as a whole. Caches are not told of it.
+    /// All records are gone, as after `FLUSHALL` or the start of an empty server: entries, leases,
+    /// and the marks of what was invalidated as a whole. Caches are not told of it.
     pub fn flush(&self) {
         let mut store = self.tier.shared.store.lock();
         store.records.clear();
@@ -142,8 +142,8 @@ impl InProcess {
     /// An empty tier whose operations and messages a test can disturb: see
     /// [`testing`](crate::testing).
     ///
-    /// Unlike the tier of [`new`](Self::new), it has a connection that can be lost. Caches therefore
-    /// prove their channel with heartbeats, as they do with a [`Redis`](crate::Redis).
+    /// Unlike the tier of [`new`](Self::new), it has a connection that can be lost. Caches
+    /// therefore prove their channel with heartbeats, as they do with a [`Redis`](crate::Redis).
     #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
     pub fn with_faults() -> (Self, Faults) {
         let mut shared = Shared::new();

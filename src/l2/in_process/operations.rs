@@ -127,7 +127,7 @@ impl TierOperations for InProcess {
                 None => {}
             }
             let mut failures = 0;
-            // A process that refreshes a record which is dead holds up nobody.
+            // A refresh of a dead record does not hold up this load.
             let respects_claim = !matches!(over, Over::Useless(_));
             if let Some(left) = store
                 .held_by_another(&keys.claim, known, now)
@@ -341,8 +341,8 @@ impl TierOperations for InProcess {
 }
 
 impl InProcess {
-    /// Replaces or drops the record with this head, if the key still holds it, and wakes the waiters
-    /// of the lease that it was.
+    /// Replaces or drops the record with this head, if the key still holds it, and wakes the
+    /// waiters of the lease that it was.
     async fn finish(
         &self,
         operation: &'static str,

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::codec::envelope::{self, HEAD, Head, WAITERS};
 use crate::engine::watermarks::Watermarks;
-use crate::l2::request::{Advance, WatermarkRequest, new_incarnation};
+use crate::l2::request::{WatermarkRequest, Advance, new_incarnation};
 use crate::ttl;
 
 #[derive(Default)]
@@ -27,8 +27,8 @@ pub(super) struct StoredRecord {
 /// What was invalidated as a whole in one cache.
 pub(super) struct StoredMarks {
     watermarks: Watermarks,
-    /// The mark up to which marks of tags were forgotten: a record with any tag and an older load is
-    /// dead.
+    /// The mark up to which marks of tags were forgotten: a record with any tag and an older load
+    /// is dead.
     floor: u64,
     tags: HashMap<u64, u64>,
 }
@@ -66,13 +66,9 @@ impl Store {
         );
     }
 
-    /// Reads and raises the marks of a cache, as the script does on a server. Answers the marks and the
-    /// latest mark of the tags asked for.
-    pub(super) fn update_marks(
-        &mut self,
-        key: &Bytes,
-        look: &WatermarkRequest,
-    ) -> (Watermarks, u64) {
+    /// Reads and raises the marks of a cache, as the script does on a server. Answers the marks and
+    /// the latest mark of the tags asked for.
+    pub(super) fn update_marks(&mut self, key: &Bytes, look: &WatermarkRequest) -> (Watermarks, u64) {
         if !self.marks.contains_key(key) {
             let marks = StoredMarks {
                 watermarks: Watermarks {
@@ -88,9 +84,7 @@ impl Store {
             return Default::default();
         };
         let watermarks = &mut marks.watermarks;
-        if watermarks.incarnation == look.known.incarnation
-            && watermarks.current < look.known.current
-        {
+        if watermarks.incarnation == look.known.incarnation && watermarks.current < look.known.current {
             watermarks.current = look.known.current + 1;
             watermarks.all = watermarks.current;
         }
@@ -117,8 +111,8 @@ impl Store {
         (marks.watermarks, latest)
     }
 
-    /// The remaining milliseconds of another's lease, which is marked as waited for. A lease whose load
-    /// began before everything was invalidated does not count.
+    /// The remaining milliseconds of another's lease, which is marked as waited for. A lease whose
+    /// load began before everything was invalidated does not count.
     pub(super) fn held_by_another(
         &mut self,
         key: &[u8],

@@ -12,8 +12,8 @@ use super::tier::InProcess;
 use crate::codec::envelope;
 use crate::error::RemoteKind;
 
-/// Wires are numbered in the order in which caches began to listen. A wire delivers nothing until the
-/// test says so.
+/// Wires are numbered in the order in which caches began to listen. A wire delivers nothing until
+/// the test says so.
 impl InProcess {
     /// A tier whose listeners are reached over wires. Each way of an operation takes up to
     /// `latency_ms`.

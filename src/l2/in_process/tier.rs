@@ -48,7 +48,7 @@ use crate::ttl;
 #[derive(Clone)]
 pub struct InProcess {
     pub(super) shared: Arc<Shared>,
-    /// The process that this handle stands for is dead: its operations end no more.
+    /// The process that this handle stands for is dead: operations on it never end.
     #[cfg(all(test, feature = "bincode"))]
     pub(super) killed: Arc<std::sync::atomic::AtomicBool>,
 }
@@ -191,8 +191,8 @@ impl InProcess {
         true
     }
 
-    /// Publishes a message. The caller holds the lock of the store, so that messages are in the order
-    /// of execution.
+    /// Publishes a message. The caller holds the lock of the store, so that messages are in the
+    /// order of execution.
     pub(super) fn publish(&self, notice: Notice) {
         self.shared.undelivered.lock().push_back(notice);
     }

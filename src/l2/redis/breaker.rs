@@ -20,8 +20,8 @@ use tokio::time::Instant;
 
 use crate::error::BuildError;
 
-/// When a [`Redis`](crate::Redis) handle stops sending commands to a server that does not answer: see
-/// [`RedisBuilder::breaker`](crate::RedisBuilder::breaker).
+/// When a [`Redis`](crate::Redis) handle stops sending commands to a server that does not answer:
+/// see [`RedisBuilder::breaker`](crate::RedisBuilder::breaker).
 ///
 /// ```
 /// use std::time::Duration;
@@ -56,8 +56,8 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// The default: it opens if within 2 seconds at least 3 commands, and half of all, got no answer; or
-    /// if 9 in a row got none.
+    /// The default: it opens if within 2 seconds at least 3 commands, and half of all, got no
+    /// answer; or if 9 in a row got none.
     pub fn new() -> Self {
         Self::default()
     }
@@ -82,15 +82,16 @@ impl Breaker {
         self
     }
 
-    /// The least number of failed commands that opens it. Three times as many in a row open it whatever
-    /// was answered before: the connection is dead, or the server is. Default: 3.
+    /// The least number of failed commands that opens it. Three times as many in a row open it
+    /// whatever was answered before: the connection is dead, or the server is. Default: 3.
     pub fn least_failures(mut self, failures: u32) -> Self {
         self.least_failures = failures;
         self
     }
 
-    /// The longest pause between two probes, from 10 ms to 60 s. A server that is back is used again
-    /// after this time at most. The first probe comes after 50 milliseconds. Default: 250 milliseconds.
+    /// The longest pause between two probes, from 10 ms to 60 s. A server that is back is used
+    /// again after this time at most. The first probe comes after 50 milliseconds. Default: 250
+    /// milliseconds.
     pub fn longest_pause(mut self, pause: Duration) -> Self {
         self.longest_pause = pause;
         self

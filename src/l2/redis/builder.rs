@@ -66,9 +66,9 @@ impl RedisBuilder {
         self
     }
 
-    /// The user in Redis and its password. The URL then names neither. Nothing is encoded. For a server
-    /// that has a password and no users, the user is `default`. The permissions that the user needs are in
-    /// [`guide::operations`](crate::guide::operations).
+    /// The user in Redis and its password. The URL then names neither. Nothing is encoded. For a
+    /// server that has a password and no users, the user is `default`. The permissions that the
+    /// user needs are in [`guide::operations`](crate::guide::operations).
     ///
     /// Default: those of the URL, or none.
     pub fn user(mut self, name: &str, password: &str) -> Self {
@@ -113,11 +113,11 @@ impl RedisBuilder {
     }
 
     /// When to stop sending commands to a server that does not answer, so that an outage costs no
-    /// timeouts. While the breaker is open, commands fail at once, and the handle probes the server.
-    /// Loads go on, coalesced and bounded, without the shared tier.
+    /// timeouts. While the breaker is open, commands fail at once, and the handle probes the
+    /// server. Loads go on, coalesced and bounded, without the shared tier.
     ///
-    /// Default: [`Breaker::new`], which opens if within 2 seconds at least 3 commands, and half of all,
-    /// got no answer; or if 9 in a row got none.
+    /// Default: [`Breaker::new`], which opens if within 2 seconds at least 3 commands, and half of
+    /// all, got no answer; or if 9 in a row got none.
     pub fn breaker(mut self, breaker: Breaker) -> Self {
         self.breaker = breaker;
         self
@@ -227,8 +227,8 @@ impl RedisBuilder {
     }
 }
 
-/// The sentinels need the credentials unquoted and the bus needs them quoted, but fred's configuration
-/// has one form for both.
+/// The sentinels need the credentials unquoted and the bus needs them quoted, but fred's
+/// configuration has one form for both.
 fn check_sentinels(address: &Address) -> Result<(), BuildError> {
     let config = &address.config;
     let mut credentials = [&config.username, &config.password].into_iter().flatten();

@@ -2,14 +2,14 @@
 //!
 //! L1 is used again after a loss in this order. The connection is lost, and L1 is not used. The
 //! channels are subscribed to again. The server confirms it: fred returns before that, so the
-//! subscription is [proven](super::subscription). Entries that were read before count as outdated. L1
-//! is used.
+//! subscription is [proven](super::subscription). Entries that were read before count as outdated.
+//! L1 is used.
 //!
-//! In a cluster there is a connection to each primary. A script publishes on the node of its key, and
-//! only messages from that node itself come in the order of execution. The cluster also passes each
-//! message on to other nodes; such a message may come again or get lost, and neither matters. L1 is
-//! used while **every** connection has proven itself. So each entry depends on the proof of its own
-//! node, also while its slot moves to another node.
+//! In a cluster there is a connection to each primary. A script publishes on the node of its key,
+//! and only messages from that node itself come in the order of execution. The cluster also passes
+//! each message on to other nodes; such a message may come again or get lost, and neither matters.
+//! L1 is used while **every** connection has proven itself. So each entry depends on the proof of
+//! its own node, also while its slot moves to another node.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -269,7 +269,8 @@ impl Shared {
         for (client, probe_channel) in connections {
             let command = CustomCommand::new_static("PUBLISH", ClusterHash::FirstKey, false);
             let heartbeat = Bytes::copy_from_slice(&round.to_le_bytes());
-            // The reply does not matter: the heartbeat comes back on the connection, or it does not.
+            // The reply does not matter: the heartbeat comes back on the connection, or it does
+            // not.
             let _ = client
                 .with_options(&self.options)
                 .custom::<Value, _>(command, vec![probe_channel, heartbeat])
@@ -285,8 +286,8 @@ impl Shared {
         self.listeners.lock().contains_key(channel)
     }
 
-    /// Whether commands are answered, too. Once the bus stands, L2 is asked for all entries that were
-    /// read before, by the whole fleet. Until L2 answers commands, L1 is used as it is.
+    /// Whether commands are answered, too. Once the bus stands, L2 is asked for all entries that
+    /// were read before, by the whole fleet. Until L2 answers commands, L1 is used as it is.
     async fn answers_commands(&self) -> bool {
         if self.breaker.is_open() || !self.pool.next_connected().is_connected() {
             return false;

@@ -1,4 +1,5 @@
-//! The connections of the bus in a cluster: one to each primary, made anew when the primaries change.
+//! The connections of the bus in a cluster: one to each primary, made anew when the primaries
+//! change.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

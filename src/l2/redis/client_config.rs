@@ -1,7 +1,7 @@
 //! How fred's clients are configured.
 //!
 //! fred's defaults do not suit a cache. Every command is sent with `fail_fast`: it fails at once
-//! without a connection, where the default would queue it. The timeout is fred's own: tokio's would
+//! without a connection; the default would queue it. The timeout is fred's own: tokio's would
 //! drop the future and leave the command in fred's queue, to be carried out minutes later. There is
 //! one attempt, because a retry may carry out a command twice.
 

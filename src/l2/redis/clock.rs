@@ -1,8 +1,8 @@
 //! The server's clock, as this process knows it.
 //!
 //! Times in records are in the server's time, because the clocks of hosts differ. `TIME` gives the
-//! offset to this process's monotonic clock. The server's answer counts as the time at the middle of
-//! the round trip.
+//! offset to this process's monotonic clock. The server's answer counts as the time at the middle
+//! of the round trip.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -39,8 +39,8 @@ impl Clock {
         self.offset_ms.load(Ordering::Relaxed) != UNKNOWN
     }
 
-    /// The server's time was `server`, in the answer to a command that was sent at `asked`. The answer
-    /// came just now.
+    /// The server's time was `server`, in the answer to a command that was sent at `asked`. The
+    /// answer came just now.
     pub(super) fn set(&self, asked: Instant, server: Duration) {
         let middle = asked.saturating_duration_since(self.started) + asked.elapsed() / 2;
         let ms = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);

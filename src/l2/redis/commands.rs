@@ -23,9 +23,9 @@ const MAX_ATTEMPTS: usize = 3;
 
 /// Whether the breaker decides on a command and counts its result.
 ///
-/// It is bypassed for heartbeats: the connection of the bus has its own checks, and what a heartbeat
-/// proves holds whatever happens to commands. It is bypassed for write-behind, which has no source to
-/// fall back to.
+/// It is bypassed for heartbeats: the connection of the bus has its own checks, and what a
+/// heartbeat proves holds whatever happens to commands. It is bypassed for write-behind, which has
+/// no source to fall back to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BreakerUse {
     Checked,
@@ -37,10 +37,10 @@ impl Redis {
     /// carried out.
     ///
     /// fred itself follows no redirection. It asks for the new layout, which is enough for a slot
-    /// that *has* moved (`-MOVED`). For a slot that is being moved (`-ASK`) fred would send `ASKING`
-    /// on a connection with other commands under way. It would take the first reply that comes for
-    /// that of `ASKING`, and give all the others to the wrong callers, the last one `OK`: a refused
-    /// invalidation would count as carried out.
+    /// that *has* moved (`-MOVED`). For a slot that is being moved (`-ASK`) fred would send
+    /// `ASKING` on a connection with other commands under way. It would take the first reply that
+    /// comes for that of `ASKING`, and give all the others to the wrong callers, the last one `OK`:
+    /// a refused invalidation would count as carried out.
     ///
     /// The future is boxed: fred's takes 5 KB in every future that contains it.
     pub(super) fn send(

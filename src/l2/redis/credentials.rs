@@ -1,8 +1,8 @@
 //! Credentials on the connections of the bus, quoted for `HELLO`.
 //!
-//! fred sends `HELLO` as a line of words, with the credentials as they are. A space or a quotation mark
-//! in a password would make it a wrong one, and a line end would begin another command. Redis accepts a
-//! word in quotation marks, with escapes.
+//! fred sends `HELLO` as a line of words, with the credentials as they are. A space or a quotation
+//! mark in a password would make it a wrong one, and a line end would begin another command. Redis
+//! accepts a word in quotation marks, with escapes.
 
 use fred::types::config::Config;
 

@@ -70,8 +70,8 @@ pub(super) fn is_database_error(error: &FredError) -> bool {
     details.contains("DB index") || details.contains("SELECT is not allowed")
 }
 
-/// Adds what the server may have expected, if the error does not say so. TLS fails without an answer, or
-/// with the end of the connection.
+/// Adds what the server may have expected, if the error does not say so. TLS fails without an
+/// answer, or with the end of the connection.
 pub(super) fn with_hint(error: FredError, config: &Config) -> FredError {
     #[cfg(feature = "tls")]
     let tls = config.tls.is_some();
@@ -82,7 +82,8 @@ pub(super) fn with_hint(error: FredError, config: &Config) -> FredError {
             .iter()
             .any(|end| error.details().contains(end));
     let question = match (error.kind(), tls) {
-        // Redis takes the first bytes of TLS for the beginning of a command, and waits for the rest.
+        // Redis takes the first bytes of TLS for the beginning of a command, and waits for the
+        // rest.
         (ErrorKind::Timeout, true) => "is there TLS at this port?",
         (_, true) if has_ended => "is a client certificate expected (`Tls::client_certificate`)?",
         _ if has_ended && !matches!(config.server, ServerConfig::Unix { .. }) => {

@@ -34,8 +34,8 @@ use crate::error::{BuildError, RemoteError, RemoteKind};
 
 /// A Redis or Valkey server, sentinel set-up or cluster: the shared tier of a fleet.
 ///
-/// Make one handle per process and clone it into all caches: it owns the connection for commands and
-/// the one for the invalidation bus. Redis 6.0 or later, Valkey 8 or later.
+/// Make one handle per process and clone it into all caches: it owns the connection for commands
+/// and the one for the invalidation bus. Redis 6.0 or later, Valkey 8 or later.
 ///
 /// | URL | |
 /// |---|---|
@@ -45,9 +45,9 @@ use crate::error::{BuildError, RemoteError, RemoteKind};
 /// | `redis+unix:///path/to/socket` | a server on this machine |
 /// | `rediss://`, `rediss-cluster://`, `rediss-sentinel://` | the same with TLS: the feature `tls` |
 ///
-/// `valkey` may stand for `redis`. In a URL, all characters of user and password but letters, digits,
-/// `-`, `.`, `_` and `~` are percent-encoded; [`user`](RedisBuilder::user) takes both as they are.
-/// They appear in no error, no event and no `Debug`.
+/// `valkey` may stand for `redis`. In a URL, all characters of user and password but letters,
+/// digits, `-`, `.`, `_` and `~` are percent-encoded; [`user`](RedisBuilder::user) takes both as
+/// they are. They appear in no error, no event and no `Debug`.
 ///
 /// ```no_run
 /// # use tidegate::{Cache, Loaded, Redis, loader_fn};
@@ -68,8 +68,8 @@ impl Redis {
     ///
     /// # Errors
     ///
-    /// The same as of [`RedisBuilder::connect`]. A service that should start while Redis is down calls
-    /// [`open`](Self::open).
+    /// The same as of [`RedisBuilder::connect`]. A service that should start while Redis is down
+    /// calls [`open`](Self::open).
     pub async fn connect(url: &str) -> Result<Self, RemoteError> {
         Self::builder(url).connect().await
     }
@@ -96,9 +96,9 @@ impl Redis {
         RedisBuilder::new(url)
     }
 
-    /// Uses connections that the service has already. The service still connects and closes them. The
-    /// invalidation bus gets a connection of its own with the same configuration. Prefix and timeout
-    /// are the defaults of [`RedisBuilder`].
+    /// Uses connections that the service has already. The service still connects and closes them.
+    /// The invalidation bus gets a connection of its own with the same configuration. Prefix and
+    /// timeout are the defaults of [`RedisBuilder`].
     ///
     /// For a cluster, set `max_redirections: 0` in the pool's [`ConnectionConfig`]: while a slot is
     /// moved to another node, fred 10.1 mixes up replies when it follows a redirection.
@@ -284,12 +284,13 @@ impl RedisBuilder {
     /// # Errors
     ///
     /// [`RemoteError`]:
-    /// - [`is_unreachable`](RemoteError::is_unreachable) or [`is_timeout`](RemoteError::is_timeout):
-    ///   the server cannot be reached; or a setting makes no sense, and the source is the
-    ///   [`BuildError`];
+    /// - [`is_unreachable`](RemoteError::is_unreachable) or
+    ///   [`is_timeout`](RemoteError::is_timeout): the server cannot be reached; or a setting makes
+    ///   no sense, and the source is the [`BuildError`];
     /// - [`is_tls`](RemoteError::is_tls): there is no TLS connection, or none to this server;
-    /// - [`is_denied`](RemoteError::is_denied): the password is wrong, or the user lacks a permission.
-    ///   The source names it, and the ACL rules that grant it. In a cluster one node is asked;
+    /// - [`is_denied`](RemoteError::is_denied): the password is wrong, or the user lacks a
+    ///   permission. The source names it, and the ACL rules that grant it. In a cluster one node is
+    ///   asked;
     /// - [`is_refused`](RemoteError::is_refused): the server refuses, for instance the database.
     pub async fn connect(self) -> Result<Redis, RemoteError> {
         // Boxed: the future is large, and the futures that await it should not be.

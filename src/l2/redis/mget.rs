@@ -1,15 +1,15 @@
 //! Single reads, which share an `MGET` when several are in flight.
 //!
 //! A `GET` costs the client and the server more than the record does. While several reads are in
-//! flight, the next ones join a batch, which is sent as one `MGET`. The batch is sent when this thread
-//! has nothing else to do; that needs no timer. It is sent at once when it holds half of all reads in
-//! flight: then the server works on one half while this process handles the other. No read waits for
-//! the answer to an earlier command. A lone `GET` is sent as it is. In a cluster there are no batches,
-//! because a command is for one slot there.
+//! flight, the next ones join a batch, which is sent as one `MGET`. The batch is sent when this
+//! thread has nothing else to do; that needs no timer. It is sent at once when it holds half of all
+//! reads in flight: then the server works on one half while this process handles the other. No read
+//! waits for the answer to an earlier command. A lone `GET` is sent as it is. In a cluster there
+//! are no batches, because a command is for one slot there.
 //!
-//! A batch is sent by a task of the runtime whose reads it holds, and reads of another runtime do not
-//! join it: a runtime that stands still holds up its own reads only. A single thread of a runtime may
-//! stand still with the task. Therefore some of the reads watch the timeout for all.
+//! A batch is sent by a task of the runtime whose reads it holds, and reads of another runtime do
+//! not join it: a runtime that stands still holds up its own reads only. A single thread of a
+//! runtime may stand still with the task. Therefore some of the reads watch the timeout for all.
 
 use std::sync::Arc;
 
@@ -27,13 +27,13 @@ use crate::error::{RemoteError, RemoteKind};
 /// The number of other reads in flight from which on a read joins a batch.
 const MIN_IN_FLIGHT: usize = 4;
 
-/// The bounds of a full batch: enough keys to share the cost of the command, and few enough that its
-/// reply is not late.
+/// The bounds of a full batch: enough keys to share the cost of the command, and few enough that
+/// its reply is not late.
 const MIN_BATCH: usize = 4;
 const MAX_BATCH: usize = 64;
 
-/// Sends a batch. If it is dropped before, with its runtime, the reads of the batch are not lost: each
-/// is sent alone.
+/// Sends a batch. If it is dropped before, with its runtime, the reads of the batch are not lost:
+/// each is sent alone.
 struct BatchSender {
     redis: Redis,
     batch: Arc<Batch>,

@@ -1,4 +1,4 @@
-//! Batches of single reads: who joins which batch, and when a batch is full.
+//! Batches of single reads: which read joins which batch, and when a batch is full.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -2,8 +2,8 @@
 //!
 //! From the bottom up: settings (`builder`, `url`, `tls`); state (`shared`, `breaker`, `clock`,
 //! `bus_connections`); permissions (`acl`); background tasks (`bus`, `bus_cluster`, `clock_sync`,
-//! `breaker_probe`); the handle, which starts them (`handle`); commands and the protocol (`commands`,
-//! `mget`, `operations`, `queue`).
+//! `breaker_probe`); the handle, which starts them (`handle`); commands and the protocol
+//! (`commands`, `mget`, `operations`, `queue`).
 
 mod acl;
 mod breaker;

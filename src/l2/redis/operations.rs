@@ -22,8 +22,7 @@ use crate::error::RemoteError;
 use crate::l2::listener::Listener;
 use crate::l2::operations::TierOperations;
 use crate::l2::request::{
-    Acquired, Advance, Keys, MARKS_TTL, Notice, Over, Read, Refill, WatermarkRequest,
-    new_incarnation, with_watermarks,
+    Acquired, Keys, WatermarkRequest, MARKS_TTL, Notice, Over, Advance, Read, Refill, new_incarnation, with_watermarks,
 };
 
 /// The largest number of keys of one `MGET`: a longer reply keeps the server from other clients for
@@ -269,22 +268,13 @@ impl TierOperations for Redis {
             .map(|reply| reply.as_u64() == Some(1))
     }
 
-    async fn marks(
-        &self,
-        key: &Bytes,
-        look: WatermarkRequest,
-    ) -> Result<(Watermarks, u64), RemoteError> {
+    async fn marks(&self, key: &Bytes, look: WatermarkRequest) -> Result<(Watermarks, u64), RemoteError> {
         self.ensure_started().await;
         self.query_marks(&self.shared.client(), BreakerUse::Checked, key, look)
             .await
     }
 
-    async fn beat(
-        &self,
-        key: &Bytes,
-        known: Watermarks,
-        message: Vec<u8>,
-    ) -> Result<(), RemoteError> {
+    async fn beat(&self, key: &Bytes, known: Watermarks, message: Vec<u8>) -> Result<(), RemoteError> {
         let mut look = WatermarkRequest {
             advance: Advance::Nothing,
             known,
@@ -292,8 +282,8 @@ impl TierOperations for Redis {
             notice: None,
         };
         if self.shared.clustered {
-            // The marks are read before the heartbeat is sent on all connections. When it has come back
-            // on each, every message that is older than these marks was received.
+            // The marks are read before the heartbeat is sent on all connections. When it has come
+            // back on each, every message that is older than these marks was received.
             let (watermarks, _) = self
                 .query_marks(&self.shared.client(), BreakerUse::Bypassed, key, look)
                 .await?;
@@ -401,14 +391,7 @@ impl Redis {
             )
             .await?;
         match reply.convert::<Vec<u64>>().as_deref() {
-            Ok(&[incarnation, current, all, latest]) => Ok((
-                Watermarks {
-                    incarnation,
-                    current,
-                    all,
-                },
-                latest,
-            )),
+            Ok(&[incarnation, current, all, latest]) => Ok((Watermarks { incarnation, current, all }, latest)),
             _ => Err(unexpected_reply(OPERATION)),
         }
     }

@@ -8,9 +8,9 @@ use crate::random;
 
 /// Attempts go on for ever: soon at first, about once a second in the end.
 ///
-/// A fleet that loses its server at one moment must not come back at one moment. fred adds its jitter
-/// to a pause *before* it limits the pause, so the longest pause is the same for all. Therefore each
-/// connection draws its first pause and its longest at random.
+/// A fleet that loses its server at one moment must not come back at one moment. fred adds its
+/// jitter to a pause *before* it limits the pause, so the longest pause is the same for all.
+/// Therefore each connection draws its first pause and its longest at random.
 pub(super) fn reconnect_policy() -> ReconnectPolicy {
     let ms = |least, most| {
         let drawn = random::duration(Duration::from_millis(least), Duration::from_millis(most));

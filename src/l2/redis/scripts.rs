@@ -1,4 +1,5 @@
-//! The scripts of the protocol. Each touches one key, or two of one slot, so they work in a cluster.
+//! The scripts of the protocol. Each touches one key, or two of one slot, so they work in a
+//! cluster.
 
 use std::sync::LazyLock;
 

@@ -16,12 +16,13 @@ use super::handle::Redis;
 pub struct ServerStats {
     /// The nodes that answered: the server, or in a cluster each primary.
     pub nodes: Vec<NodeStats>,
-    /// The number of nodes that did not answer in time, or that deny `INFO` (it needs the rule `+info`).
+    /// The number of nodes that did not answer in time, or that deny `INFO` (it needs the rule
+    /// `+info`).
     pub unanswered: usize,
 }
 
-/// The state of one node of Redis, from its `INFO`. Counters begin at its start. A field that `INFO`
-/// does not have is zero, or `None`.
+/// The state of one node of Redis, from its `INFO`. Counters begin at its start. A field that
+/// `INFO` does not have is zero, or `None`.
 #[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeStats {
@@ -90,8 +91,9 @@ impl ServerStats {
 }
 
 impl NodeStats {
-    /// The share of reads that found their key, from 0 to 1; 0 if there were no reads. It is about the
-    /// reads of all clients. For those of a cache see [`Stats::hit_ratio`](crate::Stats::hit_ratio).
+    /// The share of reads that found their key, from 0 to 1; 0 if there were no reads. It is about
+    /// the reads of all clients. For those of a cache see
+    /// [`Stats::hit_ratio`](crate::Stats::hit_ratio).
     pub fn keyspace_hit_ratio(&self) -> f64 {
         ratio(
             self.keyspace_hits,
@@ -136,7 +138,8 @@ impl NodeStats {
         }
     }
 
-    /// Parses the lines `name:value` of an `INFO`. Fields that are missing or malformed are left out.
+    /// Parses the lines `name:value` of an `INFO`. Fields that are missing or malformed are left
+    /// out.
     fn parse(address: String, info: &str) -> Self {
         let of = |name: &str| {
             let mut lines = info.lines();
@@ -204,10 +207,10 @@ impl Redis {
     /// Statistics of the server: memory against `maxmemory`, evictions, the hit ratio of all its
     /// clients, connections, commands a second, replication. In a cluster, of each primary.
     ///
-    /// This is for operators. It sends an `INFO` to every node, so call it every few seconds, not per
-    /// request. It takes no longer than twice the [timeout](crate::RedisBuilder::timeout). A node that
-    /// does not answer is [counted](ServerStats::unanswered). That is no error of a cache, and the breaker
-    /// does not count it.
+    /// This is for operators. It sends an `INFO` to every node, so call it every few seconds, not
+    /// per request. It takes no longer than twice the [timeout](crate::RedisBuilder::timeout). A
+    /// node that does not answer is [counted](ServerStats::unanswered). That is no error of a
+    /// cache, and the breaker does not count it.
     ///
     /// ```no_run
     /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -227,7 +230,8 @@ impl Redis {
         self.ensure_started().await;
         let mut stats = ServerStats::default();
         let servers: Vec<Option<Server>> = if self.shared.clustered {
-            // The primaries that the client knows: asking for them could take as long as the answers.
+            // The primaries that the client knows: asking for them could take as long as the
+            // answers.
             let routing = self.shared.pool.next().cached_cluster_state();
             let primaries = routing.map(|routing| routing.unique_primary_nodes());
             let primaries = primaries.unwrap_or_default();

@@ -17,11 +17,12 @@ use fred::types::config::TlsConnector;
 
 use crate::error::BuildError;
 
-/// How a [`Redis`](crate::Redis) handle uses TLS: see [`RedisBuilder::tls`](crate::RedisBuilder::tls).
+/// How a [`Redis`](crate::Redis) handle uses TLS: see
+/// [`RedisBuilder::tls`](crate::RedisBuilder::tls).
 ///
-/// TLS 1.2 and 1.3, through rustls. The server's certificate must be valid now, be signed by a trusted
-/// CA, and bear the host's name in the URL. If the URL has an IP address, the certificate must hold that
-/// address. rustls reads the alternative names (SAN) alone, not the common name.
+/// TLS 1.2 and 1.3, through rustls. The server's certificate must be valid now, be signed by a
+/// trusted CA, and bear the host's name in the URL. If the URL has an IP address, the certificate
+/// must hold that address. rustls reads the alternative names (SAN) alone, not the common name.
 ///
 /// ```no_run
 /// # use tidegate::{Redis, Tls};
@@ -66,16 +67,16 @@ impl Tls {
 
     /// Trusts these CAs and no others: one or more certificates, in PEM.
     ///
-    /// Default: the CAs of the system, or those of the file or folders in the variables `SSL_CERT_FILE`
-    /// and `SSL_CERT_DIR`.
+    /// Default: the CAs of the system, or those of the file or folders in the variables
+    /// `SSL_CERT_FILE` and `SSL_CERT_DIR`.
     pub fn ca(mut self, pem: impl AsRef<[u8]>) -> Self {
         self.ca = Some(pem.as_ref().into());
         self
     }
 
-    /// Shows this certificate to a server that asks for one (mTLS). The chain begins with the certificate,
-    /// and goes on to the server's CA, in PEM. The private key (PKCS#8, PKCS#1 or SEC1) is in PEM, not
-    /// encrypted.
+    /// Shows this certificate to a server that asks for one (mTLS). The chain begins with the
+    /// certificate, and goes on to the server's CA, in PEM. The private key (PKCS#8, PKCS#1 or
+    /// SEC1) is in PEM, not encrypted.
     ///
     /// Default: none.
     pub fn client_certificate(
@@ -90,9 +91,9 @@ impl Tls {
         self
     }
 
-    /// The name that the certificate of every server must bear, instead of the host's name in the URL.
-    /// This is for tunnels, and for clusters and sentinels that announce addresses which are not in
-    /// certificates.
+    /// The name that the certificate of every server must bear, instead of the host's name in the
+    /// URL. This is for tunnels, and for clusters and sentinels that announce addresses which are
+    /// not in certificates.
     ///
     /// Default: the host's name.
     pub fn server_name(mut self, name: &str) -> Self {
@@ -100,8 +101,9 @@ impl Tls {
         self
     }
 
-    /// Accepts a certificate with any name. Use it only with a [`ca`](Self::ca) of your own that signs for
-    /// your Redis alone: another owner of such a certificate could take the server's place.
+    /// Accepts a certificate with any name. Use it only with a [`ca`](Self::ca) of your own that
+    /// signs for your Redis alone: another owner of such a certificate could take the server's
+    /// place.
     ///
     /// Default: names are checked.
     pub fn any_server_name(mut self) -> Self {

@@ -1,8 +1,8 @@
 //! URLs, and the checks that fred does not make.
 //!
-//! fred takes any scheme, goes on without TLS if it has none, ignores a user without a password and the
-//! database of a cluster, and repeats parts of a URL in its errors. Here each of these is refused, and
-//! no error repeats a part of the URL, which may hold a password.
+//! fred takes any scheme, goes on without TLS if it has none, ignores a user without a password and
+//! the database of a cluster, and repeats parts of a URL in its errors. Here each of these is
+//! refused, and no error repeats a part of the URL, which may hold a password.
 
 use fred::types::config::Config;
 
@@ -32,8 +32,8 @@ pub(super) struct Address {
 
 impl Address {
     pub(super) fn parse(url: &str) -> Result<Self, BuildError> {
-        // The scheme is compared byte by byte, and no other passes: a parser that normalises letters
-        // cannot make another scheme of it.
+        // The scheme is compared byte by byte, and no other passes: a parser that normalises
+        // letters cannot make another scheme of it.
         let (scheme, rest) = url.split_once("://").ok_or_else(|| refuse(SCHEMES))?;
         let scheme = scheme.to_ascii_lowercase();
         let (topology, tls) = kind(&scheme).ok_or_else(|| refuse(SCHEMES))?;

@@ -1,5 +1,5 @@
 -- KEYS[1] the stream, KEYS[2] the lease. ARGV: token, lease ms, how many entries to read, then the
--- ids of what is applied.
+-- ids of the applied entries.
 -- Answers {0}: the lease is not the caller's, nothing was done; {1, entries}.
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then
   return {0}
@@ -14,7 +14,7 @@ if #ARGV > 3 then
   redis.call('XDEL', KEYS[1], unpack(ids))
 end
 local count = tonumber(ARGV[3])
--- To the group that is no limit.
+-- XREADGROUP takes zero for no limit.
 if count == 0 then
   return {1, {}}
 end
@@ -22,7 +22,7 @@ local function read(most, from)
   local args = {'XREADGROUP', 'GROUP', 'tidegate', 'worker', 'COUNT', most, 'STREAMS', KEYS[1], from}
   local got = redis.pcall(unpack(args))
   if got and got.err and string.find(got.err, 'NOGROUP', 1, true) then
-    -- What is applied is deleted, so all that is there is unapplied.
+    -- Applied entries are deleted, so all entries are unapplied.
     redis.call('XGROUP', 'CREATE', KEYS[1], 'tidegate', '0', 'MKSTREAM')
     got = redis.pcall(unpack(args))
   end
@@ -31,7 +31,7 @@ local function read(most, from)
   end
   return got and got[1] and got[1][2] or {}
 end
--- What was read and not acknowledged comes first: it is older.
+-- Entries that were read and not acknowledged come first: they are older.
 local entries, failed = read(count, '0')
 if entries and #entries < count then
   local fresh

@@ -1,6 +1,6 @@
 -- KEYS[1] the lease, KEYS[2] the state. ARGV: token, lease ms, partitions.
 -- Answers {0, epoch, failed, failures, isolate}: granted; {1, ms}: held by another;
--- {2, partitions}: others count them otherwise.
+-- {2, partitions}: others have this number of partitions.
 local partitions = redis.call('HGET', KEYS[2], 'partitions')
 if partitions and partitions ~= ARGV[3] then
   return {2, partitions}
@@ -15,7 +15,7 @@ if held and held ~= ARGV[1] then
   return {1, left}
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
--- The time, so that it grows also over a flush.
+-- The epoch is a time, so that it grows even after a flush.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local last = tonumber(redis.call('HGET', KEYS[2], 'epoch') or 0) or 0

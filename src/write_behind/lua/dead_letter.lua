@@ -1,6 +1,6 @@
--- KEYS[1] the stream, KEYS[2] the lease, KEYS[3] the dead letters. ARGV: token, lease ms, id, error,
--- attempts, how many dead letters are kept.
--- Answers {0}: the lease is not the caller's, nothing was done; {1, dropped}.
+-- KEYS[1] the stream, KEYS[2] the lease, KEYS[3] the dead letters. ARGV: token, lease ms, id,
+-- error, attempts, how many dead letters are kept. Answers {0}: the lease is not the caller's,
+-- nothing was done; {1, dropped}.
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then
   return {0}
 end

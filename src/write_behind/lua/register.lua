@@ -1,5 +1,5 @@
--- KEYS[1] the workers, a sorted set by the time when they count as dead. ARGV: worker, ms, or '0' to
--- leave. Answers how many live.
+-- KEYS[1] the workers, a sorted set by the time when they count as dead. ARGV: worker, ms, or '0'
+-- to leave. Answers the number of living workers.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 if ARGV[2] == '0' then

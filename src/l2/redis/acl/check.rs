@@ -1,8 +1,8 @@
 //! The checks of what the user of Redis may do, before it is needed.
 //!
-//! `connect` tries everything, and fails with what is missing. A handle that was opened tries when its
-//! connection stands, and goes on. `Health::denied` shows what is missing, until a later check or a
-//! new subscription finds it granted.
+//! `connect` tries everything, and fails with what is missing. A handle that was opened tries when
+//! its connection stands, and goes on. `Health::denied` shows what is missing, until a later check
+//! or a new subscription finds it granted.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -42,8 +42,8 @@ impl Shared {
         self.denied_error("connect", &missing).map_or(Ok(()), Err)
     }
 
-    /// Makes an error of the client ours. If it is a denial, it names the rules that would grant the
-    /// command.
+    /// Makes an error of the client ours. If it is a denial, it names the rules that would grant
+    /// the command.
     pub(in crate::l2::redis) fn explain(
         &self,
         operation: &'static str,
@@ -165,8 +165,8 @@ impl Shared {
         }
     }
 
-    /// A connection for the bus. In a cluster it is made for the probe, because those of the bus are
-    /// made later.
+    /// A connection for the bus. In a cluster it is made for the probe, because those of the bus
+    /// are made later.
     async fn bus_client_to_probe(&self) -> Result<Option<Client>, RemoteError> {
         if !self.clustered {
             return Ok(Some(self.bus.clone()));
@@ -241,9 +241,9 @@ impl Shared {
 
     /// Subscribes, and waits until the server has carried it out; fred returns before that.
     ///
-    /// The server's answer to a refused command goes to the next command that waits for a reply, or to
-    /// none, so no reply proves anything. But a `SUBSCRIBE` is carried out or refused as a whole. With a
-    /// new channel in it, it was carried out if a message comes on that channel.
+    /// The server's answer to a refused command goes to the next command that waits for a reply, or
+    /// to none, so no reply proves anything. But a `SUBSCRIBE` is carried out or refused as a
+    /// whole. With a new channel in it, it was carried out if a message comes on that channel.
     pub(in crate::l2::redis) async fn subscribe_confirmed(
         &self,
         client: &WithOptions<Client>,

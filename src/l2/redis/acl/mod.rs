@@ -1,4 +1,4 @@
-//! What the user of Redis may do (its access control list), and what it is told when it may not.
+//! The permissions of the user of Redis: how they are checked, and how denials are described.
 
 mod check;
 pub(super) mod denials;

@@ -1,10 +1,10 @@
--- KEYS[1] the record. KEYS[2] its claim: the lease of whoever refreshes it. ARGV: lease record, lease ms,
--- '0' where there was nothing, '1' to replace a record, '2' to refresh it, what that record begins with,
--- era, mark of the last invalidation of everything.
--- Answers {0, failures}: granted; {1, ms}: held by another; {2, record or nil}: there is something else;
--- {3, ms}: a load failed a moment ago.
+-- KEYS[1] the record. KEYS[2] its claim: the lease of the process that refreshes it. ARGV: lease
+-- record, lease ms, '0' if the key holds nothing, '1' to replace a record, '2' to refresh it, the
+-- beginning of that record, era, mark of the last invalidation of everything. Answers {0,
+-- failures}: granted; {1, ms}: held by another; {2, record or nil}: the key holds another record,
+-- or nothing; {3, ms}: a load failed recently.
 local function is_alive(lease)
-  -- Else its load began before everything was invalidated: nobody would take its value.
+  -- Else its load began before everything was invalidated, and its value would not be used.
   local era, mark = struct.unpack('<I8I8', lease, 73)
   return era == tonumber(ARGV[5]) and mark >= tonumber(ARGV[6])
 end
@@ -37,13 +37,13 @@ elseif refresh then
 end
 local claim, failures = nil, 0
 if ARGV[3] ~= '1' then
-  -- Whoever refreshes a record that is dead holds up nobody.
+  -- A refresh of a dead record does not hold up this load.
   claim = redis.pcall('GET', KEYS[2])
 end
 if is_kind(claim, '\3') and is_alive(claim) then
   return held_by_another(KEYS[2])
 elseif is_kind(claim, '\4') then
-  -- It lives for twice the time in which there is no attempt, to be counted.
+  -- The mark lives for twice the time without attempts, so that failures are counted on.
   local left = redis.call('PTTL', KEYS[2]) - struct.unpack('<I8', claim, 61)
   if left > 0 then
     return {3, left}
@@ -52,13 +52,13 @@ elseif is_kind(claim, '\4') then
 end
 if refresh then
   redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
-  -- What is refreshed stays until then: the fill is compared with it.
+  -- The record must live until the fill, which is compared with it.
   local left = redis.call('PTTL', KEYS[1])
   if left >= 0 and left < tonumber(ARGV[2]) then
     redis.call('PEXPIRE', KEYS[1], ARGV[2])
   end
 else
-  -- Nothing there, or what may be replaced, or a key of another type, which is no record of ours.
+  -- The key holds nothing, or a record that may be replaced, or another type, which is not ours.
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 end
 return {0, failures}

@@ -1,5 +1,5 @@
--- KEYS[1] the record. KEYS[2] the claim to refresh it. ARGV: new state, channel, message. What has no
--- value to keep is dropped: a lease too, and the claim, for their loads may have begun before.
+-- KEYS[1] the record. KEYS[2] the claim to refresh it. ARGV: new state, channel, message. A lease
+-- and the claim are dropped, because their loads may have begun before. A hold-off stays.
 local head = redis.pcall('GETRANGE', KEYS[1], 0, 3)
 if head == 'TG\1\1' or head == 'TG\1\2' then
   redis.call('SETRANGE', KEYS[1], 20, ARGV[1])

@@ -1,10 +1,10 @@
--- KEYS[1] the marks of a cache: 'era mark all tagged floor' in decimal. KEYS[2] its tags: a sorted set
--- of tags by their marks, there once a tag was invalidated, with the era as member 'era'.
--- ARGV: what to invalidate ('', 'all' or a tag), an era in case there is none, the era and mark that
--- the caller knows, ms, channel or '', message, then tags to look up.
--- Answers {era, mark, all, latest mark that concerns the tags}, and tells the channel the first three.
+-- KEYS[1] the marks of a cache: 'era mark all tagged floor' in decimal. KEYS[2] its tags: a sorted
+-- set of tags by their marks, made when a tag is invalidated, with the era as member 'era'. ARGV:
+-- what to invalidate ('', 'all' or a tag), an era in case there is none, the era and mark that the
+-- caller knows, ms, channel or '', message, then tags to look up. Answers {era, mark, all, latest
+-- mark of the tags}, and publishes the first three on the channel.
 local marks, tags = KEYS[1], KEYS[2]
--- Half of what a Lua number holds exactly: nobody counts so far, so somebody else has written it.
+-- Half of what a Lua number holds exactly. No cache counts that far: a larger number is not ours.
 local top = 4503599627370496
 local function text(number)
   return string.format('%.0f', number)
@@ -26,12 +26,12 @@ if era then
   end
 end
 if not era then
-  -- Never there, flushed, evicted, or not ours.
+  -- The marks were never stored, or flushed, or evicted, or they are not ours.
   era, mark, all, tagged, floor = tonumber(ARGV[2]), 0, 0, 0, 0
   redis.call('DEL', tags)
 end
 if era == tonumber(ARGV[3]) and mark < tonumber(ARGV[4]) then
-  -- A fail-over lost marks, nobody knows which.
+  -- A fail-over lost marks. It is unknown which.
   mark = tonumber(ARGV[4]) + 1
   all = mark
 end
@@ -53,7 +53,7 @@ if ARGV[1] ~= '' then
     tagged = mark
     redis.call('ZADD', tags, text(-era), 'era', text(mark), ARGV[1])
     if redis.call('ZCARD', tags) > 100001 then
-      -- The oldest go; what was loaded before them counts as dead if it has any tag.
+      -- The oldest are removed. A record with a tag and an older load counts as dead.
       local oldest = redis.call('ZRANGE', tags, 1000, 1000, 'WITHSCORES')[2]
       redis.call('ZREMRANGEBYSCORE', tags, 0, oldest)
       floor = tonumber(oldest)

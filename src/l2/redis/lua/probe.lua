@@ -1,6 +1,6 @@
--- Tries every command that the other scripts run, so that a missing right shows before it is missed.
--- KEYS[1] a key that is never there: each command is one that does nothing without it. ARGV: channel.
--- Answers {command, error, …} of those that were answered an error.
+-- Tries every command that the other scripts run, so that a missing permission shows early.
+-- KEYS[1] a key that is never stored: without it, each command does nothing. ARGV: channel.
+-- Answers {command, error, …} for the commands that failed.
 local refused = {}
 local function try(command, ...)
   local reply = redis.pcall(command, ...)

@@ -1,8 +1,7 @@
--- KEYS[1] the record. KEYS[2] the claim to refresh it. ARGV: head and state that the record must still
--- have, head of the claim, new record, or its header alone, or '', ms, '1' if it is the header alone,
--- channel, message.
--- Gives up the claim, if it is still there. Answers 1: stored, or removed where there is nothing new to
--- store; 0: the record was changed meanwhile, nothing stored.
+-- KEYS[1] the record. KEYS[2] the claim to refresh it. ARGV: head and state that the record must
+-- still have, head of the claim, new record, or its header alone, or '', ms, '1' if it is the
+-- header alone, channel, message. Gives up the claim, if it is still there. Answers 1: stored, or
+-- removed if there is nothing to store; 0: the record was changed meanwhile, nothing was stored.
 local claim = redis.pcall('GETRANGE', KEYS[2], 0, 20)
 local waited = false
 if type(claim) == 'string' and string.sub(claim, 1, 20) == ARGV[2] then

@@ -1,5 +1,5 @@
--- KEYS[1] the record, or a claim. KEYS[2] with a claim: the record that is refreshed. ARGV: head that
--- must still be there, ms.
+-- KEYS[1] the record, or a claim. KEYS[2] with a claim: the record that is refreshed. ARGV: head
+-- that must still be there, ms.
 local head = redis.pcall('GETRANGE', KEYS[1], 0, 19)
 if head ~= ARGV[1] then
   return 0

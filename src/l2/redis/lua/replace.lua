@@ -7,7 +7,7 @@ end
 local lease = string.byte(head, 4) == 3
 local stored = redis.pcall('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 if stored.err and lease then
-  -- Out of memory, for instance: no value, and no lease that would keep others waiting.
+  -- For instance out of memory: there is no value, and the lease must not keep others waiting.
   redis.call('DEL', KEYS[1])
 end
 if lease and string.byte(head, 21) ~= 0 then

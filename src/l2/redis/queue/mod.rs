@@ -57,8 +57,8 @@ pub(crate) struct PartitionLease {
     pub(crate) ttl_ms: u64,
 }
 
-/// Whether the server itself answered this error. Its errors begin with a word in capitals; those of
-/// the client do not.
+/// Whether the server itself answered this error. Its errors begin with a word in capitals; those
+/// of the client do not.
 pub(crate) fn is_server_error(error: &RemoteError) -> bool {
     let source = std::error::Error::source(error);
     let Some(error) = source.and_then(|source| source.downcast_ref::<FredError>()) else {
@@ -220,8 +220,8 @@ impl Redis {
         Ok(reply.as_u64() == Some(1))
     }
 
-    /// Moves an entry to the dead letters. Answers how many older ones were dropped for it. `None`: the
-    /// lease is lost, nothing was done.
+    /// Moves an entry to the dead letters. Answers how many older ones were dropped for it. `None`:
+    /// the lease is lost, nothing was done.
     pub(crate) async fn queue_dead_letter(
         &self,
         keys: &QueueKeys,
