@@ -10,7 +10,7 @@ use futures_core::Stream;
 
 use crate::builder::CacheBuilder;
 use crate::engine::Engine;
-use crate::engine::write::{AfterWrite, Written};
+use crate::engine::change::write::{AfterWrite, Written};
 use crate::entry::{Entry, Read};
 use crate::error::{BoxError, Error, RemoteError, WriteError};
 use crate::health::Health;

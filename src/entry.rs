@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::cache_status;
 use crate::erased::{self, AnyEntry};
 
 /// A value with what is known about it: see [`Cache::get_entry`](crate::Cache::get_entry) and
@@ -44,51 +43,6 @@ impl<V> Entry<V> {
     /// Whether the entry was within its TTL when it was answered.
     pub fn freshness(&self) -> Freshness {
         self.freshness
-    }
-
-    /// How the look-up was answered, as a member of the HTTP field `Cache-Status` (RFC 9211), for the
-    /// response that is made of the entry. `cache` is the name that this cache goes by there; what it
-    /// cannot be written with there (control characters, and what is not ASCII) becomes `?`.
-    ///
-    /// | member | |
-    /// |---|---|
-    /// | `users; hit; ttl=240` | a tier had it; fresh for 240 seconds more, at the moment of this call |
-    /// | `users; hit; ttl=-12` | past its TTL for 12 seconds, answered within `stale_while_revalidate` or after the soft timeout |
-    /// | `users; fwd=stale; ttl=-12; detail=stale-if-error` | the same, because the load failed |
-    /// | `users; fwd=miss; ttl=300; stored` | it was loaded, and a tier keeps it |
-    /// | `users; fwd=stale; ttl=300; stored; collapsed` | it was loaded in the place of an older one, and this look-up joined the load of another |
-    ///
-    /// The key is left out: it may be about a person.
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// use std::time::Duration;
-    /// use tidegate::{Cache, loader_fn};
-    ///
-    /// let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(format!("user {id}")) });
-    /// let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load)
-    ///     .ttl(Duration::from_secs(300))
-    ///     .ttl_jitter(0.0)
-    ///     .build()?;
-    /// let member = |entry: Option<tidegate::Entry<String>>| Some(entry?.cache_status("users"));
-    ///
-    /// let first = member(users.get_entry(&17).await?);
-    /// assert_eq!(first.as_deref(), Some("users; fwd=miss; ttl=299; stored"));
-    /// let second = member(users.get_entry(&17).await?);
-    /// assert_eq!(second.as_deref(), Some("users; hit; ttl=299"));
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn cache_status(&self, cache: &str) -> String {
-        let (now, until) = (Instant::now(), self.fresh_until);
-        let left = cache_status::seconds(until, now);
-        // One that was expired by hand is stale before its time.
-        let left = match self.freshness {
-            Freshness::Fresh => left,
-            Freshness::Stale | Freshness::StaleOnError => left.min(0),
-        };
-        cache_status::member(cache, self, left)
     }
 }
 

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::envelope::{self, HEADER, Header, Kind};
 use crate::codec::{Bincode, Codec, Json, RecordContext, Sealed};
-use crate::l2::message::Message;
+use crate::protocol::message::Message;
+use crate::protocol::record::{self, HEADER, Header, Kind};
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Sample {
@@ -21,7 +21,7 @@ struct Sample {
 pub fn any_bytes(bytes: &[u8]) {
     let _ = Message::parse(bytes);
     let _ = Header::parse(bytes, 7);
-    let _ = envelope::is_lease(bytes);
+    let _ = record::is_lease(bytes);
     let _ = Bincode.decode::<Sample>(bytes);
     let _ = Json.decode::<Sample>(bytes);
     sealed(bytes);

@@ -192,11 +192,13 @@ pub use stats::Stats;
 #[doc(no_inline)]
 pub use tidegate_derive::CacheKey;
 
+mod answer;
 mod batch;
 mod builder;
 mod cache;
 mod cache_status;
 mod codec;
+mod coherence;
 mod config;
 mod engine;
 mod entry;
@@ -216,6 +218,7 @@ mod l2;
 mod lifetime;
 mod loader;
 mod many;
+mod protocol;
 mod random;
 mod shell;
 mod stats;

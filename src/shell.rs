@@ -12,14 +12,15 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::Cache;
-use crate::engine::many::LookUp;
-use crate::engine::write::{AfterWrite, Written};
+use crate::answer::Answer;
+use crate::engine::change::write::{AfterWrite, Written};
+use crate::engine::get_many::LookUp;
 use crate::engine::{Admission, FlightWait};
 use crate::entry::{Entry, Read};
 use crate::erased::{self, AnyEntry, AnyError, AnyKey};
 use crate::error::{Error, WriteError};
 use crate::key::{self, CacheKey};
-use crate::l1::{Answer, HitView, SAMPLE, Slot};
+use crate::l1::{HitView, SAMPLE, Slot};
 
 /// What L1 has for a look-up that asks for nothing special.
 pub(crate) enum PlainHit<T> {

@@ -1,4 +1,4 @@
-use super::envelope::FIELDS;
+use crate::protocol::record::FIELDS;
 
 /// What a codec may know of the record that its bytes are for: see
 /// [`Codec::encode_in`](crate::Codec::encode_in).

@@ -12,10 +12,6 @@ use crate::erased::{self, AnyValue};
 #[cfg(feature = "bincode")]
 mod bincode;
 mod context;
-pub(crate) mod envelope;
-#[cfg(test)]
-#[cfg(all(feature = "bincode", feature = "json"))]
-mod golden;
 #[cfg(feature = "json")]
 mod json;
 #[cfg(feature = "sealed")]

@@ -13,27 +13,29 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use self::batch::LoadRoute;
-use self::budget::Budget;
-use self::fence::Fence;
+use self::batch::window::BatchWindow;
+use self::fetch::{FlightGuard, Leader};
+use self::flight::inline::InlinePoll;
 use self::flight::{Flight, Flights, Found, Outcome, Purpose};
-use self::inline::InlinePoll;
-use self::numbers::SequenceTracker;
-use self::permits::LoadLimiter;
-use self::read::{FlightGuard, Leader};
+use self::load::permits::LoadLimiter;
+use self::negative_budget::Budget;
 use self::remote::RemoteTier;
-use self::repairs::Repairs;
 use self::tasks::Tasks;
-use self::watermarks::WatermarkTable;
-use self::window::BatchWindow;
+use crate::answer::Answer;
 use crate::batch::Batching;
 use crate::codec::AnyCodec;
+use crate::coherence::channel::ChannelLease;
+use crate::coherence::fence::Fence;
+use crate::coherence::repairs::Repairs;
+use crate::coherence::sequence::SequenceTracker;
+use crate::coherence::watermarks::WatermarkTable;
 use crate::config::Config;
 use crate::entry::{Freshness, Read, Source};
 use crate::erased::{AnyError, AnyKey};
 use crate::error::Error;
 use crate::health::{Channel, Event, Health};
 use crate::key::HashedKey;
-use crate::l1::{Answer, HitView, L1, Meta, TypedEntries};
+use crate::l1::{HitView, L1, Meta, TypedEntries};
 use crate::l2::{At, Tier};
 use crate::lifetime::Usability;
 use crate::loader::{ErasedBatchLoader, ErasedLoader};
@@ -45,26 +47,17 @@ use crate::time_base::TimeBase;
 use crate::ttl;
 
 mod batch;
-mod budget;
-mod bus;
-pub(crate) mod fence;
+pub(crate) mod change;
+mod fetch;
 mod flight;
-mod inline;
-mod lease;
+pub(crate) mod get_many;
 mod load;
-pub(crate) mod many;
-mod mutate;
-mod numbers;
-mod permits;
-mod read;
+mod negative_budget;
 mod refresh;
+mod regenerate;
 mod remote;
-mod repairs;
 mod tasks;
 mod warm;
-pub(crate) mod watermarks;
-mod window;
-pub(crate) mod write;
 
 #[cfg(test)]
 #[cfg(feature = "bincode")]
@@ -564,7 +557,7 @@ impl Engine {
             return self.spawn_task(&runtime, leader);
         }
         let flight = Arc::clone(&leader.guard.flight);
-        let future = Box::pin(read::run(leader));
+        let future = Box::pin(fetch::run(leader));
         flight.driver.start_inline(runtime, future);
     }
 
@@ -575,7 +568,7 @@ impl Engine {
             leader.guard.flight.set_route(LoadRoute::Window(arrival));
         }
         leader.guard.flight.driver.mark_in_task();
-        runtime.spawn(read::run(leader));
+        runtime.spawn(fetch::run(leader));
     }
 
     /// A flight that was put into the table a moment ago.
@@ -647,7 +640,7 @@ impl Engine {
             last_message: link.and_then(|link| link.since_last_message(now)),
             gaps: self.stats.snapshot().gaps,
             pending_repairs: self.repairs.len(),
-            l2_reachable: link.is_some_and(remote::ChannelLease::is_reachable),
+            l2_reachable: link.is_some_and(ChannelLease::is_reachable),
             denied: self.remote.as_ref().and_then(|remote| remote.tier.denied()),
         }
     }

@@ -22,9 +22,9 @@ use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::fetch::{Completion, Retention};
 use super::flight::{Failure, Flight, Found, Purpose};
-use super::lease::LeaseWaits;
-use super::read::{Completion, Retention};
+use super::regenerate::LeaseWaits;
 use super::{Engine, L1Entry, load};
 use crate::entry::Freshness;
 use crate::erased::{AnyError, AnyKey};

@@ -1,7 +1,7 @@
 //! Messages of the invalidation bus, parsed.
 
 use super::key::{EncodedKey, text};
-use crate::l2::message::{self, About};
+use crate::protocol::message::{self, About};
 
 /// The operation that a message is about.
 #[non_exhaustive]
@@ -86,7 +86,7 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::watermarks::Watermarks;
+    use crate::protocol::record::Watermarks;
 
     #[test]
     fn messages_are_parsed() {

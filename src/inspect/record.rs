@@ -1,7 +1,7 @@
 //! Records, parsed.
 
 use super::marks::Marks;
-use crate::codec::envelope::{self, Header, Malformed, WAITERS};
+use crate::protocol::record::{self, Header, Malformed, WAITERS};
 
 /// The kind of a record.
 #[non_exhaustive]
@@ -72,7 +72,7 @@ pub enum Unreadable {
 impl Record {
     /// How many bytes of the beginning of a record [`peek`](Self::peek) needs at most, its tags
     /// included.
-    pub const START: usize = envelope::HEADER + 8 * envelope::MOST_TAGS;
+    pub const START: usize = record::HEADER + 8 * record::MOST_TAGS;
 
     /// Parses the value of a key, a [record](super::Names::record) or a
     /// [claim](super::Names::claim), as strictly as a cache does.
@@ -81,7 +81,7 @@ impl Record {
     ///
     /// [`Unreadable`] if a cache would not take it.
     pub fn parse(redis_key: &[u8], bytes: &[u8]) -> Result<Self, Unreadable> {
-        let (header, body) = Header::parse(bytes, envelope::key_hash(redis_key))?;
+        let (header, body) = Header::parse(bytes, record::key_hash(redis_key))?;
         let waited_for = bytes.get(WAITERS) == Some(&1);
         let tags = body.tags().collect();
         Ok(Self::of(&header, waited_for, tags, body.payload.len()))
@@ -95,20 +95,20 @@ impl Record {
     ///
     /// [`Unreadable`] if it is no record of this key.
     pub fn peek(redis_key: &[u8], start: &[u8], bytes: usize) -> Result<Self, Unreadable> {
-        let header = Header::peek(start, envelope::key_hash(redis_key))?;
+        let header = Header::peek(start, record::key_hash(redis_key))?;
         let waited_for = start.get(WAITERS) == Some(&1);
-        let tags: Vec<u64> = envelope::tags(start, &header).collect();
-        let payload = bytes.saturating_sub(envelope::HEADER + 8 * usize::from(header.tags));
+        let tags: Vec<u64> = record::tags(start, &header).collect();
+        let payload = bytes.saturating_sub(record::HEADER + 8 * usize::from(header.tags));
         Ok(Self::of(&header, waited_for, tags, payload))
     }
 
     fn of(header: &Header, waited_for: bool, tags: Vec<u64>, payload_bytes: usize) -> Self {
         let kind = match header.kind {
-            envelope::Kind::Value => Kind::Value,
-            envelope::Kind::Negative => Kind::Negative,
-            envelope::Kind::Lease => Kind::Lease,
-            envelope::Kind::Failed => Kind::Failed,
-            envelope::Kind::HoldOff => Kind::HoldOff,
+            record::Kind::Value => Kind::Value,
+            record::Kind::Negative => Kind::Negative,
+            record::Kind::Lease => Kind::Lease,
+            record::Kind::Failed => Kind::Failed,
+            record::Kind::HoldOff => Kind::HoldOff,
         };
         // The record has one field for both.
         let (load_cost_ms, failures) = match kind {
@@ -174,8 +174,8 @@ mod tests {
 
     /// Header and bytes of a value with two tags.
     fn value() -> Vec<u8> {
-        let hash = envelope::key_hash(KEY);
-        let mut header = Header::plain(envelope::Kind::Value, [7; 16], hash, 1_000);
+        let hash = record::key_hash(KEY);
+        let mut header = Header::plain(record::Kind::Value, [7; 16], hash, 1_000);
         (header.codec, header.schema, header.tags) = (2, 3, 2);
         (header.fresh_ms, header.load_cost_ms, header.version) = (500, 20, 9);
         (header.baseline.incarnation, header.baseline.watermark) = (5, 6);
@@ -204,8 +204,8 @@ mod tests {
 
     #[test]
     fn leases_say_who_waits_and_how_often_loads_failed() {
-        let hash = envelope::key_hash(KEY);
-        let mut header = Header::plain(envelope::Kind::Lease, [8; 16], hash, 2_000);
+        let hash = record::key_hash(KEY);
+        let mut header = Header::plain(record::Kind::Lease, [8; 16], hash, 2_000);
         header.load_cost_ms = 4;
         let mut bytes = header.to_record();
         let read = |bytes: &[u8]| Record::parse(KEY, bytes).expect("a record");

@@ -22,8 +22,8 @@ use arc_swap::{ArcSwapOption, Guard};
 use tokio::time::Instant;
 
 use super::{HitView, Slot};
-use crate::engine::fence::Stamp;
-use crate::engine::watermarks::Tags;
+use crate::coherence::fence::Stamp;
+use crate::coherence::watermarks::Tags;
 
 /// One in how many hits is more than a look at one slot.
 pub(crate) const SAMPLE: u64 = if cfg!(test) { 2 } else { 16 };

@@ -18,10 +18,11 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
-use crate::engine::fence::Stamp;
-use crate::engine::watermarks::Tags;
+use crate::answer::{Answer, before};
+use crate::coherence::fence::Stamp;
+use crate::coherence::watermarks::Tags;
 use crate::entry::{Entry, Freshness, Provenance, Source};
-use crate::erased::{AnyKey, AnyValue, Erased};
+use crate::erased::{AnyKey, AnyValue};
 use crate::lifetime::Lifetime;
 
 mod hot_slots;
@@ -92,7 +93,7 @@ impl<V: Send + Sync + 'static> HitView<'_, V> {
     pub(crate) fn answer(&self, now: Instant) -> Answer {
         let value = self.value.clone();
         let value = value.map(|value| value as AnyValue);
-        Answer::from_l1(value, self.meta, self.tags, now)
+        answer_from_l1(value, self.meta, self.tags, now)
     }
 
     /// As it is told to callers, while it is fresh.
@@ -109,63 +110,23 @@ impl<V: Send + Sync + 'static> HitView<'_, V> {
     }
 }
 
-/// An answer on its way to a caller: a value or an absence, and where it comes from.
-#[derive(Clone, Debug)]
-pub(crate) struct Answer {
-    pub(crate) value: Option<AnyValue>,
-    pub(crate) source: Source,
-    /// How old it was at `at`.
-    pub(crate) age: Duration,
-    pub(crate) at: Instant,
-    pub(crate) fresh_until: Instant,
-    pub(crate) freshness: Freshness,
-    pub(crate) provenance: Provenance,
-    pub(crate) tags: Option<Tags>,
-}
-
-impl Answer {
-    fn from_l1(value: Option<AnyValue>, meta: &Meta, tags: &Option<Tags>, now: Instant) -> Self {
-        Self {
-            value,
-            source: Source::L1,
-            age: meta.age_at(now),
-            at: now,
-            fresh_until: meta.lifetime.fresh_until,
-            freshness: meta.lifetime.freshness(now),
-            provenance: Provenance::FromTier,
-            tags: tags.clone(),
-        }
+/// The answer of an entry of L1.
+fn answer_from_l1(
+    value: Option<AnyValue>,
+    meta: &Meta,
+    tags: &Option<Tags>,
+    now: Instant,
+) -> Answer {
+    Answer {
+        value,
+        source: Source::L1,
+        age: meta.age_at(now),
+        at: now,
+        fresh_until: meta.lifetime.fresh_until,
+        freshness: meta.lifetime.freshness(now),
+        provenance: Provenance::FromTier,
+        tags: tags.clone(),
     }
-
-    /// As it is told to callers; `None` is an absence.
-    pub(crate) fn into_entry(self) -> Option<Entry<Erased>> {
-        let (source, freshness) = (self.source, self.freshness);
-        let (fresh_until, provenance) = (self.fresh_until, self.provenance);
-        let age = self.age + self.at.elapsed();
-        self.value.map(|value| Entry {
-            value,
-            source,
-            age,
-            freshness,
-            fresh_until,
-            provenance,
-        })
-    }
-
-    /// When its load ended, wherever that was.
-    pub(crate) fn loaded_at(&self) -> Instant {
-        before(self.at, self.age)
-    }
-
-    /// Whether none of its tags was invalidated since its load began.
-    pub(crate) fn tags_hold(&self) -> bool {
-        self.tags.as_ref().is_none_or(Tags::hold)
-    }
-}
-
-/// So long before, or as early as this clock can tell.
-fn before(at: Instant, age: Duration) -> Instant {
-    at.checked_sub(age).unwrap_or(at)
 }
 
 /// What L1 asks of the code that knows the types of keys and values: [`TypedL1`].
@@ -235,7 +196,7 @@ impl L1 {
     pub(crate) fn get(&self, key: &AnyKey, now: Instant) -> Option<(Answer, Meta)> {
         let slot = self.slot(key.l1_hash)?;
         let value = self.typed.value(&slot, key)?;
-        let answer = Answer::from_l1(value, &slot.meta, &slot.tags, now);
+        let answer = answer_from_l1(value, &slot.meta, &slot.tags, now);
         Some((answer, slot.meta))
     }
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 
 use super::hot_slots::{HotRef, HotSlots};
-use super::{Answer, HitView, L1, Meta, Slot, TypedEntries};
+use super::{HitView, L1, Meta, Slot, TypedEntries};
+use crate::answer::Answer;
 use crate::erased::{self, AnyKey, AnyValue};
 
 pub(crate) type Weigher<K, V> = Arc<dyn Fn(&K, &V) -> u32 + Send + Sync>;
@@ -178,7 +179,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::engine::fence::Fence;
+    use crate::coherence::fence::Fence;
     use crate::entry::{Freshness, Provenance, Source};
     use crate::key::{self, HashedKey};
     use crate::lifetime::Lifetime;

@@ -9,27 +9,25 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::codec::envelope::{Expiry, Head};
-use crate::engine::watermarks::Watermarks;
 use crate::error::RemoteError;
+use crate::protocol::record::Watermarks;
+use crate::protocol::record::{Expiry, Head};
 use crate::telemetry::Telemetry;
 
 mod in_process;
 #[cfg(feature = "testing")]
 pub(crate) use in_process::faults;
 mod listener;
-pub(crate) mod message;
 mod operations;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
-mod request;
 
 pub use self::in_process::InProcess;
 #[cfg(all(test, feature = "bincode"))]
 pub(crate) use self::in_process::{Gate, When};
 pub(crate) use self::listener::Listener;
 pub(crate) use self::operations::TierOperations;
-pub(crate) use self::request::{
+pub(crate) use crate::protocol::request::{
     Acquired, Advance, Keys, Notice, Over, Read, Refill, WatermarkRequest,
 };
 

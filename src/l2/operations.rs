@@ -10,10 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::listener::Listener;
-use super::request::{Acquired, Keys, Notice, Over, Read, Refill, WatermarkRequest};
-use crate::codec::envelope::{Expiry, Head};
-use crate::engine::watermarks::Watermarks;
 use crate::error::RemoteError;
+use crate::protocol::record::Watermarks;
+use crate::protocol::record::{Expiry, Head};
+use crate::protocol::request::{Acquired, Keys, Notice, Over, Read, Refill, WatermarkRequest};
 
 /// Gives the list of operations to a macro. `local` methods answer at once, without I/O. Each of
 /// the `remote` ones touches one key, is one round trip, and is atomic; its name is what metrics

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::codec::envelope::{Baseline, Header, Kind};
+use crate::protocol::record::{Baseline, Header, Kind};
 use crate::{Bincode, Json};
 
 const ONE: [u8; 32] = [1; 32];

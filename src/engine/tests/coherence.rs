@@ -3,8 +3,8 @@
 
 use super::*;
 use crate::health::{Channel, Event};
-use crate::l2::message::{Message, Operation};
 use crate::l2::{Acquired, Advance, Keys, Listener, Over, TierOperations, WatermarkRequest};
+use crate::protocol::message::{Message, Operation};
 
 /// The channel lease.
 const H: Duration = Duration::from_secs(2);
@@ -504,8 +504,8 @@ async fn a_record_that_was_expired_since_it_was_read_is_another_record() {
     assert_eq!(tier.commands(), before + 2);
     // And so says the tier itself.
     let keys = Keys::of(&bytes::Bytes::from_static(KEY));
-    let start = &read[..envelope::STATED];
-    let known = crate::engine::watermarks::Watermarks::default();
+    let start = &read[..record::STATED];
+    let known = record::Watermarks::default();
     for over in [Over::Useless(start), Over::Entry(start)] {
         let acquired = tier.acquire(&keys, read.to_vec(), 1, over, known).await;
         assert!(matches!(acquired, Ok(Acquired::Record(_))), "{acquired:?}");

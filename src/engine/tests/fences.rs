@@ -412,7 +412,7 @@ async fn a_load_is_not_filled_in_after_an_invalidation_that_l2_did_not_hear_of()
 #[tokio::test(start_paused = true)]
 async fn a_message_older_than_a_load_does_not_keep_it_out_of_l2() {
     use crate::l2::Listener;
-    use crate::l2::message::{About, Message, Operation};
+    use crate::protocol::message::{About, Message, Operation};
     let (tier, source) = (InProcess::new(), two_versions());
     let cache = node(&source, &tier);
     let loading = spawn_get(&cache, 1);

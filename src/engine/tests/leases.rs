@@ -1,7 +1,7 @@
 //! D: leases between nodes, bytes that cannot be read, and L2 in trouble.
 
 use super::*;
-use crate::codec::envelope::Header;
+use crate::protocol::record::Header;
 
 #[tokio::test(start_paused = true)]
 async fn nodes_wait_for_the_holder_without_a_command_and_are_woken_by_its_fill() {
@@ -135,7 +135,7 @@ async fn a_dead_holder_is_replaced_when_its_lease_ends() {
     let (tier, source) = (InProcess::new(), Database::new(false, [Step::Found("v")]));
     let cache = node(&source, &tier);
     cache.get(&2).await.unwrap();
-    let mut dead = Header::plain(Kind::Lease, [7; 16], envelope::key_hash(KEY), 0);
+    let mut dead = Header::plain(Kind::Lease, [7; 16], record::key_hash(KEY), 0);
     dead.baseline = cache.engine().watermarks.baseline();
     tier.set_raw(KEY, &dead.to_record(), 2_000);
     let begun = Instant::now();
@@ -250,16 +250,16 @@ async fn every_way_a_record_can_be_unreadable_is_a_miss_that_is_counted_and_repl
         damaged
     }));
     unreadable.push(b"\x00a value that somebody else put there".to_vec());
-    let mut other_codec = Header::parse(&good, envelope::key_hash(KEY)).unwrap().0;
+    let mut other_codec = Header::parse(&good, record::key_hash(KEY)).unwrap().0;
     other_codec.codec = 99;
     let mut record = good.to_vec();
     other_codec.seal(&mut record);
     unreadable.push(record);
     // A sound envelope around a payload that is none.
     let mut record = good.to_vec();
-    record.truncate(envelope::HEADER);
+    record.truncate(record::HEADER);
     record.extend_from_slice(&[253; 9]);
-    Header::parse(&good, envelope::key_hash(KEY))
+    Header::parse(&good, record::key_hash(KEY))
         .unwrap()
         .0
         .seal(&mut record);
@@ -330,7 +330,7 @@ async fn an_older_version_is_replaced_a_newer_one_left_alone_and_one_invalidate_
     );
     let record = tier.raw(KEY).unwrap();
     assert_eq!(
-        Header::parse(&record, envelope::key_hash(KEY))
+        Header::parse(&record, record::key_hash(KEY))
             .unwrap()
             .0
             .schema,

@@ -3,12 +3,12 @@
 use std::convert::Infallible;
 
 use super::*;
-use crate::codec::envelope::{HEADER, Header};
+use crate::protocol::record::{HEADER, Header};
 use crate::{Entry, Freshness, Read, WriteError};
 
 const TTL: Duration = Duration::from_secs(10);
 const MS: Duration = Duration::from_millis(1);
-const MOST: usize = super::super::refresh::MAX_BACKGROUND;
+const MOST: usize = crate::engine::refresh::MAX_BACKGROUND;
 
 /// Ten seconds fresh, ten more while a new one is loaded, and twenty if that fails.
 fn lasting<L: Loader>(settings: CacheBuilder<L>) -> CacheBuilder<L> {
@@ -362,7 +362,7 @@ async fn an_unchanged_entry_is_another_version_with_the_same_value() {
     assert_eq!(unchanged, 1);
     let second = tier.raw(KEY).unwrap();
     assert_eq!(first[HEADER..], second[HEADER..]);
-    let parse = |record: &[u8]| Header::parse(record, envelope::key_hash(KEY)).unwrap().0;
+    let parse = |record: &[u8]| Header::parse(record, record::key_hash(KEY)).unwrap().0;
     let (first, second) = (parse(&first), parse(&second));
     assert_ne!(first.token, second.token);
     assert_eq!(second.created_ms - first.created_ms, 10_000);
@@ -607,7 +607,7 @@ async fn a_refresh_that_nobody_waits_for_does_not_load_without_its_claim() {
     let (tier, source) = ground(false, &["old", "new"]);
     let cache = stale(&source, &tier).lease_wait(MS * 500).build().unwrap();
     cache.get(&1).await.unwrap();
-    let mut others = Header::plain(Kind::Lease, [7; 16], envelope::key_hash(&guard()), 0);
+    let mut others = Header::plain(Kind::Lease, [7; 16], record::key_hash(&guard()), 0);
     others.baseline = cache.engine().watermarks.baseline();
     tokio::time::advance(TTL).await;
     tier.set_raw(&guard(), &others.to_record(), 5_000);
@@ -798,7 +798,7 @@ async fn a_look_up_past_l1_is_answered_however_many_refreshes_run() {
     let cache = settings.l2(tier.clone()).build().unwrap();
     cache.get(&1).await.unwrap();
     let engine = cache.engine();
-    let most = u32::try_from(super::super::refresh::MAX_BACKGROUND).unwrap();
+    let most = u32::try_from(crate::engine::refresh::MAX_BACKGROUND).unwrap();
     let _busy = engine.background.try_acquire_many(most).unwrap();
     let past = {
         let cache = cache.clone();

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 use super::validate_tier;
 use crate::error::RemoteKind;
 use crate::l2::When;
-use crate::l2::message::{Message, Operation};
+use crate::protocol::message::{Message, Operation};
 use crate::{
     BatchLoader, Batching, BoxError, Cache, Entry, Error, Freshness, InProcess, Loaded, Loader,
     Read,

@@ -1,7 +1,7 @@
 //! E, C6, C7: entries past their TTL, refreshes and what comes between.
 
 use super::*;
-use crate::codec::envelope::Header;
+use crate::protocol::record::Header;
 use crate::{Freshness, Read};
 
 const TTL: Duration = Duration::from_secs(10);
@@ -269,7 +269,7 @@ async fn a_refresher_that_dies_is_replaced_when_its_claim_ends() {
     );
     let cache = stale(&source, &tier).build().unwrap();
     cache.get(&1).await.unwrap();
-    let mut dead = Header::plain(Kind::Lease, [7; 16], envelope::key_hash(&guard()), 0);
+    let mut dead = Header::plain(Kind::Lease, [7; 16], record::key_hash(&guard()), 0);
     dead.baseline = cache.engine().watermarks.baseline();
     tokio::time::advance(TTL).await;
     tier.set_raw(&guard(), &dead.to_record(), 2_000);
@@ -753,11 +753,11 @@ async fn refreshes_that_nobody_waits_for_are_bounded() {
     for _ in 0..40 {
         settle().await;
     }
-    let most = super::super::refresh::MAX_BACKGROUND;
+    let most = crate::engine::refresh::MAX_BACKGROUND;
     assert_eq!(source.calls(), most);
     // The others are refreshed by a later hit.
     source.go.add_permits(KEYS as usize);
-    tokio::time::advance(super::super::refresh::RETRY_AFTER).await;
+    tokio::time::advance(crate::engine::refresh::RETRY_AFTER).await;
     for _ in 0..40 {
         settle().await;
     }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::error::{RemoteError, RemoteKind};
 use crate::l2::listener::Listener;
-use crate::l2::request::Notice;
+use crate::protocol::request::Notice;
 
 /// Where an operation stops: before it is carried out, or between that and its reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

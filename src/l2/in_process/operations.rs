@@ -8,12 +8,12 @@ use tokio::time::Instant;
 
 use super::store::Store;
 use super::tier::InProcess;
-use crate::codec::envelope::{self, Expiry, HEAD, HEADER, Head, STATED};
-use crate::engine::watermarks::Watermarks;
 use crate::error::RemoteError;
 use crate::l2::listener::Listener;
 use crate::l2::operations::TierOperations;
-use crate::l2::request::{
+use crate::protocol::record::Watermarks;
+use crate::protocol::record::{self, Expiry, HEAD, HEADER, Head, STATED};
+use crate::protocol::request::{
     Acquired, Advance, Keys, Notice, Over, Read, Refill, WatermarkRequest, with_watermarks,
 };
 use crate::ttl;
@@ -113,7 +113,7 @@ impl TierOperations for InProcess {
                 return Acquired::Held(left);
             }
             match store.get(&keys.record, now) {
-                Some(stored) if envelope::is_lease(&stored.bytes) && !refresh => {}
+                Some(stored) if record::is_lease(&stored.bytes) && !refresh => {}
                 Some(stored) => {
                     let replaced = match over {
                         Over::Nothing => false,
@@ -136,7 +136,7 @@ impl TierOperations for InProcess {
                 return Acquired::Held(left);
             }
             if let Some(claim) = store.get(&keys.claim, now).filter(|_| respects_claim) {
-                if let Some((hold_ms, failed)) = envelope::failed(&claim.bytes) {
+                if let Some((hold_ms, failed)) = record::failed(&claim.bytes) {
                     let left = ttl::millis(claim.expires_at - now).saturating_sub(hold_ms);
                     if left > 0 {
                         return Acquired::Failed(left);
@@ -254,12 +254,12 @@ impl TierOperations for InProcess {
         self.run("expire", |store, now| {
             store.records.remove(&keys.claim);
             match store.get(&keys.record, now) {
-                Some(stored) if envelope::is_entry(&stored.bytes) => {
+                Some(stored) if record::is_entry(&stored.bytes) => {
                     let mut expired = stored.bytes.to_vec();
                     expired[HEAD..STATED].copy_from_slice(&state);
                     stored.bytes = expired.into();
                 }
-                Some(stored) if envelope::is_hold_off(&stored.bytes) => {}
+                Some(stored) if record::is_hold_off(&stored.bytes) => {}
                 _ => {
                     store.records.remove(&keys.record);
                 }
@@ -280,8 +280,8 @@ impl TierOperations for InProcess {
         self.run("insert", |store, now| {
             let superseded = versioned
                 && store.get(&keys.record, now).is_some_and(|stored| {
-                    envelope::is_entry(&stored.bytes)
-                        && envelope::version(&stored.bytes) > envelope::version(&record)
+                    record::is_entry(&stored.bytes)
+                        && record::version(&stored.bytes) > record::version(&record)
                 });
             if !superseded {
                 store.set(&keys.record, record, ttl_ms, now);

@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::codec::envelope::{self, HEAD, Head, WAITERS};
-use crate::engine::watermarks::Watermarks;
-use crate::l2::request::{WatermarkRequest, Advance, new_incarnation};
+use crate::protocol::record::Watermarks;
+use crate::protocol::record::{self, HEAD, Head, WAITERS};
+use crate::protocol::request::{Advance, WatermarkRequest, new_incarnation};
 use crate::ttl;
 
 #[derive(Default)]
@@ -68,7 +68,11 @@ impl Store {
 
     /// Reads and raises the marks of a cache, as the script does on a server. Answers the marks and
     /// the latest mark of the tags asked for.
-    pub(super) fn update_marks(&mut self, key: &Bytes, look: &WatermarkRequest) -> (Watermarks, u64) {
+    pub(super) fn update_marks(
+        &mut self,
+        key: &Bytes,
+        look: &WatermarkRequest,
+    ) -> (Watermarks, u64) {
         if !self.marks.contains_key(key) {
             let marks = StoredMarks {
                 watermarks: Watermarks {
@@ -84,7 +88,9 @@ impl Store {
             return Default::default();
         };
         let watermarks = &mut marks.watermarks;
-        if watermarks.incarnation == look.known.incarnation && watermarks.current < look.known.current {
+        if watermarks.incarnation == look.known.incarnation
+            && watermarks.current < look.known.current
+        {
             watermarks.current = look.known.current + 1;
             watermarks.all = watermarks.current;
         }
@@ -120,10 +126,10 @@ impl Store {
         now: Instant,
     ) -> Option<u64> {
         let stored = self.get(key, now)?;
-        if !envelope::is_lease(&stored.bytes) {
+        if !record::is_lease(&stored.bytes) {
             return None;
         }
-        let baseline = envelope::lease_baseline(&stored.bytes);
+        let baseline = record::lease_baseline(&stored.bytes);
         if baseline.incarnation != known.incarnation || baseline.watermark < known.all {
             return None;
         }
@@ -155,6 +161,6 @@ impl Store {
 
 impl StoredRecord {
     pub(super) fn waited_for(&self) -> bool {
-        envelope::is_lease(&self.bytes) && self.bytes[WAITERS] != 0
+        record::is_lease(&self.bytes) && self.bytes[WAITERS] != 0
     }
 }

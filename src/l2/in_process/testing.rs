@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::gates::{Gate, When, Wire};
 use super::tier::InProcess;
-use crate::codec::envelope;
 use crate::error::RemoteKind;
+use crate::protocol::record;
 
 /// Wires are numbered in the order in which caches began to listen. A wire delivers nothing until
 /// the test says so.
@@ -162,7 +162,7 @@ impl InProcess {
     }
 
     /// All keys with the kinds of their records.
-    pub(crate) fn kinds(&self) -> Vec<(Bytes, Option<envelope::Kind>)> {
+    pub(crate) fn kinds(&self) -> Vec<(Bytes, Option<record::Kind>)> {
         let now = Instant::now();
         let store = self.shared.store.lock();
         let live = store
@@ -170,7 +170,7 @@ impl InProcess {
             .iter()
             .filter(|(_, stored)| stored.expires_at > now);
         live.map(|(key, stored)| {
-            let parsed = envelope::Header::parse(&stored.bytes, envelope::key_hash(key));
+            let parsed = record::Header::parse(&stored.bytes, record::key_hash(key));
             (key.clone(), parsed.ok().map(|(header, _)| header.kind))
         })
         .collect()

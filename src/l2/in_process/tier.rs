@@ -17,7 +17,7 @@ use super::gates::{TestHooks, When};
 use super::store::Store;
 use crate::error::RemoteError;
 use crate::l2::listener::Listener;
-use crate::l2::request::Notice;
+use crate::protocol::request::Notice;
 use crate::ttl;
 
 /// A shared tier within this process: for examples, tests and services of one node.

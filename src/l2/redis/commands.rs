@@ -13,7 +13,7 @@ use super::errors::remote_error;
 use super::handle::Redis;
 use super::scripts::Script;
 use crate::error::RemoteError;
-use crate::l2::request::Keys;
+use crate::protocol::request::Keys;
 
 /// fred's error for a command that another node would have to carry out.
 const REDIRECTED: &str = "Too many redirections";

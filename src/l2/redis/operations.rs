@@ -16,13 +16,14 @@ use super::commands::{BreakerUse, bytes, copy_bytes, number};
 use super::errors::{remote_error, unexpected_reply};
 use super::handle::Redis;
 use super::scripts;
-use crate::codec::envelope::{Expiry, Head};
-use crate::engine::watermarks::Watermarks;
 use crate::error::RemoteError;
 use crate::l2::listener::Listener;
 use crate::l2::operations::TierOperations;
-use crate::l2::request::{
-    Acquired, Keys, WatermarkRequest, MARKS_TTL, Notice, Over, Advance, Read, Refill, new_incarnation, with_watermarks,
+use crate::protocol::record::Watermarks;
+use crate::protocol::record::{Expiry, Head};
+use crate::protocol::request::{
+    Acquired, Advance, Keys, MARKS_TTL, Notice, Over, Read, Refill, WatermarkRequest,
+    new_incarnation, with_watermarks,
 };
 
 /// The largest number of keys of one `MGET`: a longer reply keeps the server from other clients for
@@ -268,13 +269,22 @@ impl TierOperations for Redis {
             .map(|reply| reply.as_u64() == Some(1))
     }
 
-    async fn marks(&self, key: &Bytes, look: WatermarkRequest) -> Result<(Watermarks, u64), RemoteError> {
+    async fn marks(
+        &self,
+        key: &Bytes,
+        look: WatermarkRequest,
+    ) -> Result<(Watermarks, u64), RemoteError> {
         self.ensure_started().await;
         self.query_marks(&self.shared.client(), BreakerUse::Checked, key, look)
             .await
     }
 
-    async fn beat(&self, key: &Bytes, known: Watermarks, message: Vec<u8>) -> Result<(), RemoteError> {
+    async fn beat(
+        &self,
+        key: &Bytes,
+        known: Watermarks,
+        message: Vec<u8>,
+    ) -> Result<(), RemoteError> {
         let mut look = WatermarkRequest {
             advance: Advance::Nothing,
             known,
@@ -391,7 +401,14 @@ impl Redis {
             )
             .await?;
         match reply.convert::<Vec<u64>>().as_deref() {
-            Ok(&[incarnation, current, all, latest]) => Ok((Watermarks { incarnation, current, all }, latest)),
+            Ok(&[incarnation, current, all, latest]) => Ok((
+                Watermarks {
+                    incarnation,
+                    current,
+                    all,
+                },
+                latest,
+            )),
             _ => Err(unexpected_reply(OPERATION)),
         }
     }

@@ -17,7 +17,7 @@ use super::errors::{remote_error, unexpected_reply};
 use super::handle::Redis;
 use super::scripts::Script;
 use crate::error::RemoteError;
-use crate::l2::request::Notice;
+use crate::protocol::request::Notice;
 
 mod reply;
 

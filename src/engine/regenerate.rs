@@ -12,18 +12,18 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Engine;
+use super::fetch::{Completion, Retention};
 use super::flight::{Failure, Flight, Found, Purpose};
 use super::load::{LoadPermit, Nesting};
-use super::read::{Completion, Retention};
 use super::remote::{RemoteKey, RemoteTier};
 use crate::codec::RecordContext;
-use crate::codec::envelope::{self, Baseline, Head, Header, Kind, STATED, Token};
 use crate::entry::ForwardReason;
 use crate::erased::AnyValue;
 use crate::error::{Error, RemoteError};
 use crate::key::HashedKey;
-use crate::l2::message::Operation;
 use crate::l2::{Keys, Over, Refill};
+use crate::protocol::message::Operation;
+use crate::protocol::record::{self, Baseline, Head, Header, Kind, STATED, Token};
 use crate::random;
 use crate::ttl;
 
@@ -138,7 +138,7 @@ impl<'a> Lease<'a> {
     /// The header of a record without a value.
     fn header(&self, kind: Kind, now_ms: u64) -> Header {
         let hash = if self.is_claim() {
-            envelope::key_hash(&self.keys.claim)
+            record::key_hash(&self.keys.claim)
         } else {
             self.remote_key.hash
         };
@@ -148,7 +148,7 @@ impl<'a> Lease<'a> {
     }
 
     fn head(&self) -> Head {
-        envelope::head(Kind::Lease, &self.token)
+        record::head(Kind::Lease, &self.token)
     }
 }
 
@@ -192,7 +192,7 @@ impl Engine {
             loaded.version = loaded.version.max(observed.header.version);
         }
         let (version, tags) = (loaded.version, loaded.tags.clone());
-        let version_id = envelope::version_id(&lease.token);
+        let version_id = record::version_id(&lease.token);
         let why = ForwardReason::because(flight.purpose == Purpose::Load, previous.is_some());
         let (mut found, kept) =
             self.found(loaded, lease.baseline, previous, (cost, why), version_id);
@@ -287,7 +287,7 @@ impl Engine {
         if let Some(observed) = unchanged {
             if value.is_some() && remote.binds_headers() {
                 // The payload is good under the old header alone.
-                let tags: Vec<u64> = envelope::tags(&observed.record, &observed.header).collect();
+                let tags: Vec<u64> = record::tags(&observed.record, &observed.header).collect();
                 let tags = &tags;
                 return match self.encode_record(
                     remote,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::l2::message::Origin;
+use crate::protocol::message::Origin;
 
 /// Origins that are remembered; beyond that those go which were not heard for longest.
 const MOST: usize = 4096;

@@ -10,9 +10,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::codec::envelope::{self, Kind};
 use crate::error::RemoteKind;
 use crate::l2::{Gate, When};
+use crate::protocol::record::{self, Kind};
 use crate::{BoxError, Cache, CacheBuilder, Error, InProcess, Loaded, Loader, Source};
 
 mod batches;
@@ -154,7 +154,7 @@ const KEY: &[u8] = b"tidegate:users:1";
 /// What somebody with `redis-cli` would see.
 fn raw_kind(tier: &InProcess, key: &[u8]) -> Option<Kind> {
     tier.raw(key).map(|record| {
-        envelope::Header::parse(&record, envelope::key_hash(key))
+        record::Header::parse(&record, record::key_hash(key))
             .unwrap()
             .0
             .kind

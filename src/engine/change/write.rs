@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::Engine;
+use crate::engine::Engine;
 use crate::erased::{AnyKey, AnyValue};
 use crate::error::{RemoteError, RemoteKind, WriteError};
 use crate::loader::Loaded;

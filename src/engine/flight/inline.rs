@@ -31,7 +31,7 @@ use std::task::{Context, Poll, Waker};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-/// A flight, as it is polled. It keeps the [`Flight`](super::flight::Flight) that it belongs to, and is
+/// A flight, as it is polled. It keeps the [`Flight`](crate::engine::flight::Flight) that it belongs to, and is
 /// kept by it: whoever boards has to see to it that it gets away.
 pub(crate) type FlightFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 

@@ -2,7 +2,10 @@
 //!
 //! The order is: database (the caller), L2, then L1. Evicting L1 first would let a reader put L2's
 //! old value back. The work is a task of its own: a caller that goes away does not leave it half
-//! done. What L2 did not confirm is an error, and goes on the list of [`repairs`](super::repairs).
+//! done. What L2 did not confirm is an error, and goes on the list of [`repairs`](crate::coherence::repairs).
+
+mod listener;
+pub(crate) mod write;
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -12,22 +15,23 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::Engine;
-use super::flight::Flight;
-use super::lease::RecordFields;
-use super::remote::RemoteTier;
-use super::repairs::Repair;
-use super::watermarks::{News, TagWatermark, Watermarks};
-use crate::codec::envelope::{self, Header, Kind};
+use crate::coherence::repairs::Repair;
+use crate::coherence::watermarks::{News, TagWatermark};
+use crate::engine::Engine;
+use crate::engine::flight::Flight;
+use crate::engine::regenerate::RecordFields;
+use crate::engine::remote::RemoteTier;
 use crate::entry::ForwardReason;
 use crate::erased::{AnyKey, AnyValue};
 use crate::error::{RemoteError, RemoteKind};
 use crate::health::Event;
 use crate::key::HashedKey;
 use crate::l1::Meta;
-use crate::l2::message::Operation;
 use crate::l2::{Advance, Keys, WatermarkRequest};
 use crate::loader::Loaded;
+use crate::protocol::message::Operation;
+use crate::protocol::record::Watermarks;
+use crate::protocol::record::{self, Header, Kind};
 use crate::random;
 use crate::telemetry::Trace;
 use crate::ttl;
@@ -206,7 +210,7 @@ impl Engine {
             return Ok(());
         };
         let notice = remote.notice(Operation::Expire, id);
-        let (keys, state) = (Keys::of(&remote.key(id).bytes), envelope::expiry());
+        let (keys, state) = (Keys::of(&remote.key(id).bytes), record::expiry());
         self.tier(remote.tier.expire(&keys, state, notice).await)
     }
 
@@ -320,7 +324,7 @@ impl Engine {
             ));
         }
         let token = random::bytes();
-        let version_id = envelope::version_id(&token);
+        let version_id = record::version_id(&token);
         let cost = self.usual_cost();
         let (found, kept) = self.found(
             loaded,

@@ -6,12 +6,14 @@
 //!
 //! | where | who waits for whom | then |
 //! |---|---|---|
-//! | before the place | `get_many`: for every key that may still need a load; single look-ups: see [`gather`](super::window) | *chunks*: one place, and one load each |
+//! | before the place | `get_many`: for every key that may still need a load; single look-ups: see [`gather`](crate::engine::batch::window) | *chunks*: one place, and one load each |
 //! | before the load | the flights of a chunk, for all that have not got their lease yet | `load_many` for those that have |
 //!
 //! Who goes another way (a value is there after all, somebody else holds the lease) drops its seat,
 //! and nobody waits for it any more. Nobody waits for anything but single commands of L2, which have a
 //! timeout.
+
+pub(crate) mod window;
 
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
@@ -22,10 +24,10 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::Engine;
-use super::load::{self, Nesting};
-use super::permits::{self, LoadLimiter, Priority, WouldTimeOut};
-use super::window::ArrivalGuard;
+use crate::engine::Engine;
+use crate::engine::batch::window::ArrivalGuard;
+use crate::engine::load::permits::{self, LoadLimiter, Priority, WouldTimeOut};
+use crate::engine::load::{self, Nesting};
 use crate::erased::{AnyEntry, AnyError, AnyKey, AnyValue};
 use crate::error::Error;
 use crate::loader::Loaded;
@@ -222,13 +224,13 @@ pub(crate) struct MemberResult {
 impl Batch {
     /// Hands a seat to each. `until_loaded`: single look-ups that have come together, with what is to
     /// be dropped when the load has ended.
-    pub(super) fn form(
+    fn form(
         engine: &Arc<Engine>,
         runtime: &Handle,
         keys: Vec<(AnyKey, Priority)>,
         senders: Vec<oneshot::Sender<BatchTicket>>,
         concurrency: Option<Arc<Semaphore>>,
-        until_loaded: Option<super::window::LoadingBatch>,
+        until_loaded: Option<window::LoadingBatch>,
     ) {
         let known = keys.iter().all(|(_, priority)| *priority == Priority::Warm);
         let (engine, runtime) = (Arc::clone(engine), runtime.clone());

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::codec::envelope::Baseline;
+use crate::protocol::record::{Baseline, Watermarks};
 
 /// Tags whose marks are kept here for no entry; beyond that the oldest are asked for.
 const MOST_TAGS: usize = 1 << 16;
@@ -29,15 +29,6 @@ const MOST_TAGS: usize = 1 << 16;
 /// Eras that are over and are not gone back to, when answers come in another order than they were
 /// given.
 const RETIRED: usize = 8;
-
-/// What L2 says of the marks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Watermarks {
-    pub(crate) incarnation: u64,
-    pub(crate) current: u64,
-    /// The mark of the last invalidation of everything.
-    pub(crate) all: u64,
-}
 
 /// The mark of one tag, shared by the entries that carry it: a hit looks here, without a hash.
 #[derive(Debug, Default)]

@@ -13,7 +13,7 @@
 //!
 //! A reader takes anything else for a gap: it missed a message that it does not understand.
 
-use crate::engine::watermarks::Watermarks;
+use crate::protocol::record::Watermarks;
 
 const FORMAT: u8 = 1;
 /// The largest number with which a script counts exactly. No script sends a larger one.
@@ -129,7 +129,10 @@ fn marks(rest: &[u8]) -> Option<About<'_>> {
         current: next(),
         all: next(),
     };
-    let largest = watermarks.incarnation.max(watermarks.current).max(watermarks.all);
+    let largest = watermarks
+        .incarnation
+        .max(watermarks.current)
+        .max(watermarks.all);
     (largest <= LARGEST).then_some(About::Watermarks { tag, watermarks })
 }
 
@@ -203,7 +206,11 @@ mod tests {
                 message
             };
             assert!(Message::parse(&marks(0)).is_some());
-            assert_eq!(Message::parse(&marks(1)), None, "{incarnation} {mark} {all}");
+            assert_eq!(
+                Message::parse(&marks(1)),
+                None,
+                "{incarnation} {mark} {all}"
+            );
         }
         assert_eq!(Message::parse(&bytes[..FIXED]), None, "no keys");
         assert_eq!(

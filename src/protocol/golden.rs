@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::envelope::{Baseline, Header, Kind};
-use super::{Bincode, Codec, Json};
+use super::record::{Baseline, Header, Kind};
+use crate::codec::{Bincode, Codec, Json};
 
 const KEY: &[u8] = b"tidegate:users:42";
 const ERA: Baseline = Baseline {
@@ -39,7 +39,7 @@ fn value(codec: &impl Codec) -> (Header, Vec<u8>) {
     let mut header = Header::plain(
         Kind::Value,
         *b"0123456789abcdef",
-        super::envelope::key_hash(KEY),
+        super::record::key_hash(KEY),
         1_700_000_000_123,
     );
     (header.codec, header.schema) = (codec.id(), 3);
@@ -57,7 +57,7 @@ fn plain(kind: Kind, waited_for: bool) -> (Header, Vec<u8>) {
     let mut header = Header::plain(
         kind,
         *b"0123456789abcdef",
-        super::envelope::key_hash(KEY),
+        super::record::key_hash(KEY),
         1_700_000_000_123,
     );
     if kind == Kind::Negative {
@@ -65,7 +65,7 @@ fn plain(kind: Kind, waited_for: bool) -> (Header, Vec<u8>) {
     }
     header.baseline = ERA;
     let mut record = header.to_record();
-    record[super::envelope::WAITERS] = u8::from(waited_for);
+    record[super::record::WAITERS] = u8::from(waited_for);
     (header, record)
 }
 
@@ -102,7 +102,7 @@ fn records_of_every_released_format_are_read_and_written_as_they_were() {
     for (name, (header, written)) in files() {
         let stored =
             std::fs::read(payloads().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let (parsed, body) = Header::parse(&stored, super::envelope::key_hash(KEY)).unwrap();
+        let (parsed, body) = Header::parse(&stored, super::record::key_hash(KEY)).unwrap();
         assert_eq!(parsed, header, "{name}");
         let tags: Vec<u64> = body.tags().collect();
         assert_eq!(
@@ -139,7 +139,7 @@ fn no_file_of_an_old_record_is_left_out() {
 #[cfg(feature = "sealed")]
 #[test]
 fn sealed_records_of_every_released_format_are_opened_and_sealed_as_they_were() {
-    use super::{RecordContext, Sealed};
+    use crate::codec::{RecordContext, Sealed};
     let key: [u8; 32] = std::array::from_fn(|at| at as u8);
     let nonce: [u8; 24] = std::array::from_fn(|at| 0x40 + at as u8);
     let codec = Sealed::builder(Bincode).sealing_key(0x0102_0304, key);
@@ -154,7 +154,7 @@ fn sealed_records_of_every_released_format_are_opened_and_sealed_as_they_were() 
     header.seal(&mut written);
 
     let stored = std::fs::read(payloads().join(SEALED)).unwrap();
-    let (parsed, body) = Header::parse(&stored, super::envelope::key_hash(KEY)).unwrap();
+    let (parsed, body) = Header::parse(&stored, super::record::key_hash(KEY)).unwrap();
     assert_eq!(parsed, header);
     let opened: User = codec.decode_in(body.payload, &context).unwrap();
     assert_eq!(opened, user());

@@ -6,13 +6,14 @@ use std::sync::{Arc, Weak};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::Engine;
-use super::numbers::Delivery;
-use super::remote::RemoteTier;
-use super::watermarks::{News, Watermarks};
+use crate::coherence::sequence::Delivery;
+use crate::coherence::watermarks::News;
+use crate::engine::Engine;
+use crate::engine::remote::RemoteTier;
 use crate::health::Event;
 use crate::l2::Listener;
-use crate::l2::message::{About, Message, Operation};
+use crate::protocol::message::{About, Message, Operation};
+use crate::protocol::record::Watermarks;
 
 impl Listener for Engine {
     fn on_message(&self, bytes: &[u8]) {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::engine::watermarks::Watermarks;
+use crate::protocol::record::Watermarks;
 
 /// The key of a record, and the key of its claim. The claim is the lease of the process that
 /// refreshes the record. It has a key of its own, because the record stays readable until the new
@@ -104,10 +104,10 @@ pub(crate) struct WatermarkRequest {
 
 /// How long the marks live after they were last read.
 #[cfg(feature = "redis")]
-pub(super) const MARKS_TTL: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
+pub(crate) const MARKS_TTL: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
 
 /// Adds the marks to a message about them.
-pub(super) fn with_watermarks(mut message: Vec<u8>, watermarks: Watermarks) -> Vec<u8> {
+pub(crate) fn with_watermarks(mut message: Vec<u8>, watermarks: Watermarks) -> Vec<u8> {
     for number in [watermarks.incarnation, watermarks.current, watermarks.all] {
         message.extend_from_slice(&number.to_le_bytes());
     }
@@ -115,7 +115,7 @@ pub(super) fn with_watermarks(mut message: Vec<u8>, watermarks: Watermarks) -> V
 }
 
 /// An incarnation for a cache that has none: random, and small enough for every script to count with.
-pub(super) fn new_incarnation() -> u64 {
+pub(crate) fn new_incarnation() -> u64 {
     (crate::random::number() >> 12).max(1)
 }
 

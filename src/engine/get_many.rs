@@ -16,13 +16,13 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::batch::{LoadRoute, PlanTicket};
+use super::fetch::{self, Leader};
 use super::flight;
-use super::read::{self, Leader};
 use super::{Engine, Entered, FlightWait, Want};
+use crate::answer::Answer;
 use crate::entry::Read;
 use crate::erased::{AnyError, AnyKey};
 use crate::error::Error;
-use crate::l1::Answer;
 use crate::telemetry::Trace;
 
 /// Loads of one call at once, where they are not batched.
@@ -169,7 +169,7 @@ async fn run_together(engine: Arc<Engine>, mut leaders: Vec<Leader>) {
         if index % YIELD_EVERY == YIELD_EVERY - 1 {
             tokio::task::yield_now().await;
         }
-        let mut running = Box::pin(read::run(leader));
+        let mut running = Box::pin(fetch::run(leader));
         // A hit lands here. Whatever takes longer goes on in a task of its own, and so does not
         // concern the others if it panics, nor does it here.
         let begun = std::panic::catch_unwind(AssertUnwindSafe(|| poll_once(running.as_mut())));

@@ -1,5 +1,7 @@
 //! Running the user's loader: in a task of its own, bounded in time and number.
 
+pub(crate) mod permits;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +10,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::Engine;
-use super::batch::{BatchTicket, LoadRoute};
-use super::flight::{Flight, Found, Purpose};
-use super::permits::{self, Priority, WouldTimeOut};
+use self::permits::{Priority, WouldTimeOut};
+use crate::engine::Engine;
+use crate::engine::batch::{BatchTicket, LoadRoute};
+use crate::engine::flight::{Flight, Found, Purpose};
 use crate::entry::ForwardReason;
 use crate::erased::{AnyEntry, AnyError, AnyKey, AnyValue};
 use crate::error::Error;

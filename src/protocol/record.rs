@@ -67,7 +67,18 @@ pub(crate) type Token = [u8; 16];
 /// What the state of an entry is set to when it is expired by hand.
 pub(crate) type Expiry = [u8; 16];
 
-/// How much was known to be invalidated as a whole: see [`marks`](crate::engine::watermarks).
+/// The watermarks of a cache, as L2 answers them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Watermarks {
+    /// Random. A new one begins where the watermarks were lost.
+    pub(crate) incarnation: u64,
+    /// Counts the invalidations of tags and of everything.
+    pub(crate) current: u64,
+    /// The watermark of the last invalidation of everything.
+    pub(crate) all: u64,
+}
+
+/// How much was known to be invalidated as a whole: see [`marks`](crate::coherence::watermarks).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Baseline {
     /// Random; a new one when the marks were lost.

@@ -119,7 +119,7 @@ impl<C: Codec> Sealed<C> {
         }
     }
 
-    pub(super) fn seal<V: Serialize>(
+    pub(crate) fn seal<V: Serialize>(
         &self,
         nonce: [u8; NONCE],
         value: &V,

@@ -20,10 +20,10 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Engine;
-use super::batch::{Batch, BatchTicket};
-use super::permits::Priority;
 use crate::batch::Batching;
+use crate::engine::Engine;
+use crate::engine::batch::{Batch, BatchTicket};
+use crate::engine::load::permits::Priority;
 use crate::erased::AnyKey;
 use crate::ttl;
 
@@ -62,7 +62,7 @@ trait ArrivalCount: Send + Sync {
 }
 
 /// A batch that is being loaded, until dropped.
-pub(super) struct LoadingBatch(Arc<BatchWindow>);
+pub(crate) struct LoadingBatch(Arc<BatchWindow>);
 
 /// How often a flight that seems to be alone lets others run first: those who came with it may not
 /// have set out yet.

@@ -12,6 +12,8 @@
 //! Only a flight that is still in the table when it lands may store into L1; the check and the
 //! store are one critical section. A lock is never held across an await.
 
+pub(crate) mod inline;
+
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,14 +26,14 @@ use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::batch::LoadRoute;
-use super::fence::Stamp;
-use super::inline::Driver;
+use crate::answer::Answer;
+use crate::coherence::fence::Stamp;
+use crate::engine::batch::LoadRoute;
+use crate::engine::flight::inline::Driver;
 use crate::entry::Freshness;
 use crate::erased::{AnyError, AnyKey};
 use crate::error::Error;
 use crate::key::HashedKey;
-use crate::l1::Answer;
 use crate::lifetime::{Lifetime, Usability, Windows};
 use crate::random;
 use crate::telemetry::Trace;
