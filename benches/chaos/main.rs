@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 use tidegate::{BoxError, Cache, Channel, Loaded, Redis, Source, loader_fn};
 use tokio::task::JoinSet;
 
-use self::trouble::{Scene, Trouble};
+use self::trouble::{Fixture, Trouble};
 
 #[expect(dead_code, reason = "the tests use more of it")]
-#[path = "../ground/mod.rs"]
-mod ground;
+#[path = "../redis_proxy/mod.rs"]
+mod redis_proxy;
 mod trouble;
 
 const LOAD: Duration = Duration::from_millis(2);
@@ -42,8 +42,8 @@ struct Answer {
 }
 
 async fn run(trouble: Trouble, lasts: Duration) -> Result<bool, BoxError> {
-    let mut scene = Scene::new().await;
-    let url = format!("redis://127.0.0.1:{}", scene.proxy.port());
+    let mut fixture = Fixture::new().await;
+    let url = format!("redis://127.0.0.1:{}", fixture.proxy.port());
     let redis = Redis::connect(&url).await.map_err(BoxError::new)?;
     let loads = Loads::default();
     let counted = Arc::clone(&loads);
@@ -63,12 +63,12 @@ async fn run(trouble: Trouble, lasts: Duration) -> Result<bool, BoxError> {
         cache.get(&key).await.map_err(BoxError::new)?;
     }
     let bare = bare_load().await;
-    scene.begin(trouble, lasts).await?;
+    fixture.begin(trouble, lasts).await?;
     loads.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    let answers = ask(&cache, &scene, trouble, lasts).await?;
+    let answers = ask(&cache, &fixture, trouble, lasts).await?;
     let (cold, hot) = loads_per_key(&loads);
     let before = cache.stats();
-    scene.end(trouble).await;
+    fixture.end(trouble).await;
     let recovered = recovers(&cache).await?;
     let failed = answers.iter().filter(|answer| answer.failed).count();
     let second = Duration::from_secs(1).min(lasts / 2);
@@ -114,7 +114,7 @@ async fn bare_load() -> f64 {
 
 async fn ask(
     cache: &Cache<u64, u64, BoxError>,
-    scene: &Scene,
+    fixture: &Fixture,
     trouble: Trouble,
     lasts: Duration,
 ) -> Result<Vec<Answer>, BoxError> {
@@ -127,7 +127,7 @@ async fn ask(
             break;
         }
         if request % 25 == 0 {
-            scene.meanwhile(trouble);
+            fixture.meanwhile(trouble);
         }
         let (cache, cold) = (cache.clone(), request % 2 == 0);
         let key = if cold { 1_000 + request } else { request % HOT };

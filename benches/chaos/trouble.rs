@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use tidegate::BoxError;
 use tokio::task::JoinHandle;
 
-use crate::ground::proxy::{Proxy, Wire};
-use crate::ground::server::{Reply, Server};
+use crate::redis_proxy::proxy::{Proxy, ProxyMode};
+use crate::redis_proxy::server::{Reply, Server};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
@@ -69,7 +69,7 @@ impl Trouble {
     }
 }
 
-pub(crate) struct Scene {
+pub(crate) struct Fixture {
     server: Server,
     pub(crate) proxy: Proxy,
     /// What goes on while the trouble lasts.
@@ -77,7 +77,7 @@ pub(crate) struct Scene {
     loading: Option<Child>,
 }
 
-impl Scene {
+impl Fixture {
     pub(crate) async fn new() -> Self {
         let server = Server::start();
         let proxy = Proxy::to(server.port()).await;
@@ -96,10 +96,14 @@ impl Scene {
     ) -> Result<(), BoxError> {
         match trouble {
             Trouble::None => {}
-            Trouble::Refused => self.proxy.set(Wire::Refuse).await,
-            Trouble::BlackHole => self.proxy.set(Wire::Swallow).await,
-            Trouble::Slow => self.proxy.set(Wire::Slow(Duration::from_millis(500))).await,
-            Trouble::ChannelCut => self.proxy.set(Wire::DeadSubscriptions).await,
+            Trouble::Refused => self.proxy.set(ProxyMode::Refuse).await,
+            Trouble::BlackHole => self.proxy.set(ProxyMode::BlackHole).await,
+            Trouble::Slow => {
+                self.proxy
+                    .set(ProxyMode::Slow(Duration::from_millis(500)))
+                    .await
+            }
+            Trouble::ChannelCut => self.proxy.set(ProxyMode::DeadSubscriptions).await,
             Trouble::Reset => {}
             Trouble::ClientPause => self.ask(&format!("CLIENT PAUSE {}", lasts.as_millis())),
             Trouble::Stopped => self.server.stop(),
@@ -138,7 +142,7 @@ impl Scene {
         }
         match trouble {
             Trouble::Refused | Trouble::BlackHole | Trouble::Slow | Trouble::ChannelCut => {
-                self.proxy.set(Wire::Pass).await;
+                self.proxy.set(ProxyMode::Pass).await;
             }
             Trouble::Stopped => self.server.resume(),
             Trouble::Killed => self.server.restart(),
@@ -222,7 +226,7 @@ impl Scene {
     }
 }
 
-impl Drop for Scene {
+impl Drop for Fixture {
     fn drop(&mut self) {
         self.stop_loading();
     }

@@ -6,8 +6,8 @@ use tidegate::BoxError;
 
 use super::measure::{LEASE, drive, invalidate, nodes};
 use super::server::{Spent, process};
-use crate::ground::eventually;
-use crate::ground::server::{Raw, Reply, Server};
+use crate::redis_proxy::eventually;
+use crate::redis_proxy::server::{Raw, Reply, Server};
 
 const NODES: usize = 3;
 const SLOTS: usize = 16_384;

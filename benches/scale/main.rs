@@ -17,11 +17,11 @@ use tidegate::BoxError;
 use self::model::Model;
 
 mod cluster;
-#[expect(dead_code, reason = "the tests use more of it")]
-#[path = "../ground/mod.rs"]
-mod ground;
 mod measure;
 mod model;
+#[expect(dead_code, reason = "the tests use more of it")]
+#[path = "../redis_proxy/mod.rs"]
+mod redis_proxy;
 mod server;
 
 fn main() -> ExitCode {

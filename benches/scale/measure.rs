@@ -9,7 +9,7 @@ use tidegate::{BoxError, Cache, Channel, Redis, loader_fn};
 use tokio::task::JoinSet;
 
 use super::server::{Listeners, Spent, process};
-use crate::ground::server::Server;
+use crate::redis_proxy::server::Server;
 
 pub(crate) type Numbers = Cache<u64, u64, BoxError>;
 

@@ -6,7 +6,7 @@ use tidegate::BoxError;
 
 use super::measure::{Costs, Fleet, HOT, Idle, LEASE, drive, get, invalidate, median, nodes};
 use super::server::Spent;
-use crate::ground::server::Server;
+use crate::redis_proxy::server::Server;
 
 /// What a fleet does in a second.
 #[derive(Clone, Copy, Debug, Default)]

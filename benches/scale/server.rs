@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::ground::server::{Raw, Reply};
+use crate::redis_proxy::server::{Raw, Reply};
 
 /// So much of everything since the server's start.
 #[derive(Clone, Copy, Debug, Default)]

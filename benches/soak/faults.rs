@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::ground::proxy::{Proxy, Wire};
-use crate::ground::server::Server;
+use crate::redis_proxy::proxy::{Proxy, ProxyMode};
+use crate::redis_proxy::server::Server;
 
 /// Random enough, and the same for a seed.
 pub(crate) struct Dice(u64);
@@ -31,7 +31,7 @@ impl Dice {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    Wire(Wire),
+    ProxyMode(ProxyMode),
     /// The bus is lost and cannot be had again; commands pass.
     Bus,
     Cuts,
@@ -45,16 +45,16 @@ pub(crate) enum Fault {
     Password,
 }
 
-const SLOW: Wire = Wire::Slow(Duration::from_millis(120));
+const SLOW: ProxyMode = ProxyMode::Slow(Duration::from_millis(120));
 
 const FAULTS: [Fault; 16] = [
-    Fault::Wire(Wire::Refuse),
-    Fault::Wire(Wire::Swallow),
-    Fault::Wire(Wire::DeadConnections),
+    Fault::ProxyMode(ProxyMode::Refuse),
+    Fault::ProxyMode(ProxyMode::BlackHole),
+    Fault::ProxyMode(ProxyMode::DeadConnections),
     Fault::Bus,
     Fault::Bus,
-    Fault::Wire(SLOW),
-    Fault::Wire(Wire::Slow(Duration::from_millis(500))),
+    Fault::ProxyMode(SLOW),
+    Fault::ProxyMode(ProxyMode::Slow(Duration::from_millis(500))),
     Fault::Cuts,
     Fault::Pause,
     Fault::Stop,
@@ -74,30 +74,30 @@ pub(crate) async fn strike(server: &mut Server, wires: &[Proxy], dice: &mut Dice
     // On one node's wire, or on everybody's.
     let hit = usize::try_from(dice.roll(wires.len() as u64 + 1)).unwrap_or(0);
     let wires: Vec<&Proxy> = match wires.get(hit) {
-        Some(wire) => vec![wire],
+        Some(mode) => vec![mode],
         None => wires.iter().collect(),
     };
     let ask = |words: &str| server.raw().ask(words);
     match fault {
-        Fault::Wire(wire) => {
+        Fault::ProxyMode(mode) => {
             for hit in &wires {
-                hit.set(wire).await;
+                hit.set(mode).await;
             }
             sleep(lasts).await;
             for hit in &wires {
-                hit.set(Wire::Pass).await;
+                hit.set(ProxyMode::Pass).await;
                 // What was said meanwhile is lost: no stream goes on without it.
                 hit.cut();
             }
         }
         Fault::Bus => {
             for hit in &wires {
-                hit.set(Wire::Hold("SUBSCRIBE")).await;
+                hit.set(ProxyMode::Hold("SUBSCRIBE")).await;
                 hit.cut();
             }
             sleep(lasts).await;
             for hit in &wires {
-                hit.set(Wire::Pass).await;
+                hit.set(ProxyMode::Pass).await;
             }
         }
         Fault::Cuts => {

@@ -16,10 +16,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 mod faults;
-#[expect(dead_code, reason = "the tests use more of it")]
-#[path = "../ground/mod.rs"]
-mod ground;
 mod oracle;
+#[expect(dead_code, reason = "the tests use more of it")]
+#[path = "../redis_proxy/mod.rs"]
+mod redis_proxy;
 mod run;
 
 fn number(args: &[String], name: &str) -> Option<f64> {

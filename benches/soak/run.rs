@@ -10,9 +10,9 @@ use tokio::time::sleep;
 
 use super::faults::{Dice, strike};
 use super::oracle::Oracle;
-use crate::ground::eventually;
-use crate::ground::proxy::Proxy;
-use crate::ground::server::{Server, is_lease};
+use crate::redis_proxy::eventually;
+use crate::redis_proxy::proxy::Proxy;
+use crate::redis_proxy::server::{Server, is_lease};
 
 const NODES: usize = 3;
 const TASKS: u64 = 6;
@@ -134,8 +134,8 @@ pub(crate) async fn run(seed: u64, lasts: Duration, talks: bool) -> Vec<String> 
 async fn world(seed: u64, wires: &[Proxy]) -> World {
     let oracle = Oracle::new(LEASE + DEGRADED);
     let mut nodes = Vec::new();
-    for (at, wire) in wires.iter().enumerate() {
-        let url = format!("redis://127.0.0.1:{}", wire.port());
+    for (at, mode) in wires.iter().enumerate() {
+        let url = format!("redis://127.0.0.1:{}", mode.port());
         let redis = Redis::connect(&url).await.expect("the server is there");
         let (rows, dice) = (oracle.clone(), Mutex::new(Dice::new(seed ^ (at as u64))));
         let load = loader_fn(move |key: u64| {

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tidegate::{BuildError, Cache, Channel, Event, Redis, RedisBuilder, RemoteError};
 use tokio::time::Instant;
 
+use crate::support::backend::{check_records, users};
 use crate::support::cluster::Cluster;
 use crate::support::events::Events;
 use crate::support::eventually;
-use crate::support::ground::{check_records, users};
 use crate::support::loader::Db;
 use crate::support::node::{Node, value};
 use crate::support::server::{Reply, Server};
@@ -23,7 +23,7 @@ const ENCODED: &str = "p%40ss%3Aw%2Fr%23d%3F%2541%20%2B%C3%A4%22%27%5C%0D%0AQUIT
 
 fn node(db: &Db, redis: &Redis, events: &Events) -> Node {
     let builder = Cache::builder("users", db.clone()).ttl_jitter(0.0);
-    let builder = builder.on_event(events.teller());
+    let builder = builder.on_event(events.callback());
     Node::new(builder.l2(redis.clone()).build().expect("a cache"))
 }
 
@@ -43,7 +43,7 @@ fn source(error: &RemoteError) -> String {
         .unwrap_or_default()
 }
 
-fn patient(url: &str) -> RedisBuilder {
+fn long_timeout_builder(url: &str) -> RedisBuilder {
     Redis::builder(url).timeout(Duration::from_secs(2))
 }
 
@@ -70,8 +70,8 @@ async fn a_user_logs_in_by_url_and_by_builder_with_any_password() {
     let (port, db) = (server.port(), Db::default());
     let by_url = format!("redis://app:{ENCODED}@127.0.0.1:{port}");
     for builder in [
-        patient(&by_url),
-        patient(&server.url()).user("app", PASSWORD),
+        long_timeout_builder(&by_url),
+        long_timeout_builder(&server.url()).user("app", PASSWORD),
     ] {
         let redis = builder.clone().connect().await;
         let redis = redis.unwrap_or_else(|error| panic!("{builder:?}: {error:?}"));
@@ -85,10 +85,10 @@ async fn a_user_logs_in_by_url_and_by_builder_with_any_password() {
         a.check().await;
     }
     for builder in [
-        patient(&server.url()),
-        patient(&server.url()).user("app", ENCODED),
-        patient(&server.url()).user("nobody", PASSWORD),
-        patient(&format!("redis://:{ENCODED}@127.0.0.1:{port}")),
+        long_timeout_builder(&server.url()),
+        long_timeout_builder(&server.url()).user("app", ENCODED),
+        long_timeout_builder(&server.url()).user("nobody", PASSWORD),
+        long_timeout_builder(&format!("redis://:{ENCODED}@127.0.0.1:{port}")),
     ] {
         let error = builder.connect().await.expect_err("somebody else");
         assert!(error.is_denied() && error.is_refused(), "{error:?}");
@@ -121,7 +121,9 @@ fn credentials_that_contradict_each_other_are_refused_by_name() {
 async fn a_database_is_named_by_its_url_and_a_wrong_one_is_an_error_of_connect() {
     let server = Server::start();
     let (mut raw, db) = (server.raw(), Db::default());
-    let redis = patient(&format!("{}/3", server.url())).connect().await;
+    let redis = long_timeout_builder(&format!("{}/3", server.url()))
+        .connect()
+        .await;
     let a = node(&db, &redis.expect("connect"), &Events::default());
     assert_eq!(value(a.get(1).await), "row 1");
     assert!(raw.get(&users(1)).is_none());
@@ -160,9 +162,9 @@ async fn a_database_of_a_cluster_is_refused_by_name() {
         "{error:?}"
     );
     let url = format!("redis-cluster://127.0.0.1:{}/0", cluster.nodes[0].port());
-    patient(&url).connect().await.expect("connect");
+    long_timeout_builder(&url).connect().await.expect("connect");
     // A node asked as if it were alone.
-    let error = patient(&format!("{}/3", cluster.nodes[0].url()))
+    let error = long_timeout_builder(&format!("{}/3", cluster.nodes[0].url()))
         .connect()
         .await;
     let error = error.expect_err("no database 3");

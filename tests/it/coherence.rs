@@ -5,13 +5,13 @@ use std::time::Duration;
 use tidegate::{Cache, CacheBuilder, Channel, Event, Redis, Source};
 use tokio::time::Instant;
 
+use crate::support::backend::users;
 use crate::support::events::Events;
 use crate::support::eventually;
-use crate::support::ground::users;
 use crate::support::loader::Db;
 use crate::support::node::{Node, answer, begin, value};
-use crate::support::proxy::{Proxy, Wire};
-use crate::support::server::{Raw, Reply, Server, is_value, patient};
+use crate::support::proxy::{Proxy, ProxyMode};
+use crate::support::server::{Raw, Reply, Server, is_value, long_timeout_builder};
 
 const LEASE: Duration = Duration::from_millis(600);
 /// What a busy machine may add to any bound.
@@ -36,7 +36,11 @@ fn build(
 }
 
 async fn node(db: &Db, server: &Server) -> Node {
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     build(db, redis, |builder| builder)
 }
 
@@ -90,7 +94,11 @@ async fn beats(raw: &mut Raw, how_many: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_lost_subscription_an_entry_is_read_once_for_all_who_want_it() {
     let (server, db) = (Server::start(), Db::default());
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let (a, mut raw) = (
         // What is asked while the server stands still is joined for that long.
         build(&db, redis, |builder| {
@@ -132,9 +140,13 @@ async fn after_a_lost_subscription_an_entry_is_read_once_for_all_who_want_it() {
 async fn a_number_that_is_missing_makes_everything_be_looked_at_again() {
     let (server, db) = (Server::start(), Db::default());
     let events = Events::default();
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let (a, mut raw) = (
-        build(&db, redis, |builder| builder.on_event(events.teller())),
+        build(&db, redis, |builder| builder.on_event(events.callback())),
         server.raw(),
     );
     for key in 1..=20 {
@@ -227,9 +239,13 @@ async fn what_is_not_understood_is_a_gap() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn operators_hear_of_the_channel_going_and_coming() {
     let (server, db, events) = (Server::start(), Db::default(), Events::default());
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let (a, mut raw) = (
-        build(&db, redis, |builder| builder.on_event(events.teller())),
+        build(&db, redis, |builder| builder.on_event(events.callback())),
         server.raw(),
     );
     warm(&a, 1).await;
@@ -262,7 +278,11 @@ async fn operators_hear_of_the_channel_going_and_coming() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listener_that_panics_harms_nobody() {
     let (server, db) = (Server::start(), Db::default());
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let a = build(&db, redis, |builder| {
         builder.on_event(|event| panic!("the test told this listener to panic: {event:?}"))
     });
@@ -279,14 +299,17 @@ async fn a_dead_subscription_on_a_connection_that_stands_is_noticed_within_the_l
 {
     let (server, db, events) = (Server::start(), Db::default(), Events::default());
     let proxy = Proxy::to(server.port()).await;
-    let redis = patient(proxy.port()).connect().await.expect("connect");
-    let a = build(&db, redis, |builder| builder.on_event(events.teller()));
+    let redis = long_timeout_builder(proxy.port())
+        .connect()
+        .await
+        .expect("connect");
+    let a = build(&db, redis, |builder| builder.on_event(events.callback()));
     let b = node(&db, &server).await;
     for key in [1, 2] {
         db.write(key, "old");
         warm(&a, key).await;
     }
-    proxy.set(Wire::DeadSubscriptions).await;
+    proxy.set(ProxyMode::DeadSubscriptions).await;
     db.write(1, "new");
     b.invalidate(&1).await.expect("an invalidation");
     let told = Instant::now();
@@ -432,7 +455,7 @@ async fn an_expiry_sets_the_state_of_the_record_and_keeps_its_life() {
 async fn an_invalidation_that_failed_is_not_waited_for() {
     let (server, db) = (Server::start(), Db::default());
     let proxy = Proxy::to(server.port()).await;
-    let redis = patient(proxy.port())
+    let redis = long_timeout_builder(proxy.port())
         .timeout(Duration::from_millis(300))
         .connect()
         .await
@@ -440,7 +463,7 @@ async fn an_invalidation_that_failed_is_not_waited_for() {
     let minute = Duration::from_secs(60);
     let a = build(&db, redis, |builder| builder.degraded_l1_ttl(minute));
     warm(&a, 1).await;
-    proxy.set(Wire::Refuse).await;
+    proxy.set(ProxyMode::Refuse).await;
     let waits = {
         let a = a.clone();
         begin(async move { a.invalidate_everywhere(&1).await }).await

@@ -18,7 +18,7 @@ use crate::support::cluster::{Cluster, cluster_info};
 use crate::support::eventually;
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, value};
-use crate::support::proxy::{Proxy, Wire};
+use crate::support::proxy::{Proxy, ProxyMode};
 use crate::support::server::{Reply, Server, url};
 use crate::support::traffic::{HOT, Traffic, why};
 
@@ -134,13 +134,13 @@ impl Ward {
 }
 
 /// One server behind a wire.
-struct Scene {
+struct Fixture {
     server: Server,
     proxy: Proxy,
     ward: Ward,
 }
 
-impl Scene {
+impl Fixture {
     async fn new() -> Self {
         Self::on(Server::start()).await
     }
@@ -157,63 +157,63 @@ impl Scene {
 }
 
 /// What a wire does to it.
-async fn endures(what: &str, wire: Wire) {
-    let scene = Scene::new().await;
-    scene.proxy.set(wire).await;
-    scene.ward.feels_silence().await;
-    scene.ward.bears_it().await;
-    scene.proxy.set(Wire::Pass).await;
-    scene.ward.heals(what).await;
+async fn endures(what: &str, mode: ProxyMode) {
+    let fixture = Fixture::new().await;
+    fixture.proxy.set(mode).await;
+    fixture.ward.feels_silence().await;
+    fixture.ward.bears_it().await;
+    fixture.proxy.set(ProxyMode::Pass).await;
+    fixture.ward.heals(what).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_refused() {
-    endures("refused", Wire::Refuse).await;
+    endures("refused", ProxyMode::Refuse).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_end_in_the_middle_of_a_reply() {
-    endures("torn", Wire::Tear(25)).await;
+    endures("torn", ProxyMode::CutMidReply(25)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_black_hole() {
-    endures("a black hole", Wire::Swallow).await;
+    endures("a black hole", ProxyMode::BlackHole).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_half_a_second_slow() {
-    endures("slow", Wire::Slow(Duration::from_millis(500))).await;
+    endures("slow", ProxyMode::Slow(Duration::from_millis(500))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_whose_clients_are_paused() {
-    let scene = Scene::new().await;
+    let fixture = Fixture::new().await;
     // It ends by itself.
-    scene.server.raw().ask("CLIENT PAUSE 1500");
-    scene.ward.feels_silence().await;
-    scene.ward.bears_it().await;
-    scene.ward.heals("CLIENT PAUSE").await;
+    fixture.server.raw().ask("CLIENT PAUSE 1500");
+    fixture.ward.feels_silence().await;
+    fixture.ward.bears_it().await;
+    fixture.ward.heals("CLIENT PAUSE").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_stopped() {
-    let scene = Scene::new().await;
-    scene.server.stop();
-    scene.ward.feels_silence().await;
-    scene.ward.bears_it().await;
-    scene.server.resume();
-    scene.ward.heals("SIGSTOP").await;
+    let fixture = Fixture::new().await;
+    fixture.server.stop();
+    fixture.ward.feels_silence().await;
+    fixture.ward.bears_it().await;
+    fixture.server.resume();
+    fixture.ward.heals("SIGSTOP").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_and_comes_back_empty() {
-    let mut scene = Scene::new().await;
-    scene.server.kill();
-    scene.ward.feels_silence().await;
-    scene.ward.bears_it().await;
-    scene.server.restart();
-    scene.ward.heals("SIGKILL").await;
+    let mut fixture = Fixture::new().await;
+    fixture.server.kill();
+    fixture.ward.feels_silence().await;
+    fixture.ward.bears_it().await;
+    fixture.server.restart();
+    fixture.ward.heals("SIGKILL").await;
 }
 
 /// `-LOADING`: it is back and reads its file.
@@ -226,14 +226,14 @@ async fn a_server_that_loads_its_file() {
     raw.ask("CONFIG SET rdbcompression no");
     raw.send(&[b"EVAL", many.as_bytes(), b"0"]);
     raw.ask("SAVE");
-    let mut scene = Scene::on(server).await;
-    scene.server.kill();
+    let mut fixture = Fixture::on(server).await;
+    fixture.server.kill();
     // In microseconds, for each key.
-    scene.server.restart_with(&["--key-load-delay", "80000"]);
-    let mut raw = scene.server.raw();
+    fixture.server.restart_with(&["--key-load-delay", "80000"]);
+    let mut raw = fixture.server.raw();
     // A connection that is answered so when it introduces itself is none.
-    scene.ward.feels_silence().await;
-    scene.ward.bears_it().await;
+    fixture.ward.feels_silence().await;
+    fixture.ward.bears_it().await;
     let reply = raw.try_ask("GET x");
     assert!(
         matches!(&reply, Reply::Error(error) if error.starts_with("LOADING")),
@@ -244,45 +244,45 @@ async fn a_server_that_loads_its_file() {
         raw.info("loading").as_deref() == Some("0")
     })
     .await;
-    scene.ward.heals("LOADING").await;
+    fixture.ward.heals("LOADING").await;
 }
 
 /// `-READONLY`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_has_become_a_replica() {
-    let scene = Scene::new().await;
-    let (primary, mut raw) = (Server::start(), scene.server.raw());
+    let fixture = Fixture::new().await;
+    let (primary, mut raw) = (Server::start(), fixture.server.raw());
     raw.ask(&format!("REPLICAOF 127.0.0.1 {}", primary.port()));
     eventually("it has what its primary has", async || {
         raw.info("master_link_status").as_deref() == Some("up")
     })
     .await;
-    scene.ward.feels("READONLY").await;
-    scene.ward.bears_it().await;
+    fixture.ward.feels("READONLY").await;
+    fixture.ward.bears_it().await;
     raw.ask("REPLICAOF NO ONE");
-    scene.ward.heals("READONLY").await;
+    fixture.ward.heals("READONLY").await;
 }
 
 /// `-OOM`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_memory() {
-    let scene = Scene::new().await;
-    let mut raw = scene.server.raw();
+    let fixture = Fixture::new().await;
+    let mut raw = fixture.server.raw();
     raw.ask("CONFIG SET maxmemory-policy noeviction");
     raw.ask("CONFIG SET maxmemory 1");
-    scene.ward.feels("OOM").await;
-    scene.ward.bears_it().await;
+    fixture.ward.feels("OOM").await;
+    fixture.ward.bears_it().await;
     raw.ask("CONFIG SET maxmemory 0");
-    scene.ward.heals("OOM").await;
+    fixture.ward.heals("OOM").await;
 }
 
 /// `-MISCONF`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_cannot_write_its_file() {
-    let scene = Scene::new().await;
-    let mut raw = scene.server.raw();
+    let fixture = Fixture::new().await;
+    let mut raw = fixture.server.raw();
     // The file's name is taken.
-    let file = scene.server.dir().join("dump.rdb");
+    let file = fixture.server.dir().join("dump.rdb");
     std::fs::create_dir(&file).expect("a directory");
     raw.send(&[b"CONFIG", b"SET", b"save", b"3600 1"]);
     raw.ask("BGSAVE");
@@ -290,41 +290,41 @@ async fn a_server_that_cannot_write_its_file() {
         raw.info("rdb_last_bgsave_status").as_deref() == Some("err")
     })
     .await;
-    scene.ward.feels("MISCONF").await;
-    scene.ward.bears_it().await;
+    fixture.ward.feels("MISCONF").await;
+    fixture.ward.bears_it().await;
     std::fs::remove_dir(&file).expect("remove it");
     raw.ask("BGSAVE");
-    scene.ward.heals("MISCONF").await;
+    fixture.ward.heals("MISCONF").await;
 }
 
 /// `-NOSCRIPT`: nothing but a script that is sent again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_forgets_its_scripts_all_the_time() {
-    let scene = Scene::new().await;
-    let mut raw = scene.server.raw();
-    let (before, failures) = (raw.calls("eval"), scene.ward.a.stats().l2_failures);
+    let fixture = Fixture::new().await;
+    let mut raw = fixture.server.raw();
+    let (before, failures) = (raw.calls("eval"), fixture.ward.a.stats().l2_failures);
     eventually("scripts are sent again", async || {
         raw.ask("SCRIPT FLUSH");
         raw.calls("eval") > before + 50
     })
     .await;
-    scene.ward.bears_it().await;
-    assert_eq!(scene.ward.a.stats().l2_failures, failures);
-    assert_eq!(scene.ward.a.health().pending_repairs, 0);
-    scene.ward.heals("NOSCRIPT").await;
+    fixture.ward.bears_it().await;
+    assert_eq!(fixture.ward.a.stats().l2_failures, failures);
+    assert_eq!(fixture.ward.a.health().pending_repairs, 0);
+    fixture.ward.heals("NOSCRIPT").await;
 }
 
 /// `-BUSY`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_busy_with_a_script() {
-    let scene = Scene::new().await;
-    let (mut busy, mut raw) = (scene.server.raw(), scene.server.raw());
+    let fixture = Fixture::new().await;
+    let (mut busy, mut raw) = (fixture.server.raw(), fixture.server.raw());
     raw.ask("CONFIG SET lua-time-limit 20");
     busy.tell(&[b"EVAL", b"while true do end", b"0"]);
-    scene.ward.feels("BUSY").await;
-    scene.ward.bears_it().await;
+    fixture.ward.feels("BUSY").await;
+    fixture.ward.bears_it().await;
     raw.ask("SCRIPT KILL");
-    scene.ward.heals("BUSY").await;
+    fixture.ward.heals("BUSY").await;
 }
 
 /// `-CLUSTERDOWN`

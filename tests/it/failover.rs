@@ -7,13 +7,13 @@ use std::time::Duration;
 use tidegate::{Cache, Channel, Event, Redis, Source};
 use tokio::time::{Instant, sleep};
 
+use crate::support::backend::users;
 use crate::support::cluster::{Cluster, cluster_info};
 use crate::support::events::Events;
 use crate::support::eventually;
-use crate::support::ground::users;
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, value};
-use crate::support::proxy::{Proxy, Wire};
+use crate::support::proxy::{Proxy, ProxyMode};
 use crate::support::server::{Raw, Reply, Server, is_value};
 use crate::support::traffic::{HOT, Traffic, why};
 
@@ -32,7 +32,7 @@ async fn process(url: &str, db: &Db, events: &Events) -> Node {
         .lease_ttl(Duration::from_millis(500))
         .channel_lease(LEASE)
         .degraded_l1_ttl(Duration::ZERO)
-        .on_event(events.teller());
+        .on_event(events.callback());
     let node = Node::new(builder.l2(redis).build().expect("a cache"));
     node.get(999).await.expect("a look-up");
     proven(&node).await;
@@ -254,7 +254,7 @@ async fn a_primary_is_killed_and_the_sentinel_promotes_its_replica() {
 struct Parted {
     primary: Server,
     /// Between the two.
-    wire: Proxy,
+    mode: Proxy,
     replica: Server,
     db: Db,
     /// Wrote and invalidated.
@@ -266,8 +266,8 @@ struct Parted {
 impl Parted {
     async fn new(ttl: Duration) -> Self {
         let primary = Server::start();
-        let wire = Proxy::to(primary.port()).await;
-        let replica = Server::replica_of(wire.port());
+        let mode = Proxy::to(primary.port()).await;
+        let replica = Server::replica_of(mode.port());
         eventually("the replica is in step", async || {
             replica.raw().info("master_link_status").as_deref() == Some("up")
         })
@@ -283,13 +283,13 @@ impl Parted {
             record.is_some_and(|record| is_value(&record))
         })
         .await;
-        wire.set(Wire::Swallow).await;
+        mode.set(ProxyMode::BlackHole).await;
         db.write(1, "new");
         a.invalidate(&1).await.expect("an invalidation");
         assert_eq!(primary.raw().get(&users(1)), None);
         Self {
             primary,
-            wire,
+            mode,
             replica,
             db,
             a,
@@ -348,7 +348,7 @@ async fn a_write_and_wait_on_another_connection_say_whether_an_invalidation_is_o
     let mut raw = parted.primary.raw();
     raw.ask("SET x 1");
     assert_eq!(raw.ask("WAIT 1 200"), Reply::Number(0), "it is not");
-    parted.wire.set(Wire::Pass).await;
+    parted.mode.set(ProxyMode::Pass).await;
     assert_eq!(raw.ask("WAIT 1 20000"), Reply::Number(1), "it is");
     let (b, c) = parted.fails_over().await;
     for node in [&b, &c] {
@@ -370,7 +370,7 @@ async fn a_primary_that_may_not_write_alone_refuses_an_invalidation_and_it_is_re
     })
     .await;
     assert_eq!(value(parted.a.get(1).await), "new");
-    parted.wire.set(Wire::Pass).await;
+    parted.mode.set(ProxyMode::Pass).await;
     eventually("nothing is left to be repaired", async || {
         parted.a.health().pending_repairs == 0
     })

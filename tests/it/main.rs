@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod access;
 #[cfg(test)]
+mod acl;
+#[cfg(test)]
 mod breaker;
 mod bytes;
 #[cfg(test)]
@@ -26,14 +28,10 @@ mod hostile;
 #[cfg(test)]
 mod many;
 #[cfg(test)]
-mod marks;
-#[cfg(test)]
 mod processes;
 #[cfg(test)]
 mod reconnect;
 mod repairs;
-#[cfg(test)]
-mod rights;
 #[cfg(test)]
 #[cfg(feature = "sealed")]
 mod sealed;
@@ -51,6 +49,8 @@ mod telemetry;
 mod tls;
 #[cfg(test)]
 mod trouble;
+#[cfg(test)]
+mod watermarks;
 #[cfg(test)]
 #[cfg(feature = "write-behind")]
 mod write_behind;

@@ -6,14 +6,14 @@ use std::time::Duration;
 use tidegate::{Batching, Cache, CacheBuilder, Channel};
 
 use crate::cluster::process_with;
+use crate::support::backend::{Backend, check_records, users};
 use crate::support::cluster::Cluster;
 use crate::support::eventually;
 use crate::support::fleet::{Settings, Worker};
-use crate::support::ground::{Ground, check_records, users};
 use crate::support::loader::Db;
 use crate::support::node::{Node, answer, values};
-use crate::support::proxy::{Proxy, Wire};
-use crate::support::server::{Monitor, Server, patient};
+use crate::support::proxy::{Proxy, ProxyMode};
+use crate::support::server::{Monitor, Server, long_timeout_builder};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// The timeout of commands where nothing is to time out.
@@ -31,17 +31,20 @@ fn batched(builder: CacheBuilder<Db>) -> CacheBuilder<Db> {
 
 /// A process whose client takes turns with the server: everything that it sends in one turn was sent
 /// before it had any answer to it.
-struct TurnByTurn {
+struct Lockstep {
     proxy: Proxy,
     monitor: Monitor,
     node: Node,
     turn: u64,
 }
 
-impl TurnByTurn {
+impl Lockstep {
     async fn new(server: &Server, db: &Db) -> Self {
         let proxy = Proxy::to(server.port()).await;
-        let redis = patient(proxy.port()).connect().await.expect("connect");
+        let redis = long_timeout_builder(proxy.port())
+            .connect()
+            .await
+            .expect("connect");
         let builder = Cache::builder("users", db.clone()).ttl_jitter(0.0);
         let builder = batched(builder).lease_ttl(MINUTE).l2(redis);
         let node = Node::new(builder.build().expect("settings that make sense"));
@@ -53,7 +56,7 @@ impl TurnByTurn {
         .await;
         let mut monitor = server.monitor();
         monitor.seen();
-        proxy.set(Wire::TurnByTurn(0)).await;
+        proxy.set(ProxyMode::Lockstep(0)).await;
         Self {
             proxy,
             monitor,
@@ -74,7 +77,7 @@ impl TurnByTurn {
         assert!(seen.iter().all(|name| name == command), "{seen:?}");
         assert_eq!(seen.len(), count);
         self.turn += 1;
-        self.proxy.set(Wire::TurnByTurn(self.turn)).await;
+        self.proxy.set(ProxyMode::Lockstep(self.turn)).await;
     }
 }
 
@@ -82,8 +85,8 @@ impl TurnByTurn {
 async fn a_thousand_keys_are_one_round_trip_from_l2_and_three_if_they_are_cold() {
     let (server, db) = (Server::start(), Db::default());
     let (mut a, mut b) = (
-        TurnByTurn::new(&server, &db).await,
-        TurnByTurn::new(&server, &db).await,
+        Lockstep::new(&server, &db).await,
+        Lockstep::new(&server, &db).await,
     );
     db.forget();
     a.monitor.seen();
@@ -213,11 +216,11 @@ async fn eight_processes_with_overlapping_batches_load_each_of_1000_keys_once() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_gone_costs_a_batch_no_error_and_one_load() {
-    let (ground, db) = (Ground::redis(), Db::default());
-    let a = ground.node_with(&db, batched).await;
+    let (backend, db) = (Backend::redis(), Db::default());
+    let a = backend.node_with(&db, batched).await;
     let keys: Vec<u64> = (0..200).collect();
     a.get_many(&keys[..100]).await;
-    let Ground::Redis(mut server) = ground else {
+    let Backend::Redis(mut server) = backend else {
         unreachable!("it was made a moment ago")
     };
     db.forget();

@@ -5,20 +5,20 @@ use std::time::Duration;
 use tidegate::Cache;
 use tokio::time::{Instant, sleep};
 
+use crate::support::backend::{Backend, check_records, users};
 use crate::support::eventually;
 use crate::support::fleet::{Settings, Worker, commit, micros};
-use crate::support::ground::{Ground, check_records, users};
 use crate::support::loader::Db;
 use crate::support::node::{Node, answer, value};
-use crate::support::proxy::{Proxy, Wire};
+use crate::support::proxy::{Proxy, ProxyMode};
 use crate::support::server::{Reply, Server, is_value};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn server(ground: &Ground) -> &Server {
-    match ground {
-        Ground::Redis(server) => server,
-        Ground::InProcess(_) => unreachable!("processes share a server"),
+fn server(backend: &Backend) -> &Server {
+    match backend {
+        Backend::Redis(server) => server,
+        Backend::InProcess(_) => unreachable!("processes share a server"),
     }
 }
 
@@ -85,10 +85,10 @@ async fn a_process_that_ends_right_after_its_answer_leaves_a_value_and_no_lease(
 }
 
 /// How long after the death of a holder another process begins to load.
-async fn replacement(ground: &Ground, lease: Duration) -> Duration {
-    let mut holder = Worker::start(server(ground), lease).await;
+async fn replacement(backend: &Backend, lease: Duration) -> Duration {
+    let mut holder = Worker::start(server(backend), lease).await;
     let db = Db::default();
-    let b = ground
+    let b = backend
         .node_with(&db, |builder| builder.lease_ttl(lease))
         .await;
     b.get(2).await.expect("a load");
@@ -107,14 +107,14 @@ async fn replacement(ground: &Ground, lease: Duration) -> Duration {
     gate.open();
     assert_eq!(value(answer(waiter).await), "row 1");
     assert_eq!(db.loads(), 2);
-    ground.check(&[&b]).await;
+    backend.check(&[&b]).await;
     replaced
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_holder_that_is_killed_is_replaced_when_its_lease_ends() {
     let lease = Duration::from_secs(1);
-    let replaced = replacement(&Ground::redis(), lease).await;
+    let replaced = replacement(&Backend::redis(), lease).await;
     println!("replaced after {replaced:?}");
     assert!(
         replaced < lease + Duration::from_millis(200),
@@ -124,13 +124,13 @@ async fn a_holder_that_is_killed_is_replaced_when_its_lease_ends() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_holder_is_replaced_in_time_on_a_server_full_of_expiring_keys() {
-    let ground = Ground::redis();
-    let mut raw = server(&ground).raw();
+    let backend = Backend::redis();
+    let mut raw = server(&backend).raw();
     let many =
         "for i = 1, 200000 do redis.call('SET', 'other:' .. i, 'x', 'PX', 500 + i) end return 1";
     raw.send(&[b"EVAL", many.as_bytes(), b"0"]);
     let lease = Duration::from_secs(1);
-    let replaced = replacement(&ground, lease).await;
+    let replaced = replacement(&backend, lease).await;
     let left = raw.ask("DBSIZE");
     assert!(
         matches!(left, Reply::Number(100_000..)),
@@ -145,11 +145,11 @@ async fn a_dead_holder_is_replaced_in_time_on_a_server_full_of_expiring_keys() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_holder_that_is_stopped_is_replaced_and_cannot_fill_when_it_goes_on() {
-    let ground = Ground::redis();
+    let backend = Backend::redis();
     let lease = Duration::from_millis(500);
-    let mut holder = Worker::start(server(&ground), lease).await;
+    let mut holder = Worker::start(server(&backend), lease).await;
     let db = Db::default();
-    let b = ground
+    let b = backend
         .node_with(&db, |builder| builder.lease_ttl(lease))
         .await;
     holder.tell("get 1 10").await;
@@ -177,7 +177,7 @@ async fn a_holder_that_is_stopped_is_replaced_and_cannot_fill_when_it_goes_on() 
     // L2 has what was loaded later.
     holder.tell("get 1 1").await;
     assert_eq!(holder.hear("got 1").await, "new");
-    ground.check(&[&b]).await;
+    backend.check(&[&b]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -260,7 +260,11 @@ async fn no_old_answers(lease: Duration, grace: Duration, harms: &[Harm], rounds
     })
     .await;
     let writer = {
-        let redis = server.patient().connect().await.expect("connect");
+        let redis = server
+            .long_timeout_builder()
+            .connect()
+            .await
+            .expect("connect");
         let builder = Cache::builder("users", Db::default()).l2(redis);
         Node::new(builder.build().expect("a cache"))
     };
@@ -290,14 +294,14 @@ async fn no_old_answers(lease: Duration, grace: Duration, harms: &[Harm], rounds
                 reader.resume();
             }
             Harm::BlackHole => {
-                proxy.set(Wire::Swallow).await;
+                proxy.set(ProxyMode::BlackHole).await;
                 sleep(long).await;
-                proxy.set(Wire::Pass).await;
+                proxy.set(ProxyMode::Pass).await;
             }
             Harm::Refusal => {
-                proxy.set(Wire::Refuse).await;
+                proxy.set(ProxyMode::Refuse).await;
                 sleep(long).await;
-                proxy.set(Wire::Pass).await;
+                proxy.set(ProxyMode::Pass).await;
             }
             Harm::Unsubscribed => {
                 raw.ask("CLIENT KILL TYPE pubsub");

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use crate::support::backend::check_records;
 use crate::support::fleet::{Settings, Worker, commit};
-use crate::support::ground::check_records;
 use crate::support::server::{Raw, Server};
 use crate::support::within;
 

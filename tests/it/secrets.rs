@@ -138,7 +138,7 @@ fn said(what: &str, error: &RemoteError) {
 /// What an opened handle and its cache say of themselves.
 async fn goes_on(redis: Redis) {
     let (db, events) = (Db::default(), Events::default());
-    let builder = Cache::builder("users", db.clone()).on_event(events.teller());
+    let builder = Cache::builder("users", db.clone()).on_event(events.callback());
     let builder = builder.l2(redis.clone());
     keeps(&format!("{builder:?}"));
     let a = Node::new(builder.build().expect("a cache"));
@@ -169,19 +169,19 @@ async fn goes_on(redis: Redis) {
 fn no_private_key_appears_in_settings_and_their_errors() {
     use crate::support::tls::Authority;
     let authority = Authority::new();
-    let signed = authority.named("app");
-    let line = signed
+    let certificate = authority.named("app");
+    let line = certificate
         .key
         .lines()
         .nth(1)
         .expect("a line of the key")
         .to_owned();
     let other = authority.named("other");
-    let broken = signed.key.replace("-----BEGIN", "-----");
+    let broken = certificate.key.replace("-----BEGIN", "-----");
     for (chain, key) in [
-        (&other.chain, &signed.key),
-        (&signed.key, &signed.key),
-        (&signed.chain, &broken),
+        (&other.chain, &certificate.key),
+        (&certificate.key, &certificate.key),
+        (&certificate.chain, &broken),
     ] {
         let tls = authority.trusted().client_certificate(chain, key);
         let builder = Redis::builder("rediss://host").tls(tls.clone());

@@ -5,16 +5,17 @@ use std::time::Duration;
 use tidegate::{Cache, Error, Freshness, Loaded, Read, WriteError};
 use tokio::time::{Instant, sleep};
 
+use crate::support::aging::{
+    LONG, TTL, fresh, has_fresh, intervals, make_stale, old, seen, with_stale_if_error,
+    with_stale_while_revalidate,
+};
+use crate::support::backend::{Backend, check_records, users};
 use crate::support::eventually;
 use crate::support::fleet::{Settings, Worker};
-use crate::support::ground::{Ground, check_records, users};
-use crate::support::life::{
-    LONG, TTL, aged, falls_back, fresh, gaps, has_fresh, old, revalidates, seen,
-};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, value};
-use crate::support::proxy::{Proxy, Wire};
-use crate::support::server::{Raw, Server, patient};
+use crate::support::proxy::{Proxy, ProxyMode};
+use crate::support::server::{Raw, Server, long_timeout_builder};
 
 /// What a busy machine may add to any bound.
 const NOISE: Duration = Duration::from_secs(2);
@@ -22,7 +23,7 @@ const LEASE: Duration = Duration::from_millis(600);
 
 /// A process that refreshes "old", and one that waits for it and is told "new" by the source.
 struct Fleet {
-    ground: Ground,
+    backend: Backend,
     refresher: Worker,
     db: Db,
     b: Node,
@@ -30,15 +31,17 @@ struct Fleet {
 
 impl Fleet {
     async fn new() -> Self {
-        let (ground, db) = (Ground::redis(), Db::default());
-        let port = ground.server().expect("a server").port();
+        let (backend, db) = (Backend::redis(), Db::default());
+        let port = backend.server().expect("a server").port();
         let mut refresher = Worker::with(Settings {
             stale: LONG,
             ..Settings::new(port, LEASE)
         })
         .await;
-        let b = ground
-            .node_with(&db, |builder| revalidates(builder).lease_ttl(LEASE))
+        let b = backend
+            .node_with(&db, |builder| {
+                with_stale_while_revalidate(builder).lease_ttl(LEASE)
+            })
             .await;
         let short = Loaded::found("old".to_owned()).ttl(TTL);
         b.insert(1, short).await.expect("an insert");
@@ -50,7 +53,7 @@ impl Fleet {
         assert_eq!(refresher.hear("got 1").await, "old");
         db.write(1, "new");
         Self {
-            ground,
+            backend,
             refresher,
             db,
             b,
@@ -88,7 +91,7 @@ async fn a_refresher_that_is_killed_is_replaced_and_nobody_waits() {
     })
     .await;
     assert_eq!(fleet.db.loads(), 1);
-    fleet.ground.check(&[&fleet.b]).await;
+    fleet.backend.check(&[&fleet.b]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -117,7 +120,7 @@ async fn a_refresher_that_is_stopped_is_replaced_and_cannot_fill_when_it_goes_on
     })
     .await;
     assert_eq!((fleet.refresher.stats().await[0], fleet.db.loads()), (1, 1));
-    fleet.ground.check(&[&fleet.b]).await;
+    fleet.backend.check(&[&fleet.b]).await;
 }
 
 /// A node that reaches its server through a wire.
@@ -127,7 +130,7 @@ async fn wired(
     settings: impl FnOnce(tidegate::CacheBuilder<Db>) -> tidegate::CacheBuilder<Db>,
 ) -> (Proxy, Node) {
     let proxy = Proxy::to(server.port()).await;
-    let redis = patient(proxy.port()).timeout(Duration::from_millis(300));
+    let redis = long_timeout_builder(proxy.port()).timeout(Duration::from_millis(300));
     let builder = Cache::builder("users", db.clone())
         .ttl_jitter(0.0)
         .l2(redis.connect().await.expect("connect"));
@@ -135,20 +138,20 @@ async fn wired(
     (proxy, Node::new(cache.expect("a cache")))
 }
 
-async fn outage(wire: Wire) {
+async fn outage(mode: ProxyMode) {
     let (server, db) = (Server::start(), Db::default());
     let backoff = Duration::from_millis(300);
     let (channel, degraded) = (Duration::from_millis(900), Duration::from_millis(1500));
     let (proxy, a) = wired(&db, &server, |builder| {
-        falls_back(builder)
+        with_stale_if_error(builder)
             .channel_lease(channel)
             .degraded_l1_ttl(degraded)
             .error_backoff(backoff)
     })
     .await;
-    aged(&db, &[&a], 1).await;
+    make_stale(&db, &[&a], 1).await;
     db.behave(Behaviour::fails());
-    proxy.set(wire).await;
+    proxy.set(mode).await;
     let (began, mut fell_back) = (Instant::now(), 0);
     loop {
         match a.get_entry(1).await {
@@ -174,10 +177,10 @@ async fn outage(wire: Wire) {
         }
         sleep(Duration::from_millis(10)).await;
     }
-    for gap in gaps(&db.begun()) {
+    for gap in intervals(&db.begun()) {
         assert!(gap >= backoff - Duration::from_millis(3), "{gap:?}");
     }
-    proxy.set(Wire::Pass).await;
+    proxy.set(ProxyMode::Pass).await;
     db.behave(Behaviour::default());
     db.write(1, "new");
     eventually("all is well", async || {
@@ -194,28 +197,28 @@ async fn outage(wire: Wire) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_source_and_server_the_old_value_is_answered_for_the_grace_and_then_one_error() {
-    outage(Wire::Refuse).await;
+    outage(ProxyMode::Refuse).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_a_server_that_says_nothing_it_is_the_same() {
-    outage(Wire::Swallow).await;
+    outage(ProxyMode::BlackHole).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_past_l1_sees_what_l1_has_not_heard_of() {
-    let (ground, db) = (Ground::redis(), Db::default());
-    let (proxy, a) = wired(&db, ground.server().expect("a server"), |builder| {
-        revalidates(builder).channel_lease(Duration::from_secs(600))
+    let (backend, db) = (Backend::redis(), Db::default());
+    let (proxy, a) = wired(&db, backend.server().expect("a server"), |builder| {
+        with_stale_while_revalidate(builder).channel_lease(Duration::from_secs(600))
     })
     .await;
-    let b = ground.node_with(&db, revalidates).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
     eventually("L1 is used", async || {
         a.get(1).await.expect("a look-up");
         a.peek(&1).is_some()
     })
     .await;
-    proxy.set(Wire::DeadSubscriptions).await;
+    proxy.set(ProxyMode::DeadSubscriptions).await;
     for read in [Read::new().skip_l1(), Read::fresh().skip_l1()] {
         let before = value(a.get(1).await);
         let new = format!("{read:?}");
@@ -226,21 +229,26 @@ async fn a_read_past_l1_sees_what_l1_has_not_heard_of() {
         assert_eq!(value(a.get(1).await), new, "and L1 keeps it");
     }
     a.check().await;
-    ground.check(&[&b]).await;
+    backend.check(&[&b]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_the_server_is_not_told_of_is_an_error_and_repaired() {
-    let (ground, db) = (Ground::redis(), Db::default());
-    let (proxy, a) = wired(&db, ground.server().expect("a server"), falls_back).await;
-    let b = ground.node_with(&db, falls_back).await;
+    let (backend, db) = (Backend::redis(), Db::default());
+    let (proxy, a) = wired(
+        &db,
+        backend.server().expect("a server"),
+        with_stale_if_error,
+    )
+    .await;
+    let b = backend.node_with(&db, with_stale_if_error).await;
     for key in 1..=3 {
         db.write(key, "old");
         for node in [&a, &b] {
             node.get(key).await.expect("a look-up");
         }
     }
-    proxy.set(Wire::Refuse).await;
+    proxy.set(ProxyMode::Refuse).await;
     for key in 1..=3 {
         let commit = {
             let db = db.clone();
@@ -258,7 +266,7 @@ async fn a_write_that_the_server_is_not_told_of_is_an_error_and_repaired() {
         assert_eq!(value(a.get(key).await), "new", "here it is gone at once");
     }
     assert_eq!((a.stats().writes, a.health().pending_repairs), (3, 3));
-    proxy.set(Wire::Pass).await;
+    proxy.set(ProxyMode::Pass).await;
     eventually("all is repaired", async || a.health().pending_repairs == 0).await;
     for key in 1..=3 {
         for node in [&a, &b] {
@@ -266,15 +274,15 @@ async fn a_write_that_the_server_is_not_told_of_is_an_error_and_repaired() {
         }
     }
     a.check().await;
-    ground.check(&[&b]).await;
+    backend.check(&[&b]).await;
 }
 
 /// By somebody who is no cache.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refresh_whose_entry_was_deleted_is_refused_and_one_whose_claim_was_is_not() {
-    let (ground, db) = (Ground::redis(), Db::default());
-    let mut raw = ground.server().expect("a server").raw();
-    let a = ground.node_with(&db, revalidates).await;
+    let (backend, db) = (Backend::redis(), Db::default());
+    let mut raw = backend.server().expect("a server").raw();
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
     for (deleted, filled) in [(users(1), 0), (format!("{{{}}}", users(1)), 1)] {
         db.write(1, "older");
         a.get(1).await.expect("a look-up");
@@ -291,7 +299,7 @@ async fn a_refresh_whose_entry_was_deleted_is_refused_and_one_whose_claim_was_is
         a.invalidate(&1).await.expect("an invalidation");
         assert_eq!(value(a.get(1).await), "new");
     }
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 /// Milliseconds that the server keeps a key, which are at most these.
@@ -305,9 +313,9 @@ fn kept(raw: &mut Raw, key: &str, most: Duration) {
 async fn the_server_keeps_a_value_for_its_ttl_and_the_longer_window_and_nothing_for_ever() {
     let (ttl, minute) = (Duration::from_secs(100), Duration::from_secs(60));
     for (key, while_revalidate, if_error) in [(1, 1, 5), (2, 5, 1), (3, 0, 0)] {
-        let (ground, db) = (Ground::redis(), Db::default());
-        let mut raw = ground.server().expect("a server").raw();
-        let a = ground
+        let (backend, db) = (Backend::redis(), Db::default());
+        let mut raw = backend.server().expect("a server").raw();
+        let a = backend
             .node_with(&db, |builder| {
                 builder
                     .ttl(ttl)
@@ -352,7 +360,7 @@ async fn the_server_keeps_a_value_for_its_ttl_and_the_longer_window_and_nothing_
         db.delete(key);
         a.refresh(&key).await.expect("a load");
         kept(&mut raw, &record, minute);
-        ground.check(&[&a]).await;
+        backend.check(&[&a]).await;
     }
 }
 
@@ -367,14 +375,14 @@ async fn without_a_shared_tier_the_old_value_is_answered_by_the_same_rules() {
     let db = Db::default();
     let node = |cache: Result<_, tidegate::BuildError>| Node::new(cache.expect("a cache"));
     let builder = || Cache::builder("users", db.clone()).ttl_jitter(0.0);
-    let a = node(revalidates(builder()).build());
+    let a = node(with_stale_while_revalidate(builder()).build());
     let b = node(
-        falls_back(builder())
+        with_stale_if_error(builder())
             .load_soft_timeout(Duration::from_millis(100))
             .build(),
     );
-    aged(&db, &[&a], 1).await;
-    aged(&db, &[&b], 2).await;
+    make_stale(&db, &[&a], 1).await;
+    make_stale(&db, &[&b], 2).await;
     db.write(1, "new");
     db.write(2, "new");
     let (first, second) = (db.gate(), db.gate());
@@ -388,7 +396,7 @@ async fn without_a_shared_tier_the_old_value_is_answered_by_the_same_rules() {
         has_fresh(&a, 1, "new") && has_fresh(&b, 2, "new")
     })
     .await;
-    aged(&db, &[&b], 3).await;
+    make_stale(&db, &[&b], 3).await;
     db.behave(Behaviour::fails());
     assert_eq!(seen(b.get_entry(3).await), old(Freshness::StaleOnError));
     assert!(b.refresh(&3).await.is_err());

@@ -5,11 +5,11 @@ use std::time::Duration;
 use tidegate::{BuildError, Cache, Channel, Redis, RedisBuilder, RemoteError, Source, Tls};
 use tokio::time::Instant;
 
-use crate::support::ground::{check_records, users};
+use crate::support::backend::{check_records, users};
 use crate::support::loader::Db;
 use crate::support::node::{Node, value};
 use crate::support::server::{Reply, Server};
-use crate::support::tls::{Authority, Clients, Papers, TlsServer, start};
+use crate::support::tls::{Authority, CertFiles, Clients, TlsServer, start};
 use crate::support::{eventually, within};
 
 const TIMEOUT: Duration = Duration::from_millis(300);
@@ -199,9 +199,9 @@ async fn one_end_without_tls_is_an_error_and_not_a_wait() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_is_reached_over_tls_alone() {
     let authority = Authority::new();
-    let papers = Papers::new(&authority, &authority.server(), Clients::Anybody);
+    let cert_files = CertFiles::new(&authority, &authority.server(), Clients::Anybody);
     let server = start(
-        &papers,
+        &cert_files,
         &["--tls-cluster", "yes", "--cluster-announce-ip", "127.0.0.1"],
         Server::start_in_cluster_with,
     );
@@ -217,7 +217,7 @@ async fn a_cluster_is_reached_over_tls_alone() {
         String::from_utf8_lossy(&info).contains("cluster_state:ok")
     })
     .await;
-    let url = format!("rediss-cluster://127.0.0.1:{}", papers.port);
+    let url = format!("rediss-cluster://127.0.0.1:{}", cert_files.port);
     let redis = builder(&url, authority.trusted())
         .connect()
         .await
@@ -231,10 +231,10 @@ async fn a_cluster_is_reached_over_tls_alone() {
 async fn a_primary_is_found_by_its_sentinels_over_tls() {
     let authority = Authority::new();
     let server = TlsServer::start(&authority, &authority.server(), Clients::Anybody);
-    let papers = Papers::new(&authority, &authority.server(), Clients::Anybody);
+    let cert_files = CertFiles::new(&authority, &authority.server(), Clients::Anybody);
     // It talks to what it watches with TLS.
-    let watched = server.papers.port;
-    let sentinel = start(&papers, &["--tls-replication", "yes"], |more| {
+    let watched = server.cert_files.port;
+    let sentinel = start(&cert_files, &["--tls-replication", "yes"], |more| {
         Server::sentinel_with(watched, more)
     });
     eventually("the sentinel sees the primary", async || {
@@ -249,7 +249,7 @@ async fn a_primary_is_found_by_its_sentinels_over_tls() {
     .await;
     let url = format!(
         "rediss-sentinel://127.0.0.1:{}?sentinelServiceName=main",
-        papers.port
+        cert_files.port
     );
     let redis = builder(&url, authority.trusted())
         .connect()
@@ -266,30 +266,33 @@ fn what_tls_cannot_be_set_up_with_is_refused_by_name() {
         refused.expect_err("a setting that makes no sense")
     };
     let rediss = |tls| refused("rediss://host", tls);
-    let signed = authority.named("app");
+    let certificate = authority.named("app");
     let another = authority.named("app");
     for (tls, words) in [
         (
             Tls::new().ca("no certificate"),
             "ca: there is no certificate",
         ),
-        (Tls::new().ca(&signed.key), "ca: there is no certificate"),
+        (
+            Tls::new().ca(&certificate.key),
+            "ca: there is no certificate",
+        ),
         (
             authority
                 .trusted()
-                .client_certificate(&signed.key, &signed.key),
+                .client_certificate(&certificate.key, &certificate.key),
             "client_certificate: there is no certificate",
         ),
         (
             authority
                 .trusted()
-                .client_certificate(&signed.chain, &signed.chain),
+                .client_certificate(&certificate.chain, &certificate.chain),
             "client_certificate: there is no private key",
         ),
         (
             authority
                 .trusted()
-                .client_certificate(&signed.chain, &another.key),
+                .client_certificate(&certificate.chain, &another.key),
             "client_certificate: ",
         ),
     ] {
@@ -338,7 +341,7 @@ async fn system_worker() {
 async fn the_cas_of_the_system_are_trusted_where_no_others_are_named() {
     let (authority, other) = (Authority::new(), Authority::new());
     let server = TlsServer::start(&authority, &authority.server(), Clients::Anybody);
-    let elsewhere = Papers::new(&other, &other.server(), Clients::Anybody);
+    let elsewhere = CertFiles::new(&other, &other.server(), Clients::Anybody);
     let try_with = |file: String| async {
         let mut command = tokio::process::Command::new(std::env::current_exe().expect("a binary"));
         command.args(["--exact", "tls::system_worker", "--nocapture"]);
@@ -351,7 +354,7 @@ async fn the_cas_of_the_system_are_trusted_where_no_others_are_named() {
             .expect("a worker");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    let said = try_with(server.papers.path("ca.pem")).await;
+    let said = try_with(server.cert_files.path("ca.pem")).await;
     assert!(said.contains("@@ Ok(Redis"), "{said}");
     let said = try_with(elsewhere.path("ca.pem")).await;
     assert!(

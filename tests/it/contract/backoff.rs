@@ -5,9 +5,12 @@ use std::time::Duration;
 use tidegate::{Error, Freshness};
 use tokio::time::{Instant, sleep};
 
+use crate::support::aging::{
+    LONG, TTL, fresh, intervals, make_stale, old, seen, with_stale_if_error,
+    with_stale_while_revalidate,
+};
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
-use crate::support::life::{LONG, TTL, aged, falls_back, fresh, gaps, old, revalidates, seen};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, value};
 
@@ -43,7 +46,7 @@ async fn hammered(db: &Db, nodes: &[&Node], key: u64, right: fn(&Outcome) -> boo
     }
     let begun = db.begun();
     assert!(begun.len() >= 3, "it was tried again: {}", begun.len());
-    for gap in gaps(&begun) {
+    for gap in intervals(&begun) {
         // Leases and marks are kept in whole milliseconds.
         assert!(gap >= WINDOW - Duration::from_millis(3), "{gap:?}");
     }
@@ -68,13 +71,15 @@ fn fell_back(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Found(Freshness::StaleOnError))
 }
 
-async fn a_cold_key_whose_source_fails_is_tried_once_per_window_by_the_whole_fleet(ground: Ground) {
+async fn a_cold_key_whose_source_fails_is_tried_once_per_window_by_the_whole_fleet(
+    backend: Backend,
+) {
     for windows in [Duration::ZERO, LONG] {
         let db = Db::default();
         let mut nodes = Vec::new();
         for _ in 0..3 {
-            let node = ground.node_with(&db, |builder| {
-                falls_back(builder)
+            let node = backend.node_with(&db, |builder| {
+                with_stale_if_error(builder)
                     .stale_if_error(windows)
                     .error_backoff(WINDOW)
             });
@@ -85,38 +90,38 @@ async fn a_cold_key_whose_source_fails_is_tried_once_per_window_by_the_whole_fle
         hammered(&db, &nodes, key, failed).await;
         let elsewhere: u64 = nodes.iter().map(|node| node.stats().loads).sum();
         assert_eq!(elsewhere, db.loads(), "nobody loads without being counted");
-        ground.check(&nodes).await;
+        backend.check(&nodes).await;
     }
 }
 
 async fn an_entry_that_expired_long_ago_is_tried_once_per_window_by_the_whole_fleet(
-    ground: Ground,
+    backend: Backend,
 ) {
     let db = Db::default();
     let settings = |builder| {
-        falls_back(builder)
+        with_stale_if_error(builder)
             .stale_if_error(TTL / 4)
             .error_backoff(WINDOW)
     };
-    let a = ground.node_with(&db, settings).await;
-    let b = ground.node_with(&db, settings).await;
-    let c = ground.node_with(&db, settings).await;
-    aged(&db, &[&a, &b, &c], 1).await;
+    let a = backend.node_with(&db, settings).await;
+    let b = backend.node_with(&db, settings).await;
+    let c = backend.node_with(&db, settings).await;
+    make_stale(&db, &[&a, &b, &c], 1).await;
     sleep(TTL).await;
     hammered(&db, &[&a, &b, &c], 1, failed).await;
     assert!(db.reloads().is_empty(), "there is nothing left");
-    ground.check(&[&a, &b, &c]).await;
+    backend.check(&[&a, &b, &c]).await;
 }
 
 async fn an_old_value_is_answered_meanwhile_and_tried_once_per_window_by_the_whole_fleet(
-    ground: Ground,
+    backend: Backend,
 ) {
     let db = Db::default();
-    let settings = |builder| falls_back(builder).error_backoff(WINDOW);
-    let a = ground.node_with(&db, settings).await;
-    let b = ground.node_with(&db, settings).await;
-    let c = ground.node_with(&db, settings).await;
-    aged(&db, &[&a, &b], 1).await;
+    let settings = |builder| with_stale_if_error(builder).error_backoff(WINDOW);
+    let a = backend.node_with(&db, settings).await;
+    let b = backend.node_with(&db, settings).await;
+    let c = backend.node_with(&db, settings).await;
+    make_stale(&db, &[&a, &b], 1).await;
     let attempts = hammered(&db, &[&a, &b, &c], 1, fell_back).await;
     assert_eq!(db.reloads().len(), attempts.len());
     db.behave(Behaviour::default());
@@ -127,17 +132,17 @@ async fn an_old_value_is_answered_meanwhile_and_tried_once_per_window_by_the_who
         })
         .await;
     }
-    ground.check(&[&a, &b, &c]).await;
+    backend.check(&[&a, &b, &c]).await;
 }
 
 async fn the_process_whose_load_failed_answers_that_error_and_the_others_that_it_was_elsewhere(
-    ground: Ground,
+    backend: Backend,
 ) {
     let db = Db::default();
     for (key, window) in [(1, Duration::ZERO), (2, LONG)] {
-        let settings = |builder| falls_back(builder).stale_if_error(window);
-        let a = ground.node_with(&db, settings).await;
-        let b = ground.node_with(&db, settings).await;
+        let settings = |builder| with_stale_if_error(builder).stale_if_error(window);
+        let a = backend.node_with(&db, settings).await;
+        let b = backend.node_with(&db, settings).await;
         db.behave(Behaviour::fails());
         db.forget();
         for _ in 0..3 {
@@ -146,7 +151,7 @@ async fn the_process_whose_load_failed_answers_that_error_and_the_others_that_it
             assert!(matches!(elsewhere, Err(Error::LoadFailedElsewhere)));
         }
         assert_eq!((db.loads(), a.stats().errors_held), (1, 2));
-        ground.check(&[&a, &b]).await;
+        backend.check(&[&a, &b]).await;
     }
 }
 
@@ -161,16 +166,16 @@ async fn asks_until(db: &Db, nodes: &[&Node], loads: u64) {
     .await;
 }
 
-async fn further_failures_are_further_apart_and_a_success_ends_that(ground: Ground) {
+async fn further_failures_are_further_apart_and_a_success_ends_that(backend: Backend) {
     let db = Db::default();
     // A failure that comes later than twice this after the one before does not count as the next.
     let window = Duration::from_millis(700);
-    let settings = |builder| falls_back(builder).error_backoff(window);
-    let a = ground.node_with(&db, settings).await;
-    let b = ground.node_with(&db, settings).await;
+    let settings = |builder| with_stale_if_error(builder).error_backoff(window);
+    let a = backend.node_with(&db, settings).await;
+    let b = backend.node_with(&db, settings).await;
     db.behave(Behaviour::fails());
     asks_until(&db, &[&a, &b], 5).await;
-    let apart = gaps(&db.begun());
+    let apart = intervals(&db.begun());
     let exact = Duration::from_millis(3);
     for (gap, least) in apart.iter().zip([1, 1, 1, 2]) {
         assert!(*gap >= window * least - exact, "{apart:?}");
@@ -187,16 +192,16 @@ async fn further_failures_are_further_apart_and_a_success_ends_that(ground: Grou
     db.behave(Behaviour::fails());
     db.forget();
     asks_until(&db, &[&a, &b], 2).await;
-    let again = gaps(&db.begun())[0];
+    let again = intervals(&db.begun())[0];
     assert!(again >= window - exact && again < window * 4, "{again:?}");
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn an_insert_or_an_invalidation_by_another_process_ends_it_early(ground: Ground) {
+async fn an_insert_or_an_invalidation_by_another_process_ends_it_early(backend: Backend) {
     let db = Db::default();
-    let settings = |builder| falls_back(builder).error_backoff(LONG);
-    let a = ground.node_with(&db, settings).await;
-    let b = ground.node_with(&db, settings).await;
+    let settings = |builder| with_stale_if_error(builder).error_backoff(LONG);
+    let a = backend.node_with(&db, settings).await;
+    let b = backend.node_with(&db, settings).await;
     for key in [1, 2] {
         db.behave(Behaviour::fails());
         assert!(matches!(a.get(key).await, Err(Error::Load(_))));
@@ -215,15 +220,15 @@ async fn an_insert_or_an_invalidation_by_another_process_ends_it_early(ground: G
         .await;
     }
     assert_eq!(db.loads(), 3);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_change_of_an_old_entry_by_another_process_ends_it_early(ground: Ground) {
+async fn a_change_of_an_old_entry_by_another_process_ends_it_early(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, falls_back).await;
-    let b = ground.node_with(&db, falls_back).await;
+    let a = backend.node_with(&db, with_stale_if_error).await;
+    let b = backend.node_with(&db, with_stale_if_error).await;
     for key in 1..=3 {
-        aged(&db, &[&a, &b], key).await;
+        make_stale(&db, &[&a, &b], key).await;
         db.behave(Behaviour::fails());
         assert_eq!(seen(a.get_entry(key).await), old(Freshness::StaleOnError));
         db.behave(Behaviour::default());
@@ -240,15 +245,17 @@ async fn a_change_of_an_old_entry_by_another_process_ends_it_early(ground: Groun
         .await;
         assert_eq!(db.loads(), if key == 2 { 1 } else { 2 });
     }
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_failed_refresh_frees_its_claim_at_once_and_the_others_do_not_take_turns(ground: Ground) {
+async fn a_failed_refresh_frees_its_claim_at_once_and_the_others_do_not_take_turns(
+    backend: Backend,
+) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
-    let c = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a, &b], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
+    let c = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a, &b], 1).await;
     db.behave(Behaviour::fails());
     let gate = db.gate();
     assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
@@ -278,22 +285,22 @@ async fn a_failed_refresh_frees_its_claim_at_once_and_the_others_do_not_take_tur
         Err(Error::LoadFailedElsewhere)
     ));
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b, &c]).await;
+    backend.check(&[&a, &b, &c]).await;
 }
 
-async fn without_a_hold_the_next_hit_tries_again(ground: Ground) {
+async fn without_a_hold_the_next_hit_tries_again(backend: Backend) {
     let db = Db::default();
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| {
-            revalidates(builder).error_backoff(Duration::ZERO)
+            with_stale_while_revalidate(builder).error_backoff(Duration::ZERO)
         })
         .await;
-    aged(&db, &[&a], 1).await;
+    make_stale(&db, &[&a], 1).await;
     db.behave(Behaviour::fails());
     eventually("it is tried again and again", async || {
         assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
         db.loads() >= 5
     })
     .await;
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }

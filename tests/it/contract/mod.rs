@@ -2,15 +2,14 @@
 //! caches of one name on one tier stand for several processes.
 
 mod backoff;
+mod batch_window;
 mod coalescing;
 mod coherence;
 mod expire;
 mod fallback;
 mod fence;
-mod gather;
 mod leases;
 mod many;
-mod marks;
 mod races;
 mod reads;
 mod refresh;
@@ -21,4 +20,5 @@ mod values;
 mod versions;
 mod waiting;
 mod warm;
+mod watermarks;
 mod writes;

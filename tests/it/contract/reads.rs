@@ -2,9 +2,11 @@
 
 use tidegate::{Error, Freshness, Read, Source};
 
+use crate::support::aging::{
+    fresh, make_stale, old, seen, with_stale_if_error, with_stale_while_revalidate,
+};
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
-use crate::support::life::{aged, falls_back, fresh, old, revalidates, seen};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{answer, value};
 
@@ -17,10 +19,10 @@ on_both_tiers! {
     reads_past_l1_that_come_during_a_load_do_not_load_again
 }
 
-async fn a_fresh_read_waits_for_the_load_while_others_have_the_old_value(ground: Ground) {
+async fn a_fresh_read_waits_for_the_load_while_others_have_the_old_value(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a], 1).await;
     db.write(1, "new");
     let gate = db.gate();
     // The first of them begins the load, or joins the one of a hit.
@@ -37,14 +39,14 @@ async fn a_fresh_read_waits_for_the_load_while_others_have_the_old_value(ground:
     }
     assert_eq!(db.loads(), 1);
     assert_eq!(seen(a.get_entry_with(1, Read::fresh()).await), fresh("new"));
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_fresh_read_has_the_error_while_others_have_the_old_value(ground: Ground) {
+async fn a_fresh_read_has_the_error_while_others_have_the_old_value(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, falls_back).await;
-    aged(&db, &[&a, &b], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_if_error).await;
+    make_stale(&db, &[&a, &b], 1).await;
     db.behave(Behaviour::fails());
     for _ in 0..3 {
         let got = a.get_with(1, Read::fresh()).await;
@@ -55,14 +57,14 @@ async fn a_fresh_read_has_the_error_while_others_have_the_old_value(ground: Grou
         assert_eq!(seen(b.get_entry(1).await), old(Freshness::StaleOnError));
     }
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn fresh_reads_share_the_load_of_a_refresh_elsewhere(ground: Ground) {
+async fn fresh_reads_share_the_load_of_a_refresh_elsewhere(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a, &b], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a, &b], 1).await;
     db.write(1, "new");
     let gate = db.gate();
     assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
@@ -83,13 +85,13 @@ async fn fresh_reads_share_the_load_of_a_refresh_elsewhere(ground: Ground) {
         assert_eq!(value(answer(caller).await), "new");
     }
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_fresh_read_of_a_fresh_entry_is_a_hit(ground: Ground) {
+async fn a_fresh_read_of_a_fresh_entry_is_a_hit(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
     a.get(1).await.expect("a load");
     for (node, source) in [(&a, Source::L1), (&b, Source::L2)] {
         let entry = node.get_entry_with(1, Read::fresh()).await;
@@ -97,14 +99,14 @@ async fn a_fresh_read_of_a_fresh_entry_is_a_hit(ground: Ground) {
         assert_eq!(entry.source(), source);
     }
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_read_past_l1_asks_the_shared_tier_and_l1_keeps_that(ground: Ground) {
+async fn a_read_past_l1_asks_the_shared_tier_and_l1_keeps_that(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
     a.get(1).await.expect("a load");
-    let mut watch = ground.watch();
+    let mut watch = backend.watch();
     for read in [Read::new().skip_l1(), Read::fresh().skip_l1()] {
         let entry = a.get_entry_with(1, read).await;
         let entry = entry.expect("a look-up").expect("an entry");
@@ -114,7 +116,7 @@ async fn a_read_past_l1_asks_the_shared_tier_and_l1_keeps_that(ground: Ground) {
     assert_eq!(seen(a.get_entry(1).await), fresh("row 1"));
     assert_eq!((watch.commands(), db.loads()), (0, 1));
     // What is past its TTL there is answered by the same rules as ever.
-    aged(&db, &[&a], 2).await;
+    make_stale(&db, &[&a], 2).await;
     db.write(2, "new");
     let gate = db.gate();
     let got = a.get_entry_with(2, Read::new().skip_l1()).await;
@@ -123,13 +125,13 @@ async fn a_read_past_l1_asks_the_shared_tier_and_l1_keeps_that(ground: Ground) {
     let got = a.get_entry_with(2, Read::fresh().skip_l1()).await;
     assert_eq!(seen(got), fresh("new"));
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn reads_past_l1_that_come_during_a_load_do_not_load_again(ground: Ground) {
+async fn reads_past_l1_that_come_during_a_load_do_not_load_again(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let mut watch = ground.watch();
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let mut watch = backend.watch();
     // What makes the connection is not what is counted.
     a.get(2).await.expect("a load");
     watch.commands();
@@ -151,5 +153,5 @@ async fn reads_past_l1_that_come_during_a_load_do_not_load_again(ground: Ground)
     // The fill. Who came after the first began asks again, for the marks as well, together with
     // whoever else did.
     assert!((2..=41).contains(&more), "{more} commands");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }

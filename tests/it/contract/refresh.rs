@@ -5,10 +5,11 @@ use std::time::Duration;
 use tidegate::{CacheBuilder, Error, Freshness, Source};
 use tokio::time::{Instant, sleep};
 
-use crate::support::ground::{Ground, on_both_tiers};
-use crate::support::life::{
-    LONG, TTL, aged, falls_back, fresh, gaps, has_fresh, old, revalidates, seen,
+use crate::support::aging::{
+    LONG, TTL, fresh, has_fresh, intervals, make_stale, old, seen, with_stale_if_error,
+    with_stale_while_revalidate,
 };
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{answer, value};
 use crate::support::{eventually, within};
@@ -26,8 +27,8 @@ on_both_tiers! {
 }
 
 /// Life and eagerness of entries that are asked for all the time, and for how many lives.
-fn hot(ground: &Ground) -> (Duration, f64, u32) {
-    if ground.server().is_some() {
+fn hot(backend: &Backend) -> (Duration, f64, u32) {
+    if backend.server().is_some() {
         // Early enough for a machine that has other things to do.
         (Duration::from_secs(2), 20.0, 3)
     } else {
@@ -35,13 +36,13 @@ fn hot(ground: &Ground) -> (Duration, f64, u32) {
     }
 }
 
-async fn nobody_waits_for_a_key_that_is_asked_for_often(ground: Ground) {
+async fn nobody_waits_for_a_key_that_is_asked_for_often(backend: Backend) {
     let db = Db::default();
-    let (ttl, eagerness, lives) = hot(&ground);
+    let (ttl, eagerness, lives) = hot(&backend);
     let settings = |builder: CacheBuilder<Db>| builder.ttl(ttl).refresh_ahead(eagerness);
-    let a = ground.node_with(&db, settings).await;
-    let b = ground.node_with(&db, settings).await;
-    let c = ground.node_with(&db, settings).await;
+    let a = backend.node_with(&db, settings).await;
+    let b = backend.node_with(&db, settings).await;
+    let c = backend.node_with(&db, settings).await;
     db.behave(Behaviour {
         takes: Duration::from_millis(50),
         ..Behaviour::default()
@@ -64,15 +65,15 @@ async fn nobody_waits_for_a_key_that_is_asked_for_often(ground: Ground) {
     assert!(waited.is_empty(), "callers have waited: {waited:?}");
     let loads = db.begun();
     // One each time, and none in the first half of a life.
-    for gap in gaps(&loads) {
+    for gap in intervals(&loads) {
         assert!(gap >= ttl / 2, "{gap:?} apart");
     }
     assert!(loads.len() > lives as usize, "{} loads", loads.len());
     assert_eq!(db.reloads().len(), loads.len() - 1);
-    ground.check(&[&a, &b, &c]).await;
+    backend.check(&[&a, &b, &c]).await;
 }
 
-async fn a_refresh_before_the_end_that_fails_is_tried_again_and_the_entry_stays(ground: Ground) {
+async fn a_refresh_before_the_end_that_fails_is_tried_again_and_the_entry_stays(backend: Backend) {
     let db = Db::default();
     let (ttl, backoff) = (Duration::from_secs(3), Duration::from_millis(200));
     let settings = |builder: CacheBuilder<Db>| {
@@ -81,8 +82,8 @@ async fn a_refresh_before_the_end_that_fails_is_tried_again_and_the_entry_stays(
             .refresh_ahead(1000.0)
             .error_backoff(backoff)
     };
-    let a = ground.node_with(&db, settings).await;
-    let b = ground.node_with(&db, settings).await;
+    let a = backend.node_with(&db, settings).await;
+    let b = backend.node_with(&db, settings).await;
     let takes = Duration::from_millis(20);
     db.behave(Behaviour {
         takes,
@@ -105,20 +106,20 @@ async fn a_refresh_before_the_end_that_fails_is_tried_again_and_the_entry_stays(
         sleep(Duration::from_millis(5)).await;
     }
     assert!(answered);
-    for gap in gaps(&db.begun()) {
+    for gap in intervals(&db.begun()) {
         assert!(gap >= backoff - Duration::from_millis(3), "{gap:?}");
     }
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
 /// With loads that cost as much as the life is long, and whoever asks: a process that has the entry,
 /// one that has refreshed it, one that keeps nothing.
-async fn nothing_is_refreshed_in_the_first_half_of_its_life(ground: Ground) {
+async fn nothing_is_refreshed_in_the_first_half_of_its_life(backend: Backend) {
     let db = Db::default();
     let (ttl, takes) = (Duration::from_secs(4), Duration::from_secs(1));
     let settings = |builder: CacheBuilder<Db>| builder.ttl(ttl).refresh_ahead(1000.0);
-    let a = ground.node_with(&db, settings).await;
-    let without_l1 = ground
+    let a = backend.node_with(&db, settings).await;
+    let without_l1 = backend
         .node_with(&db, |builder| settings(builder).l1_capacity(0))
         .await;
     db.behave(Behaviour {
@@ -144,14 +145,14 @@ async fn nothing_is_refreshed_in_the_first_half_of_its_life(ground: Ground) {
             assert_eq!(db.loads(), 0, "after a refresh: {refreshed}");
         }
     }
-    ground.check(&[&a, &without_l1]).await;
+    backend.check(&[&a, &without_l1]).await;
 }
 
-async fn a_refresh_loads_now_and_others_answer_what_there_is(ground: Ground) {
+async fn a_refresh_loads_now_and_others_answer_what_there_is(backend: Backend) {
     let db = Db::default();
     db.write(1, "old");
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
     for node in [&a, &b] {
         node.get(1).await.expect("a look-up");
     }
@@ -166,16 +167,16 @@ async fn a_refresh_loads_now_and_others_answer_what_there_is(ground: Ground) {
     gate.open();
     assert_eq!(value(answer(refresher).await), "new");
     assert_eq!(seen(a.get_entry(1).await), fresh("new"));
-    let cold = ground.node_with(&db, revalidates).await;
+    let cold = backend.node_with(&db, with_stale_while_revalidate).await;
     assert_eq!(value(cold.get(1).await), "new");
     assert_eq!((db.loads(), a.stats().fills), (2, 2));
-    ground.check(&[&a, &b, &cold]).await;
+    backend.check(&[&a, &b, &cold]).await;
 }
 
-async fn refreshes_of_one_key_share_a_load(ground: Ground) {
+async fn refreshes_of_one_key_share_a_load(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
     for node in [&a, &b] {
         node.get(1).await.expect("a look-up");
     }
@@ -199,13 +200,13 @@ async fn refreshes_of_one_key_share_a_load(ground: Ground) {
     }
     assert_eq!(db.loads(), 2);
     assert!(has_fresh(&a, 1, "new") && has_fresh(&b, 1, "new"));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_refresh_of_what_nobody_has_is_a_load(ground: Ground) {
+async fn a_refresh_of_what_nobody_has_is_a_load(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
     assert_eq!(value(a.refresh(&1).await), "row 1");
     assert_eq!(seen(b.get_entry(1).await), fresh("row 1"));
     db.delete(1);
@@ -220,18 +221,18 @@ async fn a_refresh_of_what_nobody_has_is_a_load(ground: Ground) {
     assert_eq!(value(answer(refresher).await), "row 2");
     assert_eq!(value(answer(caller).await), "row 2");
     assert_eq!(db.loads(), 3);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_refresh_that_fails_is_an_error_and_the_entry_stays(ground: Ground) {
+async fn a_refresh_that_fails_is_an_error_and_the_entry_stays(backend: Backend) {
     let db = Db::default();
-    let settings = |builder| falls_back(revalidates(builder));
-    let a = ground.node_with(&db, settings).await;
-    let b = ground.node_with(&db, settings).await;
+    let settings = |builder| with_stale_if_error(with_stale_while_revalidate(builder));
+    let a = backend.node_with(&db, settings).await;
+    let b = backend.node_with(&db, settings).await;
     for node in [&a, &b] {
         node.get(1).await.expect("a look-up");
     }
-    aged(&db, &[&a, &b], 2).await;
+    make_stale(&db, &[&a, &b], 2).await;
     db.forget();
     db.behave(Behaviour::fails());
     for key in [1, 2] {
@@ -246,15 +247,15 @@ async fn a_refresh_that_fails_is_an_error_and_the_entry_stays(ground: Ground) {
         assert_eq!(seen(node.get_entry(2).await), old(Freshness::Stale));
     }
     assert_eq!(db.loads(), 2, "one for each key");
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn close_ends_refreshes_at_once_and_leaves_no_claim(ground: Ground) {
+async fn close_ends_refreshes_at_once_and_leaves_no_claim(backend: Backend) {
     let db = Db::default();
-    let settings = |builder| revalidates(builder).load_timeout(LONG);
-    let a = ground.node_with(&db, settings).await;
-    let b = ground.node_with(&db, settings).await;
-    aged(&db, &[&a, &b], 1).await;
+    let settings = |builder| with_stale_while_revalidate(builder).load_timeout(LONG);
+    let a = backend.node_with(&db, settings).await;
+    let b = backend.node_with(&db, settings).await;
+    make_stale(&db, &[&a, &b], 1).await;
     db.write(1, "new");
     let gate = db.gate();
     assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
@@ -270,22 +271,22 @@ async fn close_ends_refreshes_at_once_and_leaves_no_claim(ground: Ground) {
     within("it closes", a.close()).await;
     assert!(closed.elapsed() < Duration::from_secs(5));
     assert!(matches!(a.get(1).await, Err(Error::Closed)));
-    let c = ground.node_with(&db, settings).await;
+    let c = backend.node_with(&db, settings).await;
     eventually("it has the new value", async || {
         seen(c.get_entry(1).await) == fresh("new")
     })
     .await;
     assert_eq!((db.loads(), c.stats().lease_waits), (2, 0));
     assert_eq!(a.stats().load_failures, 0, "nobody is to blame");
-    ground.check(&[&a, &b, &c]).await;
+    backend.check(&[&a, &b, &c]).await;
 }
 
-async fn a_refresh_that_takes_longer_than_its_entry_lives_is_stored(ground: Ground) {
+async fn a_refresh_that_takes_longer_than_its_entry_lives_is_stored(backend: Backend) {
     let db = Db::default();
     let short = Duration::from_millis(600);
     let settings = |builder: CacheBuilder<Db>| builder.refresh_ahead(0.0).lease_ttl(short);
-    let a = ground.node_with(&db, settings).await;
-    let b = ground.node_with(&db, settings).await;
+    let a = backend.node_with(&db, settings).await;
+    let b = backend.node_with(&db, settings).await;
     db.behave(Behaviour::ttl(TTL));
     a.get(1).await.expect("a load");
     db.behave(Behaviour::default());
@@ -303,5 +304,5 @@ async fn a_refresh_that_takes_longer_than_its_entry_lives_is_stored(ground: Grou
     assert_eq!(value(answer(refresher).await), "row 1");
     assert_eq!(value(answer(waits).await), "row 1");
     assert_eq!((db.loads(), a.stats().fills), (2, 2));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }

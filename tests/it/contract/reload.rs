@@ -2,9 +2,11 @@
 
 use tidegate::{Error, Freshness, Loaded, Source};
 
+use crate::support::aging::{
+    LONG, TTL, fresh, make_stale, seen, with_stale_if_error, with_stale_while_revalidate,
+};
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
-use crate::support::life::{LONG, TTL, aged, falls_back, fresh, revalidates, seen};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::value;
 
@@ -16,11 +18,11 @@ on_both_tiers! {
     unchanged_cannot_be_inserted
 }
 
-async fn a_reload_is_told_what_there_is(ground: Ground) {
+async fn a_reload_is_told_what_there_is(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a], 1).await;
     db.write(1, "new");
     // Also to a process that never had it.
     assert_eq!(value(b.refresh(&1).await), "new");
@@ -40,14 +42,14 @@ async fn a_reload_is_told_what_there_is(ground: Ground) {
     b.invalidate(&1).await.expect("an invalidation");
     assert_eq!(value(b.get(1).await), "new");
     assert_eq!((db.loads(), db.reloads().len()), (3, 2));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn what_has_not_changed_gets_a_new_life_everywhere(ground: Ground) {
+async fn what_has_not_changed_gets_a_new_life_everywhere(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a, &b], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a, &b], 1).await;
     db.write(1, "not read");
     db.behave(Behaviour {
         unchanged: true,
@@ -59,7 +61,7 @@ async fn what_has_not_changed_gets_a_new_life_everywhere(ground: Ground) {
         })
         .await;
     }
-    let cold = ground.node_with(&db, revalidates).await;
+    let cold = backend.node_with(&db, with_stale_while_revalidate).await;
     let entry = cold
         .get_entry(1)
         .await
@@ -83,16 +85,16 @@ async fn what_has_not_changed_gets_a_new_life_everywhere(ground: Ground) {
     // By hand, and after an expiry, as well.
     assert_eq!(value(b.refresh(&1).await), "old");
     b.expire(&1).await.expect("an expiry");
-    let falling_back = ground.node_with(&db, falls_back).await;
+    let falling_back = backend.node_with(&db, with_stale_if_error).await;
     assert_eq!(seen(falling_back.get_entry(1).await), fresh("old"));
     assert_eq!((db.loads(), db.reloads().len()), (3, 3));
-    ground.check(&[&a, &b, &cold, &falling_back]).await;
+    backend.check(&[&a, &b, &cold, &falling_back]).await;
 }
 
-async fn what_has_not_changed_keeps_its_tags_and_its_version(ground: Ground) {
+async fn what_has_not_changed_keeps_its_tags_and_its_version(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
     for key in [1, 2] {
         db.tag(key, &["t"]);
         db.version(key, 7);
@@ -121,12 +123,12 @@ async fn what_has_not_changed_keeps_its_tags_and_its_version(ground: Ground) {
         eventually("it has heard", async || value(node.get(2).await) == "new").await;
     }
     assert_eq!((db.loads(), db.reloads().len()), (1, 0));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn unchanged_without_a_previous_entry_is_an_error(ground: Ground) {
+async fn unchanged_without_a_previous_entry_is_an_error(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
     db.behave(Behaviour {
         unchanged: true,
         ..Behaviour::default()
@@ -152,16 +154,16 @@ async fn unchanged_without_a_previous_entry_is_an_error(ground: Ground) {
         "{wrong:?}"
     );
     assert_eq!((db.loads(), a.stats().load_failures), (3, 2));
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn unchanged_cannot_be_inserted(ground: Ground) {
+async fn unchanged_cannot_be_inserted(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
     a.get(1).await.expect("a load");
     let refused = a.insert(1, Loaded::unchanged()).await;
     assert!(refused.is_err());
     assert_eq!(value(a.get(1).await), "row 1");
     assert_eq!(a.stats().inserts, 0);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }

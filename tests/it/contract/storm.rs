@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, value};
 
@@ -66,7 +66,7 @@ async fn run(db: Db, node: Node, at: usize, truth: Arc<Truth>, mut dice: Dice) {
     }
 }
 
-async fn storm(ground: Ground, l1_capacity: u64) {
+async fn storm(backend: Backend, l1_capacity: u64) {
     let db = Db::default();
     for key in 0..KEYS as u64 {
         db.write(key, "0");
@@ -78,7 +78,7 @@ async fn storm(ground: Ground, l1_capacity: u64) {
     let mut nodes = Vec::new();
     for _ in 0..NODES {
         nodes.push(
-            ground
+            backend
                 .node_with(&db, |builder| builder.l1_capacity(l1_capacity))
                 .await,
         );
@@ -111,13 +111,13 @@ async fn storm(ground: Ground, l1_capacity: u64) {
     }
     let coalesced: u64 = nodes.iter().map(|node| node.stats().coalesced).sum();
     assert!(coalesced > 0, "nothing was at stake");
-    ground.check(&nodes.iter().collect::<Vec<_>>()).await;
+    backend.check(&nodes.iter().collect::<Vec<_>>()).await;
 }
 
-async fn no_look_up_answers_less_than_the_last_invalidation_that_returned(ground: Ground) {
-    storm(ground, 10_000).await;
+async fn no_look_up_answers_less_than_the_last_invalidation_that_returned(backend: Backend) {
+    storm(backend, 10_000).await;
 }
 
-async fn no_look_up_answers_less_than_that_without_l1_either(ground: Ground) {
-    storm(ground, 0).await;
+async fn no_look_up_answers_less_than_that_without_l1_either(backend: Backend) {
+    storm(backend, 0).await;
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tidegate::Source;
 use tokio::time::{Instant, sleep_until};
 
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
 use crate::support::loader::Db;
 use crate::support::node::{answer, begin, value};
 
@@ -23,15 +23,15 @@ const LEASE: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(1);
 
 async fn invalidate_everywhere_returns_when_a_lease_and_a_grace_are_over_and_invalidates_at_once(
-    ground: Ground,
+    backend: Backend,
 ) {
     let db = Db::default();
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| {
             builder.channel_lease(LEASE).degraded_l1_ttl(GRACE)
         })
         .await;
-    let b = ground.node(&db).await;
+    let b = backend.node(&db).await;
     for node in [&a, &b] {
         node.get(1).await.expect("a look-up");
     }
@@ -56,12 +56,12 @@ async fn invalidate_everywhere_returns_when_a_lease_and_a_grace_are_over_and_inv
     let took = begun.elapsed();
     assert!(took >= LEASE + GRACE, "after {took:?}");
     assert!(took < (LEASE + GRACE) * 3, "after {took:?}");
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn invalidate_everywhere_is_done_also_for_one_who_does_not_wait(ground: Ground) {
+async fn invalidate_everywhere_is_done_also_for_one_who_does_not_wait(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     for node in [&a, &b] {
         node.get(1).await.expect("a look-up");
     }
@@ -73,20 +73,20 @@ async fn invalidate_everywhere_is_done_also_for_one_who_does_not_wait(ground: Gr
     for node in [&a, &b] {
         eventually("it is gone", async || node.peek(&1).is_none()).await;
     }
-    assert_eq!(ground.records(), 0);
-    ground.check(&[&a, &b]).await;
+    assert_eq!(backend.records(), 0);
+    backend.check(&[&a, &b]).await;
 }
 
 const HELD: Duration = Duration::from_secs(3);
 
 async fn during_a_hold_off_loads_are_answered_and_stored_nowhere_and_afterwards_they_are(
-    ground: Ground,
+    backend: Backend,
 ) {
     let db = Db::default();
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| builder.hold_off(HELD))
         .await;
-    let b = ground
+    let b = backend
         .node_with(&db, |builder| builder.hold_off(HELD))
         .await;
     for node in [&a, &b] {
@@ -97,8 +97,8 @@ async fn during_a_hold_off_loads_are_answered_and_stored_nowhere_and_afterwards_
     let loads = db.loads();
     a.invalidate(&1).await.expect("an invalidation");
     let ends = Instant::now() + HELD;
-    assert_eq!(ground.records(), 1, "a record that says so");
-    let cold = ground
+    assert_eq!(backend.records(), 1, "a record that says so");
+    let cold = backend
         .node_with(&db, |builder| builder.hold_off(HELD))
         .await;
     eventually("the other process has heard", async || b.peek(&1).is_none()).await;
@@ -107,7 +107,7 @@ async fn during_a_hold_off_loads_are_answered_and_stored_nowhere_and_afterwards_
         assert!(node.peek(&1).is_none(), "it is kept in L1");
     }
     assert_eq!(db.loads(), loads + 6);
-    assert_eq!(ground.records(), 1, "the record that says so");
+    assert_eq!(backend.records(), 1, "the record that says so");
     // Other keys are none of its business.
     assert_eq!(value(a.get(2).await), "row 2");
     assert!(a.peek(&2).is_some());
@@ -122,12 +122,12 @@ async fn during_a_hold_off_loads_are_answered_and_stored_nowhere_and_afterwards_
         assert_eq!(value(node.get(1).await), "new");
     }
     assert_eq!(db.loads(), loads + 8, "once, and key 2");
-    ground.check(&[&a, &b, &cold]).await;
+    backend.check(&[&a, &b, &cold]).await;
 }
 
-async fn a_load_that_began_before_a_hold_off_is_not_stored_during_it(ground: Ground) {
+async fn a_load_that_began_before_a_hold_off_is_not_stored_during_it(backend: Backend) {
     let db = Db::default();
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| builder.hold_off(HELD))
         .await;
     db.write(1, "old");
@@ -139,19 +139,19 @@ async fn a_load_that_began_before_a_hold_off_is_not_stored_during_it(ground: Gro
     assert_eq!(value(answer(caller).await), "old");
     assert!(a.peek(&1).is_none());
     assert_eq!((a.stats().fills, a.stats().fills_refused), (0, 1));
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn an_insert_is_not_held_off(ground: Ground) {
+async fn an_insert_is_not_held_off(backend: Backend) {
     let db = Db::default();
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| builder.hold_off(HELD))
         .await;
     a.invalidate(&1).await.expect("an invalidation");
     a.insert(1, "by hand".to_owned()).await.expect("an insert");
-    let cold = ground.node(&db).await;
+    let cold = backend.node(&db).await;
     assert_eq!(value(cold.get(1).await), "by hand");
     assert_eq!(value(a.get(1).await), "by hand");
     assert_eq!(db.loads(), 0);
-    ground.check(&[&a, &cold]).await;
+    backend.check(&[&a, &cold]).await;
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tidegate::{Batching, CacheBuilder, WarmProgress};
 use tokio::time::Instant;
 
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, begin};
 
@@ -31,9 +31,12 @@ async fn left_behind(node: &Node) {
     .await;
 }
 
-async fn what_neither_tier_has_is_loaded_and_the_rest_is_not(ground: Ground) {
+async fn what_neither_tier_has_is_loaded_and_the_rest_is_not(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node_with(&db, batched).await, ground.node(&db).await);
+    let (a, b) = (
+        backend.node_with(&db, batched).await,
+        backend.node(&db).await,
+    );
     a.get(1).await.expect("a load");
     b.get(2).await.expect("a load");
     db.delete(3);
@@ -59,11 +62,11 @@ async fn what_neither_tier_has_is_loaded_and_the_rest_is_not(ground: Ground) {
     left_behind(&a).await;
 }
 
-async fn processes_take_turns_and_each_key_is_loaded_once(ground: Ground) {
+async fn processes_take_turns_and_each_key_is_loaded_once(backend: Backend) {
     let db = Db::default();
     let (a, b) = (
-        ground.node_with(&db, batched).await,
-        ground.node_with(&db, batched).await,
+        backend.node_with(&db, batched).await,
+        backend.node_with(&db, batched).await,
     );
     let gate = db.gate();
     let first = {
@@ -94,12 +97,12 @@ async fn processes_take_turns_and_each_key_is_loaded_once(ground: Ground) {
     for node in [&a, &b] {
         left_behind(node).await;
     }
-    assert_eq!(ground.records(), 10, "no turn is left");
+    assert_eq!(backend.records(), 10, "no turn is left");
 }
 
-async fn a_process_that_gives_up_leaves_its_turn_to_the_next(ground: Ground) {
+async fn a_process_that_gives_up_leaves_its_turn_to_the_next(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let gate = db.gate();
     let first = {
         let a = a.clone();
@@ -119,9 +122,9 @@ async fn a_process_that_gives_up_leaves_its_turn_to_the_next(ground: Ground) {
     }
 }
 
-async fn no_more_is_loaded_in_a_second_than_is_asked_for(ground: Ground) {
+async fn no_more_is_loaded_in_a_second_than_is_asked_for(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, batched).await;
+    let a = backend.node_with(&db, batched).await;
     let began = Instant::now();
     let warmed = a.warm(0..60).loads_per_second(100).await;
     assert_eq!((warmed.done, warmed.loaded), (60, 60));
@@ -137,9 +140,9 @@ async fn no_more_is_loaded_in_a_second_than_is_asked_for(ground: Ground) {
     assert!(began.elapsed() < Duration::from_secs(30));
 }
 
-async fn keys_that_fail_are_counted_and_the_rest_is_loaded(ground: Ground) {
+async fn keys_that_fail_are_counted_and_the_rest_is_loaded(backend: Backend) {
     let db = Db::default();
-    let a = ground.node(&db).await;
+    let a = backend.node(&db).await;
     db.behave(Behaviour::fails());
     let warmed = a.warm([1, 2]).await;
     assert_eq!((warmed.done, warmed.failed), (2, 2));

@@ -4,9 +4,11 @@ use std::io;
 
 use tidegate::{Freshness, Loaded, Source, WriteError};
 
+use crate::support::aging::{
+    fresh, has_fresh, make_stale, old, seen, with_stale_if_error, with_stale_while_revalidate,
+};
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
-use crate::support::life::{aged, falls_back, fresh, has_fresh, old, revalidates, seen};
 use crate::support::loader::{Behaviour, Db, Gate};
 use crate::support::node::{Node, answer, begin, value};
 
@@ -31,10 +33,10 @@ on_both_tiers! {
 }
 
 /// Two processes that have "old".
-async fn scene(ground: &Ground, db: &Db) -> (Node, Node) {
+async fn fixture(backend: &Backend, db: &Db) -> (Node, Node) {
     db.write(1, "old");
-    let a = ground.node_with(db, falls_back).await;
-    let b = ground.node_with(db, falls_back).await;
+    let a = backend.node_with(db, with_stale_if_error).await;
+    let b = backend.node_with(db, with_stale_if_error).await;
     for node in [&a, &b] {
         assert_eq!(value(node.get(1).await), "old");
     }
@@ -74,14 +76,14 @@ fn broken<T>() -> Result<T, io::Error> {
     Err(io::Error::other("the connection broke after the commit"))
 }
 
-async fn a_write_puts_its_value_into_both_tiers_of_every_process(ground: Ground) {
+async fn a_write_puts_its_value_into_both_tiers_of_every_process(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let write = async { Ok::<_, io::Error>("new".to_owned()) };
     a.write(1, write).await.expect("a write");
     assert!(has_fresh(&a, 1, "new"), "here it is at once");
     everyone_has(&[&a, &b], "new").await;
-    let cold = ground.node(&db).await;
+    let cold = backend.node(&db).await;
     let entry = cold
         .get_entry(1)
         .await
@@ -89,12 +91,12 @@ async fn a_write_puts_its_value_into_both_tiers_of_every_process(ground: Ground)
         .expect("an entry");
     assert_eq!(entry.source(), Source::L2);
     assert_eq!((db.loads(), a.stats().writes, a.stats().inserts), (0, 1, 1));
-    ground.check(&[&a, &b, &cold]).await;
+    backend.check(&[&a, &b, &cold]).await;
 }
 
-async fn a_write_whose_caller_goes_away_after_the_commit_is_seen_by_everyone(ground: Ground) {
+async fn a_write_whose_caller_goes_away_after_the_commit_is_seen_by_everyone(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let gate = Gate::default();
     let write = commits(&db, &gate, Loaded::found("new".to_owned()));
     let caller = {
@@ -108,19 +110,19 @@ async fn a_write_whose_caller_goes_away_after_the_commit_is_seen_by_everyone(gro
     a.check().await;
     everyone_has(&[&a, &b], "new").await;
     assert_eq!((db.loads(), a.stats().writes), (0, 1));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_write_that_fails_invalidates_the_key(ground: Ground) {
+async fn a_write_that_fails_invalidates_the_key(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     db.write(1, "new");
     let failed = a.write(1, async { broken::<String>() }).await;
     assert!(matches!(failed, Err(WriteError::Source(_))), "{failed:?}");
     assert!(a.peek(&1).is_none());
     everyone_has(&[&a, &b], "new").await;
     assert_eq!((db.loads(), a.stats().writes), (1, 0));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
 async fn panics(db: Db) -> Result<String, io::Error> {
@@ -128,43 +130,43 @@ async fn panics(db: Db) -> Result<String, io::Error> {
     panic!("the test told this write to panic");
 }
 
-async fn a_write_that_panics_invalidates_the_key(ground: Ground) {
+async fn a_write_that_panics_invalidates_the_key(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let failed = a.write(1, panics(db.clone())).await;
     assert!(matches!(failed, Err(WriteError::Panicked)), "{failed:?}");
     assert!(a.peek(&1).is_none());
     everyone_has(&[&a, &b], "new").await;
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_write_whose_value_is_not_to_be_stored_invalidates_the_key(ground: Ground) {
+async fn a_write_whose_value_is_not_to_be_stored_invalidates_the_key(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     db.write(1, "new");
     let loaded = Loaded::found("secret".to_owned()).do_not_store();
     let write = async { Ok::<_, io::Error>(loaded) };
     a.write(1, write).await.expect("a write");
     everyone_has(&[&a, &b], "new").await;
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
 /// There is nothing that it could mean; and the source may have anything now.
-async fn a_write_that_answers_unchanged_does_not_leave_the_old_value(ground: Ground) {
+async fn a_write_that_answers_unchanged_does_not_leave_the_old_value(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     db.write(1, "new");
     let write = async { Ok::<_, io::Error>(Loaded::<String>::unchanged()) };
     assert!(a.write(1, write).await.is_err());
     everyone_has(&[&a, &b], "new").await;
     assert!(db.reloads().is_empty());
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn of_two_writers_the_later_version_stays(ground: Ground) {
+async fn of_two_writers_the_later_version_stays(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let version = |n: u64| Loaded::found(format!("version {n}")).version(n);
     let (first, second) = (Gate::default(), Gate::default());
     // They commit in one order and return in the other.
@@ -184,19 +186,19 @@ async fn of_two_writers_the_later_version_stays(ground: Ground) {
     answer(earlier).await.expect("it was carried out, too");
     everyone_has(&[&a, &b], "version 2").await;
     assert_eq!((db.loads(), a.stats().inserts_superseded), (0, 1));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_load_from_before_a_write_is_stored_nowhere(ground: Ground) {
+async fn a_load_from_before_a_write_is_stored_nowhere(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
     db.write(1, "old");
     let cold = db.gate();
     let caller = b.caller(1).await;
     cold.reached().await;
     // Of another key, a refresh.
-    aged(&db, &[&b], 2).await;
+    make_stale(&db, &[&b], 2).await;
     let behind = db.gate();
     assert_eq!(seen(b.get_entry(2).await), old(Freshness::Stale));
     behind.reached().await;
@@ -219,12 +221,12 @@ async fn a_load_from_before_a_write_is_stored_nowhere(ground: Ground) {
             .await;
         }
     }
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn an_invalidation_after_a_write_answers_what_the_write_answers(ground: Ground) {
+async fn an_invalidation_after_a_write_answers_what_the_write_answers(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let gate = Gate::default();
     gate.open();
     let rows = a.invalidate_after(1, commits(&db, &gate, 7)).await;
@@ -233,12 +235,12 @@ async fn an_invalidation_after_a_write_answers_what_the_write_answers(ground: Gr
     everyone_has(&[&a, &b], "new").await;
     assert_eq!((db.loads(), db.reloads().len()), (1, 0));
     assert_eq!((a.stats().writes, a.stats().invalidations), (1, 1));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn an_invalidation_after_a_write_follows_though_the_caller_goes_away(ground: Ground) {
+async fn an_invalidation_after_a_write_follows_though_the_caller_goes_away(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let gate = Gate::default();
     let write = commits(&db, &gate, ());
     let caller = {
@@ -252,12 +254,12 @@ async fn an_invalidation_after_a_write_follows_though_the_caller_goes_away(groun
     gate.open();
     a.check().await;
     everyone_has(&[&a, &b], "new").await;
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn an_invalidation_follows_a_write_that_fails_or_panics(ground: Ground) {
+async fn an_invalidation_follows_a_write_that_fails_or_panics(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     db.write(1, "newer");
     let failed = a.invalidate_after(1, async { broken::<()>() }).await;
     let Err(WriteError::Source(error)) = failed else {
@@ -272,12 +274,12 @@ async fn an_invalidation_follows_a_write_that_fails_or_panics(ground: Ground) {
     assert!(matches!(failed, Err(WriteError::Panicked)), "{failed:?}");
     assert!(b.peek(&1).is_none());
     assert_eq!(db.loads(), 2);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_refresh_after_a_write_loads_what_the_write_made(ground: Ground) {
+async fn a_refresh_after_a_write_loads_what_the_write_made(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let gate = Gate::default();
     gate.open();
     let rows = a.refresh_after(1, commits(&db, &gate, 7)).await;
@@ -287,12 +289,12 @@ async fn a_refresh_after_a_write_loads_what_the_write_made(ground: Ground) {
     let told = db.reloads();
     assert_eq!((db.loads(), told.len()), (1, 1));
     assert_eq!(told[0].previous, "old");
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_refresh_after_a_write_follows_though_the_caller_goes_away(ground: Ground) {
+async fn a_refresh_after_a_write_follows_though_the_caller_goes_away(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let gate = Gate::default();
     let write = commits(&db, &gate, ());
     let caller = {
@@ -307,12 +309,12 @@ async fn a_refresh_after_a_write_follows_though_the_caller_goes_away(ground: Gro
     assert!(has_fresh(&a, 1, "new"));
     everyone_has(&[&a, &b], "new").await;
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_refresh_after_a_write_joins_no_load_from_before(ground: Ground) {
+async fn a_refresh_after_a_write_joins_no_load_from_before(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     // One here and one elsewhere, of the old row.
     for before in [&a, &b] {
         db.write(1, "old");
@@ -331,12 +333,14 @@ async fn a_refresh_after_a_write_joins_no_load_from_before(ground: Ground) {
         everyone_has(&[&a, &b], "new").await;
     }
     assert_eq!(db.loads(), 4);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_refresh_after_a_write_that_fails_is_no_error_and_the_key_stays_expired(ground: Ground) {
+async fn a_refresh_after_a_write_that_fails_is_no_error_and_the_key_stays_expired(
+    backend: Backend,
+) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     db.behave(Behaviour::fails());
     let gate = Gate::default();
     gate.open();
@@ -351,12 +355,12 @@ async fn a_refresh_after_a_write_that_fails_is_no_error_and_the_key_stays_expire
     db.behave(Behaviour::default());
     a.expire(&1).await.expect("an expiry");
     everyone_has(&[&a, &b], "new").await;
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_closed_cache_begins_no_write(ground: Ground) {
+async fn a_closed_cache_begins_no_write(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     a.close().await;
     let gate = Gate::default();
     gate.open();
@@ -366,12 +370,12 @@ async fn a_closed_cache_begins_no_write(ground: Ground) {
     assert!(matches!(&refused, Err(WriteError::Remote(error)) if error.is_closed()));
     b.refresh(&1).await.expect("a load");
     assert_eq!(seen(b.get_entry(1).await), fresh("old"), "nothing was done");
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn close_waits_for_a_write_and_what_follows(ground: Ground) {
+async fn close_waits_for_a_write_and_what_follows(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let gate = Gate::default();
     let write = commits(&db, &gate, Loaded::found("new".to_owned()));
     let writer = {
@@ -389,5 +393,5 @@ async fn close_waits_for_a_write_and_what_follows(ground: Ground) {
     answer(writer).await.expect("a write");
     everyone_has(&[&b], "new").await;
     assert_eq!(db.loads(), 0);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }

@@ -2,9 +2,9 @@
 
 use tidegate::{Channel, Source};
 
-use super::{Scene, all_is_well, source};
+use super::{Fixture, all_is_well, source};
+use crate::support::backend::WATERMARKS_KEY;
 use crate::support::eventually;
-use crate::support::ground::MARKS;
 use crate::support::node::value;
 use crate::support::server::{Raw, Reply};
 
@@ -41,7 +41,7 @@ fn about_marks(operation: u8, origin: u8, number: u64, marks: [u64; 4]) -> Vec<u
 
 /// The marks as Redis has them.
 fn marks(raw: &mut Raw) -> [u64; 3] {
-    let held = raw.get(MARKS).expect("the marks");
+    let held = raw.get(WATERMARKS_KEY).expect("the marks");
     let held = String::from_utf8(held).expect("text");
     let mut numbers = held
         .split(' ')
@@ -82,13 +82,13 @@ fn garbage() -> Vec<(String, Vec<u8>)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_is_published_makes_anything_stale_or_ends_the_listening() {
-    let mut scene = Scene::new();
-    scene.db.tag(1, &["team"]);
-    let (a, b) = (scene.node().await, scene.node().await);
-    all_is_well(&scene.db, &a, &b, "the beginning").await;
+    let mut fixture = Fixture::new();
+    fixture.db.tag(1, &["team"]);
+    let (a, b) = (fixture.node().await, fixture.node().await);
+    all_is_well(&fixture.db, &a, &b, "the beginning").await;
     for (what, message) in garbage() {
-        publish(&mut scene.raw, &message);
-        all_is_well(&scene.db, &a, &b, &what).await;
+        publish(&mut fixture.raw, &message);
+        all_is_well(&fixture.db, &a, &b, &what).await;
     }
     for node in [&a, &b] {
         assert_eq!(node.health().channel, Channel::Proven);
@@ -100,21 +100,21 @@ async fn nothing_that_is_published_makes_anything_stale_or_ends_the_listening() 
 /// As from the inside: with the era that is current.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn marks_that_were_never_reached_are_overcome() {
-    let mut scene = Scene::new();
-    scene.db.tag(1, &["team"]);
-    let (a, b) = (scene.node().await, scene.node().await);
-    all_is_well(&scene.db, &a, &b, "the beginning").await;
+    let mut fixture = Fixture::new();
+    fixture.db.tag(1, &["team"]);
+    let (a, b) = (fixture.node().await, fixture.node().await);
+    all_is_well(&fixture.db, &a, &b, "the beginning").await;
     let (top, mut number) = (1 << 53, 0);
     for far in [1_000, top / 2 - 1, top / 2, top - 1, top, top + 1, u64::MAX] {
         for operation in [INVALIDATE_ALL, INVALIDATE_TAG] {
-            let era = marks(&mut scene.raw)[0];
+            let era = marks(&mut fixture.raw)[0];
             number += 1;
             let message = about_marks(operation, 9, number, [7, era, far, far]);
-            publish(&mut scene.raw, &message);
-            all_is_well(&scene.db, &a, &b, &format!("{operation} at {far}")).await;
+            publish(&mut fixture.raw, &message);
+            all_is_well(&fixture.db, &a, &b, &format!("{operation} at {far}")).await;
         }
     }
-    let [_, mark, all] = marks(&mut scene.raw);
+    let [_, mark, all] = marks(&mut fixture.raw);
     assert!(all <= mark && mark < top, "{mark}, {all}");
     // And the key itself.
     let forged = |rest: &str| format!("{} {rest}", 77);
@@ -125,18 +125,18 @@ async fn marks_that_were_never_reached_are_overcome() {
         "99999999999999999999 1 0 0 0".to_owned(),
         "nonsense".to_owned(),
     ] {
-        scene.leave(MARKS, held.as_bytes());
-        all_is_well(&scene.db, &a, &b, &held).await;
+        fixture.leave(WATERMARKS_KEY, held.as_bytes());
+        all_is_well(&fixture.db, &a, &b, &held).await;
     }
     // Those of an era that is over: nobody goes deaf on it.
-    let over = scene.raw.get(MARKS).expect("the marks");
-    scene.raw.ask(&format!("DEL {MARKS}"));
-    all_is_well(&scene.db, &a, &b, "their loss").await;
-    scene.leave(MARKS, &over);
-    all_is_well(&scene.db, &a, &b, "their return").await;
-    scene.raw.ask(&format!("DEL {MARKS}"));
-    scene.raw.ask(&format!("HSET {MARKS} a b"));
-    all_is_well(&scene.db, &a, &b, "a hash").await;
+    let over = fixture.raw.get(WATERMARKS_KEY).expect("the marks");
+    fixture.raw.ask(&format!("DEL {WATERMARKS_KEY}"));
+    all_is_well(&fixture.db, &a, &b, "their loss").await;
+    fixture.leave(WATERMARKS_KEY, &over);
+    all_is_well(&fixture.db, &a, &b, "their return").await;
+    fixture.raw.ask(&format!("DEL {WATERMARKS_KEY}"));
+    fixture.raw.ask(&format!("HSET {WATERMARKS_KEY} a b"));
+    all_is_well(&fixture.db, &a, &b, "a hash").await;
     for node in [&a, &b] {
         node.check().await;
     }
@@ -145,30 +145,30 @@ async fn marks_that_were_never_reached_are_overcome() {
 /// A thousand times "everything is invalid".
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_invalidations_costs_reads_and_loads_and_nothing_else() {
-    let mut scene = Scene::new();
-    let a = scene.node().await;
+    let mut fixture = Fixture::new();
+    let a = fixture.node().await;
     a.get(1).await.expect("a look-up");
-    let [era, mark, _] = marks(&mut scene.raw);
+    let [era, mark, _] = marks(&mut fixture.raw);
     for number in 0..1_000 {
         let forged = mark + 1 + number;
         let message = about_marks(INVALIDATE_ALL, 9, number, [0, era, forged, forged]);
-        publish(&mut scene.raw, &message);
+        publish(&mut fixture.raw, &message);
         assert_eq!(value(a.get(1).await), "row 1");
     }
     // Redis takes for lost what it has not counted so far itself.
     eventually("Redis has followed", async || {
-        marks(&mut scene.raw)[1] > mark + 1_000
+        marks(&mut fixture.raw)[1] > mark + 1_000
     })
     .await;
     eventually("L1 is used", async || source(&a, 1).await == Source::L1).await;
-    let loads = scene.db.loads();
+    let loads = fixture.db.loads();
     assert!(loads <= 1_002, "{loads} loads");
     // Of another era: asked about, and no load at all.
     for number in 1_000..1_100 {
         let message = about_marks(INVALIDATE_ALL, 9, number, [0, era + number, 5, 5]);
-        publish(&mut scene.raw, &message);
+        publish(&mut fixture.raw, &message);
         assert_eq!(value(a.get(1).await), "row 1");
     }
-    assert_eq!(scene.db.loads(), loads);
+    assert_eq!(fixture.db.loads(), loads);
     a.check().await;
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tidegate::{Cache, CacheBuilder, Source};
 
+use crate::support::backend::users;
 use crate::support::eventually;
-use crate::support::ground::users;
 use crate::support::loader::Db;
 use crate::support::node::{Node, value};
 use crate::support::server::{Raw, Server};
@@ -13,13 +13,13 @@ use crate::support::server::{Raw, Server};
 mod channel;
 mod records;
 
-struct Scene {
+struct Fixture {
     server: Server,
     raw: Raw,
     db: Db,
 }
 
-impl Scene {
+impl Fixture {
     fn new() -> Self {
         let server = Server::start();
         let raw = server.raw();
@@ -36,7 +36,12 @@ impl Scene {
 
     /// Waits for nobody: what a lease holds up is loaded after a tenth of a second.
     async fn node_with(&self, settings: impl FnOnce(CacheBuilder<Db>) -> CacheBuilder<Db>) -> Node {
-        let redis = self.server.patient().connect().await.expect("connect");
+        let redis = self
+            .server
+            .long_timeout_builder()
+            .connect()
+            .await
+            .expect("connect");
         let builder = Cache::builder("users", self.db.clone())
             .ttl_jitter(0.0)
             .refresh_ahead(0.0)

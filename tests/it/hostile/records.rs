@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use tidegate::{Error, Source};
 
-use super::{Scene, source};
+use super::{Fixture, source};
+use crate::support::backend::users;
 use crate::support::eventually;
 use crate::support::forge::{
     COST_AT, CREATED_AT, ERA_AT, FAILED, FORMAT_AT, FRESH_AT, HOLD_OFF, LEASE, NEGATIVE, SCHEMA_AT,
     changed, plain,
 };
-use crate::support::ground::users;
 use crate::support::loader::Behaviour;
 use crate::support::node::{Node, answer, value};
 use crate::support::within;
@@ -22,14 +22,14 @@ fn claim(key: u64) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_that_never_ends_holds_nobody_up_for_longer_than_lease_wait() {
-    let mut scene = Scene::new();
-    let a = scene.node_with(|builder| builder.l1_capacity(0)).await;
-    let record = scene.record(&a).await;
-    scene.leave(&users(1), &plain(&record, LEASE));
+    let mut fixture = Fixture::new();
+    let a = fixture.node_with(|builder| builder.l1_capacity(0)).await;
+    let record = fixture.record(&a).await;
+    fixture.leave(&users(1), &plain(&record, LEASE));
     let caller = a.caller(1).await;
     assert_eq!(value(answer(caller).await), "row 1");
     assert_eq!(a.stats().lease_wait_exceeded, 1);
-    let pttl = scene.raw.pttl(&users(1));
+    let pttl = fixture.raw.pttl(&users(1));
     assert!(
         (1..=2_000).contains(&pttl),
         "it ends like any other: {pttl}"
@@ -37,7 +37,7 @@ async fn a_lease_that_never_ends_holds_nobody_up_for_longer_than_lease_wait() {
     // One that was given a year keeps it, and every load in the meantime waits so long.
     let year = b"31536000000";
     let key = users(1);
-    scene
+    fixture
         .raw
         .send(&[b"SET", key.as_bytes(), &plain(&record, LEASE), b"PX", year]);
     for waits in 2..4 {
@@ -53,39 +53,39 @@ async fn a_lease_that_never_ends_holds_nobody_up_for_longer_than_lease_wait() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_that_never_ends_keeps_nobody_from_answering_or_loading() {
-    let mut scene = Scene::new();
-    let a = scene.node_with(|builder| builder.l1_capacity(0)).await;
-    let record = scene.record(&a).await;
+    let mut fixture = Fixture::new();
+    let a = fixture.node_with(|builder| builder.l1_capacity(0)).await;
+    let record = fixture.record(&a).await;
     let year = b"31536000000";
     for kind in [LEASE, FAILED] {
         let forged = plain(&record, kind);
         let held = claim(1);
-        scene
+        fixture
             .raw
             .send(&[b"SET", held.as_bytes(), &forged, b"PX", year]);
-        let loads = scene.db.loads();
+        let loads = fixture.db.loads();
         let refreshed = within("a refresh", a.refresh(&1)).await;
         assert_eq!(
             refreshed.expect("a value").as_deref().map(String::as_str),
             Some("row 1")
         );
-        assert_eq!(scene.db.loads(), loads + 1, "kind {kind}");
+        assert_eq!(fixture.db.loads(), loads + 1, "kind {kind}");
         assert_eq!(value(a.get(1).await), "row 1");
         // Nor where there is no record any more.
-        scene.raw.ask(&format!("DEL {}", users(1)));
+        fixture.raw.ask(&format!("DEL {}", users(1)));
         assert_eq!(value(within("a load", a.get(1)).await), "row 1");
         a.invalidate(&1).await.expect("an invalidation");
-        scene.record(&a).await;
+        fixture.record(&a).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failure_that_was_never_there_is_believed_no_longer_than_a_real_one() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let backoff = Duration::from_millis(50);
     let settings = |builder: tidegate::CacheBuilder<_>| builder.error_backoff(backoff);
-    let a = scene.node_with(settings).await;
-    let record = scene.record(&a).await;
+    let a = fixture.node_with(settings).await;
+    let record = fixture.record(&a).await;
     let year = 31_536_000_000_u64;
     // Neither for longer than we would, nor from when nobody has been yet.
     for (created, fresh) in [
@@ -100,7 +100,7 @@ async fn a_failure_that_was_never_there_is_believed_no_longer_than_a_real_one() 
         }
         mark = changed(&mark, COST_AT, &[0; 4]);
         a.invalidate(&1).await.expect("an invalidation");
-        scene.leave(&users(1), &mark);
+        fixture.leave(&users(1), &mark);
         let before = a.stats();
         assert_eq!(value(a.get(1).await), "row 1", "{created:?} {fresh}");
         assert_eq!(a.stats().since(&before).decode_failures, 1);
@@ -108,15 +108,15 @@ async fn a_failure_that_was_never_there_is_believed_no_longer_than_a_real_one() 
     }
     // One that could be real is, and for so long every look-up is told.
     a.invalidate(&1).await.expect("an invalidation");
-    scene.record(&a).await;
+    fixture.record(&a).await;
     a.invalidate(&1).await.expect("an invalidation");
-    let now = scene.raw.get(&users(2)).is_none();
+    let now = fixture.raw.get(&users(2)).is_none();
     assert!(now);
     a.get(2).await.expect("a look-up");
-    let record = scene.raw.get(&users(2)).expect("a record");
+    let record = fixture.raw.get(&users(2)).expect("a record");
     let mark = crate::support::forge::moved(&plain(&record, FAILED), &users(1));
     let mark = changed(&mark, FRESH_AT, &800_u64.to_le_bytes());
-    scene.leave(&users(1), &changed(&mark, COST_AT, &[0; 4]));
+    fixture.leave(&users(1), &changed(&mark, COST_AT, &[0; 4]));
     let told = a.get(1).await;
     assert!(matches!(told, Err(Error::LoadFailedElsewhere)), "{told:?}");
     eventually("it is over, though the mark stays", async || {
@@ -128,9 +128,9 @@ async fn a_failure_that_was_never_there_is_believed_no_longer_than_a_real_one() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_to_be_left_alone_costs_loads_and_is_gone_with_the_next_invalidation() {
-    let mut scene = Scene::new();
-    let a = scene.node().await;
-    let record = scene.record(&a).await;
+    let mut fixture = Fixture::new();
+    let a = fixture.node().await;
+    let record = fixture.record(&a).await;
     let forged = [
         changed(&record, SCHEMA_AT, &[0xff; 2]),
         changed(&record, FORMAT_AT, &[0xff]),
@@ -138,15 +138,15 @@ async fn what_is_to_be_left_alone_costs_loads_and_is_gone_with_the_next_invalida
     ];
     for (at, forged) in forged.iter().enumerate() {
         a.invalidate(&1).await.expect("an invalidation");
-        scene.leave(&users(1), forged);
-        let loads = scene.db.loads();
+        fixture.leave(&users(1), forged);
+        let loads = fixture.db.loads();
         assert_eq!(value(a.get(1).await), "row 1");
         assert_eq!(value(a.get(1).await), "row 1");
         let held_off = at == 2;
         // A hold-off keeps it out of L1, too.
         let asked = if held_off { 2 } else { 1 };
-        assert_eq!(scene.db.loads(), loads + asked);
-        assert_eq!(scene.raw.get(&users(1)).as_ref(), Some(forged));
+        assert_eq!(fixture.db.loads(), loads + asked);
+        assert_eq!(fixture.raw.get(&users(1)).as_ref(), Some(forged));
     }
     a.invalidate(&1).await.expect("an invalidation");
     a.get(1).await.expect("a look-up");
@@ -157,15 +157,15 @@ async fn what_is_to_be_left_alone_costs_loads_and_is_gone_with_the_next_invalida
 /// Whatever the times say: an answer, and no arithmetic that fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn times_that_make_no_sense_are_reckoned_with() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let second = Duration::from_secs(1);
-    let a = scene
+    let a = fixture
         .node_with(|builder| {
             let builder = builder.stale_if_error(second).refresh_ahead(1.0);
             builder.stale_while_revalidate(second).l1_capacity(0)
         })
         .await;
-    let record = scene.record(&a).await;
+    let record = fixture.record(&a).await;
     let numbers = [0_u64, 1, u64::MAX / 2, u64::MAX - 1, u64::MAX];
     for created in numbers {
         for fresh in numbers {
@@ -174,7 +174,7 @@ async fn times_that_make_no_sense_are_reckoned_with() {
                 let forged = changed(&forged, FRESH_AT, &fresh.to_le_bytes());
                 let forged = changed(&forged, COST_AT, &u32::to_le_bytes(cost));
                 let forged = kind.map_or(forged.clone(), |kind| plain(&forged, kind));
-                scene.leave(&users(1), &forged);
+                fixture.leave(&users(1), &forged);
                 let entry = within("an answer", a.get_entry(1)).await;
                 let entry = entry.expect("no error");
                 assert!(kind.is_some() || entry.is_some());
@@ -183,12 +183,12 @@ async fn times_that_make_no_sense_are_reckoned_with() {
     }
     at_rest(&a).await;
     // A load that fails, with times like these: the error, or what is there.
-    scene.db.behave(Behaviour::fails());
+    fixture.db.behave(Behaviour::fails());
     let forged = changed(&record, CREATED_AT, &[0; 8]);
-    scene.leave(&users(1), &changed(&forged, FRESH_AT, &[0; 8]));
+    fixture.leave(&users(1), &changed(&forged, FRESH_AT, &[0; 8]));
     assert!(matches!(a.get(1).await, Err(Error::Load(_))));
     let forged = changed(&record, ERA_AT, &[0xff; 16]);
-    scene.leave(&users(2), &forged);
+    fixture.leave(&users(2), &forged);
     assert!(matches!(a.get(2).await, Err(Error::Load(_))));
     at_rest(&a).await;
 }

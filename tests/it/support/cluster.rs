@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::ground::users;
+use super::backend::users;
 use super::server::{Reply, Server};
-use super::{PATIENCE, eventually};
+use super::{TEST_TIMEOUT, eventually};
 
 const SLOTS: usize = 16_384;
 
@@ -134,7 +134,7 @@ impl Cluster {
             || !ask(from, format!("CLUSTER SETSLOT {slot} MIGRATING {target}"))
         {
             assert!(
-                asked.elapsed() < PATIENCE,
+                asked.elapsed() < TEST_TIMEOUT,
                 "slot {slot} is not of node {from}"
             );
             self.settles(slot, from);

@@ -9,7 +9,7 @@ use tidegate::Event;
 pub(crate) struct Events(Arc<Mutex<Vec<Event>>>);
 
 impl Events {
-    pub(crate) fn teller(&self) -> impl Fn(&Event) + Send + Sync + 'static {
+    pub(crate) fn callback(&self) -> impl Fn(&Event) + Send + Sync + 'static {
         let told = Arc::clone(&self.0);
         move |event| told.lock().expect("nobody panics here").push(*event)
     }

@@ -209,7 +209,7 @@ fn fleet_worker() {
 }
 
 async fn work(settings: Settings) {
-    let redis = super::server::patient(settings.port)
+    let redis = super::server::long_timeout_builder(settings.port)
         .connect()
         .await
         .expect("connect");

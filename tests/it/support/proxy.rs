@@ -14,15 +14,15 @@ use tokio::task::JoinHandle;
 use super::eventually;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wire {
+pub(crate) enum ProxyMode {
     /// What goes in comes out.
     Pass,
     /// Every connection is ended at once.
     Refuse,
     /// Connections stand, and nothing comes out of them.
-    Swallow,
+    BlackHole,
     /// Connections are ended in the middle of what the server says, each after so many replies.
-    Tear(usize),
+    CutMidReply(usize),
     /// The connections that stand say nothing any more, and nobody ends them; new ones pass.
     DeadConnections,
     /// Everything takes this long.
@@ -31,7 +31,7 @@ pub(crate) enum Wire {
     Hold(&'static str),
     /// What a client has sent is answered when this is set again with another number, and then until
     /// it sends something more: the client takes turns with the server.
-    TurnByTurn(u64),
+    Lockstep(u64),
     /// Connections that have subscribed do not hear that a right is missing.
     HideDenials,
     /// Connections that have subscribed stand, and nothing comes out of them; the others pass, and
@@ -42,7 +42,7 @@ pub(crate) enum Wire {
 /// A wire to a server's port; what it does can be changed while it is in use.
 pub(crate) struct Proxy {
     port: u16,
-    wire: Arc<watch::Sender<Wire>>,
+    mode: Arc<watch::Sender<ProxyMode>>,
     /// Counts up when all connections are to end.
     cuts: Arc<watch::Sender<u64>>,
     /// Connections that stand; each holds a clone.
@@ -56,21 +56,21 @@ impl Proxy {
             .await
             .expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let (wire, cuts) = (
-            Arc::new(watch::Sender::new(Wire::Pass)),
+        let (mode, cuts) = (
+            Arc::new(watch::Sender::new(ProxyMode::Pass)),
             Arc::new(watch::Sender::new(0)),
         );
         let standing = Arc::new(());
         let accepting = tokio::spawn(accept(
             listener,
             server,
-            Arc::clone(&wire),
+            Arc::clone(&mode),
             Arc::clone(&cuts),
             Arc::clone(&standing),
         ));
         Self {
             port,
-            wire,
+            mode,
             cuts,
             standing,
             accepting,
@@ -82,12 +82,12 @@ impl Proxy {
     }
 
     /// What was swallowed is lost, so connections do not survive the end of that.
-    pub(crate) async fn set(&self, wire: Wire) {
-        let before = self.wire.send_replace(wire);
-        if before == Wire::Swallow || wire == Wire::Refuse {
+    pub(crate) async fn set(&self, mode: ProxyMode) {
+        let before = self.mode.send_replace(mode);
+        if before == ProxyMode::BlackHole || mode == ProxyMode::Refuse {
             self.cut();
         }
-        if wire == Wire::Refuse {
+        if mode == ProxyMode::Refuse {
             // Not even the command that is on its way gets through after this.
             eventually("no connection stands", async || {
                 // One is ours, one the accepting task's.
@@ -113,27 +113,27 @@ impl Drop for Proxy {
 async fn accept(
     listener: TcpListener,
     server: u16,
-    wire: Arc<watch::Sender<Wire>>,
+    mode: Arc<watch::Sender<ProxyMode>>,
     cuts: Arc<watch::Sender<u64>>,
     standing: Arc<()>,
 ) {
     while let Ok((client, _)) = listener.accept().await {
         let (mut cut, stands) = (cuts.subscribe(), Arc::clone(&standing));
-        if *wire.borrow() == Wire::Refuse {
+        if *mode.borrow() == ProxyMode::Refuse {
             continue;
         }
         let Ok(upstream) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await else {
             continue;
         };
         let (up, down) = (upstream.into_split(), client.into_split());
-        let born = *wire.borrow();
+        let born = *mode.borrow();
         let subscribed = Arc::new(AtomicBool::new(false));
         let also = Arc::clone(&subscribed);
         let asked = Arc::new(AtomicBool::new(false));
         let (asks, answers) = (Turn::Asks(Arc::clone(&asked)), Turn::Answers(asked));
         let (there, back) = (
-            pump(down.0, up.1, wire.subscribe(), born, also, asks),
-            pump(up.0, down.1, wire.subscribe(), born, subscribed, answers),
+            pump(down.0, up.1, mode.subscribe(), born, also, asks),
+            pump(up.0, down.1, mode.subscribe(), born, subscribed, answers),
         );
         tokio::spawn(async move {
             let _stands = stands;
@@ -156,29 +156,29 @@ enum Turn {
 async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    mut wire: watch::Receiver<Wire>,
-    born: Wire,
+    mut mode: watch::Receiver<ProxyMode>,
+    born: ProxyMode,
     subscribed: Arc<AtomicBool>,
     turn: Turn,
 ) {
     let mut bytes = vec![0; 1 << 16];
     let mut torn = 0;
     while let Ok(read @ 1..) = from.read(&mut bytes).await {
-        let now = *wire.borrow();
-        if now != Wire::DeadSubscriptions && says(&bytes[..read], "SUBSCRIBE") {
+        let now = *mode.borrow();
+        if now != ProxyMode::DeadSubscriptions && says(&bytes[..read], "SUBSCRIBE") {
             subscribed.store(true, Ordering::SeqCst);
         }
         match now {
-            Wire::Swallow => continue,
-            Wire::DeadConnections if born != Wire::DeadConnections => continue,
-            Wire::Tear(after) if matches!(turn, Turn::Answers(_)) => {
+            ProxyMode::BlackHole => continue,
+            ProxyMode::DeadConnections if born != ProxyMode::DeadConnections => continue,
+            ProxyMode::CutMidReply(after) if matches!(turn, Turn::Answers(_)) => {
                 torn += 1;
                 if torn > after {
                     let _ = to.write_all(&bytes[..read / 2]).await;
                     return;
                 }
             }
-            Wire::HideDenials if subscribed.load(Ordering::SeqCst) => {
+            ProxyMode::HideDenials if subscribed.load(Ordering::SeqCst) => {
                 let mut rest = bytes[..read].to_vec();
                 hide_denials(&mut rest);
                 if to.write_all(&rest).await.is_err() {
@@ -186,23 +186,25 @@ async fn pump(
                 }
                 continue;
             }
-            Wire::Slow(by) => tokio::time::sleep(by / 2).await,
-            Wire::Hold(word) if says(&bytes[..read], word) => {
-                let _ = wire.wait_for(|wire| *wire != now).await;
+            ProxyMode::Slow(by) => tokio::time::sleep(by / 2).await,
+            ProxyMode::Hold(word) if says(&bytes[..read], word) => {
+                let _ = mode.wait_for(|mode| *mode != now).await;
             }
-            Wire::TurnByTurn(_) => match &turn {
+            ProxyMode::Lockstep(_) => match &turn {
                 Turn::Asks(asked) => asked.store(true, Ordering::SeqCst),
                 Turn::Answers(asked) => {
                     if asked.load(Ordering::SeqCst) {
-                        let _ = wire.wait_for(|wire| *wire != now).await;
+                        let _ = mode.wait_for(|mode| *mode != now).await;
                         asked.store(false, Ordering::SeqCst);
                     }
                 }
             },
-            Wire::DeadSubscriptions if subscribed.load(Ordering::SeqCst) => continue,
-            Wire::Hold(_) | Wire::HideDenials | Wire::DeadSubscriptions | Wire::DeadConnections => {
-            }
-            Wire::Pass | Wire::Refuse | Wire::Tear(_) => {}
+            ProxyMode::DeadSubscriptions if subscribed.load(Ordering::SeqCst) => continue,
+            ProxyMode::Hold(_)
+            | ProxyMode::HideDenials
+            | ProxyMode::DeadSubscriptions
+            | ProxyMode::DeadConnections => {}
+            ProxyMode::Pass | ProxyMode::Refuse | ProxyMode::CutMidReply(_) => {}
         }
         if to.write_all(&bytes[..read]).await.is_err() {
             return;

@@ -124,8 +124,8 @@ impl Server {
     }
 
     /// Settings for tests that are not about timeouts.
-    pub(crate) fn patient(&self) -> RedisBuilder {
-        patient(self.port)
+    pub(crate) fn long_timeout_builder(&self) -> RedisBuilder {
+        long_timeout_builder(self.port)
     }
 
     pub(crate) fn raw(&self) -> Raw {
@@ -197,7 +197,7 @@ pub(crate) fn url(port: u16) -> String {
     format!("redis://127.0.0.1:{port}")
 }
 
-pub(crate) fn patient(port: u16) -> RedisBuilder {
+pub(crate) fn long_timeout_builder(port: u16) -> RedisBuilder {
     Redis::builder(&url(port)).timeout(Duration::from_secs(2))
 }
 

@@ -25,7 +25,7 @@ pub(crate) struct Authority {
 }
 
 /// What it has signed, and the key, as PEM.
-pub(crate) struct Signed {
+pub(crate) struct Certificate {
     pub(crate) chain: String,
     pub(crate) key: String,
 }
@@ -47,20 +47,20 @@ impl Authority {
     }
 
     /// For a server on this machine.
-    pub(crate) fn server(&self) -> Signed {
+    pub(crate) fn server(&self) -> Certificate {
         self.sign(Self::params(SanType::IpAddress(IpAddr::V4(
             Ipv4Addr::LOCALHOST,
         ))))
     }
 
     /// For a server of this name, wherever it is.
-    pub(crate) fn named(&self, name: &str) -> Signed {
+    pub(crate) fn named(&self, name: &str) -> Certificate {
         let name = SanType::DnsName(name.try_into().expect("a name"));
         self.sign(Self::params(name))
     }
 
     /// For a server on this machine, until a day that is over.
-    pub(crate) fn expired(&self) -> Signed {
+    pub(crate) fn expired(&self) -> Certificate {
         let mut params = Self::params(SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)));
         params.not_before = date_time_ymd(2001, 1, 1);
         params.not_after = date_time_ymd(2002, 1, 1);
@@ -77,10 +77,10 @@ impl Authority {
         params
     }
 
-    fn sign(&self, params: CertificateParams) -> Signed {
+    fn sign(&self, params: CertificateParams) -> Certificate {
         let key = KeyPair::generate().expect("a key");
         let chain = params.signed_by(&key, &self.issuer).expect("a certificate");
-        Signed {
+        Certificate {
             chain: chain.pem(),
             key: key.serialize_pem(),
         }
@@ -101,14 +101,14 @@ pub(crate) enum Clients {
 }
 
 /// Files and settings of a server with TLS; the files end with this value.
-pub(crate) struct Papers {
+pub(crate) struct CertFiles {
     dir: PathBuf,
     pub(crate) port: u16,
     clients: Clients,
 }
 
-impl Papers {
-    pub(crate) fn new(authority: &Authority, server: &Signed, clients: Clients) -> Self {
+impl CertFiles {
+    pub(crate) fn new(authority: &Authority, server: &Certificate, clients: Clients) -> Self {
         let name = format!("tidegate-tls-{}-{}", std::process::id(), number());
         let dir = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&dir).expect("a directory for certificates");
@@ -150,7 +150,7 @@ impl Papers {
     }
 }
 
-impl Drop for Papers {
+impl Drop for CertFiles {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.dir);
     }
@@ -159,29 +159,29 @@ impl Drop for Papers {
 /// A server with two ports: one without TLS, for the test to look in, and one with.
 pub(crate) struct TlsServer {
     pub(crate) plain: Server,
-    pub(crate) papers: Papers,
+    pub(crate) cert_files: CertFiles,
 }
 
 impl TlsServer {
-    pub(crate) fn start(authority: &Authority, server: &Signed, clients: Clients) -> Self {
-        let papers = Papers::new(authority, server, clients);
-        let plain = start(&papers, &[], Server::start_with);
-        Self { plain, papers }
+    pub(crate) fn start(authority: &Authority, server: &Certificate, clients: Clients) -> Self {
+        let cert_files = CertFiles::new(authority, server, clients);
+        let plain = start(&cert_files, &[], Server::start_with);
+        Self { plain, cert_files }
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("rediss://127.0.0.1:{}", self.papers.port)
+        format!("rediss://127.0.0.1:{}", self.cert_files.port)
     }
 }
 
 /// Starts a server with these papers.
 pub(crate) fn start(
-    papers: &Papers,
+    cert_files: &CertFiles,
     more: &[&str],
     start: impl FnOnce(&[&str]) -> Server,
 ) -> Server {
     assert_tls();
-    let settings = papers.settings();
+    let settings = cert_files.settings();
     let words: Vec<&str> = settings
         .iter()
         .map(String::as_str)

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use tidegate::{BoxError, Cache, Entry, Freshness, Source};
 use tokio::time::sleep;
 
-use crate::support::ground::{Ground, on_both_tiers};
-use crate::support::life::{aged, falls_back, revalidates};
+use crate::support::aging::{make_stale, with_stale_if_error, with_stale_while_revalidate};
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, begin};
 
@@ -124,15 +124,15 @@ fn string(rest: &mut &str) -> Option<String> {
 }
 
 fn integer(rest: &mut &str) -> Option<String> {
-    let signed = rest.strip_prefix('-').unwrap_or(rest);
-    let digits = signed.len()
-        - signed
+    let certificate = rest.strip_prefix('-').unwrap_or(rest);
+    let digits = certificate.len()
+        - certificate
             .trim_start_matches(|digit: char| digit.is_ascii_digit())
             .len();
     if !(1..=15).contains(&digits) {
         return None;
     }
-    let (number, after) = rest.split_at(rest.len() - signed.len() + digits);
+    let (number, after) = rest.split_at(rest.len() - certificate.len() + digits);
     *rest = after;
     Some(number.to_owned())
 }
@@ -151,11 +151,11 @@ async fn got(node: &Node, key: u64) -> Entry<String> {
     got.expect("the key exists")
 }
 
-async fn a_member_says_how_a_look_up_was_answered(ground: Ground) {
+async fn a_member_says_how_a_look_up_was_answered(backend: Backend) {
     let db = Db::default();
     let hour = |builder: tidegate::CacheBuilder<Db>| builder.ttl(Duration::from_secs(3_600));
-    let a = ground.node_with(&db, hour).await;
-    let b = ground.node_with(&db, hour).await;
+    let a = backend.node_with(&db, hour).await;
+    let b = backend.node_with(&db, hour).await;
     let gate = db.gate();
     let (node, other) = (a.clone(), a.clone());
     let first = begin(async move { got(&node, 1).await }).await;
@@ -178,21 +178,23 @@ async fn a_member_says_how_a_look_up_was_answered(ground: Ground) {
         assert!(entry.age() < Duration::from_secs(600));
         assert_eq!(entry.freshness(), Freshness::Fresh);
     }
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn what_is_past_its_ttl_says_so(ground: Ground) {
+async fn what_is_past_its_ttl_says_so(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a], 1).await;
     let gate = db.gate();
     let entry = got(&a, 1).await;
     assert_eq!(entry.freshness(), Freshness::Stale);
     assert_eq!(member(&entry).rest(), ["hit"]);
     assert!((-100..0).contains(&member(&entry).ttl()));
     gate.open();
-    let c = ground.named("others", db.clone(), falls_back).await;
-    aged(&db, &[&c], 2).await;
+    let c = backend
+        .named("others", db.clone(), with_stale_if_error)
+        .await;
+    make_stale(&db, &[&c], 2).await;
     db.behave(Behaviour::fails());
     let entry = got(&c, 2).await;
     assert_eq!(entry.freshness(), Freshness::StaleOnError);
@@ -202,12 +204,12 @@ async fn what_is_past_its_ttl_says_so(ground: Ground) {
     );
     assert!((-100..0).contains(&member(&entry).ttl()));
     db.behave(Behaviour::default());
-    let d = ground
+    let d = backend
         .named("more", db.clone(), |builder| {
-            falls_back(builder).error_backoff(Duration::ZERO)
+            with_stale_if_error(builder).error_backoff(Duration::ZERO)
         })
         .await;
-    aged(&db, &[&d], 3).await;
+    make_stale(&db, &[&d], 3).await;
     let entry = got(&d, 3).await;
     assert_eq!(entry.freshness(), Freshness::Fresh);
     assert_eq!(member(&entry).rest(), ["fwd=stale", "stored"]);
@@ -225,9 +227,9 @@ async fn what_is_past_its_ttl_says_so(ground: Ground) {
     }
 }
 
-async fn what_is_stored_nowhere_is_not_said_to_be_stored(ground: Ground) {
+async fn what_is_stored_nowhere_is_not_said_to_be_stored(backend: Backend) {
     let db = Db::default();
-    let a = ground.node(&db).await;
+    let a = backend.node(&db).await;
     db.behave(Behaviour {
         do_not_store: true,
         ..Behaviour::default()
@@ -242,12 +244,12 @@ async fn what_is_stored_nowhere_is_not_said_to_be_stored(ground: Ground) {
     gate.open();
     let entry = caller.await.expect("it ends");
     assert_eq!(member(&entry).rest(), ["fwd=miss"], "the fill was refused");
-    let without = ground
+    let without = backend
         .node_with(&db, |builder| builder.l1_capacity(0))
         .await;
     let entry = got(&without, 3).await;
     assert_eq!(member(&entry).rest(), ["fwd=miss", "stored"], "in L2");
-    ground.check(&[&a, &without]).await;
+    backend.check(&[&a, &without]).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,9 +8,9 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tidegate::{BoxError, Cache, CacheBuilder, Error, Read};
 use tokio::time::{advance, sleep};
 
+use crate::support::aging::{LONG, make_stale, with_stale_if_error, with_stale_while_revalidate};
+use crate::support::backend::Backend;
 use crate::support::eventually;
-use crate::support::ground::Ground;
-use crate::support::life::{LONG, aged, falls_back, revalidates};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, value};
 use crate::support::server::Server;
@@ -101,8 +101,8 @@ const OPERATION: &str = "db_client_operation_duration_seconds";
 async fn a_look_up_is_counted_where_it_was_answered() {
     let recorder = DebuggingRecorder::new();
     let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     a.get(1).await.expect("a load");
     a.get(1).await.expect("a hit in L1");
     b.get(1).await.expect("a hit in L2");
@@ -129,16 +129,16 @@ async fn a_look_up_is_counted_where_it_was_answered() {
         .collect::<Vec<_>>(),
         "and nothing else, however often it is published"
     );
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_look_up_was_answered_is_counted() {
     let recorder = DebuggingRecorder::new();
     let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a], 1).await;
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a], 1).await;
     let gate = db.gate();
     assert_eq!(value(a.get(1).await), "old");
     gate.open();
@@ -175,17 +175,17 @@ async fn what_a_look_up_was_answered_is_counted() {
         seen.counted(&[&a], "tidegate_loads_failed"),
         once(&["tidegate_loads_failed_total{}"])
     );
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_load_is_observed_by_why_it_was_begun_and_how_it_ended() {
     let recorder = DebuggingRecorder::new();
     let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let settings = |builder: CacheBuilder<Db>| falls_back(builder).load_timeout(LONG);
-    let a = ground.node_with(&db, settings).await;
-    aged(&db, &[&a], 1).await;
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let settings = |builder: CacheBuilder<Db>| with_stale_if_error(builder).load_timeout(LONG);
+    let a = backend.node_with(&db, settings).await;
+    make_stale(&db, &[&a], 1).await;
     seen.collect();
     seen.histograms.clear();
     db.behave(Behaviour {
@@ -238,15 +238,15 @@ async fn a_load_is_observed_by_why_it_was_begun_and_how_it_ended() {
     );
     let took = seen.values("tidegate_load_duration_seconds{fwd=miss,outcome=found}");
     assert!((0.25..0.26).contains(&took[0]), "in seconds: {took:?}");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_operation_of_the_shared_tier_is_observed_by_its_name() {
     let recorder = DebuggingRecorder::new();
     let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground.node_with(&db, falls_back).await;
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend.node_with(&db, with_stale_if_error).await;
     let since = |what: &str, seen: &mut Collected| {
         let names = seen.observed(OPERATION);
         seen.histograms.clear();
@@ -318,7 +318,7 @@ async fn an_operation_of_the_shared_tier_is_observed_by_its_name() {
             "a long load: acquire get renew replace",
         ]
     );
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 #[tokio::test]
@@ -326,7 +326,11 @@ async fn an_operation_that_fails_says_how() {
     let recorder = DebuggingRecorder::new();
     let (mut seen, _guard) = Collected::begin(&recorder);
     let (server, db) = (Server::start(), Db::default());
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let build = Cache::builder("users", db.clone()).l2(redis).build();
     let a = Node::new(build.expect("settings that make sense"));
     a.get(1).await.expect("a value");
@@ -350,10 +354,10 @@ async fn an_operation_that_fails_says_how() {
 async fn waiting_for_others_is_observed_by_what_for() {
     let recorder = DebuggingRecorder::new();
     let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
+    let (backend, db) = (Backend::in_process(), Db::default());
     let bounded = |builder: CacheBuilder<Db>| builder.max_concurrent_loads(1);
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
-    let c = ground.node_with(&db, bounded).await;
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
+    let c = backend.node_with(&db, bounded).await;
     let gate = db.gate();
     let mut callers = a.callers(2, 1).await;
     gate.reached().await;
@@ -382,15 +386,15 @@ async fn waiting_for_others_is_observed_by_what_for() {
         seen.counted(&[&a, &b, &c], "tidegate_lease"),
         once(&["tidegate_lease_waits_total{}"])
     );
-    ground.check(&[&a, &b, &c]).await;
+    backend.check(&[&a, &b, &c]).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn changes_and_what_others_hear_of_them_are_counted() {
     let recorder = DebuggingRecorder::new();
     let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     b.get(1).await.expect("a value");
     a.get(2).await.expect("a value");
     a.invalidate(&1).await.expect("an invalidation");
@@ -412,7 +416,7 @@ async fn changes_and_what_others_hear_of_them_are_counted() {
             ("tidegate_changes_total{operation=write}".to_owned(), 1),
         ]
     );
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
 /// Without anyone's help, and what is left when the last handle goes.
@@ -420,8 +424,8 @@ async fn changes_and_what_others_hear_of_them_are_counted() {
 async fn counters_are_published_once_a_second_and_at_the_end() {
     let recorder = DebuggingRecorder::new();
     let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground.node(&db).await;
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend.node(&db).await;
     a.get(1).await.expect("a value");
     let hits = "tidegate_lookups_total{outcome=hit,tier=l1}";
     let hits = |seen: &mut Collected| {
@@ -437,11 +441,11 @@ async fn counters_are_published_once_a_second_and_at_the_end() {
     sleep(Duration::from_secs(1)).await;
     assert_eq!(hits(&mut seen), Some(2));
     a.get(1).await.expect("a hit");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
     drop(a);
     assert_eq!(hits(&mut seen), Some(3));
     // Another one of that name goes on from there.
-    let b = ground.node(&db).await;
+    let b = backend.node(&db).await;
     b.get(1).await.expect("a value");
     b.get(1).await.expect("a hit");
     b.close().await;
@@ -453,8 +457,8 @@ async fn counters_are_published_once_a_second_and_at_the_end() {
 async fn gauges_say_how_things_stand() {
     let recorder = DebuggingRecorder::new();
     let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground.node(&db).await;
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend.node(&db).await;
     a.get(1).await.expect("a value");
     let gate = db.gate();
     let caller = a.caller(2).await;
@@ -474,7 +478,7 @@ async fn gauges_say_how_things_stand() {
     answer(caller).await.expect("a value");
     let read = Read::fresh();
     a.get_with(2, read).await.expect("a value");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
     a.publish_metrics();
     seen.collect();
     assert_eq!(seen.gauges.get("tidegate_flights{}"), Some(&0.0));
@@ -487,7 +491,11 @@ async fn what_a_server_says_of_itself_is_published_on_request() {
     let (mut seen, _guard) = Collected::begin(&recorder);
     let server = Server::start();
     server.raw().ask("CONFIG SET maxmemory 64mb");
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let stats = redis.server_stats().await;
     seen.collect();
     assert!(seen.gauges.is_empty(), "not by itself");

@@ -14,7 +14,11 @@ async fn a_server_says_how_it_stands() {
     let server = Server::start();
     let mut raw = server.raw();
     raw.ask("CONFIG SET maxmemory 64mb");
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     // What it has asked to connect does not count.
     raw.ask("CONFIG RESETSTAT");
     raw.ask("SET here 1");
@@ -46,7 +50,11 @@ async fn a_server_says_how_it_stands() {
 async fn memory_that_is_full_shows_as_evictions() {
     let server = Server::start();
     let mut raw = server.raw();
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let used = redis.server_stats().await.total().used_memory;
     raw.ask("CONFIG SET maxmemory-policy allkeys-lru");
     raw.ask(&format!("CONFIG SET maxmemory {}", used + (1 << 20)));
@@ -62,8 +70,16 @@ async fn memory_that_is_full_shows_as_evictions() {
 async fn a_replica_says_so_and_its_primary_says_how_far_it_is_behind() {
     let primary = Server::start();
     let replica = Server::replica_of(primary.port());
-    let of_primary = primary.patient().connect().await.expect("connect");
-    let of_replica = replica.patient().connect().await.expect("connect");
+    let of_primary = primary
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
+    let of_replica = replica
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     eventually("it follows", async || {
         of_replica.server_stats().await.total().primary_link_up == Some(true)
     })
@@ -114,7 +130,7 @@ async fn of_a_cluster_every_primary_is_asked() {
         let mut raw = cluster.nodes[at].raw();
         raw.ask("CONFIG RESETSTAT");
         for _ in 0..=at {
-            raw.ask(&format!("GET {}", crate::support::ground::users(key)));
+            raw.ask(&format!("GET {}", crate::support::backend::users(key)));
         }
     }
     let stats = redis.server_stats().await;

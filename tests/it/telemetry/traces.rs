@@ -14,9 +14,9 @@ use tracing::{Event, Instrument, Level, Subscriber, info_span};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry;
 
+use crate::support::aging::with_stale_while_revalidate;
+use crate::support::backend::Backend;
 use crate::support::eventually;
-use crate::support::ground::Ground;
-use crate::support::life::revalidates;
 use crate::support::loader::Db;
 use crate::support::node::{Node, answer};
 use crate::support::server::Server;
@@ -151,12 +151,12 @@ where
 
 #[tokio::test(start_paused = true)]
 async fn the_loader_runs_in_the_span_of_its_load_and_that_in_the_callers() {
-    let ground = Ground::in_process();
+    let backend = Backend::in_process();
     let load = loader_fn(|id: u64| async move {
         tracing::info!("SELECT");
         Ok::<_, BoxError>(Loaded::found(format!("row {id}")))
     });
-    let a: Node = ground.named("users", load, |builder| builder).await;
+    let a: Node = backend.named("users", load, |builder| builder).await;
     a.get(1).await.expect("the first one asks for more");
     let (traces, _guard) = Traces::begin();
     let request = info_span!("request");
@@ -189,13 +189,13 @@ async fn the_loader_runs_in_the_span_of_its_load_and_that_in_the_callers() {
     });
     let names: Vec<&str> = names.collect();
     assert_eq!(names, ["get", "acquire", "replace"]);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_follows_from_the_flight() {
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground.node(&db).await;
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend.node(&db).await;
     let (traces, _guard) = Traces::begin();
     let gate = db.gate();
     let leader = a.caller(1).await;
@@ -213,20 +213,20 @@ async fn who_waits_follows_from_the_flight() {
     gate.open();
     answer(leader).await.expect("a value");
     answer(waiter).await.expect("a value");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 /// A trace that lasts as long as the request must not last as long as what it has begun behind it.
 #[tokio::test(start_paused = true)]
 async fn a_refresh_that_nobody_waits_for_is_a_trace_of_its_own_that_follows_from_its_hit() {
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground.node_with(&db, revalidates).await;
-    crate::support::life::aged(&db, &[&a], 1).await;
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    crate::support::aging::make_stale(&db, &[&a], 1).await;
     let (traces, _guard) = Traces::begin();
     let request = info_span!("request");
     let id = request.id().expect("a span").into_u64();
     a.get(1).instrument(request).await.expect("the old value");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
     let (flight, span) = traces.one("flight");
     assert_eq!(span.parent, None);
     assert_eq!(traces.follows(), [(flight, id)]);
@@ -237,8 +237,8 @@ async fn a_refresh_that_nobody_waits_for_is_a_trace_of_its_own_that_follows_from
 
 #[tokio::test(start_paused = true)]
 async fn a_load_of_many_keys_is_one_span_that_follows_from_their_flights() {
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend
         .node_with(&db, |builder| builder.batched(Batching::new()))
         .await;
     let (traces, _guard) = Traces::begin();
@@ -251,13 +251,13 @@ async fn a_load_of_many_keys_is_one_span_that_follows_from_their_flights() {
     for (flight, _) in flights {
         assert!(follows.contains(&(load, flight)), "{follows:?}");
     }
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_key_is_named_but_at_trace() {
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground.node(&db).await;
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend.node(&db).await;
     let (traces, _guard) = Traces::begin();
     let key = 123_456_789;
     db.behave(crate::support::loader::Behaviour::fails());
@@ -279,7 +279,7 @@ async fn no_key_is_named_but_at_trace() {
     let lines = lines.iter().filter(|line| names(&line.fields));
     let levels: Vec<Level> = lines.map(|line| line.level).collect();
     assert_eq!(levels, [Level::TRACE, Level::TRACE], "one for each flight");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 /// Nothing is said of a hit. In good times and in an outage, what is said above DEBUG is about changes
@@ -287,7 +287,11 @@ async fn no_key_is_named_but_at_trace() {
 #[tokio::test]
 async fn ten_thousand_requests_are_not_ten_thousand_lines() {
     let (mut server, db) = (Server::start(), Db::default());
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let builder = Cache::builder("users", db.clone()).ttl_jitter(0.0);
     let lease = Duration::from_secs(60);
     let build = builder.channel_lease(lease).l2(redis).build();

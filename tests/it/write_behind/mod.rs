@@ -153,8 +153,8 @@ fn quick(builder: StockBuilder) -> StockBuilder {
 }
 
 async fn connect(server: &Server) -> Redis {
-    let patient = server.patient().connect().await;
-    patient.expect("connect")
+    let long_timeout_builder = server.long_timeout_builder().connect().await;
+    long_timeout_builder.expect("connect")
 }
 
 async fn writer(server: &Server) -> Stock {

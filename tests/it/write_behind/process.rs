@@ -20,7 +20,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::gated;
-use crate::support::server::{Server, patient, signal};
+use crate::support::server::{Server, long_timeout_builder, signal};
 use crate::support::within;
 
 /// Role, port, partitions, lease in milliseconds, and the file of the log.
@@ -154,7 +154,7 @@ fn write_behind_process() {
 
 async fn redis(port: u16) -> tidegate::Redis {
     // A server that is slow for a moment costs no lease of a second.
-    let redis = patient(port).timeout(Duration::from_millis(300));
+    let redis = long_timeout_builder(port).timeout(Duration::from_millis(300));
     redis.connect().await.expect("connect")
 }
 
@@ -290,7 +290,7 @@ async fn work_logging(port: u16, lease: Duration, log: &Path) {
 async fn write_all(port: u16) {
     let builder = WriteBehind::<u64, String>::writer(
         "stock",
-        patient(port).connect().await.expect("connect"),
+        long_timeout_builder(port).connect().await.expect("connect"),
     );
     let stock = builder.partitions(PARTITIONS).open().await.expect("opens");
     say("ready");

@@ -82,7 +82,9 @@ async fn full_is_an_error_of_its_own_without_a_race_and_passes_when_writes_are_a
 async fn a_write_that_redis_does_not_answer_is_unknown_and_may_be_applied() {
     let server = Server::start();
     let (stock, mut calls) = worker(&server, |builder| builder).await;
-    let impatient = server.patient().timeout(Duration::from_millis(500));
+    let impatient = server
+        .long_timeout_builder()
+        .timeout(Duration::from_millis(500));
     let redis = impatient.connect().await.expect("connect");
     let hasty: Stock = quick(WriteBehind::writer("stock", redis))
         .open()

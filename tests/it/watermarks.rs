@@ -5,15 +5,15 @@ use std::time::Duration;
 use tidegate::{Cache, Channel, Source};
 use tokio::time::Instant;
 
+use crate::support::backend::{WATERMARKS_KEY, users};
 use crate::support::eventually;
-use crate::support::ground::{MARKS, users};
 use crate::support::loader::Db;
 use crate::support::node::{Node, answer, value};
 use crate::support::server::{Raw, Server};
 
 const LEASE: Duration = Duration::from_millis(600);
 
-struct Scene {
+struct Fixture {
     server: Server,
     raw: Raw,
     db: Db,
@@ -21,7 +21,7 @@ struct Scene {
     b: Node,
 }
 
-impl Scene {
+impl Fixture {
     /// Two processes that both have the keys 1 to 3 in L1.
     async fn new(tags: &[(u64, &[&str])]) -> Self {
         let server = Server::start();
@@ -30,15 +30,15 @@ impl Scene {
             db.tag(*key, tags);
         }
         let (a, b) = (node(&db, &server).await, node(&db, &server).await);
-        let scene = Self {
+        let fixture = Self {
             server,
             raw,
             db,
             a,
             b,
         };
-        scene.warm().await;
-        scene
+        fixture.warm().await;
+        fixture
     }
 
     async fn warm(&self) {
@@ -86,19 +86,23 @@ impl Scene {
         }
         assert_eq!(self.db.loads(), loads + 3);
         cold.check().await;
-        assert!(self.raw.pttl(MARKS) > 0);
+        assert!(self.raw.pttl(WATERMARKS_KEY) > 0);
     }
 
     async fn end(self) {
         for node in [&self.a, &self.b] {
             node.check().await;
         }
-        crate::support::ground::check_records(&self.server);
+        crate::support::backend::check_records(&self.server);
     }
 }
 
 async fn node(db: &Db, server: &Server) -> Node {
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let builder = Cache::builder("users", db.clone())
         .ttl_jitter(0.0)
         .channel_lease(LEASE)
@@ -121,101 +125,115 @@ async fn warm(node: &Node, key: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flush_by_another_client_is_noticed_within_the_lease() {
-    let mut scene = Scene::new(&[]).await;
-    scene
+    let mut fixture = Fixture::new(&[]).await;
+    fixture
         .forgets(|raw| {
             raw.ask("FLUSHALL");
         })
         .await;
-    scene.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn marks_that_were_lost_count_as_an_invalidation_of_everything() {
-    let mut scene = Scene::new(&[(1, &["t"])]).await;
+    let mut fixture = Fixture::new(&[(1, &["t"])]).await;
     // With and without anything that they said.
-    scene
+    fixture
         .forgets(|raw| {
-            raw.ask(&format!("DEL {MARKS}"));
+            raw.ask(&format!("DEL {WATERMARKS_KEY}"));
         })
         .await;
-    scene.a.invalidate_tag("t").await.expect("an invalidation");
-    scene.a.invalidate_all().await.expect("an invalidation");
-    scene.warm().await;
-    scene
+    fixture
+        .a
+        .invalidate_tag("t")
+        .await
+        .expect("an invalidation");
+    fixture.a.invalidate_all().await.expect("an invalidation");
+    fixture.warm().await;
+    fixture
         .forgets(|raw| {
-            raw.ask(&format!("DEL {MARKS}"));
+            raw.ask(&format!("DEL {WATERMARKS_KEY}"));
         })
         .await;
-    scene.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn marks_that_are_something_else_count_as_lost() {
-    let mut scene = Scene::new(&[]).await;
-    scene
+    let mut fixture = Fixture::new(&[]).await;
+    fixture
         .forgets(|raw| {
-            raw.ask(&format!("SET {MARKS} what"));
+            raw.ask(&format!("SET {WATERMARKS_KEY} what"));
         })
         .await;
-    scene.end().await;
+    fixture.end().await;
 }
 
 /// What a fail-over to a replica that lagged does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn marks_that_go_back_count_as_lost() {
-    let mut scene = Scene::new(&[]).await;
-    let before = scene.raw.get(MARKS).expect("the marks");
-    scene.a.invalidate_all().await.expect("an invalidation");
-    scene.warm().await;
-    scene.forgets(|raw| raw.set(MARKS, &before)).await;
-    scene.end().await;
+    let mut fixture = Fixture::new(&[]).await;
+    let before = fixture.raw.get(WATERMARKS_KEY).expect("the marks");
+    fixture.a.invalidate_all().await.expect("an invalidation");
+    fixture.warm().await;
+    fixture
+        .forgets(|raw| raw.set(WATERMARKS_KEY, &before))
+        .await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_load_that_began_before_the_marks_were_lost_is_not_kept() {
-    let mut scene = Scene::new(&[]).await;
+    let mut fixture = Fixture::new(&[]).await;
     for noticed in [true, false] {
-        scene.a.invalidate(&1).await.expect("an invalidation");
-        scene.db.write(1, "old");
-        warm(&scene.a, 2).await;
-        let gate = scene.db.gate();
-        let caller = scene.a.caller(1).await;
+        fixture.a.invalidate(&1).await.expect("an invalidation");
+        fixture.db.write(1, "old");
+        warm(&fixture.a, 2).await;
+        let gate = fixture.db.gate();
+        let caller = fixture.a.caller(1).await;
         gate.reached().await;
-        scene.db.write(1, "new");
-        scene.raw.ask(&format!("DEL {MARKS}"));
+        fixture.db.write(1, "new");
+        fixture.raw.ask(&format!("DEL {WATERMARKS_KEY}"));
         if noticed {
-            eventually("it is noticed", async || scene.a.peek(&2).is_none()).await;
+            eventually("it is noticed", async || fixture.a.peek(&2).is_none()).await;
         }
         gate.open();
         assert_eq!(value(answer(caller).await), "old", "it asked before");
-        eventually("it is noticed", async || scene.a.peek(&2).is_none()).await;
-        assert!(scene.a.peek(&1).is_none());
-        let cold = node(&scene.db, &scene.server).await;
+        eventually("it is noticed", async || fixture.a.peek(&2).is_none()).await;
+        assert!(fixture.a.peek(&1).is_none());
+        let cold = node(&fixture.db, &fixture.server).await;
         assert_eq!(value(cold.get(1).await), "new");
         cold.check().await;
-        for node in [&scene.a, &scene.b] {
+        for node in [&fixture.a, &fixture.b] {
             eventually("it has heard", async || value(node.get(1).await) == "new").await;
         }
     }
-    scene.end().await;
+    fixture.end().await;
 }
 
 /// Without an invalidation of a tag there is nothing to lose.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tags_that_were_lost_kill_what_was_there() {
-    let mut scene = Scene::new(&[(1, &["t"]), (2, &["u"]), (3, &["v"])]).await;
-    scene.a.invalidate_tag("t").await.expect("an invalidation");
-    scene.warm().await;
-    scene
+    let mut fixture = Fixture::new(&[(1, &["t"]), (2, &["u"]), (3, &["v"])]).await;
+    fixture
+        .a
+        .invalidate_tag("t")
+        .await
+        .expect("an invalidation");
+    fixture.warm().await;
+    fixture
         .forgets(|raw| {
-            raw.ask(&format!("DEL {MARKS}:tags"));
+            raw.ask(&format!("DEL {WATERMARKS_KEY}:tags"));
         })
         .await;
-    scene.a.invalidate_tag("u").await.expect("an invalidation");
-    eventually("it works as before", async || scene.b.peek(&2).is_none()).await;
-    assert!(scene.b.peek(&1).is_some());
-    scene.end().await;
+    fixture
+        .a
+        .invalidate_tag("u")
+        .await
+        .expect("an invalidation");
+    eventually("it works as before", async || fixture.b.peek(&2).is_none()).await;
+    assert!(fixture.b.peek(&1).is_some());
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -233,7 +251,7 @@ async fn what_a_lost_tag_had_dropped_does_not_come_back() {
         raw.get(&users(1)).is_some(),
         "the record stays, and is dead"
     );
-    raw.ask(&format!("DEL {MARKS}:tags"));
+    raw.ask(&format!("DEL {WATERMARKS_KEY}:tags"));
     db.write(1, "new");
     let cold = node(&db, &server).await;
     assert_eq!(value(cold.get(1).await), "new");
@@ -242,25 +260,33 @@ async fn what_a_lost_tag_had_dropped_does_not_come_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn marks_and_tags_have_an_expiry_whatever_is_done() {
-    let mut scene = Scene::new(&[(1, &["t"])]).await;
-    let (tags, day) = (format!("{MARKS}:tags"), 24 * 60 * 60 * 1000);
-    assert!(scene.raw.pttl(MARKS) > day, "long enough");
-    assert_eq!(scene.raw.pttl(&tags), -2, "no tag, no key");
+    let mut fixture = Fixture::new(&[(1, &["t"])]).await;
+    let (tags, day) = (format!("{WATERMARKS_KEY}:tags"), 24 * 60 * 60 * 1000);
+    assert!(fixture.raw.pttl(WATERMARKS_KEY) > day, "long enough");
+    assert_eq!(fixture.raw.pttl(&tags), -2, "no tag, no key");
     for _ in 0..2 {
-        scene.a.invalidate_tag("t").await.expect("an invalidation");
-        assert!(scene.raw.pttl(MARKS) > day && scene.raw.pttl(&tags) > day);
-        scene.a.invalidate_all().await.expect("an invalidation");
-        assert!(scene.raw.pttl(MARKS) > day);
-        assert_eq!(scene.raw.pttl(&tags), -2, "all is more than one tag");
+        fixture
+            .a
+            .invalidate_tag("t")
+            .await
+            .expect("an invalidation");
+        assert!(fixture.raw.pttl(WATERMARKS_KEY) > day && fixture.raw.pttl(&tags) > day);
+        fixture.a.invalidate_all().await.expect("an invalidation");
+        assert!(fixture.raw.pttl(WATERMARKS_KEY) > day);
+        assert_eq!(fixture.raw.pttl(&tags), -2, "all is more than one tag");
     }
     // Beats keep them as long as somebody listens, and give an expiry to one that has none.
-    scene.a.invalidate_tag("t").await.expect("an invalidation");
-    for key in [MARKS, &tags] {
-        scene.raw.ask(&format!("PEXPIRE {key} 60000"));
-        eventually("the life is renewed", async || scene.raw.pttl(key) > day).await;
-        scene.raw.ask(&format!("PERSIST {key}"));
-        eventually("it has one again", async || scene.raw.pttl(key) > day).await;
+    fixture
+        .a
+        .invalidate_tag("t")
+        .await
+        .expect("an invalidation");
+    for key in [WATERMARKS_KEY, &tags] {
+        fixture.raw.ask(&format!("PEXPIRE {key} 60000"));
+        eventually("the life is renewed", async || fixture.raw.pttl(key) > day).await;
+        fixture.raw.ask(&format!("PERSIST {key}"));
+        eventually("it has one again", async || fixture.raw.pttl(key) > day).await;
     }
-    assert_eq!((scene.a.stats().gaps, scene.b.stats().gaps), (0, 0));
-    scene.end().await;
+    assert_eq!((fixture.a.stats().gaps, fixture.b.stats().gaps), (0, 0));
+    fixture.end().await;
 }

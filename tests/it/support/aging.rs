@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::loader::{Behaviour, Db};
 use super::node::Node;
 
-/// How long the entries of [`aged`] are fresh.
+/// How long the entries of [`make_stale`] are fresh.
 pub(crate) const TTL: Duration = Duration::from_millis(400);
 
 /// Longer than any test.
@@ -16,7 +16,7 @@ pub(crate) const LONG: Duration = Duration::from_secs(120);
 
 /// Answers while it loads, for as long as anybody asks; the next attempt after a failure comes when
 /// somebody ends the hold.
-pub(crate) fn revalidates(builder: CacheBuilder<Db>) -> CacheBuilder<Db> {
+pub(crate) fn with_stale_while_revalidate(builder: CacheBuilder<Db>) -> CacheBuilder<Db> {
     builder
         .refresh_ahead(0.0)
         .stale_while_revalidate(LONG)
@@ -24,7 +24,7 @@ pub(crate) fn revalidates(builder: CacheBuilder<Db>) -> CacheBuilder<Db> {
 }
 
 /// Answers when the load fails, for as long as anybody asks.
-pub(crate) fn falls_back(builder: CacheBuilder<Db>) -> CacheBuilder<Db> {
+pub(crate) fn with_stale_if_error(builder: CacheBuilder<Db>) -> CacheBuilder<Db> {
     builder
         .refresh_ahead(0.0)
         .stale_if_error(LONG)
@@ -33,7 +33,7 @@ pub(crate) fn falls_back(builder: CacheBuilder<Db>) -> CacheBuilder<Db> {
 
 /// The entry of a key is "old", in the L1 of every node, and its TTL is over. What is loaded from now
 /// on lives long. The source counts from here.
-pub(crate) async fn aged(db: &Db, nodes: &[&Node], key: u64) {
+pub(crate) async fn make_stale(db: &Db, nodes: &[&Node], key: u64) {
     db.write(key, "old");
     // A machine that stops for longer than a TTL at the wrong moment is given another chance.
     for attempt in 0..50 {
@@ -84,7 +84,7 @@ pub(crate) fn has_fresh(node: &Node, key: u64, value: &str) -> bool {
 }
 
 /// How long there was between one and the next.
-pub(crate) fn gaps(moments: &[Instant]) -> Vec<Duration> {
+pub(crate) fn intervals(moments: &[Instant]) -> Vec<Duration> {
     let pairs = moments.windows(2);
     pairs.map(|pair| pair[1] - pair[0]).collect()
 }

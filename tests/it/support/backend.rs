@@ -8,20 +8,20 @@ use super::loader::Db;
 use super::node::Node;
 use super::server::{Monitor, Server, is_lease};
 
-pub(crate) enum Ground {
+pub(crate) enum Backend {
     InProcess(InProcess),
     Redis(Server),
 }
 
 /// What the cache `users` remembers of invalidations as a whole.
-pub(crate) const MARKS: &str = "tidegate:users::{marks}";
+pub(crate) const WATERMARKS_KEY: &str = "tidegate:users::{marks}";
 
 /// The key `key` of the cache `users` as Redis knows it.
 pub(crate) fn users(key: u64) -> String {
     format!("tidegate:users:{key}")
 }
 
-impl Ground {
+impl Backend {
     pub(crate) fn in_process() -> Self {
         Self::InProcess(InProcess::new())
     }
@@ -62,7 +62,11 @@ impl Ground {
             .lease_wait(Duration::from_secs(60));
         let builder = match self {
             Self::InProcess(tier) => builder.l2(tier.clone()),
-            Self::Redis(server) => builder.l2(server.patient().connect().await.expect("connect")),
+            Self::Redis(server) => builder.l2(server
+                .long_timeout_builder()
+                .connect()
+                .await
+                .expect("connect")),
         };
         Node::new(settings(builder).build().expect("settings that make sense"))
     }
@@ -141,13 +145,13 @@ macro_rules! on_both_tiers {
         mod in_process {
             $(#[tokio::test(start_paused = true)]
             async fn $test() {
-                super::$test($crate::support::ground::Ground::in_process()).await;
+                super::$test($crate::support::backend::Backend::in_process()).await;
             })*
         }
         mod redis {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
-                super::$test($crate::support::ground::Ground::redis()).await;
+                super::$test($crate::support::backend::Backend::redis()).await;
             })*
         }
     };

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tidegate::{Batching, CacheBuilder, Source};
 
+use crate::support::aging::{LONG, make_stale, with_stale_while_revalidate};
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
-use crate::support::life::{LONG, aged, revalidates};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, value};
 
@@ -38,7 +38,7 @@ fn endless(batching: Batching) -> impl Fn(CacheBuilder<Db>) -> CacheBuilder<Db> 
 async fn looked_up(
     node: &Node,
     keys: std::ops::Range<u64>,
-) -> Vec<tokio::task::JoinHandle<crate::support::node::Got>> {
+) -> Vec<tokio::task::JoinHandle<crate::support::node::GetResult>> {
     let mut callers = Vec::new();
     for key in keys {
         callers.push(node.caller(key).await);
@@ -46,12 +46,12 @@ async fn looked_up(
     callers
 }
 
-async fn look_ups_that_come_together_are_one_load(ground: Ground) {
+async fn look_ups_that_come_together_are_one_load(backend: Backend) {
     let db = Db::default();
     let waits = Batching::new()
         .window(Duration::from_secs(1))
         .wait_when_idle(true);
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| builder.batched(waits))
         .await;
     let callers = looked_up(&a, 0..20).await;
@@ -60,13 +60,13 @@ async fn look_ups_that_come_together_are_one_load(ground: Ground) {
     }
     let batches = db.batches();
     assert_eq!((batches.len(), db.loads()), (1, 20), "{batches:?}");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_full_batch_does_not_wait(ground: Ground) {
+async fn a_full_batch_does_not_wait(backend: Backend) {
     let db = Db::default();
     let waits = Batching::new().max_size(5).wait_when_idle(true);
-    let a = ground.node_with(&db, endless(waits)).await;
+    let a = backend.node_with(&db, endless(waits)).await;
     let began = tokio::time::Instant::now();
     let callers = looked_up(&a, 0..10).await;
     for caller in callers {
@@ -78,12 +78,12 @@ async fn a_full_batch_does_not_wait(ground: Ground) {
         began.elapsed() < Duration::from_secs(1),
         "nobody has waited for the window"
     );
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_lone_look_up_is_loaded_at_once_and_as_one(ground: Ground) {
+async fn a_lone_look_up_is_loaded_at_once_and_as_one(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, endless(Batching::new())).await;
+    let a = backend.node_with(&db, endless(Batching::new())).await;
     let began = tokio::time::Instant::now();
     for key in 0..3 {
         assert_eq!(value(a.get(key).await), format!("row {key}"));
@@ -95,12 +95,12 @@ async fn a_lone_look_up_is_loaded_at_once_and_as_one(ground: Ground) {
         "`load` does for one"
     );
     assert_eq!((a.stats().loads, a.stats().batch_loads), (3, 0));
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_lone_look_up_waits_for_others_if_it_is_told_to(ground: Ground) {
+async fn a_lone_look_up_waits_for_others_if_it_is_told_to(backend: Backend) {
     let db = Db::default();
-    let a = ground
+    let a = backend
         .node_with(&db, endless(Batching::new().wait_when_idle(true)))
         .await;
     let began = tokio::time::Instant::now();
@@ -110,12 +110,12 @@ async fn a_lone_look_up_waits_for_others_if_it_is_told_to(ground: Ground) {
         "as long as the window"
     );
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn what_comes_while_a_batch_is_loaded_is_the_next_one(ground: Ground) {
+async fn what_comes_while_a_batch_is_loaded_is_the_next_one(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, endless(Batching::new())).await;
+    let a = backend.node_with(&db, endless(Batching::new())).await;
     let (gate, next) = (db.gate(), db.gate());
     let first = a.caller(0).await;
     gate.reached().await;
@@ -132,13 +132,13 @@ async fn what_comes_while_a_batch_is_loaded_is_the_next_one(ground: Ground) {
     }
     let batches = db.batches();
     assert_eq!((batches.len(), db.loads()), (1, 6), "{batches:?}");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_window_that_is_over_sends_on_whoever_waits(ground: Ground) {
+async fn a_window_that_is_over_sends_on_whoever_waits(backend: Backend) {
     let db = Db::default();
     let short = Batching::new().window(Duration::from_millis(20));
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| builder.batched(short))
         .await;
     let gate = db.gate();
@@ -151,14 +151,14 @@ async fn a_window_that_is_over_sends_on_whoever_waits(ground: Ground) {
     gate.open();
     answer(first).await.expect("a load");
     assert_eq!(db.loads(), 4);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn look_ups_that_need_no_load_hold_nobody_up(ground: Ground) {
+async fn look_ups_that_need_no_load_hold_nobody_up(backend: Backend) {
     let db = Db::default();
     let (a, b) = (
-        ground.node_with(&db, endless(Batching::new())).await,
-        ground.node(&db).await,
+        backend.node_with(&db, endless(Batching::new())).await,
+        backend.node(&db).await,
     );
     for key in 0..5 {
         b.get(key).await.expect("a load");
@@ -171,13 +171,13 @@ async fn look_ups_that_need_no_load_hold_nobody_up(ground: Ground) {
     }
     assert!(began.elapsed() < Duration::from_secs(1));
     assert_eq!((db.loads(), a.stats().l2_hits), (2, 5));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_window_of_zero_gathers_nothing(ground: Ground) {
+async fn a_window_of_zero_gathers_nothing(backend: Backend) {
     let db = Db::default();
     let alone = Batching::new().window(Duration::ZERO);
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| builder.batched(alone))
         .await;
     let gates = [db.gate(), db.gate()];
@@ -192,16 +192,16 @@ async fn a_window_of_zero_gathers_nothing(ground: Ground) {
     assert!(db.batches().is_empty());
     a.get_many(&[5, 6]).await;
     assert_eq!(db.batches(), [[5, 6]]);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn refreshes_are_loaded_together(ground: Ground) {
+async fn refreshes_are_loaded_together(backend: Backend) {
     let db = Db::default();
     let waits = Batching::new().wait_when_idle(true);
-    let settings = |builder: CacheBuilder<Db>| revalidates(builder).batched(waits);
-    let a = ground.node_with(&db, settings).await;
+    let settings = |builder: CacheBuilder<Db>| with_stale_while_revalidate(builder).batched(waits);
+    let a = backend.node_with(&db, settings).await;
     for key in [1, 2] {
-        aged(&db, &[&a], key).await;
+        make_stale(&db, &[&a], key).await;
         db.write(key, "new");
     }
     for key in [1, 2] {
@@ -217,15 +217,15 @@ async fn refreshes_are_loaded_together(ground: Ground) {
     .await;
     assert_eq!(db.loads(), 2);
     assert!(db.batches().len() <= 1, "{:?}", db.batches());
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn look_ups_of_one_key_are_one_load_within_a_batch(ground: Ground) {
+async fn look_ups_of_one_key_are_one_load_within_a_batch(backend: Backend) {
     let db = Db::default();
     let waits = Batching::new()
         .window(Duration::from_millis(50))
         .wait_when_idle(true);
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| builder.batched(waits))
         .await;
     let mut callers = a.callers(10, 1).await;
@@ -235,12 +235,12 @@ async fn look_ups_of_one_key_are_one_load_within_a_batch(ground: Ground) {
     }
     assert_eq!(db.loads(), 2);
     assert_eq!(a.stats().coalesced, 18);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn callers_that_go_away_hold_nobody_up(ground: Ground) {
+async fn callers_that_go_away_hold_nobody_up(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, endless(Batching::new())).await;
+    let a = backend.node_with(&db, endless(Batching::new())).await;
     db.behave(Behaviour {
         takes: Duration::from_millis(1),
         ..Behaviour::default()
