@@ -11,7 +11,8 @@ use tidegate::{BoxError, Cache, CacheBuilder, Freshness, Source};
 use tokio::time::sleep;
 
 use crate::support::aging::{
-    fresh, has_fresh, make_stale, old, seen, with_stale_if_error, with_stale_while_revalidate,
+    fresh, has_fresh, make_stale, old, with_freshness, with_stale_if_error,
+    with_stale_while_revalidate,
 };
 use crate::support::backend::{Backend, users};
 use crate::support::eventually;
@@ -65,7 +66,7 @@ impl Fixture {
         fixture.a.get(101).await.expect("a load");
         fixture.db.behave(Behaviour::default());
         fixture.a.refresh(&100).await.expect("a load");
-        fixture.db.forget();
+        fixture.db.reset_counts();
         fixture.monitor.seen();
         fixture
     }
@@ -468,7 +469,10 @@ async fn whoever_leaves_a_refresh_to_another_process_sends_nothing_while_it_runs
     assert_eq!(fixture.monitor.seen(), ["GET", "EVALSHA"]);
     for _ in 0..100 {
         for node in [&fixture.a, &fixture.b] {
-            assert_eq!(seen(node.get_entry(1).await), old(Freshness::Stale));
+            assert_eq!(
+                with_freshness(node.get_entry(1).await),
+                old(Freshness::Stale)
+            );
         }
         sleep(Duration::from_millis(3)).await;
     }
@@ -534,11 +538,11 @@ async fn after_a_failure_hits_send_nothing_until_the_next_attempt() {
         fixture.db.behave(Behaviour::fails());
         // A read, a claim, and a mark in its place; a read and the answer that there is a mark.
         for (node, sends) in [(&fixture.a, 3), (&fixture.b, 2)] {
-            assert_eq!(seen(node.get_entry(1).await), old(freshness));
+            assert_eq!(with_freshness(node.get_entry(1).await), old(freshness));
             node.check().await;
             assert_eq!(fixture.monitor.seen(), REFRESH[..sends]);
             for _ in 0..20 {
-                assert_eq!(seen(node.get_entry(1).await), old(freshness));
+                assert_eq!(with_freshness(node.get_entry(1).await), old(freshness));
             }
             assert!(node.refresh(&1).await.is_err());
             assert!(fixture.monitor.seen().is_empty());
@@ -582,6 +586,6 @@ async fn what_has_not_changed_is_not_sent_again() {
         |record: &[u8]| u64::from_le_bytes(record[52..60].try_into().expect("eight bytes"));
     assert!(created(&after) >= created(&before) + 45);
     assert!(raw.pttl(&users(1)) > begun, "a new life");
-    assert_eq!(seen(fixture.b.get_entry(1).await), fresh(ROW));
+    assert_eq!(with_freshness(fixture.b.get_entry(1).await), fresh(ROW));
     fixture.end().await;
 }

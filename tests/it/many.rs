@@ -88,7 +88,7 @@ async fn a_thousand_keys_are_one_round_trip_from_l2_and_three_if_they_are_cold()
         Lockstep::new(&server, &db).await,
         Lockstep::new(&server, &db).await,
     );
-    db.forget();
+    db.reset_counts();
     a.monitor.seen();
     let keys: Vec<u64> = (0..1_000).collect();
     let cold = a.node.many_caller(&keys).await;
@@ -110,7 +110,7 @@ async fn keys_on_all_nodes_of_a_cluster_are_loaded_once_and_read_where_they_are(
     let (cluster, db) = (Cluster::start(3).await, Db::default());
     let process = || process_with(&cluster, &db, PATIENT, batched);
     let (a, b) = (process().await, process().await);
-    db.forget();
+    db.reset_counts();
     let keys: Vec<u64> = (0..300).collect();
     let homes: HashSet<usize> = keys.iter().map(|key| cluster.home(*key)).collect();
     assert_eq!(homes.len(), 3, "every node has some");
@@ -121,7 +121,7 @@ async fn keys_on_all_nodes_of_a_cluster_are_loaded_once_and_read_where_they_are(
     assert_eq!(values(answer(second).await), rows(backwards.clone()));
     assert_eq!(db.loads(), 300, "each of them once");
     let c = process().await;
-    db.forget();
+    db.reset_counts();
     let mut monitors: Vec<Monitor> = cluster.nodes.iter().map(Server::monitor).collect();
     assert_eq!(values(c.get_many(&backwards).await), rows(backwards));
     for monitor in &mut monitors {
@@ -223,7 +223,7 @@ async fn a_server_that_is_gone_costs_a_batch_no_error_and_one_load() {
     let Backend::Redis(mut server) = backend else {
         unreachable!("it was made a moment ago")
     };
-    db.forget();
+    db.reset_counts();
     server.kill();
     assert_eq!(values(a.get_many(&keys).await), rows(keys.clone()));
     let loaded: HashSet<u64> = db.batches().into_iter().flatten().collect();
@@ -251,7 +251,7 @@ async fn a_node_of_a_cluster_that_is_silent_costs_the_keys_of_the_others_nothing
     let (a, b) = (process().await, process().await);
     let keys: Vec<u64> = (0..60).collect();
     a.get_many(&keys).await;
-    db.forget();
+    db.reset_counts();
     cluster.nodes[2].stop();
     let got = b.get_many(&keys).await;
     cluster.nodes[2].resume();

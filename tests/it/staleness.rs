@@ -6,7 +6,7 @@ use tidegate::{Cache, Error, Freshness, Loaded, Read, WriteError};
 use tokio::time::{Instant, sleep};
 
 use crate::support::aging::{
-    LONG, TTL, fresh, has_fresh, intervals, make_stale, old, seen, with_stale_if_error,
+    LONG, TTL, fresh, has_fresh, intervals, make_stale, old, with_freshness, with_stale_if_error,
     with_stale_while_revalidate,
 };
 use crate::support::backend::{Backend, check_records, users};
@@ -61,7 +61,10 @@ impl Fleet {
     }
 
     async fn waits(&self) {
-        assert_eq!(seen(self.b.get_entry(1).await), old(Freshness::Stale));
+        assert_eq!(
+            with_freshness(self.b.get_entry(1).await),
+            old(Freshness::Stale)
+        );
         eventually("the other process leaves it to the first", async || {
             self.b.stats().lease_waits == 1
         })
@@ -78,7 +81,10 @@ async fn a_refresher_that_is_killed_is_replaced_and_nobody_waits() {
     let died = Instant::now();
     fleet.refresher.kill().await;
     eventually("it is replaced", async || {
-        assert_eq!(seen(fleet.b.get_entry(1).await), old(Freshness::Stale));
+        assert_eq!(
+            with_freshness(fleet.b.get_entry(1).await),
+            old(Freshness::Stale)
+        );
         fleet.db.loads() == 1
     })
     .await;
@@ -87,7 +93,7 @@ async fn a_refresher_that_is_killed_is_replaced_and_nobody_waits() {
     assert!(replaced < LEASE + NOISE, "{replaced:?}");
     gate.open();
     eventually("it has the new value", async || {
-        seen(fleet.b.get_entry(1).await) == fresh("new")
+        with_freshness(fleet.b.get_entry(1).await) == fresh("new")
     })
     .await;
     assert_eq!(fleet.db.loads(), 1);
@@ -100,7 +106,7 @@ async fn a_refresher_that_is_stopped_is_replaced_and_cannot_fill_when_it_goes_on
     fleet.waits().await;
     fleet.refresher.stop();
     eventually("it is replaced", async || {
-        let seen = seen(fleet.b.get_entry(1).await);
+        let seen = with_freshness(fleet.b.get_entry(1).await);
         assert!([old(Freshness::Stale), fresh("new")].contains(&seen));
         seen == fresh("new")
     })
@@ -177,7 +183,7 @@ async fn outage(mode: ProxyMode) {
         }
         sleep(Duration::from_millis(10)).await;
     }
-    for gap in intervals(&db.begun()) {
+    for gap in intervals(&db.load_starts()) {
         assert!(gap >= backoff - Duration::from_millis(3), "{gap:?}");
     }
     proxy.set(ProxyMode::Pass).await;
@@ -386,9 +392,9 @@ async fn without_a_shared_tier_the_old_value_is_answered_by_the_same_rules() {
     db.write(1, "new");
     db.write(2, "new");
     let (first, second) = (db.gate(), db.gate());
-    assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
+    assert_eq!(with_freshness(a.get_entry(1).await), old(Freshness::Stale));
     first.reached().await;
-    assert_eq!(seen(b.get_entry(2).await), old(Freshness::Stale));
+    assert_eq!(with_freshness(b.get_entry(2).await), old(Freshness::Stale));
     second.reached().await;
     first.open();
     second.open();
@@ -398,11 +404,20 @@ async fn without_a_shared_tier_the_old_value_is_answered_by_the_same_rules() {
     .await;
     make_stale(&db, &[&b], 3).await;
     db.behave(Behaviour::fails());
-    assert_eq!(seen(b.get_entry(3).await), old(Freshness::StaleOnError));
+    assert_eq!(
+        with_freshness(b.get_entry(3).await),
+        old(Freshness::StaleOnError)
+    );
     assert!(b.refresh(&3).await.is_err());
-    assert_eq!(seen(b.get_entry(3).await), old(Freshness::StaleOnError));
+    assert_eq!(
+        with_freshness(b.get_entry(3).await),
+        old(Freshness::StaleOnError)
+    );
     b.expire(&3).await.expect("an expiry");
-    assert_eq!(seen(b.get_entry(3).await), old(Freshness::StaleOnError));
+    assert_eq!(
+        with_freshness(b.get_entry(3).await),
+        old(Freshness::StaleOnError)
+    );
     b.invalidate(&3).await.expect("an invalidation");
     assert!(b.get(3).await.is_err());
     assert_eq!((db.loads(), db.reloads().len()), (3, 2));

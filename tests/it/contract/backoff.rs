@@ -1,4 +1,4 @@
-//! A source that fails is spared, by the whole fleet.
+//! A failing source: the whole fleet tries it once per backoff window.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tidegate::{Error, Freshness};
 use tokio::time::{Instant, sleep};
 
 use crate::support::aging::{
-    LONG, TTL, fresh, intervals, make_stale, old, seen, with_stale_if_error,
+    LONG, TTL, fresh, intervals, make_stale, old, with_freshness, with_stale_if_error,
     with_stale_while_revalidate,
 };
 use crate::support::backend::{Backend, on_both_tiers};
@@ -23,15 +23,21 @@ on_both_tiers! {
     an_insert_or_an_invalidation_by_another_process_ends_it_early
     a_change_of_an_old_entry_by_another_process_ends_it_early
     a_failed_refresh_frees_its_claim_at_once_and_the_others_do_not_take_turns
-    without_a_hold_the_next_hit_tries_again
+    without_an_error_backoff_the_next_hit_tries_again
 }
 
 const WINDOW: Duration = Duration::from_millis(200);
 
-/// Everybody asks all the time, for long enough; answers when the source was asked.
-async fn hammered(db: &Db, nodes: &[&Node], key: u64, right: fn(&Outcome) -> bool) -> Vec<Instant> {
+/// All nodes look the key up for five windows. Each outcome must be `right`. Returns when loads
+/// began.
+async fn ask_during_five_windows(
+    db: &Db,
+    nodes: &[&Node],
+    key: u64,
+    right: fn(&Outcome) -> bool,
+) -> Vec<Instant> {
     db.behave(Behaviour::fails());
-    db.forget();
+    db.reset_counts();
     let until = Instant::now() + WINDOW * 5;
     while Instant::now() < until {
         for node in nodes {
@@ -44,10 +50,10 @@ async fn hammered(db: &Db, nodes: &[&Node], key: u64, right: fn(&Outcome) -> boo
         }
         sleep(Duration::from_millis(5)).await;
     }
-    let begun = db.begun();
+    let begun = db.load_starts();
     assert!(begun.len() >= 3, "it was tried again: {}", begun.len());
     for gap in intervals(&begun) {
-        // Leases and marks are kept in whole milliseconds.
+        // Redis keeps the expiry of leases and of failure marks in whole milliseconds.
         assert!(gap >= WINDOW - Duration::from_millis(3), "{gap:?}");
     }
     begun
@@ -67,7 +73,7 @@ fn failed(outcome: &Outcome) -> bool {
     )
 }
 
-fn fell_back(outcome: &Outcome) -> bool {
+fn is_stale_on_error(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Found(Freshness::StaleOnError))
 }
 
@@ -87,7 +93,7 @@ async fn a_cold_key_whose_source_fails_is_tried_once_per_window_by_the_whole_fle
         }
         let key = if windows.is_zero() { 1 } else { 2 };
         let nodes: Vec<&Node> = nodes.iter().collect();
-        hammered(&db, &nodes, key, failed).await;
+        ask_during_five_windows(&db, &nodes, key, failed).await;
         let elsewhere: u64 = nodes.iter().map(|node| node.stats().loads).sum();
         assert_eq!(elsewhere, db.loads(), "nobody loads without being counted");
         backend.check(&nodes).await;
@@ -108,7 +114,7 @@ async fn an_entry_that_expired_long_ago_is_tried_once_per_window_by_the_whole_fl
     let c = backend.node_with(&db, settings).await;
     make_stale(&db, &[&a, &b, &c], 1).await;
     sleep(TTL).await;
-    hammered(&db, &[&a, &b, &c], 1, failed).await;
+    ask_during_five_windows(&db, &[&a, &b, &c], 1, failed).await;
     assert!(db.reloads().is_empty(), "there is nothing left");
     backend.check(&[&a, &b, &c]).await;
 }
@@ -122,13 +128,13 @@ async fn an_old_value_is_answered_meanwhile_and_tried_once_per_window_by_the_who
     let b = backend.node_with(&db, settings).await;
     let c = backend.node_with(&db, settings).await;
     make_stale(&db, &[&a, &b], 1).await;
-    let attempts = hammered(&db, &[&a, &b, &c], 1, fell_back).await;
+    let attempts = ask_during_five_windows(&db, &[&a, &b, &c], 1, is_stale_on_error).await;
     assert_eq!(db.reloads().len(), attempts.len());
     db.behave(Behaviour::default());
     db.write(1, "new");
     for node in [&a, &b, &c] {
         eventually("it has the new value", async || {
-            seen(node.get_entry(1).await) == fresh("new")
+            with_freshness(node.get_entry(1).await) == fresh("new")
         })
         .await;
     }
@@ -144,7 +150,7 @@ async fn the_process_whose_load_failed_answers_that_error_and_the_others_that_it
         let a = backend.node_with(&db, settings).await;
         let b = backend.node_with(&db, settings).await;
         db.behave(Behaviour::fails());
-        db.forget();
+        db.reset_counts();
         for _ in 0..3 {
             assert!(matches!(a.get(key).await, Err(Error::Load(_))));
             let elsewhere = b.get(key).await;
@@ -155,8 +161,8 @@ async fn the_process_whose_load_failed_answers_that_error_and_the_others_that_it
     }
 }
 
-/// Asks until the source was asked so many times.
-async fn asks_until(db: &Db, nodes: &[&Node], loads: u64) {
+/// Looks key 1 up on all nodes until the source has begun this many loads.
+async fn ask_until(db: &Db, nodes: &[&Node], loads: u64) {
     eventually("the source is asked", async || {
         for node in nodes {
             let _ = node.get(1).await;
@@ -168,19 +174,19 @@ async fn asks_until(db: &Db, nodes: &[&Node], loads: u64) {
 
 async fn further_failures_are_further_apart_and_a_success_ends_that(backend: Backend) {
     let db = Db::default();
-    // A failure that comes later than twice this after the one before does not count as the next.
+    // A failure later than two windows after the one before counts as a first failure again.
     let window = Duration::from_millis(700);
     let settings = |builder| with_stale_if_error(builder).error_backoff(window);
     let a = backend.node_with(&db, settings).await;
     let b = backend.node_with(&db, settings).await;
     db.behave(Behaviour::fails());
-    asks_until(&db, &[&a, &b], 5).await;
-    let apart = intervals(&db.begun());
+    ask_until(&db, &[&a, &b], 5).await;
+    let apart = intervals(&db.load_starts());
     let exact = Duration::from_millis(3);
     for (gap, least) in apart.iter().zip([1, 1, 1, 2]) {
         assert!(*gap >= window * least - exact, "{apart:?}");
     }
-    // The fifth is followed by four windows.
+    // The window after the fifth failure is four times as long.
     db.behave(Behaviour {
         do_not_store: true,
         ..Behaviour::default()
@@ -190,9 +196,9 @@ async fn further_failures_are_further_apart_and_a_success_ends_that(backend: Bac
         assert_eq!(value(node.get(1).await), "row 1");
     }
     db.behave(Behaviour::fails());
-    db.forget();
-    asks_until(&db, &[&a, &b], 2).await;
-    let again = intervals(&db.begun())[0];
+    db.reset_counts();
+    ask_until(&db, &[&a, &b], 2).await;
+    let again = intervals(&db.load_starts())[0];
     assert!(again >= window - exact && again < window * 4, "{again:?}");
     backend.check(&[&a, &b]).await;
 }
@@ -230,7 +236,10 @@ async fn a_change_of_an_old_entry_by_another_process_ends_it_early(backend: Back
     for key in 1..=3 {
         make_stale(&db, &[&a, &b], key).await;
         db.behave(Behaviour::fails());
-        assert_eq!(seen(a.get_entry(key).await), old(Freshness::StaleOnError));
+        assert_eq!(
+            with_freshness(a.get_entry(key).await),
+            old(Freshness::StaleOnError)
+        );
         db.behave(Behaviour::default());
         db.write(key, "new");
         let ended = match key {
@@ -240,7 +249,7 @@ async fn a_change_of_an_old_entry_by_another_process_ends_it_early(backend: Back
         };
         ended.expect("a change");
         eventually("it has heard", async || {
-            seen(a.get_entry(key).await) == fresh("new")
+            with_freshness(a.get_entry(key).await) == fresh("new")
         })
         .await;
         assert_eq!(db.loads(), if key == 2 { 1 } else { 2 });
@@ -258,9 +267,9 @@ async fn a_failed_refresh_frees_its_claim_at_once_and_the_others_do_not_take_tur
     make_stale(&db, &[&a, &b], 1).await;
     db.behave(Behaviour::fails());
     let gate = db.gate();
-    assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
+    assert_eq!(with_freshness(a.get_entry(1).await), old(Freshness::Stale));
     gate.reached().await;
-    assert_eq!(seen(b.get_entry(1).await), old(Freshness::Stale));
+    assert_eq!(with_freshness(b.get_entry(1).await), old(Freshness::Stale));
     eventually("the other process waits", async || {
         b.stats().lease_waits == 1
     })
@@ -268,7 +277,7 @@ async fn a_failed_refresh_frees_its_claim_at_once_and_the_others_do_not_take_tur
     let waits_for_the_error = c.refresher(1).await;
     eventually("the third waits, too", async || c.stats().lease_waits == 1).await;
     gate.open();
-    // The claim would have ended a minute later.
+    // Without the release, the claim would have ended a minute later.
     assert!(matches!(
         answer(waits_for_the_error).await,
         Err(Error::LoadFailedElsewhere)
@@ -276,7 +285,10 @@ async fn a_failed_refresh_frees_its_claim_at_once_and_the_others_do_not_take_tur
     for node in [&a, &b, &c] {
         node.check().await;
         for _ in 0..10 {
-            assert_eq!(seen(node.get_entry(1).await), old(Freshness::Stale));
+            assert_eq!(
+                with_freshness(node.get_entry(1).await),
+                old(Freshness::Stale)
+            );
         }
     }
     assert!(matches!(a.refresh(&1).await, Err(Error::Load(_))));
@@ -288,7 +300,7 @@ async fn a_failed_refresh_frees_its_claim_at_once_and_the_others_do_not_take_tur
     backend.check(&[&a, &b, &c]).await;
 }
 
-async fn without_a_hold_the_next_hit_tries_again(backend: Backend) {
+async fn without_an_error_backoff_the_next_hit_tries_again(backend: Backend) {
     let db = Db::default();
     let a = backend
         .node_with(&db, |builder| {
@@ -298,7 +310,7 @@ async fn without_a_hold_the_next_hit_tries_again(backend: Backend) {
     make_stale(&db, &[&a], 1).await;
     db.behave(Behaviour::fails());
     eventually("it is tried again and again", async || {
-        assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
+        assert_eq!(with_freshness(a.get_entry(1).await), old(Freshness::Stale));
         db.loads() >= 5
     })
     .await;

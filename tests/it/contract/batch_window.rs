@@ -1,4 +1,4 @@
-//! Single look-ups that are loaded together.
+//! Single look-ups that share one batch load.
 
 use std::time::Duration;
 
@@ -14,18 +14,19 @@ on_both_tiers! {
     look_ups_that_come_together_are_one_load
     a_full_batch_does_not_wait
     a_lone_look_up_is_loaded_at_once_and_as_one
-    a_lone_look_up_waits_for_others_if_it_is_told_to
-    what_comes_while_a_batch_is_loaded_is_the_next_one
-    a_window_that_is_over_sends_on_whoever_waits
-    look_ups_that_need_no_load_hold_nobody_up
-    a_window_of_zero_gathers_nothing
+    a_lone_look_up_waits_for_others_with_wait_when_idle
+    look_ups_during_a_batch_load_are_the_next_batch
+    a_window_that_ends_begins_the_load_of_those_that_wait
+    look_ups_that_need_no_load_delay_no_batch
+    a_window_of_zero_batches_no_single_look_ups
     refreshes_are_loaded_together
     look_ups_of_one_key_are_one_load_within_a_batch
-    callers_that_go_away_hold_nobody_up
+    callers_that_go_away_delay_no_batch
 }
 
-/// Longer than any test: whoever goes on has not waited for the window to end.
-fn endless(batching: Batching) -> impl Fn(CacheBuilder<Db>) -> CacheBuilder<Db> {
+/// A window of a second, which is longer than any test here: a test that ends earlier did not wait
+/// for it.
+fn with_long_window(batching: Batching) -> impl Fn(CacheBuilder<Db>) -> CacheBuilder<Db> {
     let batching = batching.window(Duration::from_secs(1));
     move |builder| {
         builder
@@ -35,7 +36,7 @@ fn endless(batching: Batching) -> impl Fn(CacheBuilder<Db>) -> CacheBuilder<Db> 
     }
 }
 
-async fn looked_up(
+async fn begin_look_ups(
     node: &Node,
     keys: std::ops::Range<u64>,
 ) -> Vec<tokio::task::JoinHandle<crate::support::node::GetResult>> {
@@ -54,7 +55,7 @@ async fn look_ups_that_come_together_are_one_load(backend: Backend) {
     let a = backend
         .node_with(&db, |builder| builder.batched(waits))
         .await;
-    let callers = looked_up(&a, 0..20).await;
+    let callers = begin_look_ups(&a, 0..20).await;
     for (key, caller) in callers.into_iter().enumerate() {
         assert_eq!(value(answer(caller).await), format!("row {key}"));
     }
@@ -66,9 +67,9 @@ async fn look_ups_that_come_together_are_one_load(backend: Backend) {
 async fn a_full_batch_does_not_wait(backend: Backend) {
     let db = Db::default();
     let waits = Batching::new().max_size(5).wait_when_idle(true);
-    let a = backend.node_with(&db, endless(waits)).await;
+    let a = backend.node_with(&db, with_long_window(waits)).await;
     let began = tokio::time::Instant::now();
-    let callers = looked_up(&a, 0..10).await;
+    let callers = begin_look_ups(&a, 0..10).await;
     for caller in callers {
         answer(caller).await.expect("a load");
     }
@@ -83,7 +84,9 @@ async fn a_full_batch_does_not_wait(backend: Backend) {
 
 async fn a_lone_look_up_is_loaded_at_once_and_as_one(backend: Backend) {
     let db = Db::default();
-    let a = backend.node_with(&db, endless(Batching::new())).await;
+    let a = backend
+        .node_with(&db, with_long_window(Batching::new()))
+        .await;
     let began = tokio::time::Instant::now();
     for key in 0..3 {
         assert_eq!(value(a.get(key).await), format!("row {key}"));
@@ -98,10 +101,10 @@ async fn a_lone_look_up_is_loaded_at_once_and_as_one(backend: Backend) {
     backend.check(&[&a]).await;
 }
 
-async fn a_lone_look_up_waits_for_others_if_it_is_told_to(backend: Backend) {
+async fn a_lone_look_up_waits_for_others_with_wait_when_idle(backend: Backend) {
     let db = Db::default();
     let a = backend
-        .node_with(&db, endless(Batching::new().wait_when_idle(true)))
+        .node_with(&db, with_long_window(Batching::new().wait_when_idle(true)))
         .await;
     let began = tokio::time::Instant::now();
     assert_eq!(value(a.get(1).await), "row 1");
@@ -113,14 +116,16 @@ async fn a_lone_look_up_waits_for_others_if_it_is_told_to(backend: Backend) {
     backend.check(&[&a]).await;
 }
 
-async fn what_comes_while_a_batch_is_loaded_is_the_next_one(backend: Backend) {
+async fn look_ups_during_a_batch_load_are_the_next_batch(backend: Backend) {
     let db = Db::default();
-    let a = backend.node_with(&db, endless(Batching::new())).await;
+    let a = backend
+        .node_with(&db, with_long_window(Batching::new()))
+        .await;
     let (gate, next) = (db.gate(), db.gate());
     let first = a.caller(0).await;
     gate.reached().await;
-    let callers = looked_up(&a, 1..6).await;
-    // Time for those that should wait to show that they do.
+    let callers = begin_look_ups(&a, 1..6).await;
+    // Time for look-ups that must wait to begin a load by mistake.
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(db.loads(), 1);
     gate.open();
@@ -135,7 +140,7 @@ async fn what_comes_while_a_batch_is_loaded_is_the_next_one(backend: Backend) {
     backend.check(&[&a]).await;
 }
 
-async fn a_window_that_is_over_sends_on_whoever_waits(backend: Backend) {
+async fn a_window_that_ends_begins_the_load_of_those_that_wait(backend: Backend) {
     let db = Db::default();
     let short = Batching::new().window(Duration::from_millis(20));
     let a = backend
@@ -144,8 +149,8 @@ async fn a_window_that_is_over_sends_on_whoever_waits(backend: Backend) {
     let gate = db.gate();
     let first = a.caller(0).await;
     gate.reached().await;
-    // The first one is not through, and these are all the same.
-    for caller in looked_up(&a, 1..4).await {
+    // The first load still runs when these three are answered.
+    for caller in begin_look_ups(&a, 1..4).await {
         answer(caller).await.expect("a load");
     }
     gate.open();
@@ -154,18 +159,20 @@ async fn a_window_that_is_over_sends_on_whoever_waits(backend: Backend) {
     backend.check(&[&a]).await;
 }
 
-async fn look_ups_that_need_no_load_hold_nobody_up(backend: Backend) {
+async fn look_ups_that_need_no_load_delay_no_batch(backend: Backend) {
     let db = Db::default();
     let (a, b) = (
-        backend.node_with(&db, endless(Batching::new())).await,
+        backend
+            .node_with(&db, with_long_window(Batching::new()))
+            .await,
         backend.node(&db).await,
     );
     for key in 0..5 {
         b.get(key).await.expect("a load");
     }
-    db.forget();
+    db.reset_counts();
     let began = tokio::time::Instant::now();
-    let callers = looked_up(&a, 0..7).await;
+    let callers = begin_look_ups(&a, 0..7).await;
     for caller in callers {
         answer(caller).await.expect("a look-up");
     }
@@ -174,14 +181,14 @@ async fn look_ups_that_need_no_load_hold_nobody_up(backend: Backend) {
     backend.check(&[&a, &b]).await;
 }
 
-async fn a_window_of_zero_gathers_nothing(backend: Backend) {
+async fn a_window_of_zero_batches_no_single_look_ups(backend: Backend) {
     let db = Db::default();
     let alone = Batching::new().window(Duration::ZERO);
     let a = backend
         .node_with(&db, |builder| builder.batched(alone))
         .await;
     let gates = [db.gate(), db.gate()];
-    let callers = looked_up(&a, 0..2).await;
+    let callers = begin_look_ups(&a, 0..2).await;
     for gate in &gates {
         gate.reached().await;
         gate.open();
@@ -238,14 +245,16 @@ async fn look_ups_of_one_key_are_one_load_within_a_batch(backend: Backend) {
     backend.check(&[&a]).await;
 }
 
-async fn callers_that_go_away_hold_nobody_up(backend: Backend) {
+async fn callers_that_go_away_delay_no_batch(backend: Backend) {
     let db = Db::default();
-    let a = backend.node_with(&db, endless(Batching::new())).await;
+    let a = backend
+        .node_with(&db, with_long_window(Batching::new()))
+        .await;
     db.behave(Behaviour {
         takes: Duration::from_millis(1),
         ..Behaviour::default()
     });
-    let callers = looked_up(&a, 0..10).await;
+    let callers = begin_look_ups(&a, 0..10).await;
     for caller in &callers {
         caller.abort();
     }

@@ -1,4 +1,4 @@
-//! One load for everyone, and callers that do not depend on each other.
+//! One load for all concurrent callers of a key, and no caller depends on another.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -23,16 +23,16 @@ on_both_tiers! {
     all_callers_may_go_away
     a_panic_reaches_every_waiter_and_the_next_get_loads_again
     a_load_that_hangs_is_cut_off_and_its_key_is_free_again
-    a_loader_that_asks_for_its_own_key_is_told_so
+    a_loader_that_asks_for_its_own_key_gets_a_load_cycle_error
     a_loader_may_ask_for_another_key
 }
 
 async fn misses(backend: Backend, how_many: usize) {
     let db = Db::default();
     let a = backend.node(&db).await;
-    // Connections, subscriptions and scripts are there.
+    // The first load opens the connections, subscribes and stores the scripts.
     a.get(2).await.expect("a load");
-    let mut watch = backend.watch();
+    let mut counter = backend.command_counter();
     let gate = db.gate();
     let callers = a.callers(how_many, 1).await;
     gate.reached().await;
@@ -40,7 +40,7 @@ async fn misses(backend: Backend, how_many: usize) {
     for caller in callers {
         assert_eq!(value(answer(caller).await), "row 1");
     }
-    let (loads, commands) = (db.loads(), watch.commands());
+    let (loads, commands) = (db.loads(), counter.commands());
     assert_eq!(
         (loads, commands),
         (2, 3),
@@ -89,7 +89,7 @@ async fn an_error_is_shared_by_all_who_wait_and_held_off(backend: Backend) {
         "one error, shared"
     );
     assert_eq!(errors[0].to_string(), "the database is down");
-    // Later callers hear of it without another attempt; an invalidation ends that.
+    // Later callers get the error without another load, until an invalidation.
     for _ in 0..50 {
         assert!(matches!(a.get(1).await, Err(Error::Load(_))));
     }
@@ -119,7 +119,7 @@ async fn a_thousand_callers_of_a_failing_load_are_answered_when_it_fails(backend
     }
     let took = begun.elapsed();
     assert_eq!(db.loads(), 1);
-    // One after the other they would take 100 seconds.
+    // One load after the other would take 100 seconds.
     assert!(
         took >= takes && took < takes + Duration::from_secs(2),
         "{took:?}"
@@ -127,7 +127,7 @@ async fn a_thousand_callers_of_a_failing_load_are_answered_when_it_fails(backend
     backend.check(&[&a]).await;
 }
 
-/// Five callers of one load; those that `leave` chooses are dropped while it runs.
+/// Five callers of one load. The callers that `leave` chooses are dropped while the load runs.
 async fn dropped(backend: Backend, leave: impl Fn(usize) -> bool) {
     let db = Db::default();
     let (a, b) = (backend.node(&db).await, backend.node(&db).await);
@@ -233,7 +233,7 @@ async fn a_load_that_hangs_is_cut_off_and_its_key_is_free_again(backend: Backend
         "{took:?}"
     );
     db.behave(Behaviour::default());
-    // No lease holds the other process up, and this one may try again.
+    // No lease is left that the other process would wait for, and this process may load again.
     assert_eq!(value(b.get(1).await), "row 1");
     assert_eq!(value(a.get(1).await), "row 1");
     assert_eq!(db.loads(), 2);
@@ -242,7 +242,7 @@ async fn a_load_that_hangs_is_cut_off_and_its_key_is_free_again(backend: Backend
 
 type Handle = Arc<OnceLock<Node>>;
 
-/// A loader that asks its own cache for what `asks` makes of its key.
+/// A cache whose loader looks up `asks(key)` in the same cache before it answers.
 async fn asking(
     backend: &Backend,
     asks: impl Fn(u64) -> Option<u64> + Clone + Send + Sync + 'static,
@@ -271,7 +271,7 @@ async fn asking(
     node
 }
 
-async fn a_loader_that_asks_for_its_own_key_is_told_so(backend: Backend) {
+async fn a_loader_that_asks_for_its_own_key_gets_a_load_cycle_error(backend: Backend) {
     let a = asking(&backend, Some).await;
     match answer(a.caller(1).await).await {
         Err(Error::Load(error)) => {

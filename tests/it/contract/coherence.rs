@@ -1,4 +1,4 @@
-//! What one process changes, the others hear of.
+//! Changes by one process reach the L1 of the others.
 
 use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
@@ -53,7 +53,7 @@ async fn own_messages_evict_nothing(backend: Backend) {
     a.get(2).await.expect("a load");
     b.get(2).await.expect("a look-up");
     a.insert(1, "by hand".to_owned()).await.expect("an insert");
-    // What is on its way to the other process has come back here as well.
+    // The message that the other process has received has reached this process as well.
     eventually("the message has arrived", async || {
         b.stats().remote_invalidations == 1
     })

@@ -1,4 +1,4 @@
-//! `expire`: not fresh any more, for anyone, and the value stays in the shared tier.
+//! `expire`: an entry is no longer fresh for any process, and its value stays in the shared tier.
 
 use tidegate::Source;
 
@@ -65,7 +65,7 @@ async fn an_expiry_keeps_the_record_and_an_invalidation_keeps_none(backend: Back
     backend.check(&[&a]).await;
 }
 
-/// A load stands at its gate while somebody says that the key is not fresh.
+/// Process `by` expires the key while a load of process `a` waits at its gate.
 async fn expired_meanwhile(backend: &Backend, db: &Db, a: &Node, by: &Node) {
     db.write(1, "old");
     let gate = db.gate();
@@ -131,7 +131,7 @@ async fn an_own_expiry_evicts_nothing_that_was_loaded_after_it(backend: Backend)
     }
     a.expire(&1).await.expect("an expiry");
     a.get(1).await.expect("a load");
-    // What reaches the other process has come back here as well.
+    // The messages that the other process has received have reached this process as well.
     a.expire(&2).await.expect("an expiry");
     eventually("the messages have arrived", async || b.peek(&2).is_none()).await;
     assert!(a.peek(&1).is_some());

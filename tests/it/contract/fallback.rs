@@ -1,4 +1,4 @@
-//! Old values for the case that a load fails, or is late.
+//! Stale values as the answer when a load fails or takes too long.
 
 use std::time::Duration;
 
@@ -6,7 +6,8 @@ use tidegate::{Error, Freshness};
 use tokio::time::{Instant, sleep};
 
 use crate::support::aging::{
-    fresh, has_fresh, make_stale, old, seen, with_stale_if_error, with_stale_while_revalidate,
+    fresh, has_fresh, make_stale, old, with_freshness, with_stale_if_error,
+    with_stale_while_revalidate,
 };
 use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
@@ -16,7 +17,7 @@ use crate::support::node::{answer, value};
 on_both_tiers! {
     a_failed_load_is_answered_with_the_old_value
     a_panic_and_a_timeout_are_answered_with_the_old_value
-    whoever_waits_for_a_load_elsewhere_that_fails_has_the_old_value_at_once
+    waiters_for_a_load_elsewhere_that_fails_get_the_old_value_at_once
     after_its_window_the_error_is_answered
     after_an_expiry_every_process_has_the_old_value_for_the_case_of_an_error
     after_an_expiry_nothing_old_is_answered_while_it_is_loaded
@@ -38,7 +39,10 @@ async fn a_failed_load_is_answered_with_the_old_value(backend: Backend) {
     for node in [&a, &b, &cold] {
         assert!(node.peek(&1).is_none(), "not to be had without an error");
         for _ in 0..10 {
-            assert_eq!(seen(node.get_entry(1).await), old(Freshness::StaleOnError));
+            assert_eq!(
+                with_freshness(node.get_entry(1).await),
+                old(Freshness::StaleOnError)
+            );
         }
         assert_eq!(node.stats().stale_hits, 10);
     }
@@ -66,16 +70,19 @@ async fn a_panic_and_a_timeout_are_answered_with_the_old_value(backend: Backend)
     };
     for behaviour in [panics, hangs] {
         db.behave(behaviour);
-        assert_eq!(seen(a.get_entry(1).await), old(Freshness::StaleOnError));
+        assert_eq!(
+            with_freshness(a.get_entry(1).await),
+            old(Freshness::StaleOnError)
+        );
     }
     db.behave(Behaviour::default());
     db.write(1, "new");
-    assert_eq!(seen(a.get_entry(1).await), fresh("new"));
+    assert_eq!(with_freshness(a.get_entry(1).await), fresh("new"));
     assert_eq!((db.loads(), a.stats().load_failures), (3, 2));
     backend.check(&[&a]).await;
 }
 
-async fn whoever_waits_for_a_load_elsewhere_that_fails_has_the_old_value_at_once(backend: Backend) {
+async fn waiters_for_a_load_elsewhere_that_fails_get_the_old_value_at_once(backend: Backend) {
     let db = Db::default();
     let a = backend.node_with(&db, with_stale_if_error).await;
     let b = backend.node_with(&db, with_stale_if_error).await;
@@ -127,12 +134,15 @@ async fn after_an_expiry_every_process_has_the_old_value_for_the_case_of_an_erro
     eventually("the other process has heard", async || a.peek(&1).is_none()).await;
     db.behave(Behaviour::fails());
     for node in [&a, &b, &cold] {
-        assert_eq!(seen(node.get_entry(1).await), old(Freshness::StaleOnError));
+        assert_eq!(
+            with_freshness(node.get_entry(1).await),
+            old(Freshness::StaleOnError)
+        );
     }
     assert_eq!(db.loads(), 2);
-    let told = db.reloads();
-    assert_eq!((told.len(), told[0].previous.as_str()), (1, "old"));
-    assert_eq!(told[0].freshness, Freshness::Stale);
+    let reloads = db.reloads();
+    assert_eq!((reloads.len(), reloads[0].previous.as_str()), (1, "old"));
+    assert_eq!(reloads[0].freshness, Freshness::Stale);
     backend.check(&[&a, &b, &cold]).await;
 }
 
@@ -195,7 +205,10 @@ async fn past_the_soft_timeout_the_old_value_is_answered_and_the_late_one_stored
     let gate = db.gate();
     for node in [&a, &b, &cold] {
         let asked = Instant::now();
-        assert_eq!(seen(node.get_entry(1).await), old(Freshness::Stale));
+        assert_eq!(
+            with_freshness(node.get_entry(1).await),
+            old(Freshness::Stale)
+        );
         assert!(asked.elapsed() >= SOON, "{:?}", asked.elapsed());
     }
     gate.reached().await;
@@ -243,8 +256,11 @@ async fn a_process_that_keeps_nothing_itself_has_what_the_shared_tier_has(backen
     db.write(1, "new");
     db.behave(Behaviour::fails());
     for _ in 0..5 {
-        assert_eq!(seen(b.get_entry(1).await), old(Freshness::StaleOnError));
-        assert_eq!(seen(c.get_entry(1).await), old(Freshness::Stale));
+        assert_eq!(
+            with_freshness(b.get_entry(1).await),
+            old(Freshness::StaleOnError)
+        );
+        assert_eq!(with_freshness(c.get_entry(1).await), old(Freshness::Stale));
     }
     eventually("nothing is under way", async || {
         format!("{:?}", *c).contains("flights: 0,")
@@ -254,10 +270,10 @@ async fn a_process_that_keeps_nothing_itself_has_what_the_shared_tier_has(backen
     db.behave(Behaviour::default());
     a.expire(&1).await.expect("an expiry");
     eventually("they have heard", async || {
-        seen(b.get_entry(1).await) == fresh("new")
+        with_freshness(b.get_entry(1).await) == fresh("new")
     })
     .await;
-    assert_eq!(seen(c.get_entry(1).await), fresh("new"));
+    assert_eq!(with_freshness(c.get_entry(1).await), fresh("new"));
     assert_eq!(db.loads(), 2);
     backend.check(&[&a, &b, &c]).await;
 }

@@ -1,5 +1,5 @@
-//! No stale fill: what a load read before an invalidation or an insert is stored nowhere after it.
-//! Every order of events is forced with gates.
+//! No stale fill: a value that a load read before an invalidation or an insert is not stored after
+//! it. Gates force each order of events.
 
 use tidegate::Source;
 
@@ -19,7 +19,7 @@ on_both_tiers! {
     an_invalidation_frees_those_who_wait_for_another_process
 }
 
-/// What a process that has never seen the key finds.
+/// The answer of a process that has not looked the key up before.
 async fn elsewhere(backend: &Backend, db: &Db) -> (String, Source) {
     let node = backend.node(db).await;
     let entry = node
@@ -72,7 +72,7 @@ async fn a_get_after_an_invalidation_begins_a_new_load(backend: Backend) {
     backend.check(&[&a]).await;
 }
 
-/// A load, an invalidation, and a second load while the first one runs.
+/// A load, an invalidation, and a second load that begins while the first one runs.
 async fn two_loads(backend: &Backend, db: &Db, a: &Node, the_first_ends_first: bool) {
     db.write(1, "old");
     let (first, second) = (db.gate(), db.gate());
@@ -155,7 +155,7 @@ async fn an_invalidation_by_another_process_keeps_the_value_of_a_running_load_ou
         a.stats().remote_invalidations == 1
     })
     .await;
-    // The next one asks again, although the first load still runs.
+    // The next look-up begins a load of its own although the first load still runs.
     let late = a.caller(1).await;
     second.reached().await;
     first.open();
@@ -195,7 +195,8 @@ async fn an_invalidation_frees_those_who_wait_for_another_process(backend: Backe
     })
     .await;
     a.invalidate(&1).await.expect("an invalidation");
-    // The lease that it waited for is gone: it loads, long before that lease would have ended.
+    // The lease that the process waited for is gone. The process loads long before that lease would
+    // end.
     second.reached().await;
     second.open();
     assert_eq!(value(answer(waiter).await), "row 1");

@@ -1,4 +1,4 @@
-//! One load per fleet.
+//! One load per fleet: a lease in the shared tier elects the process that loads.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ async fn waiters_are_woken_by_the_fill(backend: Backend) {
     for waiter in waiters {
         assert_eq!(value(answer(waiter).await), "row 1");
     }
-    // The lease would have ended a minute later.
+    // Without the wake-up, the waiters would wait for a minute, the TTL of the lease.
     assert!(filled.elapsed() < AT_ONCE, "{:?}", filled.elapsed());
     assert_eq!(value(answer(holder).await), "row 1");
     assert_eq!((db.loads(), b.stats().l2_hits), (1, 100));
@@ -177,11 +177,11 @@ async fn a_load_that_all_callers_left_leaves_no_lease(backend: Backend) {
     backend.check(&[&a, &b]).await;
 }
 
-/// A value that its codec refuses when it says so.
+/// A value that its codec refuses to encode when the field is `true`.
 #[derive(Debug, serde::Deserialize)]
-struct Picky(bool);
+struct Unencodable(bool);
 
-impl serde::Serialize for Picky {
+impl serde::Serialize for Unencodable {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if self.0 {
             Err(serde::ser::Error::custom("not this one"))
@@ -192,13 +192,14 @@ impl serde::Serialize for Picky {
 }
 
 async fn a_value_that_cannot_be_encoded_is_answered_and_leaves_no_lease(backend: Backend) {
-    let loader =
-        || loader_fn(|key: u64| async move { Ok::<_, BoxError>(Loaded::found(Picky(key == 1))) });
-    let a: Node<Picky> = backend.named("picky", loader(), |builder| builder).await;
-    let b: Node<Picky> = backend.named("picky", loader(), |builder| builder).await;
+    let loader = || {
+        loader_fn(|key: u64| async move { Ok::<_, BoxError>(Loaded::found(Unencodable(key == 1))) })
+    };
+    let a: Node<Unencodable> = backend.named("picky", loader(), |builder| builder).await;
+    let b: Node<Unencodable> = backend.named("picky", loader(), |builder| builder).await;
     for node in [&a, &b] {
-        let picky = node.get(1).await.expect("an answer").expect("a value");
-        assert!(picky.0);
+        let unencodable = node.get(1).await.expect("an answer").expect("a value");
+        assert!(unencodable.0);
         assert!(
             node.peek(&1).is_none(),
             "it is kept in L1 although no other process can have it"
@@ -218,7 +219,7 @@ async fn a_lease_that_was_lost_is_not_given_back_for_its_new_holder(backend: Bac
     let db = Db::default();
     let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let (first, second) = (db.gate(), db.gate());
-    // Its lease is given back, not filled against.
+    // The loader asks not to store the value, so the holder releases its lease instead of a fill.
     db.behave(Behaviour {
         do_not_store: true,
         ..Behaviour::default()

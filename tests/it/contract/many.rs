@@ -1,4 +1,4 @@
-//! Many keys at once: each has its own outcome, and they share the round trips and the load.
+//! `get_many`: each key has its own outcome, and the keys share round trips and loads.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
@@ -27,13 +27,13 @@ on_both_tiers! {
     a_batch_that_panics_is_an_error_of_its_keys
     a_batch_that_hangs_is_cut_off_and_its_keys_are_free_again
     all_callers_of_a_batch_may_go_away
-    a_large_batch_is_loaded_in_chunks_so_many_at_once
+    a_large_batch_is_loaded_in_chunks_with_bounded_concurrency
     a_batch_is_one_load_among_the_concurrent_ones
-    a_batch_that_gets_no_place_is_overloaded
+    a_batch_that_gets_no_permit_is_overloaded
     without_a_batch_loader_each_key_is_loaded_by_itself_64_at_once
     what_is_not_in_the_answer_is_cached_as_absent_and_an_error_is_not
-    what_the_loader_says_of_each_value_holds
-    a_batch_loader_that_asks_for_one_of_its_keys_is_told_so
+    tags_and_do_not_store_hold_for_each_value_of_a_batch
+    a_batch_loader_that_asks_for_one_of_its_keys_gets_a_load_cycle_error
     stale_values_of_a_batch_are_answered_and_refreshed_together
     an_unchanged_value_of_a_batch_is_kept
     many_inserts_and_invalidations_reach_every_process
@@ -54,7 +54,7 @@ fn sorted(mut keys: Vec<u64>) -> Vec<u64> {
     keys
 }
 
-/// Each with its own error.
+/// Whether every key has an error of this kind.
 fn errors(got: &[GetResult], what: impl Fn(&Error<BoxError>) -> bool) -> bool {
     got.iter().all(|got| got.as_ref().is_err_and(&what))
 }
@@ -78,7 +78,7 @@ async fn a_mix_of_all_kinds_of_keys_comes_back_in_order_from_one_load(backend: B
     let gate = db.gate();
     let loading = a.caller(in_flight).await;
     gate.reached().await;
-    db.forget();
+    db.reset_counts();
     let before = a.stats();
 
     let keys = [
@@ -122,13 +122,13 @@ async fn keys_that_l2_has_are_one_command(backend: Backend) {
     let keys: Vec<u64> = (0..1_000).collect();
     a.get_many(&keys).await;
     b.get(2_000).await.expect("a load");
-    db.forget();
-    let mut watch = backend.watch();
+    db.reset_counts();
+    let mut counter = backend.command_counter();
     assert_eq!(values(b.get_many(&keys).await), rows(keys.clone()));
-    assert_eq!((watch.commands(), db.loads()), (1, 0));
+    assert_eq!((counter.commands(), db.loads()), (1, 0));
     assert_eq!(b.stats().l2_hits, 1_000);
     assert_eq!(values(b.get_many(&keys).await), rows(keys));
-    assert_eq!((watch.commands(), b.stats().l1_hits), (0, 1_000));
+    assert_eq!((counter.commands(), b.stats().l1_hits), (0, 1_000));
     backend.check(&[&a, &b]).await;
 }
 
@@ -136,11 +136,11 @@ async fn cold_keys_are_one_read_and_then_a_lease_and_a_fill_for_each(backend: Ba
     let db = Db::default();
     let a = backend.node_with(&db, batched).await;
     a.get(2_000).await.expect("a load");
-    db.forget();
+    db.reset_counts();
     let keys: Vec<u64> = (0..100).collect();
-    let mut watch = backend.watch();
+    let mut counter = backend.command_counter();
     assert_eq!(values(a.get_many(&keys).await), rows(keys.clone()));
-    assert_eq!((watch.commands(), db.batches()), (201, vec![keys]));
+    assert_eq!((counter.commands(), db.batches()), (201, vec![keys]));
     backend.check(&[&a]).await;
 }
 
@@ -186,7 +186,7 @@ async fn overlapping_batches_of_two_processes_load_each_key_once(backend: Backen
     let second = b.many_caller(&[2, 3, 4]).await;
     other_gate.reached().await;
     assert_eq!(db.batches(), [vec![1, 2, 3], vec![4]]);
-    // The other process holds these two up, and nobody else.
+    // The other process delays keys 2 and 3, and no other key.
     other_gate.open();
     let four = b.caller(4).await;
     assert_eq!(value(answer(four).await), "row 4");
@@ -234,7 +234,7 @@ async fn a_batch_that_fails_fails_its_own_keys_and_leaves_no_lease(backend: Back
         backend.node_with(&db, settings).await,
     );
     a.get(4).await.expect("a load");
-    db.forget();
+    db.reset_counts();
     let gate = db.gate();
     db.behave(Behaviour::fails());
     let asked = a.many_caller(&[1, 2, 4]).await;
@@ -252,7 +252,7 @@ async fn a_batch_that_fails_fails_its_own_keys_and_leaves_no_lease(backend: Back
         got[2].as_ref().ok().and_then(|row| row.as_deref()),
         Some(&"row 4".to_owned())
     );
-    // Held off here and elsewhere, each key by itself.
+    // Both keys are held off in both processes.
     assert!(errors(&a.get_many(&[1, 2]).await, |error| matches!(
         error,
         Error::Load(_)
@@ -328,7 +328,7 @@ async fn all_callers_of_a_batch_may_go_away(backend: Backend) {
     backend.check(&[&a]).await;
 }
 
-async fn a_large_batch_is_loaded_in_chunks_so_many_at_once(backend: Backend) {
+async fn a_large_batch_is_loaded_in_chunks_with_bounded_concurrency(backend: Backend) {
     let db = Db::default();
     let a = backend
         .node_with(&db, |builder| {
@@ -373,7 +373,7 @@ async fn a_batch_is_one_load_among_the_concurrent_ones(backend: Backend) {
     backend.check(&[&a]).await;
 }
 
-async fn a_batch_that_gets_no_place_is_overloaded(backend: Backend) {
+async fn a_batch_that_gets_no_permit_is_overloaded(backend: Backend) {
     let db = Db::default();
     let a = backend
         .node_with(&db, |builder| {
@@ -389,7 +389,8 @@ async fn a_batch_that_gets_no_place_is_overloaded(backend: Backend) {
     let gate = db.gate();
     let first = a.many_caller(&[1, 2]).await;
     gate.reached().await;
-    // It has a place for as long as a load may take, and those who come now wait no longer.
+    // The first batch has the only permit for as long as a load may take. The second batch waits no
+    // longer than that.
     let second = a.many_caller(&[3, 4]).await;
     let got = answer(second).await;
     assert_eq!(got.len(), 2);
@@ -433,7 +434,7 @@ async fn what_is_not_in_the_answer_is_cached_as_absent_and_an_error_is_not(backe
     assert_eq!(backend.records(), 0, "nothing was found out");
     db.behave(Behaviour::default());
     assert_eq!(values(a.get_many(&[1, 2]).await), ["row 1", "-"]);
-    db.forget();
+    db.reset_counts();
     for node in [&a, &b] {
         assert_eq!(values(node.get_many(&[2, 1]).await), ["-", "row 1"]);
     }
@@ -442,13 +443,13 @@ async fn what_is_not_in_the_answer_is_cached_as_absent_and_an_error_is_not(backe
     backend.check(&[&a, &b]).await;
 }
 
-async fn what_the_loader_says_of_each_value_holds(backend: Backend) {
+async fn tags_and_do_not_store_hold_for_each_value_of_a_batch(backend: Backend) {
     let db = Db::default();
     let a = backend.node_with(&db, batched).await;
     db.tag(1, &["red"]);
     a.get_many(&[1, 2]).await;
     a.invalidate_tag("red").await.expect("an invalidation");
-    db.forget();
+    db.reset_counts();
     a.get_many(&[1, 2]).await;
     assert_eq!(db.batches(), [[1]]);
     db.behave(Behaviour {
@@ -456,7 +457,7 @@ async fn what_the_loader_says_of_each_value_holds(backend: Backend) {
         ..Behaviour::default()
     });
     assert_eq!(values(a.get_many(&[3, 4]).await), rows(3..5));
-    db.forget();
+    db.reset_counts();
     assert_eq!(values(a.get_many(&[3, 4]).await), rows(3..5));
     assert_eq!(db.loads(), 2, "stored nowhere");
     let entries = a.get_many_entries(&[3, 2]).await;
@@ -467,7 +468,7 @@ async fn what_the_loader_says_of_each_value_holds(backend: Backend) {
     assert_eq!(sources, [Some(Source::Loader), Some(Source::L1)]);
 }
 
-/// Asks its cache for a key while it loads.
+/// A loader that looks up keys in its own cache while it loads a batch.
 #[derive(Clone, Default)]
 struct Nested(Arc<OnceLock<Node>>);
 
@@ -496,9 +497,10 @@ impl BatchLoader for Nested {
     }
 }
 
-async fn a_batch_loader_that_asks_for_one_of_its_keys_is_told_so(backend: Backend) {
+async fn a_batch_loader_that_asks_for_one_of_its_keys_gets_a_load_cycle_error(backend: Backend) {
     let nested = Nested::default();
-    // One by one where they are single: the loader's own look-up of another key is no batch.
+    // The loader looks up another key of the same cache, and that look-up must not wait for a
+    // batch.
     let alone = Batching::new().window(Duration::ZERO);
     let node = backend
         .named("users", nested.clone(), |builder| builder.batched(alone))
@@ -557,7 +559,7 @@ async fn an_unchanged_value_of_a_batch_is_kept(backend: Backend) {
     for key in [1, 2] {
         a.expire(&key).await.expect("an expiry");
     }
-    db.forget();
+    db.reset_counts();
     db.behave(Behaviour {
         unchanged: true,
         ..Behaviour::default()
@@ -600,18 +602,18 @@ async fn a_stream_of_keys_is_answered_in_order(backend: Backend) {
     }
     let sizes: Vec<usize> = db.batches().iter().map(Vec::len).collect();
     assert_eq!(sizes, [1_000, 1_000, 500]);
-    // Keys that come one by one are answered one by one.
-    let (tell, told) = tokio::sync::mpsc::unbounded_channel();
-    let told = stream::unfold(told, |mut told| async {
-        told.recv().await.map(|key| (key, told))
+    // Keys that arrive one at a time are answered one at a time.
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    let receiver = stream::unfold(receiver, |mut receiver| async {
+        receiver.recv().await.map(|key| (key, receiver))
     });
-    let mut found = a.get_stream(told);
+    let mut found = a.get_stream(receiver);
     for key in [3_001, 3_000] {
-        tell.send(key).expect("somebody listens");
+        sender.send(key).expect("somebody listens");
         let (answered, row) = found.next().await.expect("an answer");
         assert_eq!((answered, value(row)), (key, format!("row {key}")));
     }
-    drop(tell);
+    drop(sender);
     assert!(found.next().await.is_none());
     assert!(found.next().await.is_none(), "and stays so");
 }
@@ -619,14 +621,14 @@ async fn a_stream_of_keys_is_answered_in_order(backend: Backend) {
 async fn no_keys_are_no_work_and_a_closed_cache_says_so_for_each(backend: Backend) {
     let db = Db::default();
     let a = backend.node(&db).await;
-    // Whatever belongs to the connection is through.
+    // The first load opens the connection, which costs commands of its own.
     a.get(1).await.expect("a load");
-    let mut watch = backend.watch();
+    let mut counter = backend.command_counter();
     assert!(a.get_many(&[]).await.is_empty());
     a.insert_many([] as [(u64, String); 0])
         .await
         .expect("nothing");
-    assert_eq!(watch.commands(), 0);
+    assert_eq!(counter.commands(), 0);
     a.close().await;
     let got = a.get_many(&[1, 2]).await;
     assert!(got.len() == 2 && errors(&got, |error| matches!(error, Error::Closed)));

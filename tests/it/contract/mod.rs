@@ -1,5 +1,5 @@
-//! What holds on every shared tier: the same functions run on `InProcess` and on Redis. Several
-//! caches of one name on one tier stand for several processes.
+//! The contract of the shared tier: each test runs on `InProcess` and on Redis. Several caches of
+//! one name on one tier stand for several processes.
 
 mod backoff;
 mod batch_window;
@@ -11,11 +11,11 @@ mod fence;
 mod leases;
 mod many;
 mod races;
+mod random_traffic;
 mod reads;
 mod refresh;
 mod reload;
 mod stale;
-mod storm;
 mod values;
 mod versions;
 mod waiting;

@@ -1,10 +1,11 @@
-//! Refreshes against what changes their keys, by the same process and by another: what is older is
-//! stored nowhere, and takes nothing away from whoever comes after it.
+//! Refreshes that run while their key changes, in the same process or in another. The older value
+//! is stored nowhere, and the refresh releases no lease or claim of a later load.
 
 use tidegate::{Error, Loaded};
 
 use crate::support::aging::{
-    TTL, fresh, has_fresh, make_stale, seen, with_stale_if_error, with_stale_while_revalidate,
+    TTL, fresh, has_fresh, make_stale, with_freshness, with_stale_if_error,
+    with_stale_while_revalidate,
 };
 use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
@@ -28,8 +29,8 @@ on_both_tiers! {
     refreshes_by_hand_in_two_processes_are_one_load
 }
 
-/// Two processes have "old", past its TTL. One refreshes it: its load has read "older" and stands at
-/// the gate. The source says "new" by now.
+/// Two processes hold "old", which is past its TTL. One of them refreshes it: the load has read
+/// "older" and waits at the gate. The source holds "new" by now.
 struct Fixture {
     backend: Backend,
     db: Db,
@@ -63,7 +64,7 @@ impl Fixture {
         if here { &self.a } else { &self.b }
     }
 
-    /// The refresh ends, and nothing of it is anywhere.
+    /// The refresh ends, its fill is refused, and no L1 holds its value.
     async fn is_refused(&self) {
         let before = self.a.stats();
         self.gate.open();
@@ -76,11 +77,11 @@ impl Fixture {
         }
     }
 
-    /// All have this in the end, after so many loads.
+    /// In the end all processes answer `right`, after `loads` loads.
     async fn ends_with(self, right: &str, loads: u64) {
         for node in [&self.a, &self.b] {
             eventually("it has heard", async || has_no_old(node)).await;
-            assert_eq!(seen(node.get_entry(1).await), fresh(right));
+            assert_eq!(with_freshness(node.get_entry(1).await), fresh(right));
         }
         let cold = self
             .backend
@@ -144,22 +145,24 @@ async fn an_insert_during_a_refresh_elsewhere_stays(backend: Backend) {
     inserted(backend, false).await;
 }
 
-/// Byte for byte what was there when the refresh began, and not what it was.
+/// The inserted bytes are the same as those that the refresh began with, but the record is another
+/// one.
 async fn the_same_value_inserted_during_a_refresh_discards_it(backend: Backend) {
     let fixture = Fixture::new(backend).await;
     let same = Loaded::found("old".to_owned()).ttl(TTL * 100);
     fixture.b.insert(1, same).await.expect("an insert");
     fixture.is_refused().await;
     eventually("it has heard", async || {
-        seen(fixture.a.get_entry(1).await) == fresh("old")
+        with_freshness(fixture.a.get_entry(1).await) == fresh("old")
     })
     .await;
-    assert_eq!(seen(fixture.b.get_entry(1).await), fresh("old"));
+    assert_eq!(with_freshness(fixture.b.get_entry(1).await), fresh("old"));
     assert_eq!(fixture.db.loads(), 1);
     fixture.backend.check(&[&fixture.a, &fixture.b]).await;
 }
 
-/// The record stays where it is, and is dead; so is what replaces it.
+/// The watermark makes the record invalid, and also the record that the refresh would put in its
+/// place.
 async fn invalidated_as_a_whole(backend: Backend, tag: Option<&str>) {
     let db = Db::default();
     db.tag(1, &["t"]);
@@ -182,7 +185,7 @@ async fn invalidated_as_a_whole(backend: Backend, tag: Option<&str>) {
     assert_eq!(value(answer(caller).await), "new");
     for node in [&a, &b] {
         eventually("it has heard", async || {
-            seen(node.get_entry(1).await) == fresh("new")
+            with_freshness(node.get_entry(1).await) == fresh("new")
         })
         .await;
     }
@@ -207,7 +210,7 @@ async fn a_refresh_that_was_refused_takes_no_claim_from_its_successor(backend: B
     let successor = fixture.b.refresher(1).await;
     second.reached().await;
     fixture.is_refused().await;
-    // A third one still has to wait for the second.
+    // A third process still has to wait for the second refresh.
     let cold = fixture
         .backend
         .node_with(&fixture.db, with_stale_while_revalidate)
@@ -234,7 +237,7 @@ async fn a_load_after_an_invalidation_is_not_disturbed_by_an_older_refresh(backe
     let fixture = Fixture::new(backend).await;
     fixture.a.invalidate(&1).await.expect("an invalidation");
     let second = fixture.db.gate();
-    // In the process whose refresh is still under way.
+    // The look-up comes from the process whose refresh is still under way.
     let caller = fixture.a.caller(1).await;
     second.reached().await;
     let before = fixture.a.stats();

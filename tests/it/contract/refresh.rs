@@ -1,4 +1,4 @@
-//! Refreshes: before the TTL ends, by hand, and of what has not changed.
+//! Refreshes: ahead of the end of the TTL, by a call of `refresh`, and of unchanged values.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tidegate::{CacheBuilder, Error, Freshness, Source};
 use tokio::time::{Instant, sleep};
 
 use crate::support::aging::{
-    LONG, TTL, fresh, has_fresh, intervals, make_stale, old, seen, with_stale_if_error,
+    LONG, TTL, fresh, has_fresh, intervals, make_stale, old, with_freshness, with_stale_if_error,
     with_stale_while_revalidate,
 };
 use crate::support::backend::{Backend, on_both_tiers};
@@ -17,19 +17,19 @@ use crate::support::{eventually, within};
 on_both_tiers! {
     nobody_waits_for_a_key_that_is_asked_for_often
     a_refresh_before_the_end_that_fails_is_tried_again_and_the_entry_stays
-    nothing_is_refreshed_in_the_first_half_of_its_life
-    a_refresh_loads_now_and_others_answer_what_there_is
+    nothing_is_refreshed_in_the_first_half_of_its_ttl
+    a_refresh_loads_now_and_others_are_answered_the_old_value
     refreshes_of_one_key_share_a_load
-    a_refresh_of_what_nobody_has_is_a_load
+    a_refresh_of_a_key_that_is_in_neither_tier_is_a_load
     a_refresh_that_fails_is_an_error_and_the_entry_stays
-    a_refresh_that_takes_longer_than_its_entry_lives_is_stored
+    a_refresh_that_takes_longer_than_its_entry_lasts_is_stored
     close_ends_refreshes_at_once_and_leaves_no_claim
 }
 
-/// Life and eagerness of entries that are asked for all the time, and for how many lives.
-fn hot(backend: &Backend) -> (Duration, f64, u32) {
+/// The TTL, the eagerness of refresh-ahead, and the number of TTLs for which the test asks.
+fn busy_key(backend: &Backend) -> (Duration, f64, u32) {
     if backend.server().is_some() {
-        // Early enough for a machine that has other things to do.
+        // A refresh this early ends in time also on a loaded machine.
         (Duration::from_secs(2), 20.0, 3)
     } else {
         (Duration::from_secs(2), 1.0, 20)
@@ -38,7 +38,7 @@ fn hot(backend: &Backend) -> (Duration, f64, u32) {
 
 async fn nobody_waits_for_a_key_that_is_asked_for_often(backend: Backend) {
     let db = Db::default();
-    let (ttl, eagerness, lives) = hot(&backend);
+    let (ttl, eagerness, ttls) = busy_key(&backend);
     let settings = |builder: CacheBuilder<Db>| builder.ttl(ttl).refresh_ahead(eagerness);
     let a = backend.node_with(&db, settings).await;
     let b = backend.node_with(&db, settings).await;
@@ -51,7 +51,7 @@ async fn nobody_waits_for_a_key_that_is_asked_for_often(backend: Backend) {
         node.get(1).await.expect("a look-up");
     }
     let (began, mut waited) = (Instant::now(), Vec::new());
-    while began.elapsed() < ttl * lives {
+    while began.elapsed() < ttl * ttls {
         for node in [&a, &b, &c] {
             let entry = node.get_entry(1).await.expect("a look-up");
             let entry = entry.expect("an entry");
@@ -63,12 +63,12 @@ async fn nobody_waits_for_a_key_that_is_asked_for_often(backend: Backend) {
         sleep(Duration::from_millis(2)).await;
     }
     assert!(waited.is_empty(), "callers have waited: {waited:?}");
-    let loads = db.begun();
-    // One each time, and none in the first half of a life.
+    let loads = db.load_starts();
+    // One load per TTL, and none in its first half.
     for gap in intervals(&loads) {
         assert!(gap >= ttl / 2, "{gap:?} apart");
     }
-    assert!(loads.len() > lives as usize, "{} loads", loads.len());
+    assert!(loads.len() > ttls as usize, "{} loads", loads.len());
     assert_eq!(db.reloads().len(), loads.len() - 1);
     backend.check(&[&a, &b, &c]).await;
 }
@@ -98,7 +98,7 @@ async fn a_refresh_before_the_end_that_fails_is_tried_again_and_the_entry_stays(
             let asked = Instant::now();
             let got = node.get_entry(1).await;
             if asked.elapsed() + (asked - loaded) + takes * 2 < ttl {
-                assert_eq!(seen(got), fresh("row 1"));
+                assert_eq!(with_freshness(got), fresh("row 1"));
                 answered = true;
             }
         }
@@ -106,15 +106,15 @@ async fn a_refresh_before_the_end_that_fails_is_tried_again_and_the_entry_stays(
         sleep(Duration::from_millis(5)).await;
     }
     assert!(answered);
-    for gap in intervals(&db.begun()) {
+    for gap in intervals(&db.load_starts()) {
         assert!(gap >= backoff - Duration::from_millis(3), "{gap:?}");
     }
     backend.check(&[&a, &b]).await;
 }
 
-/// With loads that cost as much as the life is long, and whoever asks: a process that has the entry,
-/// one that has refreshed it, one that keeps nothing.
-async fn nothing_is_refreshed_in_the_first_half_of_its_life(backend: Backend) {
+/// A load takes a quarter of the TTL. Neither the process that holds the entry, nor the process
+/// that refreshed it, nor a process without L1 begins a refresh.
+async fn nothing_is_refreshed_in_the_first_half_of_its_ttl(backend: Backend) {
     let db = Db::default();
     let (ttl, takes) = (Duration::from_secs(4), Duration::from_secs(1));
     let settings = |builder: CacheBuilder<Db>| builder.ttl(ttl).refresh_ahead(1000.0);
@@ -133,12 +133,12 @@ async fn nothing_is_refreshed_in_the_first_half_of_its_life(backend: Backend) {
             a.get(1).await.expect("a load");
         }
         let loaded = Instant::now();
-        db.forget();
+        db.reset_counts();
         for _ in 0..20 {
             for node in [&a, &without_l1] {
                 node.get(1).await.expect("a hit");
             }
-            // Past what L1 leaves alone after a refresh, and far from the middle.
+            // Past the pause that L1 makes after a refresh, and far from the middle of the TTL.
             sleep(Duration::from_millis(5)).await;
         }
         if loaded.elapsed() < ttl / 2 {
@@ -148,7 +148,7 @@ async fn nothing_is_refreshed_in_the_first_half_of_its_life(backend: Backend) {
     backend.check(&[&a, &without_l1]).await;
 }
 
-async fn a_refresh_loads_now_and_others_answer_what_there_is(backend: Backend) {
+async fn a_refresh_loads_now_and_others_are_answered_the_old_value(backend: Backend) {
     let db = Db::default();
     db.write(1, "old");
     let a = backend.node_with(&db, with_stale_while_revalidate).await;
@@ -161,12 +161,12 @@ async fn a_refresh_loads_now_and_others_answer_what_there_is(backend: Backend) {
     let refresher = a.refresher(1).await;
     gate.reached().await;
     for node in [&a, &b] {
-        assert_eq!(seen(node.get_entry(1).await), fresh("old"));
+        assert_eq!(with_freshness(node.get_entry(1).await), fresh("old"));
     }
     assert!(!refresher.is_finished());
     gate.open();
     assert_eq!(value(answer(refresher).await), "new");
-    assert_eq!(seen(a.get_entry(1).await), fresh("new"));
+    assert_eq!(with_freshness(a.get_entry(1).await), fresh("new"));
     let cold = backend.node_with(&db, with_stale_while_revalidate).await;
     assert_eq!(value(cold.get(1).await), "new");
     assert_eq!((db.loads(), a.stats().fills), (2, 2));
@@ -203,16 +203,16 @@ async fn refreshes_of_one_key_share_a_load(backend: Backend) {
     backend.check(&[&a, &b]).await;
 }
 
-async fn a_refresh_of_what_nobody_has_is_a_load(backend: Backend) {
+async fn a_refresh_of_a_key_that_is_in_neither_tier_is_a_load(backend: Backend) {
     let db = Db::default();
     let a = backend.node_with(&db, with_stale_while_revalidate).await;
     let b = backend.node_with(&db, with_stale_while_revalidate).await;
     assert_eq!(value(a.refresh(&1).await), "row 1");
-    assert_eq!(seen(b.get_entry(1).await), fresh("row 1"));
+    assert_eq!(with_freshness(b.get_entry(1).await), fresh("row 1"));
     db.delete(1);
     assert_eq!(b.refresh(&1).await.expect("a load"), None);
     assert_eq!((db.loads(), db.reloads().len()), (2, 1));
-    // A caller of `get` and one of `refresh` share it, too.
+    // A caller of `get` and a caller of `refresh` share one load.
     let gate = db.gate();
     let caller = a.caller(2).await;
     gate.reached().await;
@@ -233,7 +233,7 @@ async fn a_refresh_that_fails_is_an_error_and_the_entry_stays(backend: Backend) 
         node.get(1).await.expect("a look-up");
     }
     make_stale(&db, &[&a, &b], 2).await;
-    db.forget();
+    db.reset_counts();
     db.behave(Behaviour::fails());
     for key in [1, 2] {
         for _ in 0..3 {
@@ -243,8 +243,11 @@ async fn a_refresh_that_fails_is_an_error_and_the_entry_stays(backend: Backend) 
         }
     }
     for node in [&a, &b] {
-        assert_eq!(seen(node.get_entry(1).await), fresh("row 1"));
-        assert_eq!(seen(node.get_entry(2).await), old(Freshness::Stale));
+        assert_eq!(with_freshness(node.get_entry(1).await), fresh("row 1"));
+        assert_eq!(
+            with_freshness(node.get_entry(2).await),
+            old(Freshness::Stale)
+        );
     }
     assert_eq!(db.loads(), 2, "one for each key");
     backend.check(&[&a, &b]).await;
@@ -258,10 +261,10 @@ async fn close_ends_refreshes_at_once_and_leaves_no_claim(backend: Backend) {
     make_stale(&db, &[&a, &b], 1).await;
     db.write(1, "new");
     let gate = db.gate();
-    assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
+    assert_eq!(with_freshness(a.get_entry(1).await), old(Freshness::Stale));
     gate.reached().await;
-    // One that waits for the claim of another ends as well.
-    assert_eq!(seen(b.get_entry(1).await), old(Freshness::Stale));
+    // A refresh that waits for another process's claim ends as well.
+    assert_eq!(with_freshness(b.get_entry(1).await), old(Freshness::Stale));
     eventually("the other process waits", async || {
         b.stats().lease_waits == 1
     })
@@ -273,7 +276,7 @@ async fn close_ends_refreshes_at_once_and_leaves_no_claim(backend: Backend) {
     assert!(matches!(a.get(1).await, Err(Error::Closed)));
     let c = backend.node_with(&db, settings).await;
     eventually("it has the new value", async || {
-        seen(c.get_entry(1).await) == fresh("new")
+        with_freshness(c.get_entry(1).await) == fresh("new")
     })
     .await;
     assert_eq!((db.loads(), c.stats().lease_waits), (2, 0));
@@ -281,7 +284,7 @@ async fn close_ends_refreshes_at_once_and_leaves_no_claim(backend: Backend) {
     backend.check(&[&a, &b, &c]).await;
 }
 
-async fn a_refresh_that_takes_longer_than_its_entry_lives_is_stored(backend: Backend) {
+async fn a_refresh_that_takes_longer_than_its_entry_lasts_is_stored(backend: Backend) {
     let db = Db::default();
     let short = Duration::from_millis(600);
     let settings = |builder: CacheBuilder<Db>| builder.refresh_ahead(0.0).lease_ttl(short);
@@ -293,7 +296,7 @@ async fn a_refresh_that_takes_longer_than_its_entry_lives_is_stored(backend: Bac
     let gate = db.gate();
     let refresher = a.refresher(1).await;
     gate.reached().await;
-    // Longer than the claim lives without a renewal, and the record with it.
+    // Longer than the claim lasts without a renewal, and longer than the record lasts.
     sleep(short * 2 + TTL).await;
     let waits = b.caller(1).await;
     eventually("the other process waits", async || {

@@ -1,4 +1,4 @@
-//! Answers past the TTL: while a new value is loaded, and when it cannot be.
+//! Stale answers while a new value is loaded.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tidegate::{Error, Freshness, Source};
 use tokio::time::{Instant, sleep};
 
 use crate::support::aging::{
-    LONG, TTL, fresh, has_fresh, make_stale, old, seen, with_stale_if_error,
+    LONG, TTL, fresh, has_fresh, make_stale, old, with_freshness, with_stale_if_error,
     with_stale_while_revalidate,
 };
 use crate::support::backend::{Backend, on_both_tiers};
@@ -57,13 +57,16 @@ async fn everyone_is_answered_at_once_while_one_process_loads(backend: Backend) 
     })
     .await;
     for node in nodes {
-        assert_eq!(seen(node.get_entry(1).await), old(Freshness::Stale));
+        assert_eq!(
+            with_freshness(node.get_entry(1).await),
+            old(Freshness::Stale)
+        );
     }
     assert_eq!(db.loads(), 1);
     gate.open();
     for node in nodes {
         eventually("it has the new value", async || has_fresh(node, 1, "new")).await;
-        assert_eq!(seen(node.get_entry(1).await), fresh("new"));
+        assert_eq!(with_freshness(node.get_entry(1).await), fresh("new"));
     }
     assert_eq!(db.loads(), 1);
     backend.check(&nodes).await;
@@ -182,17 +185,20 @@ async fn a_hung_refresh_does_not_keep_the_old_value_for_ever(backend: Backend) {
     });
     let began = Instant::now();
     for node in [&a, &b] {
-        assert_eq!(seen(node.get_entry(1).await), old(Freshness::Stale));
+        assert_eq!(
+            with_freshness(node.get_entry(1).await),
+            old(Freshness::Stale)
+        );
     }
     eventually("one loads and hangs", async || db.loads() == 1).await;
     db.behave(Behaviour::default());
     for node in [&a, &b] {
         eventually("it has the new value", async || {
-            seen(node.get_entry(1).await) == fresh("new")
+            with_freshness(node.get_entry(1).await) == fresh("new")
         })
         .await;
     }
-    let begun = db.begun();
+    let begun = db.load_starts();
     assert_eq!(begun.len(), 2);
     assert!(
         begun[1] - began >= Duration::from_millis(300) + SOON,
@@ -222,8 +228,14 @@ async fn both_windows_begin_where_the_ttl_ends(backend: Backend) {
         sleep(short).await;
         db.behave(Behaviour::fails());
         match key {
-            1 => assert_eq!(seen(node.get_entry(1).await), old(Freshness::StaleOnError)),
-            2 => assert_eq!(seen(node.get_entry(2).await), old(Freshness::Stale)),
+            1 => assert_eq!(
+                with_freshness(node.get_entry(1).await),
+                old(Freshness::StaleOnError)
+            ),
+            2 => assert_eq!(
+                with_freshness(node.get_entry(2).await),
+                old(Freshness::Stale)
+            ),
             _ => assert!(
                 node.get(key).await.is_err(),
                 "one does not follow the other"
@@ -244,17 +256,17 @@ async fn nobody_who_has_the_old_value_loads_by_itself_however_long_the_wait(back
     make_stale(&db, &[&a, &b], 1).await;
     db.write(1, "new");
     let gate = db.gate();
-    assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
+    assert_eq!(with_freshness(a.get_entry(1).await), old(Freshness::Stale));
     gate.reached().await;
     eventually("it has given up waiting, more than once", async || {
-        assert_eq!(seen(b.get_entry(1).await), old(Freshness::Stale));
+        assert_eq!(with_freshness(b.get_entry(1).await), old(Freshness::Stale));
         b.stats().lease_waits >= 3
     })
     .await;
     assert_eq!((db.loads(), b.stats().lease_wait_exceeded), (1, 0));
     gate.open();
     eventually("it has the new value", async || {
-        seen(b.get_entry(1).await) == fresh("new")
+        with_freshness(b.get_entry(1).await) == fresh("new")
     })
     .await;
     assert_eq!(db.loads(), 1);

@@ -1,4 +1,4 @@
-//! Values and look-ups.
+//! Values, absences and their lifetimes in both tiers.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use crate::support::node::{Node, answer, begin, value};
 
 on_both_tiers! {
     a_second_get_is_answered_by_l1_without_a_load_or_a_command
-    a_hit_in_l2_fills_l1_with_what_remains_of_the_life_and_keeps_the_age
+    a_hit_in_l2_fills_l1_for_the_rest_of_the_ttl_and_keeps_the_age
     found_and_missing_and_never_asked_are_three_things
-    an_absence_lives_for_the_negative_ttl
+    an_absence_is_kept_for_the_negative_ttl
     a_zero_negative_ttl_keeps_no_absence
     the_ttl_of_a_value_wins_in_both_tiers
     do_not_store_answers_everyone_and_keeps_nothing
@@ -36,28 +36,28 @@ async fn a_second_get_is_answered_by_l1_without_a_load_or_a_command(backend: Bac
     let db = Db::default();
     let a = backend.node(&db).await;
     assert_eq!(value(a.get(1).await), "row 1");
-    let mut watch = backend.watch();
+    let mut counter = backend.command_counter();
     for _ in 0..10 {
         assert_eq!(value(a.get(1).await), "row 1");
     }
     assert_eq!(
-        (watch.commands(), db.loads(), a.stats().l1_hits),
+        (counter.commands(), db.loads(), a.stats().l1_hits),
         (0, 1, 10)
     );
     backend.check(&[&a]).await;
 }
 
-async fn a_hit_in_l2_fills_l1_with_what_remains_of_the_life_and_keeps_the_age(backend: Backend) {
+async fn a_hit_in_l2_fills_l1_for_the_rest_of_the_ttl_and_keeps_the_age(backend: Backend) {
     let db = Db::default();
-    let (life, waits) = (Duration::from_millis(1500), Duration::from_millis(500));
-    let a = backend.node_with(&db, |builder| builder.ttl(life)).await;
-    let b = backend.node_with(&db, |builder| builder.ttl(life)).await;
+    let (ttl, waits) = (Duration::from_millis(1500), Duration::from_millis(500));
+    let a = backend.node_with(&db, |builder| builder.ttl(ttl)).await;
+    let b = backend.node_with(&db, |builder| builder.ttl(ttl)).await;
     a.get(1).await.expect("a load");
     let loaded = Instant::now();
     sleep(waits).await;
     let entry = b.get_entry(1).await.expect("a look-up").expect("an entry");
     assert_eq!(entry.source(), Source::L2);
-    // The clocks of two processes differ by a part of a round trip.
+    // The clocks of two processes differ by part of a round trip.
     let rounding = Duration::from_millis(20);
     assert!(
         entry.age() + rounding >= waits,
@@ -65,7 +65,7 @@ async fn a_hit_in_l2_fills_l1_with_what_remains_of_the_life_and_keeps_the_age(ba
         entry.age()
     );
     assert_eq!(source(&b, 1).await, Source::L1);
-    sleep_until(loaded + life + rounding).await;
+    sleep_until(loaded + ttl + rounding).await;
     assert!(b.peek(&1).is_none(), "L1 outlives the record");
     assert_eq!(db.loads(), 1);
     backend.check(&[&a, &b]).await;
@@ -78,7 +78,7 @@ async fn found_and_missing_and_never_asked_are_three_things(backend: Backend) {
     assert_eq!(value(a.get(1).await), "row 1");
     assert_eq!(a.get(2).await.expect("an answer"), None);
     assert_eq!(db.loads(), 2);
-    // In L1, and in L2 as well: nobody asks the source again.
+    // Both tiers hold the absence: no look-up reaches the source.
     assert_eq!(a.get(2).await.expect("an answer"), None);
     assert_eq!(b.get(2).await.expect("an answer"), None);
     assert_eq!(db.loads(), 2);
@@ -95,16 +95,16 @@ async fn found_and_missing_and_never_asked_are_three_things(backend: Backend) {
     backend.check(&[&a, &b]).await;
 }
 
-async fn an_absence_lives_for_the_negative_ttl(backend: Backend) {
+async fn an_absence_is_kept_for_the_negative_ttl(backend: Backend) {
     let db = Db::default();
     db.delete(1);
-    let life = Duration::from_millis(400);
+    let ttl = Duration::from_millis(400);
     let a = backend
-        .node_with(&db, |builder| builder.negative_ttl(life))
+        .node_with(&db, |builder| builder.negative_ttl(ttl))
         .await;
     assert_eq!(a.get(1).await.expect("an answer"), None);
     db.write(1, "here now");
-    sleep(life + Duration::from_millis(50)).await;
+    sleep(ttl + Duration::from_millis(50)).await;
     assert_eq!(value(a.get(1).await), "here now");
     backend.check(&[&a]).await;
 }
@@ -123,14 +123,14 @@ async fn a_zero_negative_ttl_keeps_no_absence(backend: Backend) {
 
 async fn the_ttl_of_a_value_wins_in_both_tiers(backend: Backend) {
     let db = Db::default();
-    let life = Duration::from_millis(300);
+    let ttl = Duration::from_millis(300);
     db.behave(Behaviour {
-        ttl: Some(life),
+        ttl: Some(ttl),
         ..Behaviour::default()
     });
     let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     a.get(1).await.expect("a load");
-    sleep(life + Duration::from_millis(50)).await;
+    sleep(ttl + Duration::from_millis(50)).await;
     assert!(a.peek(&1).is_none());
     assert_eq!(
         source(&b, 1).await,
@@ -156,7 +156,7 @@ async fn do_not_store_answers_everyone_and_keeps_nothing(backend: Backend) {
     }
     assert_eq!(db.loads(), 1);
     assert!(a.peek(&1).is_none());
-    // No value in L2, and no lease: the others load at once.
+    // L2 holds no value and no lease, so the others load at once.
     assert_eq!(source(&b, 1).await, Source::Loader);
     assert_eq!(source(&a, 1).await, Source::Loader);
     assert_eq!(db.loads(), 3);
@@ -168,7 +168,7 @@ async fn peek_loads_nothing_and_asks_nothing(backend: Backend) {
     let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     a.get(1).await.expect("a load");
     b.get(2).await.expect("a load");
-    let mut watch = backend.watch();
+    let mut counter = backend.command_counter();
     assert!(b.peek(&1).is_none(), "it is in L2 only");
     assert!(a.peek(&3).is_none());
     let entry = a.peek(&1).expect("it is in L1");
@@ -176,7 +176,7 @@ async fn peek_loads_nothing_and_asks_nothing(backend: Backend) {
         (entry.source(), entry.value().as_str()),
         (Source::L1, "row 1")
     );
-    assert_eq!((watch.commands(), db.loads()), (0, 2));
+    assert_eq!((counter.commands(), db.loads()), (0, 2));
     backend.check(&[&a, &b]).await;
 }
 
@@ -226,7 +226,7 @@ async fn caches_of_different_names_never_meet(backend: Backend) {
         a.peek(&1).is_some(),
         "another cache's invalidation evicts nothing"
     );
-    // From L2, whatever L1 had.
+    // The answer comes from L2 because this process has an empty L1.
     let c = backend.named("users", one.clone(), |builder| builder).await;
     assert_eq!((value(c.get(1).await).as_str(), one.loads()), ("one", 1));
     backend.check(&[&a, &b, &c]).await;

@@ -1,4 +1,4 @@
-//! Versions of rows: an insert does not replace a later one.
+//! Row versions: an insert does not replace a record with a later version.
 
 use tidegate::Loaded;
 
@@ -30,7 +30,7 @@ async fn refused(node: &Node, version: u64) {
     );
 }
 
-/// What everyone answers, those too that have never seen the key.
+/// Every process answers `text`, and so does a process that has not looked the key up before.
 async fn all_answer(backend: &Backend, db: &Db, nodes: &[&Node], text: &str) {
     for node in nodes {
         assert_eq!(value(node.get(1).await), text);
@@ -48,7 +48,7 @@ async fn an_insert_of_an_older_version_is_refused_and_the_newer_stays(backend: B
     assert!(b.peek(&1).is_none(), "what was refused is in L1");
     refused(&a, 6).await;
     all_answer(&backend, &db, &[&a, &b], "seven").await;
-    // One without a version has no say in it: it replaces, as ever.
+    // An insert without a version is not compared: it replaces any record.
     a.insert(1, "by hand".to_owned()).await.expect("an insert");
     all_answer(&backend, &db, &[&a], "by hand").await;
     assert_eq!(
@@ -77,7 +77,7 @@ async fn versions_beyond_what_a_float_holds_compare_right(backend: Backend) {
     let db = Db::default();
     let a = backend.node(&db).await;
     let float = 1_u64 << 53;
-    // Each next to its neighbour, and where a byte carries over.
+    // Neighbouring numbers, and numbers at which a byte overflows.
     let versions = [255, 256, float, float + 1, (1 << 63) - 1, 1 << 63, u64::MAX];
     for pair in versions.windows(2) {
         inserted(&a, "newer", pair[1]).await;
@@ -104,7 +104,7 @@ async fn the_version_that_a_load_found_counts_too(backend: Backend) {
     a.insert(1, gone).await.expect("an insert");
     refused(&a, 7).await;
     assert_eq!(a.get(1).await.expect("a look-up"), None);
-    // Where nothing is left, nothing is later.
+    // Without a record there is no version to compare with.
     a.invalidate(&1).await.expect("an invalidation");
     inserted(&a, "five", 5).await;
     all_answer(&backend, &db, &[&a], "five").await;

@@ -1,5 +1,4 @@
-//! Invalidations that wait: until no process can answer the old value, or until a replica has caught
-//! up.
+//! Invalidations that wait until no process can answer the old value, and hold-offs after them.
 
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use crate::support::node::{answer, begin, value};
 
 on_both_tiers! {
     invalidate_everywhere_returns_when_a_lease_and_a_grace_are_over_and_invalidates_at_once
-    invalidate_everywhere_is_done_also_for_one_who_does_not_wait
+    invalidate_everywhere_completes_when_its_caller_goes_away
     during_a_hold_off_loads_are_answered_and_stored_nowhere_and_afterwards_they_are
     a_load_that_began_before_a_hold_off_is_not_stored_during_it
     an_insert_is_not_held_off
@@ -59,7 +58,7 @@ async fn invalidate_everywhere_returns_when_a_lease_and_a_grace_are_over_and_inv
     backend.check(&[&a, &b]).await;
 }
 
-async fn invalidate_everywhere_is_done_also_for_one_who_does_not_wait(backend: Backend) {
+async fn invalidate_everywhere_completes_when_its_caller_goes_away(backend: Backend) {
     let db = Db::default();
     let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     for node in [&a, &b] {
@@ -92,7 +91,7 @@ async fn during_a_hold_off_loads_are_answered_and_stored_nowhere_and_afterwards_
     for node in [&a, &b] {
         node.get(1).await.expect("a look-up");
     }
-    // What the replica says for a while yet.
+    // A replica of the source would still return this row for a while.
     db.write(1, "old");
     let loads = db.loads();
     a.invalidate(&1).await.expect("an invalidation");
@@ -108,12 +107,12 @@ async fn during_a_hold_off_loads_are_answered_and_stored_nowhere_and_afterwards_
     }
     assert_eq!(db.loads(), loads + 6);
     assert_eq!(backend.records(), 1, "the record that says so");
-    // Other keys are none of its business.
+    // Other keys are not held off.
     assert_eq!(value(a.get(2).await), "row 2");
     assert!(a.peek(&2).is_some());
 
     db.write(1, "new");
-    // A little later than that: here it began when the reply was there.
+    // A margin: the hold-off began in the tier before the call returned here.
     sleep_until(ends + Duration::from_millis(100)).await;
     assert_eq!(value(a.get(1).await), "new");
     let entry = a.get_entry(1).await.expect("a look-up").expect("an entry");

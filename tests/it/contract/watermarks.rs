@@ -1,4 +1,4 @@
-//! What is invalidated as a whole: everything, or everything with a tag.
+//! Invalidations of a whole cache, and of all entries with a tag.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, value};
 
 on_both_tiers! {
-    an_invalidation_of_everything_is_one_command_and_leaves_nothing_alive_anywhere
+    an_invalidation_of_everything_is_one_command_and_leaves_no_usable_entry
     an_invalidation_of_everything_ends_running_loads_and_their_leases
     an_invalidation_of_everything_ends_the_load_of_another_process
     a_process_that_was_down_finds_that_everything_was_invalidated
-    a_life_of_its_own_saves_no_value_from_an_invalidation_of_everything
-    caches_of_other_names_keep_what_they_have
+    a_ttl_of_its_own_keeps_no_value_past_an_invalidation_of_everything
+    caches_of_other_names_keep_their_entries
     an_invalidation_of_a_tag_drops_what_carries_it_and_nothing_else
     an_invalidation_of_a_tag_fences_a_running_load
     a_get_after_an_invalidation_of_a_tag_takes_no_older_value_from_a_load_that_it_joined
@@ -30,9 +30,7 @@ async fn source(node: &Node, key: u64) -> Source {
     entry.expect("an entry").source()
 }
 
-async fn an_invalidation_of_everything_is_one_command_and_leaves_nothing_alive_anywhere(
-    backend: Backend,
-) {
+async fn an_invalidation_of_everything_is_one_command_and_leaves_no_usable_entry(backend: Backend) {
     let db = Db::default();
     let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let keys: Vec<u64> = (0..200).collect();
@@ -40,14 +38,14 @@ async fn an_invalidation_of_everything_is_one_command_and_leaves_nothing_alive_a
         a.get(key).await.expect("a load");
         b.get(key).await.expect("a look-up");
     }
-    let mut watch = backend.watch();
+    let mut counter = backend.command_counter();
     a.invalidate_all().await.expect("an invalidation");
     assert!(keys.iter().all(|key| a.peek(key).is_none()));
     eventually("the other process has dropped all", async || {
         keys.iter().all(|key| b.peek(key).is_none())
     })
     .await;
-    assert_eq!(watch.commands(), 1);
+    assert_eq!(counter.commands(), 1);
     for &key in &keys {
         db.write(key, "new");
         assert_eq!(value(b.get(key).await), "new");
@@ -67,7 +65,7 @@ async fn an_invalidation_of_everything_ends_running_loads_and_their_leases(backe
     first.reached().await;
     db.write(1, "new");
     a.invalidate_all().await.expect("an invalidation");
-    // The lease of the first load is there for a minute: nobody waits for it.
+    // The lease of the first load still lasts a minute, and no caller waits for it.
     let late = a.caller(1).await;
     second.reached().await;
     assert_eq!(a.stats().lease_waits, 0);
@@ -119,7 +117,7 @@ async fn a_process_that_was_down_finds_that_everything_was_invalidated(backend: 
     backend.check(&[&a, &again]).await;
 }
 
-async fn a_life_of_its_own_saves_no_value_from_an_invalidation_of_everything(backend: Backend) {
+async fn a_ttl_of_its_own_keeps_no_value_past_an_invalidation_of_everything(backend: Backend) {
     let db = Db::default();
     let a = backend.node(&db).await;
     db.behave(Behaviour {
@@ -135,7 +133,7 @@ async fn a_life_of_its_own_saves_no_value_from_an_invalidation_of_everything(bac
     backend.check(&[&a, &cold]).await;
 }
 
-async fn caches_of_other_names_keep_what_they_have(backend: Backend) {
+async fn caches_of_other_names_keep_their_entries(backend: Backend) {
     let db = Db::default();
     let users = backend.node(&db).await;
     let prices = backend.named("prices", db.clone(), |builder| builder).await;
@@ -165,14 +163,14 @@ async fn an_invalidation_of_a_tag_drops_what_carries_it_and_nothing_else(backend
     for key in 1..=4 {
         db.write(key, "new");
     }
-    let mut watch = backend.watch();
+    let mut counter = backend.command_counter();
     a.invalidate_tag("team:7").await.expect("an invalidation");
     assert!(a.peek(&1).is_none() && a.peek(&3).is_none());
     eventually("the other process has dropped them", async || {
         b.peek(&1).is_none() && b.peek(&3).is_none()
     })
     .await;
-    assert_eq!(watch.commands(), 1);
+    assert_eq!(counter.commands(), 1);
     for node in [&a, &b] {
         for key in [2, 4] {
             assert_eq!(source(node, key).await, Source::L1, "key {key}");
@@ -190,7 +188,7 @@ async fn an_invalidation_of_a_tag_drops_what_carries_it_and_nothing_else(backend
 async fn an_invalidation_of_a_tag_fences_a_running_load(backend: Backend) {
     let db = Db::default();
     let (a, b) = (backend.node(&db).await, backend.node(&db).await);
-    // Everyone knows the marks before.
+    // Both processes know the watermarks before the load begins.
     b.get(2).await.expect("a load");
     db.write(1, "old");
     db.tag(1, &["t"]);
@@ -306,7 +304,7 @@ async fn a_value_with_64_tags_is_stored_and_one_with_65_is_not(backend: Backend)
     assert_eq!((a.stats().fills, a.stats().encode_failures), (1, 1));
     assert!(a.peek(&2).is_none());
     assert_eq!(source(&b, 2).await, Source::Loader);
-    // Each of them counts.
+    // Each tag counts, also the last of 64.
     a.invalidate_tag("tag 63").await.expect("an invalidation");
     assert!(a.peek(&1).is_none());
     assert_eq!(source(&a, 1).await, Source::Loader);

@@ -5,7 +5,8 @@ use std::io;
 use tidegate::{Freshness, Loaded, Source, WriteError};
 
 use crate::support::aging::{
-    fresh, has_fresh, make_stale, old, seen, with_stale_if_error, with_stale_while_revalidate,
+    fresh, has_fresh, make_stale, old, with_freshness, with_stale_if_error,
+    with_stale_while_revalidate,
 };
 use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
@@ -40,7 +41,7 @@ async fn fixture(backend: &Backend, db: &Db) -> (Node, Node) {
     for node in [&a, &b] {
         assert_eq!(value(node.get(1).await), "old");
     }
-    db.forget();
+    db.reset_counts();
     (a, b)
 }
 
@@ -51,7 +52,7 @@ async fn everyone_has(nodes: &[&Node], right: &str) {
                 .is_none_or(|entry| entry.value().as_str() == right)
         })
         .await;
-        assert_eq!(seen(node.get_entry(1).await), fresh(right));
+        assert_eq!(with_freshness(node.get_entry(1).await), fresh(right));
     }
 }
 
@@ -200,7 +201,7 @@ async fn a_load_from_before_a_write_is_stored_nowhere(backend: Backend) {
     // Of another key, a refresh.
     make_stale(&db, &[&b], 2).await;
     let behind = db.gate();
-    assert_eq!(seen(b.get_entry(2).await), old(Freshness::Stale));
+    assert_eq!(with_freshness(b.get_entry(2).await), old(Freshness::Stale));
     behind.reached().await;
     for key in [1, 2] {
         db.write(key, "new");
@@ -216,7 +217,7 @@ async fn a_load_from_before_a_write_is_stored_nowhere(backend: Backend) {
     for node in [&a, &b] {
         for key in [1, 2] {
             eventually("it has heard", async || {
-                seen(node.get_entry(key).await) == fresh("new")
+                with_freshness(node.get_entry(key).await) == fresh("new")
             })
             .await;
         }
@@ -349,7 +350,10 @@ async fn a_refresh_after_a_write_that_fails_is_no_error_and_the_key_stays_expire
     assert!(a.peek(&1).is_none());
     for node in [&a, &b] {
         eventually("it has heard", async || node.peek(&1).is_none()).await;
-        assert_eq!(seen(node.get_entry(1).await), old(Freshness::StaleOnError));
+        assert_eq!(
+            with_freshness(node.get_entry(1).await),
+            old(Freshness::StaleOnError)
+        );
     }
     assert_eq!(db.loads(), 1);
     db.behave(Behaviour::default());
@@ -369,7 +373,11 @@ async fn a_closed_cache_begins_no_write(backend: Backend) {
     let refused = a.invalidate_after(1, commits(&db, &gate, ())).await;
     assert!(matches!(&refused, Err(WriteError::Remote(error)) if error.is_closed()));
     b.refresh(&1).await.expect("a load");
-    assert_eq!(seen(b.get_entry(1).await), fresh("old"), "nothing was done");
+    assert_eq!(
+        with_freshness(b.get_entry(1).await),
+        fresh("old"),
+        "nothing was done"
+    );
     backend.check(&[&a, &b]).await;
 }
 

@@ -55,14 +55,16 @@ pub(crate) async fn make_stale(db: &Db, nodes: &[&Node], key: u64) {
         db.behave(Behaviour::default());
         sleep(TTL + Duration::from_millis(20)).await;
         if all_in_time {
-            return db.forget();
+            return db.reset_counts();
         }
     }
     panic!("an entry was not fresh in all of L1 within its TTL");
 }
 
 /// What a look-up came to: the value and its freshness.
-pub(crate) fn seen(got: Result<Option<Entry<String>>, Error<BoxError>>) -> (String, Freshness) {
+pub(crate) fn with_freshness(
+    got: Result<Option<Entry<String>>, Error<BoxError>>,
+) -> (String, Freshness) {
     let entry = got.unwrap_or_else(|error| panic!("a look-up failed: {error:?}"));
     let entry = entry.expect("the key exists");
     (entry.value().as_str().to_owned(), entry.freshness())

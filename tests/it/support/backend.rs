@@ -87,10 +87,10 @@ impl Backend {
     }
 
     /// Counts what is asked of the tier from now on.
-    pub(crate) fn watch(&self) -> Watch {
+    pub(crate) fn command_counter(&self) -> CommandCounter {
         match self {
-            Self::InProcess(tier) => Watch::InProcess(tier.clone(), tier.commands()),
-            Self::Redis(server) => Watch::Redis(server.monitor()),
+            Self::InProcess(tier) => CommandCounter::InProcess(tier.clone(), tier.commands()),
+            Self::Redis(server) => CommandCounter::Redis(server.monitor()),
         }
     }
 
@@ -121,12 +121,12 @@ pub(crate) fn check_records(server: &Server) {
     }
 }
 
-pub(crate) enum Watch {
+pub(crate) enum CommandCounter {
     InProcess(InProcess, u64),
     Redis(Monitor),
 }
 
-impl Watch {
+impl CommandCounter {
     /// How many commands there were since the last call.
     pub(crate) fn commands(&mut self) -> u64 {
         match self {

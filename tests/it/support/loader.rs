@@ -111,7 +111,7 @@ impl Db {
 
     /// How many loads have begun, those among them that were told what there is.
     pub(crate) fn loads(&self) -> u64 {
-        self.begun().len() as u64
+        self.load_starts().len() as u64
     }
 
     /// Those of one key.
@@ -120,7 +120,7 @@ impl Db {
     }
 
     /// When they have begun.
-    pub(crate) fn begun(&self) -> Vec<Instant> {
+    pub(crate) fn load_starts(&self) -> Vec<Instant> {
         self.state().begun.clone()
     }
 
@@ -134,7 +134,7 @@ impl Db {
     }
 
     /// Counts from here.
-    pub(crate) fn forget(&self) {
+    pub(crate) fn reset_counts(&self) {
         let mut state = self.state();
         state.begun.clear();
         state.of.clear();

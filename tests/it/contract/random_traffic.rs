@@ -1,5 +1,5 @@
-//! Random traffic against a source of truth with versions: no look-up answers a version older than
-//! the last invalidation that had returned in its process.
+//! Random traffic against a source with versions: no look-up answers a version older than the last
+//! invalidation that had returned in its process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,11 +20,11 @@ const NODES: usize = 3;
 const TASKS: u64 = 12;
 const STEPS: u64 = 120;
 
-/// Random enough, and the same in every run.
-struct Dice(u64);
+/// A xorshift generator with a fixed seed: the same numbers in every run.
+struct Rng(u64);
 
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+impl Rng {
+    fn below(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -32,28 +32,28 @@ impl Dice {
     }
 }
 
-/// The newest versions: written, and invalidated in each process.
+/// The newest version of each key in the source, and the newest that each process has invalidated.
 #[derive(Default)]
 struct Truth {
     written: [AtomicU64; KEYS],
     floors: [[AtomicU64; KEYS]; NODES],
 }
 
-async fn run(db: Db, node: Node, at: usize, truth: Arc<Truth>, mut dice: Dice) {
+async fn run(db: Db, node: Node, at: usize, truth: Arc<Truth>, mut rng: Rng) {
     for _ in 0..STEPS {
-        let key = dice.roll(KEYS as u64);
+        let key = rng.below(KEYS as u64);
         let index = usize::try_from(key).expect("a small number");
         let floor = &truth.floors[at][index];
-        match dice.roll(10) {
+        match rng.below(10) {
             0 => {
-                // The commit is one step, as in a database; then everyone is told.
+                // The commit is one step, as in a database. The invalidation follows it.
                 let version = db.update(key, || {
                     truth.written[index].fetch_add(1, Ordering::SeqCst) + 1
                 });
                 node.invalidate(&key).await.expect("an invalidation");
                 floor.fetch_max(version, Ordering::SeqCst);
             }
-            1 => tokio::time::sleep(Duration::from_micros(dice.roll(3_000))).await,
+            1 => tokio::time::sleep(Duration::from_micros(rng.below(3_000))).await,
             _ => {
                 let least = floor.load(Ordering::SeqCst);
                 let version: u64 = value(node.get(key).await).parse().expect("a version");
@@ -87,19 +87,19 @@ async fn storm(backend: Backend, l1_capacity: u64) {
     let mut tasks = Vec::new();
     for task in 0..TASKS {
         let at = usize::try_from(task).expect("a small number") % NODES;
-        let dice = Dice(0x9E37_79B9_7F4A_7C15 ^ (task << 17));
+        let rng = Rng(0x9E37_79B9_7F4A_7C15 ^ (task << 17));
         tasks.push(tokio::spawn(run(
             db.clone(),
             nodes[at].clone(),
             at,
             Arc::clone(&truth),
-            dice,
+            rng,
         )));
     }
     for task in tasks {
         answer(task).await;
     }
-    // When all messages have arrived there is nothing old left in any tier.
+    // When all messages have arrived, no tier holds an older version.
     for node in &nodes {
         for (key, written) in truth.written.iter().enumerate() {
             let latest = written.load(Ordering::SeqCst).to_string();
