@@ -1,5 +1,5 @@
-//! Who to be in Redis, and which database: by URL and by builder, and what becomes of a password that
-//! is changed.
+//! Credentials and database numbers: by URL and by builder, and a password that changes at run
+//! time.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use crate::support::node::{Node, value};
 use crate::support::server::{Reply, Server};
 
 const TIMEOUT: Duration = Duration::from_millis(300);
-/// What a busy machine may add.
-const NOISE: Duration = Duration::from_secs(2);
-/// Everything in it that a URL has a meaning for.
+/// What a busy machine may add to any bound.
+const SLACK: Duration = Duration::from_secs(2);
+/// Contains every character that has a meaning in a URL.
 const PASSWORD: &str = "p@ss:w/r#d?%41 +ä\"'\\\r\nQUIT";
 const ENCODED: &str = "p%40ss%3Aw%2Fr%23d%3F%2541%20%2B%C3%A4%22%27%5C%0D%0AQUIT";
 
@@ -27,13 +27,13 @@ fn node(db: &Db, redis: &Redis, events: &Events) -> Node {
     Node::new(builder.l2(redis.clone()).build().expect("a cache"))
 }
 
-/// Look-ups are answered by the loader, in time.
-async fn goes_on(node: &Node, keys: std::ops::Range<u64>) {
+/// Look-ups are answered by the loader, within two timeouts.
+async fn answers_in_time(node: &Node, keys: std::ops::Range<u64>) {
     for key in keys {
         let begun = Instant::now();
         assert_eq!(value(node.get(key).await), format!("row {key}"));
         let took = begun.elapsed();
-        assert!(took < TIMEOUT * 2 + NOISE, "{took:?}");
+        assert!(took < TIMEOUT * 2 + SLACK, "{took:?}");
     }
 }
 
@@ -63,7 +63,7 @@ async fn a_user_logs_in_by_url_and_by_builder_with_any_password() {
     ];
     raw.send(&rule);
     if let Reply::Error(error) = raw.try_ask("ACL SETUSER app allchannels") {
-        // Redis 6.0 has no rights for channels.
+        // Redis 6.0 has no permissions for channels.
         assert!(error.contains("allchannels"), "{error}");
     }
     raw.ask("ACL SETUSER default off");
@@ -143,7 +143,7 @@ async fn a_database_is_named_by_its_url_and_a_wrong_one_is_an_error_of_connect()
         "{error:?}"
     );
     let b = node(&db, &wrong.open().expect("a handle"), &Events::default());
-    goes_on(&b, 2..5).await;
+    answers_in_time(&b, 2..5).await;
     eventually("health says it", async || {
         let denied = b.health().denied;
         denied.is_some_and(|denied| denied.contains("DB index"))
@@ -163,7 +163,7 @@ async fn a_database_of_a_cluster_is_refused_by_name() {
     );
     let url = format!("redis-cluster://127.0.0.1:{}/0", cluster.nodes[0].port());
     long_timeout_builder(&url).connect().await.expect("connect");
-    // A node asked as if it were alone.
+    // One node of the cluster, connected to as a single server.
     let error = long_timeout_builder(&format!("{}/3", cluster.nodes[0].url()))
         .connect()
         .await;
@@ -174,7 +174,7 @@ async fn a_database_of_a_cluster_is_refused_by_name() {
     );
 }
 
-/// Connections that stand are not asked again for a password; those that are made anew are.
+/// The server asks new connections for the password, but not connections that are open already.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_password_that_changes_costs_the_shared_tier_until_it_changes_back() {
     let server = Server::start();
@@ -198,7 +198,7 @@ async fn a_password_that_changes_costs_the_shared_tier_until_it_changes_back() {
             denied.is_some_and(|denied| denied.contains("WRONGPASS"))
         })
         .await;
-        goes_on(&a, first..first + 10).await;
+        answers_in_time(&a, first..first + 10).await;
         assert!((first..first + 10).all(|key| raw.get(&users(key)).is_none()));
 
         raw.ask("CONFIG SET requirepass secret");

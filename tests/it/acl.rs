@@ -1,4 +1,5 @@
-//! The rights of a user of Redis: each one that is missing is named, and none fails a look-up.
+//! The rights that a Redis user needs (ACL rules): each missing one is named, and none fails a
+//! look-up.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::support::node::{Node, value};
 use crate::support::proxy::{Proxy, ProxyMode};
 use crate::support::server::{Raw, Reply, Server, long_timeout_builder};
 
-/// What the guide names, but for the user itself.
+/// The ACL rules that the guide names, without the user and its password.
 fn rights() -> Vec<&'static str> {
     let guide = include_str!("../../src/guide/operations.md");
     let (_, rights) = guide
@@ -24,7 +25,7 @@ fn rights() -> Vec<&'static str> {
     rights.split_whitespace().collect()
 }
 
-/// A server whose user `app` has all these rights but one.
+/// A server whose user `app` has these rights, or all but one of them.
 struct Fixture {
     server: Server,
     raw: Raw,
@@ -35,7 +36,7 @@ impl Fixture {
     fn new() -> Self {
         let server = Server::start();
         let mut raw = server.raw();
-        // Redis 6.0 has no rights for channels.
+        // Redis 6.0 has no permissions for channels.
         let rule = raw.try_ask("ACL SETUSER probe resetchannels");
         let has_channels = !matches!(rule, Reply::Error(_));
         Self {
@@ -77,8 +78,8 @@ async fn proven(node: &Node) {
     .await;
 }
 
-/// Waits until the health of a cache names a rule.
-async fn says(node: &Node, rule: &str) {
+/// Waits until the health of a cache names an ACL rule.
+async fn wait_until_denied(node: &Node, rule: &str) {
     eventually(rule, async || {
         let denied = node.health().denied;
         denied.is_some_and(|denied| denied.contains(rule))
@@ -111,7 +112,7 @@ async fn connect_names_each_right_that_is_missing_and_leaves_no_key() {
             !right.starts_with('+') || what.contains(&name),
             "{right}: {source}"
         );
-        // The rule helps.
+        // The rule that the error proposes grants the right.
         let rule = format!("ACL SETUSER app {rules}");
         fixture.raw.ask(&rule);
         drop(fixture.builder().connect().await.expect(&rule));
@@ -150,13 +151,13 @@ async fn a_look_at_the_rights_changes_no_key_even_where_one_has_its_name() {
     drop(fixture.builder().connect().await.expect("connect"));
     assert!(fixture.raw.calls("set") > before, "it was tried");
     assert!(fixture.raw.keys("*").is_empty());
-    // Somebody has put it there: it does not stay without an expiry.
+    // A key of this name that another client wrote without an expiry is not left without one.
     fixture.raw.ask("SET tidegate::probe there");
     drop(fixture.builder().connect().await.expect("connect"));
     check_records(&fixture.server);
 }
 
-/// Whoever may not read many keys at once reads them one by one.
+/// Without the right to MGET, a process reads keys one at a time.
 #[tokio::test]
 async fn without_mget_look_ups_at_the_same_time_are_reads_of_their_own() {
     let mut fixture = Fixture::new();
@@ -181,7 +182,8 @@ async fn without_mget_look_ups_at_the_same_time_are_reads_of_their_own() {
     b.check().await;
 }
 
-/// With `open`, a right that is missing costs what it is for, shows, and heals when it is granted.
+/// With `open`, a missing right disables only what it is for. Health and events name it, and
+/// everything works again once it is granted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_opened_handle_says_what_is_missing_goes_on_and_heals() {
     let mut fixture = Fixture::new();
@@ -206,7 +208,7 @@ async fn an_opened_handle_says_what_is_missing_goes_on_and_heals() {
         let redis = fixture.builder().timeout(Duration::from_millis(300)).open();
         let a = node("users", &db, &redis.expect("a handle"), &events);
         assert_eq!(value(a.get(1).await), "row 1", "{right}");
-        says(&a, right).await;
+        wait_until_denied(&a, right).await;
         for key in 2..10 {
             assert_eq!(value(a.get(key).await), format!("row {key}"), "{right}");
         }
@@ -239,7 +241,7 @@ async fn an_opened_handle_says_what_is_missing_goes_on_and_heals() {
     check_records(&fixture.server);
 }
 
-/// A look at the rights that gets no answer is not the last.
+/// A check of the rights that gets no answer is repeated.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_right_that_is_missing_is_found_by_a_later_look_when_the_first_is_not_answered() {
     let mut fixture = Fixture::new();
@@ -252,7 +254,7 @@ async fn a_right_that_is_missing_is_found_by_a_later_look_when_the_first_is_not_
     let (db, events) = (Db::default(), Events::default());
     let a = node("users", &db, &redis, &events);
     assert_eq!(value(a.get(1).await), "row 1");
-    // The look has begun, and is given up.
+    // The check has begun and has run into its timeout.
     eventually(
         "the clock is asked for",
         async || matches!(fixture.raw.ask("ACL LOG"), Reply::List(denied) if !denied.is_empty()),
@@ -261,7 +263,7 @@ async fn a_right_that_is_missing_is_found_by_a_later_look_when_the_first_is_not_
     tokio::time::sleep(3 * timeout).await;
     assert_eq!(a.health().denied, None);
     proxy.set(ProxyMode::Pass).await;
-    says(&a, "+time").await;
+    wait_until_denied(&a, "+time").await;
     fixture.grant_all_but("");
     eventually("nothing is denied any more", async || {
         a.health().denied.is_none()
@@ -285,7 +287,7 @@ async fn a_right_that_is_taken_away_while_it_runs_shows_and_heals() {
     assert_eq!(a.health().denied, None);
     fixture.raw.ask("ACL SETUSER app -set");
     assert_eq!(value(a.get(2).await), "row 2");
-    says(&a, "+set").await;
+    wait_until_denied(&a, "+set").await;
     let error = a
         .insert(3, "three".to_owned())
         .await
@@ -305,13 +307,13 @@ async fn a_right_that_is_taken_away_while_it_runs_shows_and_heals() {
     check_records(&fixture.server);
 }
 
-/// A SUBSCRIBE that is refused is answered, where nobody waits for an answer: the replies that follow
-/// are those to earlier commands.
+/// The server answers a refused SUBSCRIBE, but no command waits for that answer: the replies that
+/// follow it belong to earlier commands.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l1_is_not_used_where_the_channel_of_one_cache_is_denied() {
     let mut fixture = Fixture::new();
     if !fixture.has_channels {
-        // Redis 6.0 denies no channel to anybody.
+        // Redis 6.0 denies no channel to any user.
         fixture.grant_all_but("&tidegate:*");
         drop(fixture.builder().connect().await.expect("connect"));
         return;
@@ -327,8 +329,8 @@ async fn l1_is_not_used_where_the_channel_of_one_cache_is_denied() {
     proven(&first).await;
     let second = node("posts", &db, &redis, &events);
     assert_eq!(value(second.get(1).await), "row 1");
-    says(&second, "&tidegate:*").await;
-    // For longer than a subscription takes to be tried again, or a channel to be proven.
+    wait_until_denied(&second, "&tidegate:*").await;
+    // Longer than the retry of a subscription takes, and longer than the proof of a channel takes.
     let begun = tokio::time::Instant::now();
     while begun.elapsed() < Duration::from_secs(3) {
         let entry = second
@@ -348,12 +350,12 @@ async fn l1_is_not_used_where_the_channel_of_one_cache_is_denied() {
     check_records(&fixture.server);
 }
 
-/// The reply to a SUBSCRIBE that is refused may come when no command waits for one; then nobody hears of it.
+/// The reply to a refused SUBSCRIBE may arrive when no command waits for one, and is lost then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_subscription_whose_refusal_nobody_hears_is_never_taken_for_one() {
+async fn a_subscription_whose_refusal_is_not_received_is_never_taken_as_confirmed() {
     let mut fixture = Fixture::new();
     if !fixture.has_channels {
-        // Redis 6.0 denies no channel to anybody.
+        // Redis 6.0 denies no channel to any user.
         fixture.grant_all_but("&tidegate:*");
         drop(fixture.builder().connect().await.expect("connect"));
         return;
@@ -375,13 +377,13 @@ async fn a_subscription_whose_refusal_nobody_hears_is_never_taken_for_one() {
     proxy.set(ProxyMode::HideDenials).await;
     let second = node("posts", &db, &redis, &events);
     assert_eq!(value(second.get(1).await), "row 1");
-    // For longer than it takes to subscribe, and to be proven.
+    // Longer than a subscription and the proof of a channel take.
     let begun = tokio::time::Instant::now();
     while begun.elapsed() < Duration::from_secs(3) {
         assert_ne!(second.health().channel, Channel::Proven);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    says(&second, "&tidegate:*").await;
+    wait_until_denied(&second, "&tidegate:*").await;
     fixture.grant_all_but("");
     proxy.set(ProxyMode::Pass).await;
     for node in [&first, &second] {

@@ -1,4 +1,5 @@
-//! The breaker: a server that does not answer is not asked, and is found again.
+//! The circuit breaker: it stops commands to a server that does not answer, and finds the server
+//! again.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::support::node::{Node, value};
 use crate::support::proxy::{Proxy, ProxyMode};
 use crate::support::server::{Server, is_lease, url};
 
-/// Long, so that a command that is sent shows in the time that it takes.
+/// Long, so that a command that is sent shows in the time that a look-up takes.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
 struct Fixture {
@@ -48,7 +49,7 @@ impl Fixture {
         }
     }
 
-    /// Cold keys until the breaker has opened.
+    /// Looks up cold keys until the breaker has opened.
     async fn opens(&self) {
         for key in 1_000..1_100 {
             assert_eq!(value(self.a.get(key).await), format!("row {key}"));
@@ -59,7 +60,7 @@ impl Fixture {
         panic!("it never opened");
     }
 
-    /// It closes without anyone's help, and loads fill L2 again.
+    /// The breaker closes by itself, and loads fill L2 again.
     async fn closes(&self) {
         eventually("it closes", async || {
             self.events.count(Event::BreakerClosed) == 1
@@ -112,9 +113,9 @@ async fn while_it_is_open_the_server_costs_nothing_and_a_repair_waits_until_it_c
     fixture.end().await;
 }
 
-/// Nobody ends the connection, so nobody else would make a new one.
+/// Nothing ends the dead connection, so that only the breaker can replace it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_says_nothing_is_made_anew() {
+async fn a_connection_that_receives_nothing_is_replaced() {
     let fixture = Fixture::new(Breaker::new()).await;
     fixture.proxy.set(ProxyMode::DeadConnections).await;
     fixture.opens().await;
@@ -137,7 +138,7 @@ async fn errors_that_the_server_answers_do_not_open_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_one_every_look_up_pays_its_timeout() {
+async fn without_a_breaker_every_look_up_waits_for_its_timeout() {
     let fixture = Fixture::new(Breaker::off()).await;
     fixture.proxy.set(ProxyMode::BlackHole).await;
     let begun = Instant::now();

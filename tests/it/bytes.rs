@@ -1,4 +1,4 @@
-//! Bad bytes are a miss.
+//! Bad bytes are a miss: damaged, foreign, too large, or of another version.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,14 +30,15 @@ impl Fixture {
         }
     }
 
-    /// A process that keeps nothing in L1, so that every look-up reads the record.
+    /// A process without L1, so that each look-up reads the record.
     async fn reader(&self) -> Node {
         self.backend
             .node_with(&self.db, |builder| builder.l1_capacity(0))
             .await
     }
 
-    /// Puts bytes in the place of a record: a look-up loads, counts them and replaces them.
+    /// Puts bytes in place of a record. A look-up counts a decode failure, loads, and replaces the
+    /// bytes.
     async fn bad(&mut self, reader: &Node, bytes: &[u8], what: &str) {
         let before = reader.stats();
         self.raw.set(&users(1), bytes);
@@ -109,7 +110,7 @@ async fn foreign_bytes_are_a_miss_and_are_replaced() {
     fixture.backend.check(&[&reader]).await;
 }
 
-/// Writes what it is given under the name of the codec with this id.
+/// Writes fixed bytes under the id of another codec.
 struct Forger(u8, &'static [u8]);
 
 impl Codec for Forger {
@@ -136,7 +137,7 @@ async fn a_record_of_another_codec_is_a_miss_and_is_replaced() {
 async fn an_intact_record_that_does_not_decode_is_a_miss_and_is_replaced() {
     forged(Forger(1, b"\x05row 1 and more"), "bytes left over").await;
     forged(Forger(1, b"\x02\xff\xff"), "not UTF-8").await;
-    // Would be an allocation of eight exabytes.
+    // A length that would allocate eight exabytes.
     let long = b"\xfd\xff\xff\xff\xff\xff\xff\xff\x7frow";
     forged(Forger(1, long), "a length of 2^63").await;
 }
@@ -154,7 +155,7 @@ async fn forged(forger: Forger, what: &str) {
     fixture.backend.check(&[&ours, &theirs]).await;
 }
 
-/// Between its read of the bad bytes and its attempt at a lease, another process fills the key.
+/// Process b reads bad bytes. Before it asks for a lease, process a fills the key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_filled_since_a_record_was_found_unreadable_is_not_replaced() {
     let mut fixture = Fixture::new();
@@ -168,7 +169,7 @@ async fn what_was_filled_since_a_record_was_found_unreadable_is_not_replaced() {
     let other = b.caller(2).await;
     gate.reached().await;
     let late = b.caller(1).await;
-    eventually("it has read, and waits for a place", async || {
+    eventually("it has read, and waits for a permit", async || {
         b.stats().decode_failures == 1
     })
     .await;
@@ -208,11 +209,11 @@ async fn an_older_versions_record_is_replaced_and_a_newer_ones_is_left_alone() {
     fixture.db.write(1, "first");
     assert_eq!(value(old.get(1).await), "first");
     fixture.db.write(1, "second");
-    // Older: a miss, replaced.
+    // The older record is a miss and is replaced.
     assert_eq!(value(new.get(1).await), "second");
     assert_eq!((new.stats().decode_failures, new.stats().fills), (1, 1));
     let record = fixture.raw.get(&users(1)).expect("a record");
-    // Newer: a load of its own, and the record stays.
+    // The newer record is bypassed: the process loads for itself, and the record stays.
     let old_again = fixture
         .backend
         .node_with(&fixture.db, |builder| builder.schema_version(1))
@@ -235,7 +236,7 @@ async fn an_older_versions_record_is_replaced_and_a_newer_ones_is_left_alone() {
         .expect("a look-up")
         .expect("an entry");
     assert_eq!(entry.source(), Source::L1, "not loaded again and again");
-    // One invalidation reaches all of them.
+    // One invalidation reaches the processes of both versions.
     fixture.db.write(1, "third");
     old.invalidate(&1).await.expect("an invalidation");
     for node in [&new, &old_again] {
@@ -246,7 +247,7 @@ async fn an_older_versions_record_is_replaced_and_a_newer_ones_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_record_has_the_expiry_of_what_it_says() {
+async fn every_record_has_the_expiry_of_its_kind() {
     let mut fixture = Fixture::new();
     fixture.db.delete(2);
     let (ttl, negative) = (Duration::from_secs(100), Duration::from_secs(50));
@@ -276,7 +277,7 @@ async fn every_record_has_the_expiry_of_what_it_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_of_any_bytes_and_any_length_reach_their_own_record_and_nobody_elses() {
+async fn keys_of_any_bytes_and_any_length_reach_their_own_record_and_no_other() {
     let server = Server::start();
     let redis = || async {
         server

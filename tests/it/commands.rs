@@ -1,4 +1,4 @@
-//! What a server sees of a cache: which commands, and how many.
+//! The commands that a cache sends to its server: which, and how many.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,8 +20,8 @@ use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, value};
 use crate::support::server::{Monitor, Server};
 
-/// A server that knows the scripts, two processes that are connected to it and listen, and what
-/// they send from now on.
+/// A server that knows the scripts, two processes connected and subscribed to it, and a monitor of
+/// the commands that they send from now on.
 struct Fixture {
     backend: Backend,
     db: Db,
@@ -39,7 +39,8 @@ impl Fixture {
         let server = Server::start();
         let monitor = server.monitor();
         let (backend, db) = (Backend::Redis(server), Db::default());
-        // No beat in a test: the server counts what they run, too.
+        // No heartbeat runs during a test: the server counts the commands of heartbeat scripts as
+        // well.
         let lease = Duration::from_secs(600);
         let a = backend.node_with(&db, |builder| settings(builder).channel_lease(lease));
         let b = backend.node_with(&db, |builder| settings(builder).channel_lease(lease));
@@ -58,7 +59,7 @@ impl Fixture {
             b,
             monitor,
         };
-        // The first refusal teaches the server the script that releases a lease.
+        // The first `do_not_store` teaches the server the script that releases a lease.
         fixture.db.behave(Behaviour {
             do_not_store: true,
             ..Behaviour::default()
@@ -67,11 +68,11 @@ impl Fixture {
         fixture.db.behave(Behaviour::default());
         fixture.a.refresh(&100).await.expect("a load");
         fixture.db.reset_counts();
-        fixture.monitor.seen();
+        fixture.monitor.command_names();
         fixture
     }
 
-    /// A cache of this process, with a handle of its own, that has had a hit in Redis.
+    /// Another cache on a handle of its own, which has had one hit in Redis.
     async fn another(&self) -> Cache<u64, String, BoxError> {
         let redis = self
             .server()
@@ -97,25 +98,28 @@ impl Fixture {
 async fn a_miss_is_a_read_a_lease_and_a_fill_an_l2_hit_is_a_read_an_l1_hit_is_nothing() {
     let mut fixture = Fixture::new().await;
     fixture.a.get(1).await.expect("a load");
-    assert_eq!(fixture.monitor.seen(), ["GET", "EVALSHA", "EVALSHA"]);
+    assert_eq!(
+        fixture.monitor.command_names(),
+        ["GET", "EVALSHA", "EVALSHA"]
+    );
     fixture.b.get(1).await.expect("a hit");
-    assert_eq!(fixture.monitor.seen(), ["GET"]);
+    assert_eq!(fixture.monitor.command_names(), ["GET"]);
     for _ in 0..10 {
         fixture.a.get(1).await.expect("a hit");
         fixture.b.get(1).await.expect("a hit");
     }
-    assert!(fixture.monitor.seen().is_empty());
+    assert!(fixture.monitor.command_names().is_empty());
     fixture.end().await;
 }
 
-/// One thread: what is asked for at once is sent at once.
+/// One thread: look-ups that begin together send their reads together.
 #[tokio::test]
 async fn look_ups_at_the_same_time_share_their_reads() {
     let mut fixture = Fixture::new().await;
     for id in 200..500 {
         fixture.a.get(id).await.expect("a load");
     }
-    fixture.monitor.seen();
+    fixture.monitor.command_names();
     let before = fixture.b.stats().l2_hits;
     let got = join_all((200..500).map(|id| fixture.b.get(id))).await;
     for (id, got) in (200..500).zip(got) {
@@ -129,20 +133,21 @@ async fn look_ups_at_the_same_time_share_their_reads() {
         .map(|sent| sent.matches("tidegate:users:").count())
         .collect();
     keys.sort_unstable();
-    // Some are under way before it is worth it; then they set out as often as they are half of all, 64 at
-    // most with one command, and the rest when nobody else comes.
+    // The first reads go out alone. From then on reads are collected and sent with one command when
+    // they are half of all reads under way, at most 64 at once, and the last of them when no more
+    // reads come.
     assert_eq!(keys, [1, 1, 1, 1, 4, 8, 16, 32, 44, 64, 64, 64]);
-    // One after the other, they are what they always were.
+    // One after the other, look-ups are single reads.
     for id in 500..510 {
         fixture.a.get(id).await.expect("a load");
         fixture.b.get(id).await.expect("a hit");
     }
-    let seen = fixture.monitor.seen();
+    let seen = fixture.monitor.command_names();
     assert!(seen.iter().all(|name| name != "MGET"), "{seen:?}");
     fixture.end().await;
 }
 
-/// Those that come while others are under way are collected anew, and none is sent twice.
+/// Look-ups that come while others are under way share a later command, and no key is read twice.
 #[tokio::test]
 async fn look_ups_that_keep_coming_share_their_reads() {
     const CALLERS: u64 = 32;
@@ -150,7 +155,7 @@ async fn look_ups_that_keep_coming_share_their_reads() {
     for id in 1_000..1_000 + CALLERS * 20 {
         fixture.a.get(id).await.expect("a load");
     }
-    fixture.monitor.seen();
+    fixture.monitor.command_names();
     join_all((0..CALLERS).map(async |caller| {
         for id in (0..20).map(|at| 1_000 + caller * 20 + at) {
             assert_eq!(value(fixture.b.get(id).await), format!("row {id}"));
@@ -167,9 +172,9 @@ async fn look_ups_that_keep_coming_share_their_reads() {
     fixture.end().await;
 }
 
-/// A key of another type is an absence for MGET, and an error for GET.
+/// A key of another type is an absence for MGET and an error for GET.
 #[tokio::test]
-async fn reads_that_are_shared_do_not_share_their_troubles() {
+async fn reads_that_share_a_command_do_not_share_their_errors() {
     let fixture = Fixture::new().await;
     for id in 200..220 {
         fixture.a.get(id).await.expect("a load");
@@ -191,7 +196,7 @@ async fn reads_that_are_shared_do_not_share_their_troubles() {
 type Get =
     Pin<Box<dyn Future<Output = Result<Option<Arc<String>>, tidegate::Error<BoxError>>> + Send>>;
 
-/// Asks for these keys, as far as that goes without waiting.
+/// Begins look-ups of these keys and polls each of them once.
 fn begin(cache: &Cache<u64, String, BoxError>, ids: std::ops::Range<u64>) -> Vec<Get> {
     ids.map(|id| {
         let cache = cache.clone();
@@ -203,8 +208,8 @@ fn begin(cache: &Cache<u64, String, BoxError>, ids: std::ops::Range<u64>) -> Vec
     .collect()
 }
 
-/// What was collected on a runtime that ends is sent by those who wait for it; one that stands still is
-/// nobody else's trouble.
+/// Reads that were collected on a runtime that ends are sent by the callers that wait for them. A
+/// runtime that stands still delays no caller on another runtime.
 #[tokio::test]
 async fn reads_are_not_lost_with_the_runtime_that_would_send_them() {
     let fixture = Fixture::new().await;
@@ -217,7 +222,7 @@ async fn reads_are_not_lost_with_the_runtime_that_would_send_them() {
             .enable_all()
             .build()
             .expect("a runtime");
-        // Enough of them to be collected, on a runtime that does not come to sending them.
+        // Enough reads to be collected, on a runtime that never gets to send them.
         let mut begun = {
             let _inside = other.enter();
             begin(&cache, 201..210)
@@ -228,7 +233,7 @@ async fn reads_are_not_lost_with_the_runtime_that_would_send_them() {
             if ends {
                 other.shutdown_background();
             } else {
-                // As long as it takes.
+                // Never driven again.
                 std::mem::forget(other);
             }
         });
@@ -236,7 +241,7 @@ async fn reads_are_not_lost_with_the_runtime_that_would_send_them() {
             assert_eq!(value(got), format!("row {id}"));
         }
         if ends {
-            // One that was to be sent with others, and has no timer in the runtime that is gone.
+            // This read was to be sent with others, and its timer ended with the runtime.
             assert_eq!(value(begun.remove(7).await), "row 208");
         }
         let stats = cache.stats();
@@ -246,8 +251,8 @@ async fn reads_are_not_lost_with_the_runtime_that_would_send_them() {
     fixture.end().await;
 }
 
-/// What a thread of the same runtime was to send, and does not come to, costs one timeout: then the
-/// others send theirs.
+/// Reads that wait for a blocked thread of the same runtime cost one timeout. After that, other
+/// threads send their own.
 #[tokio::test]
 async fn reads_do_not_wait_for_a_thread_that_stands_still() {
     let fixture = Fixture::new().await;
@@ -265,18 +270,19 @@ async fn reads_do_not_wait_for_a_thread_that_stands_still() {
     let blocked = {
         let cache = cache.clone();
         other.spawn(async move {
-            // Four alone and four together, which the other thread sends; and two that nobody else can.
+            // Four reads go out alone and four together, which the other thread sends. Two remain
+            // that only this thread would send.
             let gets = begin(&cache, 201..211);
             begun.send(()).expect("the test waits");
             stands.recv().expect("the test lets it go on");
             join_all(gets).await
         })
     };
-    // The client's tasks are on this thread: nothing is answered before all of them are under way.
+    // The client's tasks run on this thread, so no answer comes before all reads are under way.
     begins.recv().expect("they are under way");
     let late = {
         let cache = cache.clone();
-        // The first of them watches the time, the second does not.
+        // The first of the two look-ups watches the timeout, the second does not.
         other.spawn(async move { join_all([211, 212].map(async |id| cache.get(&id).await)).await })
     };
     let late = tokio::time::timeout(Duration::from_secs(10), late).await;
@@ -295,18 +301,18 @@ async fn reads_do_not_wait_for_a_thread_that_stands_still() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_changes_a_key_is_one_command() {
+async fn a_change_of_a_key_is_one_command() {
     let mut fixture = Fixture::new().await;
     fixture.a.get(1).await.expect("a load");
     fixture.b.get(1).await.expect("a hit");
-    fixture.monitor.seen();
+    fixture.monitor.command_names();
     fixture.a.invalidate(&1).await.expect("an invalidation");
     eventually("the other process has heard", async || {
         fixture.b.peek(&1).is_none()
     })
     .await;
     assert_eq!(
-        fixture.monitor.seen(),
+        fixture.monitor.command_names(),
         ["EVALSHA"],
         "invalidate, what it causes elsewhere included"
     );
@@ -315,13 +321,17 @@ async fn what_changes_a_key_is_one_command() {
         .insert(1, "by hand".to_owned())
         .await
         .expect("an insert");
-    assert_eq!(fixture.monitor.seen(), ["EVALSHA"], "insert");
+    assert_eq!(fixture.monitor.command_names(), ["EVALSHA"], "insert");
     fixture
         .a
         .invalidate_many(&[1, 2, 3])
         .await
         .expect("an invalidation");
-    assert_eq!(fixture.monitor.seen(), ["EVALSHA"; 3], "invalidate_many");
+    assert_eq!(
+        fixture.monitor.command_names(),
+        ["EVALSHA"; 3],
+        "invalidate_many"
+    );
     fixture.end().await;
 }
 
@@ -333,13 +343,19 @@ async fn a_failed_load_and_one_that_is_not_stored_are_three_commands_too() {
         ..Behaviour::default()
     });
     assert!(fixture.a.get(1).await.is_err());
-    assert_eq!(fixture.monitor.seen(), ["GET", "EVALSHA", "EVALSHA"]);
+    assert_eq!(
+        fixture.monitor.command_names(),
+        ["GET", "EVALSHA", "EVALSHA"]
+    );
     fixture.db.behave(Behaviour {
         do_not_store: true,
         ..Behaviour::default()
     });
     fixture.a.get(2).await.expect("a load");
-    assert_eq!(fixture.monitor.seen(), ["GET", "EVALSHA", "EVALSHA"]);
+    assert_eq!(
+        fixture.monitor.command_names(),
+        ["GET", "EVALSHA", "EVALSHA"]
+    );
     fixture.end().await;
 }
 
@@ -349,22 +365,22 @@ async fn a_waiter_sends_nothing_while_it_waits_and_one_read_when_it_is_woken() {
     let gate = fixture.db.gate();
     let holder = fixture.a.caller(1).await;
     gate.reached().await;
-    assert_eq!(fixture.monitor.seen(), ["GET", "EVALSHA"]);
+    assert_eq!(fixture.monitor.command_names(), ["GET", "EVALSHA"]);
     let waiters = fixture.b.callers(100, 1).await;
     eventually("the other process waits", async || {
         fixture.b.stats().lease_waits == 1
     })
     .await;
-    assert_eq!(fixture.monitor.seen(), ["GET", "EVALSHA"]);
+    assert_eq!(fixture.monitor.command_names(), ["GET", "EVALSHA"]);
     sleep(Duration::from_millis(300)).await;
-    assert!(fixture.monitor.seen().is_empty(), "it polls");
+    assert!(fixture.monitor.command_names().is_empty(), "it polls");
     gate.open();
     for waiter in waiters {
         assert_eq!(value(answer(waiter).await), "row 1");
     }
     assert_eq!(value(answer(holder).await), "row 1");
     assert_eq!(
-        fixture.monitor.seen(),
+        fixture.monitor.command_names(),
         ["EVALSHA", "GET"],
         "the fill, and the read that it caused"
     );
@@ -375,14 +391,14 @@ async fn a_waiter_sends_nothing_while_it_waits_and_one_read_when_it_is_woken() {
 async fn scripts_that_the_server_has_forgotten_are_sent_again() {
     let mut fixture = Fixture::new().await;
     let Backend::Redis(server) = &fixture.backend else {
-        unreachable!("a scene has a server")
+        unreachable!("a fixture has a server")
     };
     let mut raw = server.raw();
     raw.ask("SCRIPT FLUSH");
-    fixture.monitor.seen();
+    fixture.monitor.command_names();
     assert_eq!(value(fixture.a.get(1).await), "row 1");
     assert_eq!(
-        fixture.monitor.seen(),
+        fixture.monitor.command_names(),
         ["GET", "EVALSHA", "EVAL", "EVALSHA", "EVAL"]
     );
     assert!(raw.get(&users(1)).is_some());
@@ -404,14 +420,14 @@ async fn scripts_that_the_server_has_forgotten_are_sent_again() {
 async fn the_servers_own_statistics_agree() {
     let fixture = Fixture::new().await;
     let Backend::Redis(server) = &fixture.backend else {
-        unreachable!("a scene has a server")
+        unreachable!("a fixture has a server")
     };
     let mut raw = server.raw();
     raw.ask("CONFIG RESETSTAT");
     fixture.a.get(1).await.expect("a load");
     fixture.b.get(1).await.expect("a hit");
     fixture.b.get(1).await.expect("a hit");
-    // The script that acquires reads as well: the record and its claim.
+    // The acquire script reads the record and the claim.
     assert_eq!(
         (raw.calls("get"), raw.calls("evalsha"), raw.calls("eval")),
         (4, 2, 0)
@@ -424,18 +440,18 @@ async fn the_servers_own_statistics_agree() {
     fixture.end().await;
 }
 
-/// A read, a claim, a fill.
+/// The commands of a refresh: a read, a claim and a fill.
 const REFRESH: [&str; 3] = ["GET", "EVALSHA", "EVALSHA"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refresh_is_a_read_a_claim_and_a_fill() {
     let mut fixture = Fixture::with(with_stale_while_revalidate).await;
     fixture.a.get(1).await.expect("a load");
-    fixture.monitor.seen();
+    fixture.monitor.command_names();
     fixture.a.refresh(&1).await.expect("a load");
-    assert_eq!(fixture.monitor.seen(), REFRESH, "by hand");
+    assert_eq!(fixture.monitor.command_names(), REFRESH, "by hand");
     make_stale(&fixture.db, &[&fixture.a], 2).await;
-    fixture.monitor.seen();
+    fixture.monitor.command_names();
     for _ in 0..10 {
         fixture.a.get(2).await.expect("a hit");
     }
@@ -447,26 +463,26 @@ async fn a_refresh_is_a_read_a_claim_and_a_fill() {
     })
     .await;
     fixture.a.get(2).await.expect("a hit");
-    assert_eq!(fixture.monitor.seen(), REFRESH, "past its TTL");
+    assert_eq!(fixture.monitor.command_names(), REFRESH, "past its TTL");
     fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_leaves_a_refresh_to_another_process_sends_nothing_while_it_runs() {
+async fn a_process_that_leaves_a_refresh_to_another_sends_nothing_while_it_runs() {
     let mut fixture = Fixture::with(with_stale_while_revalidate).await;
     make_stale(&fixture.db, &[&fixture.a, &fixture.b], 1).await;
-    fixture.monitor.seen();
+    fixture.monitor.command_names();
     fixture.db.write(1, "new");
     let gate = fixture.db.gate();
     fixture.a.get(1).await.expect("a hit");
     gate.reached().await;
-    assert_eq!(fixture.monitor.seen(), ["GET", "EVALSHA"]);
+    assert_eq!(fixture.monitor.command_names(), ["GET", "EVALSHA"]);
     fixture.b.get(1).await.expect("a hit");
     eventually("the other process waits", async || {
         fixture.b.stats().lease_waits == 1
     })
     .await;
-    assert_eq!(fixture.monitor.seen(), ["GET", "EVALSHA"]);
+    assert_eq!(fixture.monitor.command_names(), ["GET", "EVALSHA"]);
     for _ in 0..100 {
         for node in [&fixture.a, &fixture.b] {
             assert_eq!(
@@ -476,13 +492,13 @@ async fn whoever_leaves_a_refresh_to_another_process_sends_nothing_while_it_runs
         }
         sleep(Duration::from_millis(3)).await;
     }
-    assert!(fixture.monitor.seen().is_empty(), "it polls");
+    assert!(fixture.monitor.command_names().is_empty(), "it polls");
     gate.open();
     for node in [&fixture.a, &fixture.b] {
         eventually("it has the new value", async || has_fresh(node, 1, "new")).await;
     }
     assert_eq!(
-        fixture.monitor.seen(),
+        fixture.monitor.command_names(),
         ["EVALSHA", "GET"],
         "the fill, and the read that it caused"
     );
@@ -490,7 +506,7 @@ async fn whoever_leaves_a_refresh_to_another_process_sends_nothing_while_it_runs
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hit_late_in_a_life_sends_nothing_but_the_refresh_that_it_begins() {
+async fn a_hit_late_in_the_ttl_sends_nothing_but_the_refresh_that_it_begins() {
     let mut fixture = Fixture::with(|builder| builder.refresh_ahead(1000.0)).await;
     let ttl = Duration::from_secs(4);
     fixture.db.behave(Behaviour {
@@ -499,12 +515,12 @@ async fn a_hit_late_in_a_life_sends_nothing_but_the_refresh_that_it_begins() {
     });
     fixture.a.get(1).await.expect("a load");
     fixture.db.behave(Behaviour::default());
-    fixture.monitor.seen();
+    fixture.monitor.command_names();
     for _ in 0..100 {
         fixture.a.get(1).await.expect("a hit");
     }
     assert!(
-        fixture.monitor.seen().is_empty(),
+        fixture.monitor.command_names().is_empty(),
         "in the first half of its life"
     );
     sleep(ttl / 2 + ttl / 20).await;
@@ -522,7 +538,7 @@ async fn a_hit_late_in_a_life_sends_nothing_but_the_refresh_that_it_begins() {
     fixture.a.check().await;
     assert_eq!(fixture.db.loads(), 2);
     fixture.a.get(1).await.expect("a hit");
-    assert_eq!(fixture.monitor.seen(), REFRESH);
+    assert_eq!(fixture.monitor.command_names(), REFRESH);
     fixture.end().await;
 }
 
@@ -534,18 +550,19 @@ async fn after_a_failure_hits_send_nothing_until_the_next_attempt() {
     ] {
         let mut fixture = Fixture::with(settings).await;
         make_stale(&fixture.db, &[&fixture.a, &fixture.b], 1).await;
-        fixture.monitor.seen();
+        fixture.monitor.command_names();
         fixture.db.behave(Behaviour::fails());
-        // A read, a claim, and a mark in its place; a read and the answer that there is a mark.
+        // Process a: a read, a claim, and a failure mark in place of the claim. Process b: a read,
+        // and a claim that is answered with the mark.
         for (node, sends) in [(&fixture.a, 3), (&fixture.b, 2)] {
             assert_eq!(with_freshness(node.get_entry(1).await), old(freshness));
             node.check().await;
-            assert_eq!(fixture.monitor.seen(), REFRESH[..sends]);
+            assert_eq!(fixture.monitor.command_names(), REFRESH[..sends]);
             for _ in 0..20 {
                 assert_eq!(with_freshness(node.get_entry(1).await), old(freshness));
             }
             assert!(node.refresh(&1).await.is_err());
-            assert!(fixture.monitor.seen().is_empty());
+            assert!(fixture.monitor.command_names().is_empty());
         }
         assert_eq!(fixture.db.loads(), 1);
         fixture.end().await;
@@ -553,11 +570,11 @@ async fn after_a_failure_hits_send_nothing_until_the_next_attempt() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_has_not_changed_is_not_sent_again() {
+async fn an_unchanged_value_is_not_sent_again() {
     const ROW: &str = "a row that nobody would want to send twice";
     let mut fixture = Fixture::with(with_stale_while_revalidate).await;
     let Backend::Redis(server) = &fixture.backend else {
-        unreachable!("a scene has a server")
+        unreachable!("a fixture has a server")
     };
     let mut raw = server.raw();
     fixture.db.write(1, ROW);
@@ -571,7 +588,7 @@ async fn what_has_not_changed_is_not_sent_again() {
         ..Behaviour::default()
     });
     let begun = raw.pttl(&users(1));
-    // By the same process: the clocks of two differ by a part of a round trip.
+    // The same process, because the clocks of two processes differ by part of a round trip.
     assert_eq!(value(fixture.a.refresh(&1).await), ROW);
     let sent = fixture.monitor.commands();
     assert!(

@@ -1,4 +1,4 @@
-//! The fence in L2, where no message helps: whatever removes the lease makes the fill lose.
+//! The fence in L2, without any message: a fill is refused once its lease is gone, however it went.
 
 use std::time::{Duration, Instant};
 
@@ -8,8 +8,8 @@ use crate::support::loader::Db;
 use crate::support::node::{Node, answer, value};
 use crate::support::server::{Raw, Server, is_lease};
 
-/// A load stands at its gate while `meanwhile` happens to its lease behind everyone's back; then it
-/// ends, and its fill must be refused.
+/// `meanwhile` changes the key in Redis while a load waits at its gate. The fill of that load must
+/// be refused.
 async fn refused(meanwhile: impl FnOnce(&mut Raw)) -> (Backend, Db, Node) {
     let server = Server::start();
     let mut raw = server.raw();
@@ -111,8 +111,8 @@ async fn a_renewal_leaves_what_has_replaced_the_lease_as_it_is() {
     let loses = a.caller(1).await;
     gate.reached().await;
     b.insert(1, "new".to_owned()).await.expect("an insert");
-    // Beats are scripts, too: two processes send as many in two periods, each three times as long as
-    // it takes to the first renewal.
+    // Heartbeats run scripts as well. Two processes send four in two heartbeat periods, and a
+    // period is three times as long as the time to the first renewal.
     let before = raw.calls("evalsha");
     eventually("a renewal has been tried", async || {
         raw.calls("evalsha") > before + 4
@@ -125,7 +125,7 @@ async fn a_renewal_leaves_what_has_replaced_the_lease_as_it_is() {
     backend.check(&[&a, &b]).await;
 }
 
-/// An entry may be in L1 alone.
+/// The entry may be in L1 alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_invalidation_is_announced_where_l2_holds_nothing_too() {
     let server = Server::start();

@@ -66,7 +66,8 @@ async fn two_prefixes_on_one_server_never_meet() {
     keys.sort_unstable();
     assert_eq!(keys, ["tidegate-a:users:1", "tidegate-b:users:1"]);
     b.invalidate(&1).await.expect("an invalidation");
-    // What one says before the other hears it later, on one connection and in order.
+    // One connection delivers messages in order, so what b said first has arrived when this
+    // returns.
     a.invalidate(&2).await.expect("an invalidation");
     assert!(a.peek(&1).is_some());
     assert_eq!(a.stats().remote_invalidations, 0);
@@ -132,7 +133,8 @@ async fn dropping_all_handles_closes_their_connections() {
     for node in [&a, &b] {
         assert_eq!(value(node.get(1).await), "row 1");
     }
-    // This client; two connections and one for the bus; one and one for the bus.
+    // This client, two connections and a subscription of one handle, one and a subscription of the
+    // other.
     assert_eq!(raw.clients(), 6);
     for node in [&a, &b] {
         node.check().await;

@@ -1,4 +1,4 @@
-//! The promises of the crate, on the embedded tier and on real servers.
+//! Integration tests of the promises, on the embedded tier and on real servers.
 
 #[cfg(test)]
 mod access;
@@ -15,8 +15,6 @@ mod coherence;
 mod commands;
 #[cfg(test)]
 mod contract;
-#[cfg(test)]
-mod endurance;
 #[cfg(test)]
 mod failover;
 #[cfg(test)]
@@ -49,6 +47,8 @@ mod telemetry;
 mod tls;
 #[cfg(test)]
 mod trouble;
+#[cfg(test)]
+mod trouble_under_load;
 #[cfg(test)]
 mod watermarks;
 #[cfg(test)]

@@ -55,7 +55,7 @@ impl Lockstep {
         })
         .await;
         let mut monitor = server.monitor();
-        monitor.seen();
+        monitor.command_names();
         proxy.set(ProxyMode::Lockstep(0)).await;
         Self {
             proxy,
@@ -70,7 +70,12 @@ impl Lockstep {
         let mut seen = Vec::new();
         eventually("all is sent before anything is answered", async || {
             let of_the_cache = |name: &String| !["PING", "TIME"].contains(&name.as_str());
-            seen.extend(self.monitor.seen().into_iter().filter(of_the_cache));
+            seen.extend(
+                self.monitor
+                    .command_names()
+                    .into_iter()
+                    .filter(of_the_cache),
+            );
             seen.len() >= count
         })
         .await;
@@ -89,7 +94,7 @@ async fn a_thousand_keys_are_one_round_trip_from_l2_and_three_if_they_are_cold()
         Lockstep::new(&server, &db).await,
     );
     db.reset_counts();
-    a.monitor.seen();
+    a.monitor.command_names();
     let keys: Vec<u64> = (0..1_000).collect();
     let cold = a.node.many_caller(&keys).await;
     a.turn("MGET", 1).await;
@@ -97,11 +102,11 @@ async fn a_thousand_keys_are_one_round_trip_from_l2_and_three_if_they_are_cold()
     a.turn("EVALSHA", 1_000).await;
     assert_eq!(values(answer(cold).await), rows(keys.clone()));
     assert_eq!((db.batches().len(), db.loads()), (1, 1_000));
-    b.monitor.seen();
+    b.monitor.command_names();
     let warm = b.node.many_caller(&keys).await;
     b.turn("MGET", 1).await;
     assert_eq!(values(answer(warm).await), rows(keys));
-    assert!(a.monitor.seen().iter().all(|name| name == "MGET"));
+    assert!(a.monitor.command_names().iter().all(|name| name == "MGET"));
     check_records(&server);
 }
 
@@ -112,7 +117,7 @@ async fn keys_on_all_nodes_of_a_cluster_are_loaded_once_and_read_where_they_are(
     let (a, b) = (process().await, process().await);
     db.reset_counts();
     let keys: Vec<u64> = (0..300).collect();
-    let homes: HashSet<usize> = keys.iter().map(|key| cluster.home(*key)).collect();
+    let homes: HashSet<usize> = keys.iter().map(|key| cluster.primary_of(*key)).collect();
     assert_eq!(homes.len(), 3, "every node has some");
     // Both at once, from either end.
     let backwards: Vec<u64> = keys.iter().rev().copied().collect();
@@ -125,7 +130,7 @@ async fn keys_on_all_nodes_of_a_cluster_are_loaded_once_and_read_where_they_are(
     let mut monitors: Vec<Monitor> = cluster.nodes.iter().map(Server::monitor).collect();
     assert_eq!(values(c.get_many(&backwards).await), rows(backwards));
     for monitor in &mut monitors {
-        let mut seen = monitor.seen();
+        let mut seen = monitor.command_names();
         assert!(
             !seen.iter().any(|name| name.starts_with("EVAL")),
             "{seen:?}"
@@ -258,7 +263,7 @@ async fn a_node_of_a_cluster_that_is_silent_costs_the_keys_of_the_others_nothing
     assert_eq!(values(got), rows(keys.clone()));
     let loaded: HashSet<u64> = db.batches().into_iter().flatten().collect();
     assert!(
-        loaded.iter().all(|key| cluster.home(*key) == 2),
+        loaded.iter().all(|key| cluster.primary_of(*key) == 2),
         "{loaded:?}"
     );
     b.check().await;

@@ -7,7 +7,8 @@ use tidegate::{Bincode, CacheBuilder, Loaded, Sealed, Source};
 use crate::support::backend::{Backend, on_both_tiers, users};
 use crate::support::eventually;
 use crate::support::forge::{
-    CODEC_AT, CREATED_AT, ERA_AT, FRESH_AT, HEADER, NEGATIVE, changed, checksummed, moved, plain,
+    CODEC_AT, CREATED_AT, FRESH_AT, HEADER, INCARNATION_AT, NEGATIVE, changed, checksummed, moved,
+    plain,
 };
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, value};
@@ -245,7 +246,7 @@ async fn an_older_record_that_is_put_back_is_answered_no_longer_than_its_own_tim
     }
     let before = node.stats().decode_failures;
     fixture.db.behave(Behaviour::default());
-    let dead = changed(&record, ERA_AT, &[9; 16]);
+    let dead = changed(&record, INCARNATION_AT, &[9; 16]);
     fixture.refused(&node, &dead, true, "of another era").await;
     assert_eq!(
         node.stats().decode_failures,

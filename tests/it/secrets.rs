@@ -107,7 +107,7 @@ async fn no_error_of_a_connection_and_no_event_has_the_password() {
                 Ok(redis) => keeps(&format!("{redis:?} {redis:#?}")),
                 Err(error) => said(what, &error),
             }
-            goes_on(builder.open().expect(what)).await;
+            wait_for_look_ups(builder.open().expect(what)).await;
         }
     }
 }
@@ -136,7 +136,7 @@ fn said(what: &str, error: &RemoteError) {
 }
 
 /// What an opened handle and its cache say of themselves.
-async fn goes_on(redis: Redis) {
+async fn wait_for_look_ups(redis: Redis) {
     let (db, events) = (Db::default(), Events::default());
     let builder = Cache::builder("users", db.clone()).on_event(events.callback());
     let builder = builder.l2(redis.clone());

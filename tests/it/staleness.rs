@@ -18,7 +18,7 @@ use crate::support::proxy::{Proxy, ProxyMode};
 use crate::support::server::{Raw, Server, long_timeout_builder};
 
 /// What a busy machine may add to any bound.
-const NOISE: Duration = Duration::from_secs(2);
+const SLACK: Duration = Duration::from_secs(2);
 const LEASE: Duration = Duration::from_millis(600);
 
 /// A process that refreshes "old", and one that waits for it and is told "new" by the source.
@@ -90,7 +90,7 @@ async fn a_refresher_that_is_killed_is_replaced_and_nobody_waits() {
     .await;
     let replaced = died.elapsed();
     println!("replaced after {replaced:?}");
-    assert!(replaced < LEASE + NOISE, "{replaced:?}");
+    assert!(replaced < LEASE + SLACK, "{replaced:?}");
     gate.open();
     eventually("it has the new value", async || {
         with_freshness(fleet.b.get_entry(1).await) == fresh("new")
@@ -171,12 +171,12 @@ async fn outage(mode: ProxyMode) {
                 break;
             }
         }
-        assert!(began.elapsed() < channel + degraded + NOISE);
+        assert!(began.elapsed() < channel + degraded + SLACK);
         sleep(Duration::from_millis(10)).await;
     }
     assert!(fell_back > 10, "only {fell_back} times");
     // From now on it is an error, one for all.
-    while began.elapsed() < channel + degraded + NOISE {
+    while began.elapsed() < channel + degraded + SLACK {
         for caller in a.callers(20, 1).await {
             let got = answer(caller).await;
             assert!(matches!(got, Err(Error::Load(_))), "{got:?}");
@@ -311,7 +311,7 @@ async fn a_refresh_whose_entry_was_deleted_is_refused_and_one_whose_claim_was_is
 /// Milliseconds that the server keeps a key, which are at most these.
 fn kept(raw: &mut Raw, key: &str, most: Duration) {
     let (pttl, most) = (raw.pttl(key), i64::try_from(most.as_millis()).expect("few"));
-    let least = most - i64::try_from(NOISE.as_millis()).expect("few") * 5;
+    let least = most - i64::try_from(SLACK.as_millis()).expect("few") * 5;
     assert!((least..=most).contains(&pttl), "{key}: {pttl} of {most}");
 }
 

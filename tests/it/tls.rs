@@ -14,7 +14,7 @@ use crate::support::{eventually, within};
 
 const TIMEOUT: Duration = Duration::from_millis(300);
 /// What a busy machine may add.
-const NOISE: Duration = Duration::from_secs(2);
+const SLACK: Duration = Duration::from_secs(2);
 
 fn builder(url: &str, tls: Tls) -> RedisBuilder {
     Redis::builder(url).tls(tls).timeout(Duration::from_secs(2))
@@ -109,7 +109,7 @@ async fn refused(url: &str, tls: Option<Tls>, server: &Server) -> RemoteError {
         let begun = Instant::now();
         assert_eq!(value(a.get(key).await), format!("row {key}"));
         let took = begun.elapsed();
-        assert!(took < TIMEOUT * 2 + NOISE, "{took:?}");
+        assert!(took < TIMEOUT * 2 + SLACK, "{took:?}");
     }
     assert!(!a.health().l2_reachable);
     assert!(server.raw().keys("*").is_empty(), "nothing has got through");

@@ -15,7 +15,7 @@ use crate::support::proxy::{Proxy, ProxyMode};
 use crate::support::server::{Raw, Reply, Server, is_lease, long_timeout_builder};
 
 /// What a busy machine may add to any bound.
-const NOISE: Duration = Duration::from_secs(2);
+const SLACK: Duration = Duration::from_secs(2);
 
 struct Fixture {
     server: Server,
@@ -51,7 +51,7 @@ impl Fixture {
 
     /// Cold keys, one after the other and many callers at once: everyone is answered within `bound`
     /// and by one load per key.
-    async fn goes_on(&self, keys: std::ops::Range<u64>, bound: Duration) {
+    async fn wait_for_look_ups(&self, keys: std::ops::Range<u64>, bound: Duration) {
         for key in keys {
             let loads = self.db.loads();
             let begun = Instant::now();
@@ -59,7 +59,7 @@ impl Fixture {
                 assert_eq!(value(answer(caller).await), format!("row {key}"));
             }
             let took = begun.elapsed();
-            assert!(took < bound + NOISE, "key {key} took {took:?}");
+            assert!(took < bound + SLACK, "key {key} took {took:?}");
             assert_eq!(self.db.loads(), loads + 1, "key {key} was not coalesced");
         }
     }
@@ -104,7 +104,7 @@ const TIMEOUT: Duration = Duration::from_millis(300);
 async fn connections_that_are_refused_cost_each_get_one_timeout_at_most_and_heal() {
     let mut fixture = Fixture::new(TIMEOUT).await;
     fixture.proxy.set(ProxyMode::Refuse).await;
-    fixture.goes_on(0..20, TIMEOUT).await;
+    fixture.wait_for_look_ups(0..20, TIMEOUT).await;
     fixture.proxy.set(ProxyMode::Pass).await;
     fixture.heals(1_000).await;
     fixture.end().await;
@@ -114,7 +114,7 @@ async fn connections_that_are_refused_cost_each_get_one_timeout_at_most_and_heal
 async fn a_black_hole_costs_each_get_one_timeout_at_most_and_heals() {
     let mut fixture = Fixture::new(TIMEOUT).await;
     fixture.proxy.set(ProxyMode::BlackHole).await;
-    fixture.goes_on(0..4, TIMEOUT).await;
+    fixture.wait_for_look_ups(0..4, TIMEOUT).await;
     assert!(fixture.a.stats().l2_failures >= 4);
     fixture.proxy.set(ProxyMode::Pass).await;
     fixture.heals(1_000).await;
@@ -131,7 +131,7 @@ async fn a_black_hole_that_opens_during_a_load_costs_one_timeout_and_leaves_no_l
     let begun = Instant::now();
     gate.open();
     assert_eq!(value(answer(caller).await), "row 1");
-    assert!(begun.elapsed() < TIMEOUT + NOISE, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < TIMEOUT + SLACK, "{:?}", begun.elapsed());
     assert!(
         fixture.a.peek(&1).is_none(),
         "nobody knows whether it was stored"
@@ -152,7 +152,7 @@ async fn a_black_hole_that_opens_during_a_load_costs_one_timeout_and_leaves_no_l
 async fn a_server_slower_than_the_timeout_costs_each_get_one_timeout_at_most() {
     let mut fixture = Fixture::new(TIMEOUT).await;
     fixture.proxy.set(ProxyMode::Slow(TIMEOUT * 3)).await;
-    fixture.goes_on(0..3, TIMEOUT).await;
+    fixture.wait_for_look_ups(0..3, TIMEOUT).await;
     fixture.proxy.set(ProxyMode::Pass).await;
     fixture.heals(1_000).await;
     fixture.end().await;
@@ -192,7 +192,7 @@ async fn connections_that_are_cut_fail_no_get() {
 async fn a_server_that_is_stopped_costs_one_timeout_and_heals_when_it_goes_on() {
     let mut fixture = Fixture::new(TIMEOUT).await;
     fixture.server.stop();
-    fixture.goes_on(0..4, TIMEOUT).await;
+    fixture.wait_for_look_ups(0..4, TIMEOUT).await;
     assert!(
         fixture
             .a
@@ -264,7 +264,7 @@ async fn a_server_out_of_memory_answers_no_get_with_an_error_and_keeps_no_lease(
     // Full when the load begins.
     fixture.raw.ask("CONFIG SET maxmemory-policy noeviction");
     fixture.raw.ask("CONFIG SET maxmemory 1");
-    fixture.goes_on(0..3, Duration::ZERO).await;
+    fixture.wait_for_look_ups(0..3, Duration::ZERO).await;
     fixture.raw.ask("CONFIG SET maxmemory 0");
     assert!(fixture.raw.entries("tidegate*").is_empty());
     // Full when it ends.
@@ -296,7 +296,7 @@ async fn a_server_that_is_a_replica_fails_no_get() {
     let mut fixture = Fixture::new(Duration::from_secs(2)).await;
     assert_eq!(value(fixture.a.get(50).await), "row 50");
     fixture.raw.ask("REPLICAOF 127.0.0.1 1");
-    fixture.goes_on(0..5, Duration::ZERO).await;
+    fixture.wait_for_look_ups(0..5, Duration::ZERO).await;
     assert!(
         fixture
             .a
@@ -314,9 +314,9 @@ async fn a_server_that_is_a_replica_fails_no_get() {
 async fn a_key_of_another_type_fails_no_get_and_is_removed_by_an_invalidation() {
     let mut fixture = Fixture::new(Duration::from_secs(2)).await;
     fixture.raw.ask(&format!("RPUSH {} what is this", users(1)));
-    fixture.goes_on(1..2, Duration::ZERO).await;
+    fixture.wait_for_look_ups(1..2, Duration::ZERO).await;
     fixture.a.invalidate(&1).await.expect("an invalidation");
-    fixture.goes_on(1..2, Duration::ZERO).await;
+    fixture.wait_for_look_ups(1..2, Duration::ZERO).await;
     assert!(fixture.raw.get(&users(1)).is_some());
     fixture.end().await;
 }
@@ -418,7 +418,7 @@ async fn a_wrong_password_fails_connect_and_no_get() {
         let begun = Instant::now();
         assert_eq!(value(a.get(key).await), format!("row {key}"));
         assert!(
-            begun.elapsed() < TIMEOUT * 2 + NOISE,
+            begun.elapsed() < TIMEOUT * 2 + SLACK,
             "{:?}",
             begun.elapsed()
         );

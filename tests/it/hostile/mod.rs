@@ -1,4 +1,4 @@
-//! Somebody else writes to the same Redis: what they can make of us, and what they cannot.
+//! Another client writes to the same Redis: which harm its bytes can do, and which they cannot.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ impl Fixture {
         self.node_with(|builder| builder).await
     }
 
-    /// Waits for nobody: what a lease holds up is loaded after a tenth of a second.
+    /// A short `lease_wait`: a look-up that finds a lease loads after a tenth of a second.
     async fn node_with(&self, settings: impl FnOnce(CacheBuilder<Db>) -> CacheBuilder<Db>) -> Node {
         let redis = self
             .server
@@ -57,8 +57,8 @@ impl Fixture {
         self.raw.get(&users(1)).expect("a record")
     }
 
-    /// Without an expiry.
-    fn leave(&mut self, key: &str, bytes: &[u8]) {
+    /// Writes a key without an expiry.
+    fn set_without_expiry(&mut self, key: &str, bytes: &[u8]) {
         self.raw.send(&[b"SET", key.as_bytes(), bytes]);
     }
 }
@@ -68,11 +68,11 @@ async fn source(node: &Node, key: u64) -> Source {
     entry.expect("an entry").source()
 }
 
-/// Every change reaches both nodes, each kind of it: at once where it was made.
-async fn all_is_well(db: &Db, a: &Node, b: &Node, what: &str) {
+/// Changes by key, by tag and of everything reach both nodes, and at once the node that made them.
+async fn changes_reach_both(db: &Db, a: &Node, b: &Node, what: &str) {
     for round in ["key", "tag", "all"] {
         let text = format!("{round} after {what}");
-        // Both have it in L1, if they may.
+        // Both hold the key in L1 if they may.
         for node in [a, b] {
             node.get(1).await.expect("a look-up");
         }

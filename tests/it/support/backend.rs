@@ -134,7 +134,7 @@ impl CommandCounter {
                 let now = tier.commands();
                 now - std::mem::replace(before, now)
             }
-            Self::Redis(monitor) => monitor.seen().len() as u64,
+            Self::Redis(monitor) => monitor.command_names().len() as u64,
         }
     }
 }

@@ -97,7 +97,7 @@ impl Cluster {
     }
 
     /// The primary that a key was given to at first.
-    pub(crate) fn home(&self, key: u64) -> usize {
+    pub(crate) fn primary_of(&self, key: u64) -> usize {
         let slot = self.slot(key);
         (0..self.nodes.len())
             .find(|node| self.slots_of(*node).contains(&slot))
@@ -107,7 +107,11 @@ impl Cluster {
     /// A key on each primary, in their order.
     pub(crate) fn keys(&self) -> Vec<u64> {
         (0..self.nodes.len())
-            .map(|node| (0..).find(|key| self.home(*key) == node).expect("a key"))
+            .map(|node| {
+                (0..)
+                    .find(|key| self.primary_of(*key) == node)
+                    .expect("a key")
+            })
             .collect()
     }
 
@@ -123,7 +127,7 @@ impl Cluster {
     /// A slot that changed hands a moment ago may have gone back in the eyes of a node: it was given a
     /// new owner without a vote, and gossip that was on its way carried a later epoch. Then they are
     /// told again whose it is.
-    pub(crate) fn opens(&self, slot: usize, from: usize, to: usize) {
+    pub(crate) fn begin_slot_migration(&self, slot: usize, from: usize, to: usize) {
         let (source, target) = (self.id(from), self.id(to));
         let ask = |node: usize, words: String| {
             let reply = self.nodes[node].raw().try_ask(&words);
@@ -137,12 +141,12 @@ impl Cluster {
                 asked.elapsed() < TEST_TIMEOUT,
                 "slot {slot} is not of node {from}"
             );
-            self.settles(slot, from);
+            self.assign_slot(slot, from);
         }
     }
 
     /// The keys of a slot that is open go to its new node.
-    pub(crate) fn carries(&self, slot: usize, from: usize, to: usize) {
+    pub(crate) fn move_keys_of_slot(&self, slot: usize, from: usize, to: usize) {
         let mut raw = self.nodes[from].raw();
         let Reply::List(moved) = raw.ask(&format!("CLUSTER GETKEYSINSLOT {slot} 1000")) else {
             panic!("the keys of a slot")
@@ -158,7 +162,7 @@ impl Cluster {
     }
 
     /// Every primary knows whose a slot is.
-    pub(crate) fn settles(&self, slot: usize, node: usize) {
+    pub(crate) fn assign_slot(&self, slot: usize, node: usize) {
         let id = self.id(node);
         let others = (0..self.nodes.len()).filter(|other| *other != node);
         for other in std::iter::once(node).chain(others) {

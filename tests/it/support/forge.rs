@@ -48,4 +48,4 @@ pub(crate) const SCHEMA_AT: usize = 38;
 pub(crate) const CREATED_AT: usize = 52;
 pub(crate) const FRESH_AT: usize = 60;
 pub(crate) const COST_AT: usize = 68;
-pub(crate) const ERA_AT: usize = 72;
+pub(crate) const INCARNATION_AT: usize = 72;

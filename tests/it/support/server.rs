@@ -468,7 +468,7 @@ pub(crate) struct Monitor {
 
 impl Monitor {
     /// The names of the commands since the last call, without beats.
-    pub(crate) fn seen(&mut self) -> Vec<String> {
+    pub(crate) fn command_names(&mut self) -> Vec<String> {
         let name = |command: String| {
             let name = command.split('"').next().unwrap_or_default();
             name.to_ascii_uppercase()

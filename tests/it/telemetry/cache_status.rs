@@ -124,15 +124,15 @@ fn string(rest: &mut &str) -> Option<String> {
 }
 
 fn integer(rest: &mut &str) -> Option<String> {
-    let certificate = rest.strip_prefix('-').unwrap_or(rest);
-    let digits = certificate.len()
-        - certificate
+    let digits_part = rest.strip_prefix('-').unwrap_or(rest);
+    let digits = digits_part.len()
+        - digits_part
             .trim_start_matches(|digit: char| digit.is_ascii_digit())
             .len();
     if !(1..=15).contains(&digits) {
         return None;
     }
-    let (number, after) = rest.split_at(rest.len() - certificate.len() + digits);
+    let (number, after) = rest.split_at(rest.len() - digits_part.len() + digits);
     *rest = after;
     Some(number.to_owned())
 }

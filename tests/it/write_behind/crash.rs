@@ -254,12 +254,12 @@ async fn workers_and_writers_that_are_killed_lose_no_accepted_write_and_no_order
             sleep(moment).await;
             workers[dies].kill().await;
         };
-        let (goes_on, ()) = tokio::join!(writes, kills);
+        let (wait_for_look_ups, ()) = tokio::join!(writes, kills);
         workers_killed += 1;
-        if writing && goes_on {
+        if writing && wait_for_look_ups {
             writers_killed += 1;
         }
-        writing = writing && goes_on;
+        writing = writing && wait_for_look_ups;
         workers[dies] = Process::start(&server, Role::Logging, lease).await;
         dice.pause(50).await;
     }
