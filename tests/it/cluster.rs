@@ -50,7 +50,7 @@ async fn source(node: &Node, key: u64) -> Source {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_one_process_changes_on_any_node_the_other_drops() {
+async fn a_change_by_one_process_on_any_node_reaches_the_other() {
     let (cluster, db) = (Cluster::start(NODES).await, Db::default());
     let (a, b) = (process(&cluster, &db).await, process(&cluster, &db).await);
     let keys: Vec<u64> = (0..60).collect();

@@ -1,4 +1,4 @@
-//! Invalidations that the server could not be told of.
+//! Repairs: changes that did not reach the server are repeated until it has them.
 
 use std::time::Duration;
 
@@ -20,14 +20,14 @@ struct Fixture {
     proxy: Proxy,
     db: Db,
     events: Events,
-    /// Reaches the server through a wire.
+    /// Reaches the server through a proxy.
     a: Node,
-    /// Reaches it directly.
+    /// Reaches the server directly.
     b: Node,
 }
 
 impl Fixture {
-    /// The keys 1 to 3 are "old" everywhere.
+    /// The keys 1 to 3 are "old" in all tiers of both processes.
     async fn new() -> Self {
         let server = Server::start();
         let raw = server.raw();
@@ -69,12 +69,13 @@ impl Fixture {
         }
     }
 
-    /// A write that the database has and the server does not hear of.
+    /// A commit in the database that the server is not told of.
     fn write(&self, key: u64, row: &str) {
         self.db.write(key, row);
     }
 
-    /// Until then the old value is answered by nobody here, wherever the server has it.
+    /// The server is reachable again. Until the repair is done, this process does not answer the
+    /// old value.
     async fn heals(&self) {
         self.proxy.set(ProxyMode::Pass).await;
         eventually("all is repaired", async || {
@@ -132,15 +133,15 @@ async fn an_invalidation_that_failed_is_repeated_until_the_server_has_it() {
     assert_eq!(value(fixture.a.get(1).await), "new");
     fixture.heals().await;
     assert_eq!(fixture.a.stats().repairs, 1);
-    // Commands are through again before the bus is, or after it.
+    // Commands may work again before the subscription does, or after it.
     eventually("the bus is back", async || fixture.a.stats().gaps == 1).await;
     fixture.everyone_answers_new().await;
     fixture.end().await;
 }
 
-/// Reads are answered, writes are refused: that key alone is not read.
+/// The server answers reads and refuses writes. Only the key that failed is not read from it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_what_could_not_be_invalidated_is_not_read_from_the_server() {
+async fn only_the_key_that_could_not_be_invalidated_is_not_read_from_the_server() {
     let mut fixture = Fixture::new().await;
     fixture.raw.ask("REPLICAOF 127.0.0.1 1");
     fixture.write(1, "new");
@@ -184,7 +185,7 @@ async fn an_insert_that_failed_becomes_an_invalidation() {
     fixture.end().await;
 }
 
-/// Nobody asks before it is repaired, so the record says what was done.
+/// No look-up comes before the repair, so that the record shows what the repair did.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_expiry_that_failed_is_repeated_and_keeps_the_value() {
     let mut fixture = Fixture::new().await;
@@ -230,9 +231,10 @@ async fn calls_for_one_key_become_one_repair_and_an_invalidation_is_not_weakened
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_succeeds_later_is_not_undone_by_an_older_repair() {
+async fn a_later_success_is_not_undone_by_an_older_repair() {
     let mut fixture = Fixture::new().await;
-    // Refused at once, so the repair has had its first attempts when the server takes writes again.
+    // A replica refuses at once, so the repair has had its first attempts when the server takes
+    // writes again.
     fixture.raw.ask("REPLICAOF 127.0.0.1 1");
     fixture.write(1, "new");
     assert!(fixture.a.invalidate(&1).await.is_err());
@@ -248,8 +250,8 @@ async fn what_succeeds_later_is_not_undone_by_an_older_repair() {
         fixture.a.health().pending_repairs == 0
     })
     .await;
-    // Unless another attempt at the repair was under way at that very moment, whether its answer has come or
-    // not, it was never made.
+    // Unless an attempt at the repair was under way at that very moment, no further attempt is
+    // made.
     if fixture.raw.calls("del") == deleted {
         let record = fixture.raw.get(&users(1)).expect("the insert stands");
         assert!(is_value(&record));
@@ -286,9 +288,9 @@ async fn an_invalidation_of_everything_that_failed_keeps_this_process_from_the_s
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_invalidation_of_a_tag_that_failed_is_repeated_and_nothing_with_it_is_alive_before() {
+async fn an_invalidation_of_a_tag_that_failed_is_repeated_and_no_tagged_entry_is_answered_before() {
     let fixture = Fixture::new().await;
-    // What carries the tag, in both.
+    // Both processes hold the entry with the tag.
     fixture.db.tag(1, &["t"]);
     fixture.a.invalidate(&1).await.expect("an invalidation");
     for node in [&fixture.a, &fixture.b] {
@@ -309,7 +311,7 @@ async fn an_invalidation_of_a_tag_that_failed_is_repeated_and_nothing_with_it_is
     fixture.end().await;
 }
 
-/// Somebody gives the call up while nobody knows whether it will be answered.
+/// The caller gives the call up before it is answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_invalidation_that_nobody_waits_for_is_repeated_too() {
     let fixture = Fixture::new().await;
@@ -321,7 +323,7 @@ async fn an_invalidation_that_nobody_waits_for_is_repeated_too() {
     };
     call.abort();
     assert!(call.await.is_err_and(|ended| ended.is_cancelled()));
-    // Nobody is told when it has ended: only then is the key evicted here.
+    // The key is evicted here when the abandoned call has ended.
     eventually("it has failed, is on the list and has ended", async || {
         let ended = format!("{:?}", *fixture.a).contains("tasks: 0,");
         fixture.a.health().pending_repairs == 1 && ended
@@ -332,7 +334,8 @@ async fn an_invalidation_that_nobody_waits_for_is_repeated_too() {
     fixture.end().await;
 }
 
-/// The load began before, under a lease that the server still has when it ends.
+/// The load began before the invalidation, under a lease that the server still holds when the load
+/// ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_load_from_before_an_invalidation_that_failed_fills_nothing() {
     let mut fixture = Fixture::new().await;
@@ -359,7 +362,7 @@ async fn a_load_from_before_an_invalidation_that_failed_fills_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_pending_is_tried_once_more_when_the_cache_closes() {
+async fn pending_repairs_are_tried_once_more_when_the_cache_closes() {
     let mut fixture = Fixture::new().await;
     fixture.raw.ask("REPLICAOF 127.0.0.1 1");
     assert!(fixture.a.invalidate(&1).await.is_err());
@@ -370,13 +373,13 @@ async fn what_is_pending_is_tried_once_more_when_the_cache_closes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn more_failures_than_are_kept_apart_become_one_invalidation_of_everything() {
+async fn more_failures_than_the_list_holds_become_one_invalidation_of_everything() {
     let fixture = Fixture::new().await;
     fixture.proxy.set(ProxyMode::Refuse).await;
     for key in 1..=3 {
         fixture.write(key, "new");
     }
-    // The keys 1 to 3 are among them, and nobody counts on that.
+    // The keys 1 to 3 are among them, but no test relies on that.
     let keys: Vec<u64> = (1..=10_001).collect();
     assert!(fixture.a.invalidate_many(&keys).await.is_err());
     assert_eq!(fixture.events.count(Event::RepairsOverflowed), 1);
@@ -390,7 +393,7 @@ async fn more_failures_than_are_kept_apart_become_one_invalidation_of_everything
     fixture.end().await;
 }
 
-/// Each knows another version, and two of them have something to tell.
+/// The three processes know three different versions, and two of them have repairs to do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_processes_that_disagreed_agree_when_the_server_is_back() {
     let (server, db) = (Server::start(), Db::default());

@@ -1,4 +1,4 @@
-//! Sealed values: what somebody who reads and writes Redis can do without a key, and how keys change.
+//! Sealed values: what a client of the same Redis can do without a key, and how keys are rotated.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::support::node::{Node, value};
 use crate::support::server::{Raw, Server, is_value};
 
 on_both_tiers! {
-    what_one_process_seals_another_opens_and_a_renewed_entry_too
+    a_value_that_one_process_seals_is_opened_by_another_also_after_a_renewal
 }
 
 const ONE: (u32, [u8; 32]) = (1, [1; 32]);
@@ -69,7 +69,8 @@ impl Fixture {
         self.raw.get(&users(key)).expect("a record")
     }
 
-    /// Puts a record there: it is not answered, but loaded. `replaced`: and gives way to what is.
+    /// Writes a record under key 1. A look-up does not answer it but loads. `replaced` tells
+    /// whether the loaded value replaces the record.
     async fn refused(&mut self, node: &Node, record: &[u8], replaced: bool, what: &str) {
         self.raw.set(&users(1), record);
         let before = node.stats();
@@ -80,7 +81,9 @@ impl Fixture {
     }
 }
 
-async fn what_one_process_seals_another_opens_and_a_renewed_entry_too(backend: Backend) {
+async fn a_value_that_one_process_seals_is_opened_by_another_also_after_a_renewal(
+    backend: Backend,
+) {
     let db = Db::default();
     db.tag(1, &["team"]);
     let node = async || {
@@ -91,7 +94,7 @@ async fn what_one_process_seals_another_opens_and_a_renewed_entry_too(backend: B
     assert_eq!(value(a.get(1).await), "row 1");
     assert_eq!(value(b.get(1).await), "row 1");
     assert_eq!((db.loads(), b.stats().l2_hits), (1, 1));
-    // Another header, so another seal; the value and the tags are what they were.
+    // A renewed record has another header and so another seal, with the same value and tags.
     db.behave(Behaviour {
         unchanged: true,
         ..Behaviour::default()
@@ -109,7 +112,7 @@ async fn what_one_process_seals_another_opens_and_a_renewed_entry_too(backend: B
     }
 }
 
-/// Every byte of a record, with the checksum set right: it is no secret.
+/// Changes every byte of a record and sets the checksum right, which is no secret.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_record_that_was_altered_is_answered() {
     let mut fixture = Fixture::new();
@@ -121,7 +124,7 @@ async fn no_record_that_was_altered_is_answered() {
         let mut altered = record.clone();
         altered[at] ^= 1 << (at % 8);
         let altered = checksummed(altered);
-        // A later format or schema version is left alone.
+        // A record of a later format or schema version is bypassed.
         let replaced = !matches!(at, 2 | 38 | 39);
         let what = format!("byte {at}");
         if altered == record {
@@ -164,7 +167,7 @@ async fn a_record_of_another_key_or_cache_is_not_answered_and_without_a_seal_it_
         .await;
     assert_eq!(node.stats().decode_failures, 1, "the other has another era");
 
-    // What sealing is for.
+    // Without a seal, both are answered. This is what sealing prevents.
     let open = fixture
         .backend
         .node_with(&fixture.db, |builder| builder.l1_capacity(0))
@@ -176,7 +179,7 @@ async fn a_record_of_another_key_or_cache_is_not_answered_and_without_a_seal_it_
     let forged = checksummed([&other[..HEADER], b"\x06forged"].concat());
     fixture.raw.set(&users(1), &moved(&forged, &users(1)));
     assert_eq!(value(open.get(1).await), "forged");
-    // And nobody who seals takes it.
+    // A process that seals takes neither of them.
     fixture
         .refused(&node, &moved(&forged, &users(1)), true, "not sealed")
         .await;
@@ -191,23 +194,24 @@ async fn what_a_seal_does_not_prevent() {
     let mut fixture = Fixture::new();
     let node = fixture.node(ONE, &[]).await;
     let record = fixture.record(&node, 1).await;
-    // An older record of the same key, within its own time.
+    // An older record of the same key is answered within its own TTL.
     fixture.db.write(1, "new");
     node.invalidate(&1).await.expect("an invalidation");
     fixture.raw.set(&users(1), &record);
     assert_eq!(value(node.get(1).await), "row 1");
-    // An entry that was expired, as if it had not been.
+    // An entry that was expired can be made to look unexpired.
     node.expire(&1).await.expect("an expiry");
     fixture
         .raw
         .send(&[b"SETRANGE", users(1).as_bytes(), b"20", &[0; 16]]);
     assert_eq!(value(node.get(1).await), "row 1");
     assert_eq!((fixture.db.loads(), node.stats().l2_hits), (1, 2));
-    // But not once everything was invalidated, as long as a process is there that knows.
+    // After an invalidation of everything the old record is invalid for every process that knows of
+    // it.
     node.invalidate_all().await.expect("an invalidation");
     fixture.raw.set(&users(1), &record);
     assert_eq!(value(node.get(1).await), "new");
-    // Absences have no seal.
+    // Absences are not sealed.
     let record = fixture.record(&node, 1).await;
     fixture.raw.set(&users(1), &plain(&record, NEGATIVE));
     assert_eq!(node.get(1).await.expect("a look-up"), None);
@@ -216,7 +220,7 @@ async fn what_a_seal_does_not_prevent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_older_record_that_is_put_back_is_answered_no_longer_than_its_own_time() {
+async fn an_older_record_that_is_put_back_is_answered_no_longer_than_its_own_ttl() {
     let mut fixture = Fixture::new();
     fixture
         .db
@@ -227,7 +231,7 @@ async fn an_older_record_that_is_put_back_is_answered_no_longer_than_its_own_tim
         fixture.raw.pttl(&users(1)) == -2
     })
     .await;
-    // Without an expiry of its own.
+    // The old record is put back without an expiry.
     fixture.raw.send(&[b"SET", users(1).as_bytes(), &record]);
     let before = node.stats();
     assert_eq!(value(node.get(1).await), "row 1");
@@ -236,7 +240,7 @@ async fn an_older_record_that_is_put_back_is_answered_no_longer_than_its_own_tim
         (since.l2_hits, since.loads, since.decode_failures),
         (0, 1, 0)
     );
-    // Nor can its times be set right.
+    // Its times cannot be changed either.
     for (at, what) in [
         (CREATED_AT, "created later"),
         (FRESH_AT, "fresh for longer"),
@@ -256,7 +260,7 @@ async fn an_older_record_that_is_put_back_is_answered_no_longer_than_its_own_tim
     node.check().await;
 }
 
-/// What a look-up came from, and how many decode failures it cost.
+/// The source of an answer, and the decode failures that it cost.
 async fn source(node: &Node, key: u64) -> (Source, u64) {
     let before = node.stats();
     let entry = node.get_entry(key).await.expect("a look-up");
@@ -274,7 +278,8 @@ async fn a_rotation_in_the_right_order_costs_no_load() {
         (TWO, &[ONE]),
         (TWO, &[]),
     ];
-    // Each step beside the one before, as in a rolling deploy: each writes what both read.
+    // Each step runs beside the one before, as in a rolling deploy: each process reads what the
+    // other writes.
     let (mut key, mut loads) = (0, 0);
     for pair in steps.windows(2) {
         let before = fixture.node(pair[0].0, pair[0].1).await;
@@ -288,14 +293,14 @@ async fn a_rotation_in_the_right_order_costs_no_load() {
         }
         assert_eq!(fixture.db.loads(), loads);
     }
-    // What was sealed at first is not read by those who have dropped the key.
+    // Records under the first key are misses for processes that have dropped that key.
     let last = fixture.node(TWO, &[]).await;
     assert_eq!(source(&last, 1).await, (Source::Loader, 1));
     assert_eq!(source(&last, 1).await, (Source::L2, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_without_the_new_key_replaces_a_record_once_and_nobody_fights_over_it() {
+async fn a_process_without_the_new_key_replaces_a_record_once_and_then_both_read_it() {
     let fixture = Fixture::new();
     let (old, new) = (
         fixture.node(ONE, &[]).await,
@@ -312,12 +317,12 @@ async fn a_process_without_the_new_key_replaces_a_record_once_and_nobody_fights_
         assert_eq!(source(&old, 1).await, (Source::L2, 0));
     }
     assert_eq!(fixture.db.loads(), 2);
-    // A refresh by the new one begins it again: one load each.
+    // A refresh by the new process starts this again: one load in each process.
     new.refresh(&1).await.expect("a refresh");
     assert_eq!(source(&old, 1).await, (Source::Loader, 1));
     assert_eq!(source(&new, 1).await, (Source::L2, 0));
     assert_eq!(fixture.db.loads(), 4);
-    // Neither can open what the other has sealed: this is the one arrangement that does not settle.
+    // Two processes of which neither can open the records of the other replace them for ever.
     let alone = fixture.node(TWO, &[]).await;
     for _ in 0..3 {
         assert_eq!(source(&alone, 1).await, (Source::Loader, 1));
@@ -326,7 +331,7 @@ async fn a_process_without_the_new_key_replaces_a_record_once_and_nobody_fights_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cache_begins_to_seal_with_a_new_schema_version_and_nobody_fights() {
+async fn a_cache_begins_to_seal_with_a_new_schema_version_and_old_processes_bypass_its_records() {
     let mut fixture = Fixture::new();
     let plain = fixture
         .backend
@@ -343,7 +348,7 @@ async fn a_cache_begins_to_seal_with_a_new_schema_version_and_nobody_fights() {
     let record = fixture.raw.get(&users(1)).filter(|record| is_value(record));
     plain.invalidate(&2).await.expect("an invalidation");
     assert_eq!(source(&sealing, 2).await, (Source::Loader, 0));
-    // The old process leaves the sealed records alone, and keeps its own in L1.
+    // The old process bypasses the sealed records and keeps its own values in L1.
     assert_eq!(source(&plain, 2).await, (Source::Loader, 0));
     assert_eq!(source(&plain, 2).await, (Source::L1, 0));
     assert_eq!(source(&sealing, 2).await, (Source::L2, 0));

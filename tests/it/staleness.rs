@@ -1,4 +1,4 @@
-//! Staleness where processes die, servers go away, or there is none.
+//! Stale answers when processes die, when servers go away, and without a shared tier.
 
 use std::time::Duration;
 
@@ -21,7 +21,8 @@ use crate::support::server::{Raw, Server, long_timeout_builder};
 const SLACK: Duration = Duration::from_secs(2);
 const LEASE: Duration = Duration::from_millis(600);
 
-/// A process that refreshes "old", and one that waits for it and is told "new" by the source.
+/// A process that refreshes "old", and a process that leaves the refresh to it. The source holds
+/// "new".
 struct Fleet {
     backend: Backend,
     refresher: Worker,
@@ -46,11 +47,11 @@ impl Fleet {
         let short = Loaded::found("old".to_owned()).ttl(TTL);
         b.insert(1, short).await.expect("an insert");
         sleep(TTL).await;
-        refresher.tell("get 1 10").await;
-        refresher.hear("loading 1").await;
-        // Its callers do not wait.
-        refresher.tell("get 1 10").await;
-        assert_eq!(refresher.hear("got 1").await, "old");
+        refresher.send("get 1 10").await;
+        refresher.expect_line("loading 1").await;
+        // Callers of the stale entry do not wait for the refresh.
+        refresher.send("get 1 10").await;
+        assert_eq!(refresher.expect_line("got 1").await, "old");
         db.write(1, "new");
         Self {
             backend,
@@ -112,15 +113,15 @@ async fn a_refresher_that_is_stopped_is_replaced_and_cannot_fill_when_it_goes_on
     })
     .await;
     fleet.refresher.resume();
-    fleet.refresher.tell("row older").await;
+    fleet.refresher.send("row older").await;
     eventually("its fill is refused", async || {
         let stats = fleet.refresher.stats().await;
         stats[0] == 1 && stats[2..] == [0, 1]
     })
     .await;
     eventually("it has the new value", async || {
-        fleet.refresher.tell("get 1 1").await;
-        let got = fleet.refresher.hear("got 1").await;
+        fleet.refresher.send("get 1 1").await;
+        let got = fleet.refresher.expect_line("got 1").await;
         assert_ne!(got, "older", "what was refused is answered");
         got == "new"
     })
@@ -129,8 +130,8 @@ async fn a_refresher_that_is_stopped_is_replaced_and_cannot_fill_when_it_goes_on
     fleet.backend.check(&[&fleet.b]).await;
 }
 
-/// A node that reaches its server through a wire.
-async fn wired(
+/// A node that reaches its server through a proxy.
+async fn behind_proxy(
     db: &Db,
     server: &Server,
     settings: impl FnOnce(tidegate::CacheBuilder<Db>) -> tidegate::CacheBuilder<Db>,
@@ -148,7 +149,7 @@ async fn outage(mode: ProxyMode) {
     let (server, db) = (Server::start(), Db::default());
     let backoff = Duration::from_millis(300);
     let (channel, degraded) = (Duration::from_millis(900), Duration::from_millis(1500));
-    let (proxy, a) = wired(&db, &server, |builder| {
+    let (proxy, a) = behind_proxy(&db, &server, |builder| {
         with_stale_if_error(builder)
             .channel_lease(channel)
             .degraded_l1_ttl(degraded)
@@ -158,12 +159,12 @@ async fn outage(mode: ProxyMode) {
     make_stale(&db, &[&a], 1).await;
     db.behave(Behaviour::fails());
     proxy.set(mode).await;
-    let (began, mut fell_back) = (Instant::now(), 0);
+    let (began, mut stale_answers) = (Instant::now(), 0);
     loop {
         match a.get_entry(1).await {
             Ok(Some(entry)) => {
                 assert_eq!(entry.freshness(), Freshness::StaleOnError);
-                fell_back += 1;
+                stale_answers += 1;
             }
             Ok(None) => panic!("nobody said that there is none"),
             Err(error) => {
@@ -174,8 +175,8 @@ async fn outage(mode: ProxyMode) {
         assert!(began.elapsed() < channel + degraded + SLACK);
         sleep(Duration::from_millis(10)).await;
     }
-    assert!(fell_back > 10, "only {fell_back} times");
-    // From now on it is an error, one for all.
+    assert!(stale_answers > 10, "only {stale_answers} times");
+    // After the grace period each look-up is an error, and loads follow the error backoff.
     while began.elapsed() < channel + degraded + SLACK {
         for caller in a.callers(20, 1).await {
             let got = answer(caller).await;
@@ -207,14 +208,14 @@ async fn without_source_and_server_the_old_value_is_answered_for_the_grace_and_t
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_a_server_that_says_nothing_it_is_the_same() {
+async fn without_source_and_with_a_silent_server_the_old_value_is_answered_for_the_grace_too() {
     outage(ProxyMode::BlackHole).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_past_l1_sees_what_l1_has_not_heard_of() {
+async fn a_read_that_skips_l1_sees_a_change_that_l1_has_not_received() {
     let (backend, db) = (Backend::redis(), Db::default());
-    let (proxy, a) = wired(&db, backend.server().expect("a server"), |builder| {
+    let (proxy, a) = behind_proxy(&db, backend.server().expect("a server"), |builder| {
         with_stale_while_revalidate(builder).channel_lease(Duration::from_secs(600))
     })
     .await;
@@ -239,9 +240,9 @@ async fn a_read_past_l1_sees_what_l1_has_not_heard_of() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_that_the_server_is_not_told_of_is_an_error_and_repaired() {
+async fn a_write_whose_invalidation_fails_is_an_error_and_is_repaired() {
     let (backend, db) = (Backend::redis(), Db::default());
-    let (proxy, a) = wired(
+    let (proxy, a) = behind_proxy(
         &db,
         backend.server().expect("a server"),
         with_stale_if_error,
@@ -283,7 +284,7 @@ async fn a_write_that_the_server_is_not_told_of_is_an_error_and_repaired() {
     backend.check(&[&b]).await;
 }
 
-/// By somebody who is no cache.
+/// Another client deletes the key, which is not announced to any cache.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refresh_whose_entry_was_deleted_is_refused_and_one_whose_claim_was_is_not() {
     let (backend, db) = (Backend::redis(), Db::default());
@@ -308,8 +309,8 @@ async fn a_refresh_whose_entry_was_deleted_is_refused_and_one_whose_claim_was_is
     backend.check(&[&a]).await;
 }
 
-/// Milliseconds that the server keeps a key, which are at most these.
-fn kept(raw: &mut Raw, key: &str, most: Duration) {
+/// Asserts that the server keeps a key for this long at most, and not much less.
+fn assert_expiry(raw: &mut Raw, key: &str, most: Duration) {
     let (pttl, most) = (raw.pttl(key), i64::try_from(most.as_millis()).expect("few"));
     let least = most - i64::try_from(SLACK.as_millis()).expect("few") * 5;
     assert!((least..=most).contains(&pttl), "{key}: {pttl} of {most}");
@@ -337,35 +338,35 @@ async fn the_server_keeps_a_value_for_its_ttl_and_the_longer_window_and_nothing_
         let gate = db.gate();
         let caller = a.caller(key).await;
         gate.reached().await;
-        kept(&mut raw, &record, minute);
+        assert_expiry(&mut raw, &record, minute);
         gate.open();
         answer(caller).await.expect("a load");
-        kept(&mut raw, &record, longest);
+        assert_expiry(&mut raw, &record, longest);
         for behaviour in [Behaviour::fails(), Behaviour::default()] {
             a.insert(key, "by hand".to_owned())
                 .await
                 .expect("an insert");
-            kept(&mut raw, &record, longest);
+            assert_expiry(&mut raw, &record, longest);
             raw.send(&[b"PEXPIRE", record.as_bytes(), b"30000"]);
             db.behave(behaviour);
             let gate = db.gate();
             let refresher = a.refresher(key).await;
             gate.reached().await;
-            // Until the refresh ends its entry stays.
-            kept(&mut raw, &record, minute);
-            kept(&mut raw, &claim, minute);
+            // The entry stays until its refresh ends.
+            assert_expiry(&mut raw, &record, minute);
+            assert_expiry(&mut raw, &claim, minute);
             check_expiries(&mut raw);
             gate.open();
             let refreshed = answer(refresher).await;
             assert_eq!(refreshed.is_err(), behaviour.fails);
             check_expiries(&mut raw);
         }
-        kept(&mut raw, &record, longest);
+        assert_expiry(&mut raw, &record, longest);
         a.expire(&key).await.expect("an expiry");
-        kept(&mut raw, &record, longest);
+        assert_expiry(&mut raw, &record, longest);
         db.delete(key);
         a.refresh(&key).await.expect("a load");
-        kept(&mut raw, &record, minute);
+        assert_expiry(&mut raw, &record, minute);
         backend.check(&[&a]).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Redis trouble is not request trouble.
+//! Trouble with Redis does not become trouble of look-ups.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +26,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// A cache that reaches its server through a wire; the connection and the scripts are there.
+    /// A cache that reaches its server through a proxy and has used its scripts once.
     async fn new(timeout: Duration) -> Self {
         let server = Server::start();
         let raw = server.raw();
@@ -49,9 +49,9 @@ impl Fixture {
         }
     }
 
-    /// Cold keys, one after the other and many callers at once: everyone is answered within `bound`
-    /// and by one load per key.
-    async fn wait_for_look_ups(&self, keys: std::ops::Range<u64>, bound: Duration) {
+    /// Cold keys one after the other, with 20 callers each. All callers are answered within
+    /// `bound`, by one load per key.
+    async fn look_ups_succeed(&self, keys: std::ops::Range<u64>, bound: Duration) {
         for key in keys {
             let loads = self.db.loads();
             let begun = Instant::now();
@@ -64,7 +64,7 @@ impl Fixture {
         }
     }
 
-    /// Without anyone's help, loads fill L2 again.
+    /// Waits until loads fill L2 again and L1 is used again. The cache recovers by itself.
     async fn heals(&mut self, first: u64) {
         let mut key = first;
         eventually("loads fill L2 again", async || {
@@ -104,7 +104,7 @@ const TIMEOUT: Duration = Duration::from_millis(300);
 async fn connections_that_are_refused_cost_each_get_one_timeout_at_most_and_heal() {
     let mut fixture = Fixture::new(TIMEOUT).await;
     fixture.proxy.set(ProxyMode::Refuse).await;
-    fixture.wait_for_look_ups(0..20, TIMEOUT).await;
+    fixture.look_ups_succeed(0..20, TIMEOUT).await;
     fixture.proxy.set(ProxyMode::Pass).await;
     fixture.heals(1_000).await;
     fixture.end().await;
@@ -114,7 +114,7 @@ async fn connections_that_are_refused_cost_each_get_one_timeout_at_most_and_heal
 async fn a_black_hole_costs_each_get_one_timeout_at_most_and_heals() {
     let mut fixture = Fixture::new(TIMEOUT).await;
     fixture.proxy.set(ProxyMode::BlackHole).await;
-    fixture.wait_for_look_ups(0..4, TIMEOUT).await;
+    fixture.look_ups_succeed(0..4, TIMEOUT).await;
     assert!(fixture.a.stats().l2_failures >= 4);
     fixture.proxy.set(ProxyMode::Pass).await;
     fixture.heals(1_000).await;
@@ -152,7 +152,7 @@ async fn a_black_hole_that_opens_during_a_load_costs_one_timeout_and_leaves_no_l
 async fn a_server_slower_than_the_timeout_costs_each_get_one_timeout_at_most() {
     let mut fixture = Fixture::new(TIMEOUT).await;
     fixture.proxy.set(ProxyMode::Slow(TIMEOUT * 3)).await;
-    fixture.wait_for_look_ups(0..3, TIMEOUT).await;
+    fixture.look_ups_succeed(0..3, TIMEOUT).await;
     fixture.proxy.set(ProxyMode::Pass).await;
     fixture.heals(1_000).await;
     fixture.end().await;
@@ -192,7 +192,7 @@ async fn connections_that_are_cut_fail_no_get() {
 async fn a_server_that_is_stopped_costs_one_timeout_and_heals_when_it_goes_on() {
     let mut fixture = Fixture::new(TIMEOUT).await;
     fixture.server.stop();
-    fixture.wait_for_look_ups(0..4, TIMEOUT).await;
+    fixture.look_ups_succeed(0..4, TIMEOUT).await;
     assert!(
         fixture
             .a
@@ -261,13 +261,13 @@ async fn a_server_that_is_killed_during_traffic_fails_no_get() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_out_of_memory_answers_no_get_with_an_error_and_keeps_no_lease() {
     let mut fixture = Fixture::new(Duration::from_secs(2)).await;
-    // Full when the load begins.
+    // The memory is full when the load begins.
     fixture.raw.ask("CONFIG SET maxmemory-policy noeviction");
     fixture.raw.ask("CONFIG SET maxmemory 1");
-    fixture.wait_for_look_ups(0..3, Duration::ZERO).await;
+    fixture.look_ups_succeed(0..3, Duration::ZERO).await;
     fixture.raw.ask("CONFIG SET maxmemory 0");
     assert!(fixture.raw.entries("tidegate*").is_empty());
-    // Full when it ends.
+    // The memory is full when the load ends.
     let gate = fixture.db.gate();
     let callers = fixture.a.callers(5, 10).await;
     gate.reached().await;
@@ -296,7 +296,7 @@ async fn a_server_that_is_a_replica_fails_no_get() {
     let mut fixture = Fixture::new(Duration::from_secs(2)).await;
     assert_eq!(value(fixture.a.get(50).await), "row 50");
     fixture.raw.ask("REPLICAOF 127.0.0.1 1");
-    fixture.wait_for_look_ups(0..5, Duration::ZERO).await;
+    fixture.look_ups_succeed(0..5, Duration::ZERO).await;
     assert!(
         fixture
             .a
@@ -314,9 +314,9 @@ async fn a_server_that_is_a_replica_fails_no_get() {
 async fn a_key_of_another_type_fails_no_get_and_is_removed_by_an_invalidation() {
     let mut fixture = Fixture::new(Duration::from_secs(2)).await;
     fixture.raw.ask(&format!("RPUSH {} what is this", users(1)));
-    fixture.wait_for_look_ups(1..2, Duration::ZERO).await;
+    fixture.look_ups_succeed(1..2, Duration::ZERO).await;
     fixture.a.invalidate(&1).await.expect("an invalidation");
-    fixture.wait_for_look_ups(1..2, Duration::ZERO).await;
+    fixture.look_ups_succeed(1..2, Duration::ZERO).await;
     assert!(fixture.raw.get(&users(1)).is_some());
     fixture.end().await;
 }
@@ -336,7 +336,7 @@ async fn nothing_read_before_the_subscription_was_lost_is_answered_from_l1_after
     }
     assert_eq!(value(b.get(1).await), "row 1");
     fixture.db.write(1, "new");
-    // Nobody hears of this one.
+    // No process receives a message of this change.
     fixture.raw.ask("CLIENT KILL TYPE pubsub");
     fixture.raw.ask(&format!("DEL {}", users(1)));
     eventually("the loss is noticed", async || {
@@ -356,7 +356,7 @@ async fn nothing_read_before_the_subscription_was_lost_is_answered_from_l1_after
     }
     assert_eq!(fixture.db.loads(), loads);
     fixture.heals(1_000).await;
-    // And the new subscription works.
+    // The new subscription works.
     fixture.a.get(1).await.expect("a look-up");
     b.invalidate(&1).await.expect("an invalidation");
     eventually("it has heard", async || fixture.a.peek(&1).is_none()).await;
@@ -364,7 +364,7 @@ async fn nothing_read_before_the_subscription_was_lost_is_answered_from_l1_after
     fixture.end().await;
 }
 
-/// The client says that it has subscribed before the server has.
+/// The client library reports a subscription before the server has confirmed it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l1_is_not_used_before_the_server_has_confirmed_the_subscription() {
     let mut fixture = Fixture::new(Duration::from_millis(500)).await;
@@ -372,7 +372,7 @@ async fn l1_is_not_used_before_the_server_has_confirmed_the_subscription() {
         .connect()
         .await
         .expect("connect");
-    // The silence is not noticed while it lasts, which would make good for anything.
+    // A long channel lease, so that the test does not pass only because the proof runs out.
     let builder = Cache::builder("users", fixture.db.clone()).ttl_jitter(0.0);
     let builder = builder.channel_lease(Duration::from_secs(60));
     let b = Node::new(builder.l2(redis).build().expect("a cache"));
@@ -381,7 +381,7 @@ async fn l1_is_not_used_before_the_server_has_confirmed_the_subscription() {
     let entry = b.get_entry(1).await.expect("a look-up").expect("an entry");
     assert_eq!(entry.source(), Source::L2);
     assert_eq!(value(b.get(2).await), "row 2");
-    // Nobody would have heard of these.
+    // The subscription does not exist yet, so no message of these changes reaches process b.
     for key in [1, 2] {
         fixture.db.write(key, "new");
         fixture.a.invalidate(&key).await.expect("an invalidation");
@@ -393,7 +393,7 @@ async fn l1_is_not_used_before_the_server_has_confirmed_the_subscription() {
         b.peek(&1).is_some()
     })
     .await;
-    // Read before the server had the subscription, and not since.
+    // This entry was read before the subscription existed, and not since.
     assert_eq!(value(b.get(2).await), "new");
     b.check().await;
     fixture.heals(1_000).await;
@@ -436,7 +436,7 @@ async fn a_wrong_password_fails_connect_and_no_get() {
     }
 }
 
-/// The rights that `guide::operations` names are enough.
+/// The ACL rules that `guide::operations` names are enough.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_with_the_rights_that_the_guide_names_can_do_everything() {
     const RIGHTS: &str = "~tidegate:* &tidegate:* +get +mget +set +del +unlink +getrange +setrange +pttl +pexpire \
@@ -446,7 +446,7 @@ async fn a_user_with_the_rights_that_the_guide_names_can_do_everything() {
     let mut raw = server.raw();
     let user = format!("ACL SETUSER app reset on >secret {RIGHTS}");
     if matches!(raw.try_ask(&user), Reply::Error(_)) {
-        // Redis 6.0 has no rights for channels.
+        // Redis 6.0 has no permissions for channels.
         raw.ask(&user.replace("&tidegate:* ", ""));
     }
     let url = format!("redis://app:secret@127.0.0.1:{}", server.port());

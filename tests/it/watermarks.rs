@@ -1,4 +1,5 @@
-//! What the server remembers of invalidations as a whole, and what happens when it forgets.
+//! Watermarks on a real server: what the server keeps of invalidations of everything or of a tag,
+//! and what happens when it loses them.
 
 use std::time::Duration;
 
@@ -37,24 +38,24 @@ impl Fixture {
             a,
             b,
         };
-        fixture.warm().await;
+        fixture.fill_l1().await;
         fixture
     }
 
-    async fn warm(&self) {
+    async fn fill_l1(&self) {
         for node in [&self.a, &self.b] {
             for key in 1..=3 {
-                warm(node, key).await;
+                fill_l1(node, key).await;
             }
         }
     }
 
-    /// What happens to the server's memory; then no look-up that begins a lease later or more is
-    /// answered from L1 with what was there before, and soon everything is as it was.
-    async fn forgets(&mut self, how: impl FnOnce(&mut Raw)) {
+    /// `how` changes the keys of the server. A look-up that begins a channel lease later finds none
+    /// of the old entries in L1. Then all keys are loaded once, and both tiers are used again.
+    async fn assert_invalidates_everything(&mut self, how: impl FnOnce(&mut Raw)) {
         let loads = self.db.loads();
         how(&mut self.raw);
-        let told = Instant::now();
+        let changed = Instant::now();
         let mut last = None;
         eventually("nothing of it is in L1", async || {
             let asked = Instant::now();
@@ -68,9 +69,9 @@ impl Fixture {
         })
         .await;
         assert!(
-            last.is_none_or(|asked| asked < told + LEASE),
+            last.is_none_or(|asked| asked < changed + LEASE),
             "answered {:?} later",
-            last.map(|asked| asked - told)
+            last.map(|asked| asked - changed)
         );
         for key in 1..=3 {
             self.db.write(key, "new");
@@ -79,7 +80,7 @@ impl Fixture {
             }
         }
         assert_eq!(self.db.loads(), loads + 3, "once each");
-        self.warm().await;
+        self.fill_l1().await;
         let cold = node(&self.db, &self.server).await;
         for key in 1..=3 {
             assert_eq!(source(&cold, key).await, Source::L2);
@@ -115,7 +116,7 @@ async fn source(node: &Node, key: u64) -> Source {
     entry.expect("an entry").source()
 }
 
-async fn warm(node: &Node, key: u64) {
+async fn fill_l1(node: &Node, key: u64) {
     eventually("L1 is used", async || {
         node.get(key).await.expect("a look-up");
         node.peek(&key).is_some() && node.health().channel == Channel::Proven
@@ -127,7 +128,7 @@ async fn warm(node: &Node, key: u64) {
 async fn a_flush_by_another_client_is_noticed_within_the_lease() {
     let mut fixture = Fixture::new(&[]).await;
     fixture
-        .forgets(|raw| {
+        .assert_invalidates_everything(|raw| {
             raw.ask("FLUSHALL");
         })
         .await;
@@ -135,11 +136,11 @@ async fn a_flush_by_another_client_is_noticed_within_the_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn marks_that_were_lost_count_as_an_invalidation_of_everything() {
+async fn watermarks_that_were_lost_count_as_an_invalidation_of_everything() {
     let mut fixture = Fixture::new(&[(1, &["t"])]).await;
-    // With and without anything that they said.
+    // Watermarks that were never raised, and watermarks that were.
     fixture
-        .forgets(|raw| {
+        .assert_invalidates_everything(|raw| {
             raw.ask(&format!("DEL {WATERMARKS_KEY}"));
         })
         .await;
@@ -149,9 +150,9 @@ async fn marks_that_were_lost_count_as_an_invalidation_of_everything() {
         .await
         .expect("an invalidation");
     fixture.a.invalidate_all().await.expect("an invalidation");
-    fixture.warm().await;
+    fixture.fill_l1().await;
     fixture
-        .forgets(|raw| {
+        .assert_invalidates_everything(|raw| {
             raw.ask(&format!("DEL {WATERMARKS_KEY}"));
         })
         .await;
@@ -159,36 +160,36 @@ async fn marks_that_were_lost_count_as_an_invalidation_of_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn marks_that_are_something_else_count_as_lost() {
+async fn watermarks_that_cannot_be_parsed_count_as_lost() {
     let mut fixture = Fixture::new(&[]).await;
     fixture
-        .forgets(|raw| {
+        .assert_invalidates_everything(|raw| {
             raw.ask(&format!("SET {WATERMARKS_KEY} what"));
         })
         .await;
     fixture.end().await;
 }
 
-/// What a fail-over to a replica that lagged does.
+/// A fail-over to a replica that lags has this effect.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn marks_that_go_back_count_as_lost() {
+async fn watermarks_that_go_back_count_as_lost() {
     let mut fixture = Fixture::new(&[]).await;
     let before = fixture.raw.get(WATERMARKS_KEY).expect("the marks");
     fixture.a.invalidate_all().await.expect("an invalidation");
-    fixture.warm().await;
+    fixture.fill_l1().await;
     fixture
-        .forgets(|raw| raw.set(WATERMARKS_KEY, &before))
+        .assert_invalidates_everything(|raw| raw.set(WATERMARKS_KEY, &before))
         .await;
     fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_load_that_began_before_the_marks_were_lost_is_not_kept() {
+async fn a_load_that_began_before_the_watermarks_were_lost_is_not_kept() {
     let mut fixture = Fixture::new(&[]).await;
     for noticed in [true, false] {
         fixture.a.invalidate(&1).await.expect("an invalidation");
         fixture.db.write(1, "old");
-        warm(&fixture.a, 2).await;
+        fill_l1(&fixture.a, 2).await;
         let gate = fixture.db.gate();
         let caller = fixture.a.caller(1).await;
         gate.reached().await;
@@ -211,18 +212,18 @@ async fn a_load_that_began_before_the_marks_were_lost_is_not_kept() {
     fixture.end().await;
 }
 
-/// Without an invalidation of a tag there is nothing to lose.
+/// Only a tag that was invalidated is kept on the server and can be lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tags_that_were_lost_kill_what_was_there() {
+async fn tags_that_were_lost_count_as_an_invalidation_of_everything() {
     let mut fixture = Fixture::new(&[(1, &["t"]), (2, &["u"]), (3, &["v"])]).await;
     fixture
         .a
         .invalidate_tag("t")
         .await
         .expect("an invalidation");
-    fixture.warm().await;
+    fixture.fill_l1().await;
     fixture
-        .forgets(|raw| {
+        .assert_invalidates_everything(|raw| {
             raw.ask(&format!("DEL {WATERMARKS_KEY}:tags"));
         })
         .await;
@@ -237,7 +238,7 @@ async fn tags_that_were_lost_kill_what_was_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_lost_tag_had_dropped_does_not_come_back() {
+async fn an_entry_that_a_lost_tag_had_invalidated_is_not_answered_again() {
     let (server, db) = (Server::start(), Db::default());
     let mut raw = server.raw();
     db.tag(1, &["t"]);
@@ -259,7 +260,7 @@ async fn what_a_lost_tag_had_dropped_does_not_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn marks_and_tags_have_an_expiry_whatever_is_done() {
+async fn watermarks_and_tags_always_have_an_expiry() {
     let mut fixture = Fixture::new(&[(1, &["t"])]).await;
     let (tags, day) = (format!("{WATERMARKS_KEY}:tags"), 24 * 60 * 60 * 1000);
     assert!(fixture.raw.pttl(WATERMARKS_KEY) > day, "long enough");
@@ -275,7 +276,8 @@ async fn marks_and_tags_have_an_expiry_whatever_is_done() {
         assert!(fixture.raw.pttl(WATERMARKS_KEY) > day);
         assert_eq!(fixture.raw.pttl(&tags), -2, "all is more than one tag");
     }
-    // Beats keep them as long as somebody listens, and give an expiry to one that has none.
+    // Heartbeats renew the expiry of both keys while a process is subscribed, and set one where it
+    // is missing.
     fixture
         .a
         .invalidate_tag("t")

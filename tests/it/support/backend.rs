@@ -1,4 +1,4 @@
-//! What a contract test runs on: the embedded tier under paused time, or a real server.
+//! The backend of a contract test: the embedded tier under paused time, or a real server.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ pub(crate) enum Backend {
     Redis(Server),
 }
 
-/// What the cache `users` remembers of invalidations as a whole.
+/// The key of the watermarks of the cache `users`.
 pub(crate) const WATERMARKS_KEY: &str = "tidegate:users::{marks}";
 
-/// The key `key` of the cache `users` as Redis knows it.
+/// The Redis key of an entry of the cache `users`.
 pub(crate) fn users(key: u64) -> String {
     format!("tidegate:users:{key}")
 }
@@ -44,8 +44,8 @@ impl Backend {
         self.named("users", db.clone(), settings).await
     }
 
-    /// The same with another name or loader. The lease lives longer than a test may take, so
-    /// whatever goes on before was woken.
+    /// The same with another name or loader. The lease outlasts the test, so that a process which
+    /// waits for it goes on only when it is woken.
     pub(crate) async fn named<L>(
         &self,
         name: &str,
@@ -78,7 +78,7 @@ impl Backend {
         }
     }
 
-    /// How many entries, leases and marks of failed loads there are.
+    /// The number of entries, leases and failure marks.
     pub(crate) fn records(&self) -> usize {
         match self {
             Self::InProcess(tier) => tier.len(),
@@ -86,7 +86,7 @@ impl Backend {
         }
     }
 
-    /// Counts what is asked of the tier from now on.
+    /// Counts the commands to the tier from now on.
     pub(crate) fn command_counter(&self) -> CommandCounter {
         match self {
             Self::InProcess(tier) => CommandCounter::InProcess(tier.clone(), tier.commands()),
@@ -94,7 +94,8 @@ impl Backend {
         }
     }
 
-    /// Every node at rest, every key of the tier with an expiry, no lease among them.
+    /// Asserts that every node is idle, that every key of the tier has an expiry, and that no lease
+    /// is left.
     pub(crate) async fn check<V: Send + Sync + 'static>(&self, nodes: &[&Node<V>]) {
         for node in nodes {
             node.check().await;
@@ -105,12 +106,12 @@ impl Backend {
     }
 }
 
-/// No key without an expiry, no lease and no claim.
+/// Asserts that every key has an expiry, and that no lease and no claim is left.
 pub(crate) fn check_records(server: &Server) {
     let mut raw = server.raw();
     for key in raw.keys("tidegate*") {
         let pttl = raw.pttl(&key);
-        // -2: it has just expired.
+        // -2: the key has just expired.
         assert!(pttl > 0 || pttl == -2, "{key} has no expiry");
     }
     for key in raw.entries("tidegate*") {
@@ -127,7 +128,7 @@ pub(crate) enum CommandCounter {
 }
 
 impl CommandCounter {
-    /// How many commands there were since the last call.
+    /// The number of commands since the last call.
     pub(crate) fn commands(&mut self) -> u64 {
         match self {
             Self::InProcess(tier, before) => {

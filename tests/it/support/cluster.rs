@@ -9,20 +9,21 @@ use super::{TEST_TIMEOUT, eventually};
 
 const SLOTS: usize = 16_384;
 
-/// Its primaries, each with an equal share of the slots at first, and their replicas, if any, in the
-/// same order.
+/// The primaries, each with an equal share of the slots at first, and their replicas in the same
+/// order, if there are any.
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Server>,
     pub(crate) replicas: Vec<Server>,
 }
 
 impl Cluster {
-    /// Where nobody takes over for anybody.
+    /// A cluster without replicas.
     pub(crate) async fn start(primaries: usize) -> Self {
         Self::begin(primaries, 0, Duration::from_secs(60)).await
     }
 
-    /// With a replica for each primary, which takes over when that has been silent for so long.
+    /// A cluster with a replica for each primary. The replica takes over when its primary has been
+    /// silent for `dead_after`.
     pub(crate) async fn replicated(primaries: usize, dead_after: Duration) -> Self {
         Self::begin(primaries, primaries, dead_after).await
     }
@@ -96,7 +97,7 @@ impl Cluster {
         usize::try_from(slot).expect("a slot")
     }
 
-    /// The primary that a key was given to at first.
+    /// The primary that got the slot of a key at the start.
     pub(crate) fn primary_of(&self, key: u64) -> usize {
         let slot = self.slot(key);
         (0..self.nodes.len())
@@ -122,11 +123,11 @@ impl Cluster {
         String::from_utf8(id).expect("an id is ASCII")
     }
 
-    /// Both nodes know that a slot is on its way from one to the other; nothing is moved yet.
+    /// Tells both nodes that a slot migrates from one to the other. No key is moved yet.
     ///
-    /// A slot that changed hands a moment ago may have gone back in the eyes of a node: it was given a
-    /// new owner without a vote, and gossip that was on its way carried a later epoch. Then they are
-    /// told again whose it is.
+    /// A slot that has just changed hands may go back in the view of a node: its new owner was set
+    /// without a vote, and gossip on its way carried a later epoch. Then the owner is announced
+    /// again.
     pub(crate) fn begin_slot_migration(&self, slot: usize, from: usize, to: usize) {
         let (source, target) = (self.id(from), self.id(to));
         let ask = |node: usize, words: String| {
@@ -145,7 +146,7 @@ impl Cluster {
         }
     }
 
-    /// The keys of a slot that is open go to its new node.
+    /// Moves the keys of a migrating slot to its new node.
     pub(crate) fn move_keys_of_slot(&self, slot: usize, from: usize, to: usize) {
         let mut raw = self.nodes[from].raw();
         let Reply::List(moved) = raw.ask(&format!("CLUSTER GETKEYSINSLOT {slot} 1000")) else {
@@ -161,7 +162,7 @@ impl Cluster {
         }
     }
 
-    /// Every primary knows whose a slot is.
+    /// Tells every primary which node owns a slot.
     pub(crate) fn assign_slot(&self, slot: usize, node: usize) {
         let id = self.id(node);
         let others = (0..self.nodes.len()).filter(|other| *other != node);

@@ -1,10 +1,10 @@
-//! What a cache tells its operators.
+//! Events of a cache, recorded.
 
 use std::sync::{Arc, Mutex};
 
 use tidegate::Event;
 
-/// Everything that was told so far; clones share it.
+/// All events so far. Clones share them.
 #[derive(Clone, Default)]
 pub(crate) struct Events(Arc<Mutex<Vec<Event>>>);
 

@@ -1,4 +1,4 @@
-//! What the tests stand on.
+//! Test support: servers, processes, proxies and a source of truth.
 
 use std::time::Duration;
 
@@ -20,10 +20,10 @@ pub(crate) mod server;
 pub(crate) mod tls;
 pub(crate) mod traffic;
 
-/// Longer than anything takes that works, on a machine with other things to do.
+/// Longer than any successful step takes on a busy machine.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Waits for something that must happen; panics with its name when it does not.
+/// Waits for a future. Panics with `what` when it does not end in time.
 pub(crate) async fn within<T>(what: &str, happening: impl Future<Output = T>) -> T {
     match tokio::time::timeout(TEST_TIMEOUT, happening).await {
         Ok(happened) => happened,
@@ -31,7 +31,7 @@ pub(crate) async fn within<T>(what: &str, happening: impl Future<Output = T>) ->
     }
 }
 
-/// Asks again and again until it holds; panics with its name when it does not.
+/// Polls a condition until it holds. Panics with `what` when it does not hold in time.
 pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + TEST_TIMEOUT;
     while !holds().await {

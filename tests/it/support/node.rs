@@ -1,4 +1,4 @@
-//! One cache as one process of a fleet would have it, with a count of what it was asked.
+//! One cache as one process of a fleet, with a count of its look-ups.
 
 use std::ops::Deref;
 use std::pin::pin;
@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::{eventually, within};
 
-/// What a look-up came to.
+/// The result of a look-up.
 pub(crate) type GetResult<V = String> = Result<Option<Arc<V>>, Error<BoxError>>;
 
 pub(crate) struct Node<V = String> {
@@ -77,8 +77,8 @@ impl<V: Send + Sync + 'static> Node<V> {
         got
     }
 
-    /// Callers in tasks of their own, each of which has asked when this returns: it leads a flight,
-    /// or has joined one.
+    /// Callers in tasks of their own. When this returns, each of them leads a flight or has joined
+    /// one.
     pub(crate) async fn callers(&self, how_many: usize, key: u64) -> Vec<JoinHandle<GetResult<V>>> {
         let mut callers = Vec::with_capacity(how_many);
         for _ in 0..how_many {
@@ -92,25 +92,25 @@ impl<V: Send + Sync + 'static> Node<V> {
         begin(async move { node.get(key).await }).await
     }
 
-    /// The same with other rules.
+    /// The same with options of the read.
     pub(crate) async fn caller_with(&self, key: u64, read: Read) -> JoinHandle<GetResult<V>> {
         let node = self.clone();
         begin(async move { node.get_with(key, read).await }).await
     }
 
-    /// A caller that wants a load.
+    /// A caller of `refresh`.
     pub(crate) async fn refresher(&self, key: u64) -> JoinHandle<GetResult<V>> {
         let node = self.clone();
         begin(async move { node.refresh(&key).await }).await
     }
 
-    /// A call for many keys, which has asked for all of them when this returns.
+    /// A caller of `get_many` that has asked for all its keys when this returns.
     pub(crate) async fn many_caller(&self, keys: &[u64]) -> JoinHandle<Vec<GetResult<V>>> {
         let (node, keys) = (self.clone(), keys.to_vec());
         begin(async move { node.get_many(&keys).await }).await
     }
 
-    /// Nothing is left behind, and every look-up was counted once.
+    /// Asserts that no flight and no task is left, and that every look-up was counted once.
     pub(crate) async fn check(&self) {
         eventually("no flight and no task is left", async || {
             let state = format!("{:?}", self.cache);
@@ -150,7 +150,7 @@ pub(crate) async fn begin<T: Send + 'static>(
     task
 }
 
-/// What a task came to.
+/// The result of a task.
 pub(crate) async fn answer<T>(caller: JoinHandle<T>) -> T {
     within("a caller is answered", caller)
         .await
@@ -163,7 +163,7 @@ pub(crate) fn value(got: GetResult) -> String {
     found.expect("the key exists").as_str().to_owned()
 }
 
-/// The values that a call for many keys found, or "-".
+/// The values that a call for many keys found, with "-" for an absence.
 pub(crate) fn values(got: Vec<GetResult>) -> Vec<String> {
     let found = got.into_iter().map(|got| {
         let found = got.unwrap_or_else(|error| panic!("a look-up failed: {error:?}"));

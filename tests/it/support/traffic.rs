@@ -1,4 +1,4 @@
-//! A steady load of look-ups and invalidations on one process, and what came of it.
+//! Steady traffic of look-ups and invalidations on one process, and its record.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,29 +11,30 @@ use tokio::time::{Instant, sleep};
 use super::loader::Db;
 use super::node::{Node, answer, value};
 
-/// Keys that are asked for all the time, and written; the others are asked for once.
+/// The number of hot keys, which are asked for and written all the time. Other keys are asked for
+/// once.
 pub(crate) const HOT: u64 = 16;
-/// Where those begin.
+/// The first of the other keys.
 const COLD: u64 = 1_000_000;
 const CALLERS: u64 = 4;
 
-/// It goes on until it is ended.
+/// Traffic that runs until it is ended.
 pub(crate) struct Traffic {
     observed: Arc<Observed>,
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// What has been observed so far.
+/// The record of the traffic so far.
 #[derive(Default)]
 pub(crate) struct Observed {
     ends: AtomicBool,
     gets: AtomicU64,
-    /// The longest that a look-up took, in microseconds.
+    /// The longest look-up, in microseconds.
     longest: AtomicU64,
-    /// Invalidations, and those among them that answered an error.
+    /// Invalidations, and the reasons of those that failed.
     invalidations: AtomicU64,
     refused: Mutex<BTreeMap<String, u64>>,
-    /// What the next look-up of a hot key must not be older than.
+    /// The version that the next look-up of each hot key must reach.
     floors: [AtomicU64; HOT as usize],
 }
 
@@ -46,7 +47,7 @@ impl Observed {
         Duration::from_micros(self.longest.load(Ordering::SeqCst))
     }
 
-    /// Whether an invalidation has failed for that reason.
+    /// Whether an invalidation has failed for this reason.
     pub(crate) fn was_refused(&self, why: &str) -> bool {
         let refused = self.refused.lock().expect("nobody panics here");
         refused.keys().any(|reason| reason.contains(why))
@@ -63,8 +64,8 @@ fn at(key: u64) -> usize {
 }
 
 impl Traffic {
-    /// No look-up may fail, nor answer what is older than an invalidation that has come to an end,
-    /// with whatever answer, if it `counts`.
+    /// Begins the traffic. No look-up may fail. None may answer a version older than the last
+    /// invalidation that has ended, with or without success, and that `counts`.
     pub(crate) fn begin(
         node: &Node,
         db: &Db,
@@ -94,7 +95,7 @@ impl Traffic {
         &self.observed
     }
 
-    /// Waits until so many more look-ups have been answered.
+    /// Waits until this many more look-ups have been answered.
     pub(crate) async fn wait_for_look_ups(&self, for_gets: u64) {
         let until = self.observed.gets() + for_gets;
         super::eventually("look-ups are answered", async || {
@@ -107,7 +108,7 @@ impl Traffic {
         .await;
     }
 
-    /// Ends it. No look-up may have taken longer than that.
+    /// Ends the traffic. No look-up may have taken `longest` or more.
     pub(crate) async fn end(self, what: &str, longest: Duration) {
         self.observed.ends.store(true, Ordering::SeqCst);
         for task in self.tasks {

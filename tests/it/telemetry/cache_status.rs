@@ -1,4 +1,4 @@
-//! `Cache-Status`: what it says, and that it says it in the grammar of RFC 8941.
+//! `Entry::cache_status`: its content, and its form by the grammar of RFC 8941.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use crate::support::node::{Node, begin};
 
 on_both_tiers! {
     a_member_says_how_a_look_up_was_answered
-    what_is_past_its_ttl_says_so
-    what_is_stored_nowhere_is_not_said_to_be_stored
+    a_stale_answer_says_so
+    a_value_that_is_not_stored_is_not_reported_as_stored
 }
 
-/// An item of a structured field, taken apart as RFC 8941 §4.2 says: its name, its parameters.
+/// An item of a structured field, parsed by RFC 8941 §4.2: its name and its parameters.
 struct Member {
     name: String,
     is_token: bool,
@@ -74,7 +74,7 @@ impl Member {
         those.next().map(|(_, value)| value.as_str())
     }
 
-    /// All of it but the time to live.
+    /// All parameters but the time to live.
     fn rest(&self) -> Vec<String> {
         let others = self.parameters.iter().filter(|(name, _)| name != "ttl");
         others
@@ -173,7 +173,7 @@ async fn a_member_says_how_a_look_up_was_answered(backend: Backend) {
         let entry = got(node, 1).await;
         assert_eq!(entry.source(), source);
         assert_eq!(member(&entry).rest(), ["hit"], "{source:?}");
-        // A busy machine may take its time.
+        // An allowance for a slow machine.
         assert!((3_000..=3_600).contains(&member(&entry).ttl()));
         assert!(entry.age() < Duration::from_secs(600));
         assert_eq!(entry.freshness(), Freshness::Fresh);
@@ -181,7 +181,7 @@ async fn a_member_says_how_a_look_up_was_answered(backend: Backend) {
     backend.check(&[&a, &b]).await;
 }
 
-async fn what_is_past_its_ttl_says_so(backend: Backend) {
+async fn a_stale_answer_says_so(backend: Backend) {
     let db = Db::default();
     let a = backend.node_with(&db, with_stale_while_revalidate).await;
     make_stale(&db, &[&a], 1).await;
@@ -213,7 +213,7 @@ async fn what_is_past_its_ttl_says_so(backend: Backend) {
     let entry = got(&d, 3).await;
     assert_eq!(entry.freshness(), Freshness::Fresh);
     assert_eq!(member(&entry).rest(), ["fwd=stale", "stored"]);
-    // Expired by hand, long before its time.
+    // Expired by a call, long before the TTL ends.
     d.expire(&3).await.expect("an expiry");
     db.behave(Behaviour::fails());
     let entry = got(&d, 3).await;
@@ -227,7 +227,7 @@ async fn what_is_past_its_ttl_says_so(backend: Backend) {
     }
 }
 
-async fn what_is_stored_nowhere_is_not_said_to_be_stored(backend: Backend) {
+async fn a_value_that_is_not_stored_is_not_reported_as_stored(backend: Backend) {
     let db = Db::default();
     let a = backend.node(&db).await;
     db.behave(Behaviour {
@@ -253,7 +253,7 @@ async fn what_is_stored_nowhere_is_not_said_to_be_stored(backend: Backend) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_shared_tier_what_was_invalidated_meanwhile_is_stored_nowhere() {
+async fn without_a_shared_tier_a_value_invalidated_during_its_load_is_not_stored() {
     let db = Db::default();
     let builder = Cache::builder("users", db.clone());
     let a = Node::new(builder.build().expect("settings that make sense"));
@@ -269,7 +269,7 @@ async fn without_a_shared_tier_what_was_invalidated_meanwhile_is_stored_nowhere(
     a.check().await;
 }
 
-/// The time to live is that of the moment when it is rendered, rounded down.
+/// The time to live at the moment of rendering, rounded down.
 #[tokio::test(start_paused = true)]
 async fn the_time_to_live_goes_on_and_below_zero() {
     let load = tidegate::loader_fn(|id: u64| async move { Ok::<_, BoxError>(id.to_string()) });
@@ -292,7 +292,8 @@ async fn the_time_to_live_goes_on_and_below_zero() {
 }
 
 proptest! {
-    /// Whatever a cache is called, the member is in the grammar, and says the name where it can.
+    /// The member follows the grammar for any name of a cache, and contains the name where the
+    /// grammar allows it.
     #[test]
     fn any_name_is_written_within_the_grammar(name in any::<String>(), text in "[ -~]{0,20}") {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
