@@ -2,7 +2,7 @@
 //!
 //! | required | how it is checked |
 //! |---|---|
-//! | no look-up fails, and none is older than an invalidation that returned here | every answer is compared |
+//! | no look-up fails, and none misses an invalidation made here | every answer |
 //! | a look-up waits for a few timeouts at most | the longest look-up |
 //! | loads stay coalesced | cold keys with 20 callers whose load waits at a gate |
 //! | the trouble was present | an insert failed with the expected error, or what the test names |

@@ -11,7 +11,7 @@
 //! | `peek key` | `peek key answer` |
 //! | `clock` | `clock micros` |
 //! | `stats` | `stats loads waits fills refused` |
-//! | `watch key`, then `watched` | `saw asked source answer…` for each look-up between the two orders |
+//! | `watch key`, then `watched` | `saw asked source answer…` of each look-up in between |
 //! | `poll n ms`, then `stop_polling` | `polled gets`: the look-ups of all keys below n, every ms |
 //! | `round` | `round` after a round of polls that began after the order |
 //! | `channel` | `channel state` |

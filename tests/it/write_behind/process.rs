@@ -1,11 +1,11 @@
-//! Worker and writer processes: this test binary, started again. A process follows the orders on its
-//! standard input.
+//! Worker and writer processes: this test binary, started again. A process follows the orders on
+//! its standard input.
 //!
 //! | role | orders | answers |
 //! |---|---|---|
 //! | gated | `ok` (answers the call), `close` | `apply epoch ids…`, `closed` |
 //! | logging | `close` | `closed` |
-//! | writer | `key first last` lines, then `go` | `ok key version id`, `unknown key version`, `done` |
+//! | writer | `key first last`…, `go` | `ok key version id`, `unknown key version`, `done` |
 //!
 //! Workers also print `claimed partition` and `lost partition`. Every process prints `ready` first.
 
