@@ -1,4 +1,4 @@
-//! A cache that is lost under full load comes back, where the textbook's does not. Simulated time.
+//! A cache that is lost under full load recovers, where a textbook cache does not. Simulated time.
 
 #[path = "../benches/metastable/simulation.rs"]
 mod simulation;
@@ -22,7 +22,7 @@ fn at_full_size_it_is_ten_times_what_the_source_serves() {
 fn outcomes(way: Way) -> impl Iterator<Item = Outcome> {
     let outcome = move |seed| run(Scene::SMALL, way, seed).expect("it runs");
     SEEDS.into_iter().map(outcome).inspect(|outcome| {
-        // Before, the source bears what the cache leaves to it.
+        // Before the loss, the source bears the load that the cache leaves to it.
         for second in 0..Scene::SMALL.lost_at {
             assert!(outcome.good(second) > 0.99, "{outcome:?}");
         }
@@ -34,7 +34,7 @@ fn the_textbook_never_recovers() {
     for way in [Way::Textbook, Way::Coalescing, Way::Pooled] {
         for outcome in outcomes(way) {
             assert_eq!(outcome.recovered_after(), None, "{way:?}: {outcome:?}");
-            // What the source does is for nobody.
+            // Most of the source's work is for callers that have given up.
             assert!(outcome.wasted * 2 > outcome.queries, "{way:?}: {outcome:?}");
         }
     }
@@ -44,9 +44,9 @@ fn the_textbook_never_recovers() {
 fn with_places_for_loads_it_comes_back_and_nothing_is_done_for_nobody() {
     for outcome in outcomes(Way::Limited) {
         let seconds = outcome.recovered_after().expect("it recovers");
-        // All of it could be loaded in 20 seconds.
+        // All keys could be loaded in 20 seconds.
         assert!(seconds <= 20, "{outcome:?}");
-        // The source is never asked for more than it can work on.
+        // The source never gets more than it can work on.
         assert_eq!(outcome.longest_line, 1, "{outcome:?}");
         assert!(outcome.wasted * 50 < outcome.queries, "{outcome:?}");
     }

@@ -1,4 +1,4 @@
-//! A short soak: `cargo bench --bench soak` is the long one.
+//! A short soak. `cargo bench --bench soak` is the long one.
 
 use std::time::Duration;
 
