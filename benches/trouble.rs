@@ -1,9 +1,13 @@
-//! What Redis's trouble costs: `cargo bench --bench trouble`.
+//! The cost of Redis trouble, with the circuit breaker and without.
 //!
-//! 500 requests a second for 5 seconds against a loader of 2 ms, every second one for a key that
-//! nobody has asked for, while the server is in trouble; with the breaker and without. All settings
-//! are the defaults. Expected: no error at all; with the breaker a miss costs its load, without it a
-//! server that is silent costs each miss a timeout (100 ms).
+//! ```text
+//! cargo bench --bench trouble
+//! ```
+//!
+//! 500 requests a second for 5 seconds against a loader of 2 ms. Every second request is for a key
+//! that was never looked up. The server is in trouble meanwhile. All settings are the defaults.
+//! Expected: no errors. With the breaker, a miss costs its load. Without it, a silent server costs
+//! each miss a timeout (100 ms).
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -57,7 +61,7 @@ impl Server {
             .status();
     }
 
-    /// Without anything that the cache uses.
+    /// Sends a command without a client library.
     fn ask(&self, command: &str) {
         use std::io::{Read, Write};
         if let Ok(mut raw) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)) {
@@ -120,7 +124,7 @@ async fn run(trouble: Trouble, breaker: Breaker, name: &str) -> Result<(), BoxEr
     for key in 0..HOT {
         cache.get(&key).await.map_err(BoxError::new)?;
     }
-    // What a load takes as it is measured here.
+    // The duration of a bare load as it is measured here.
     let mut bare = Vec::new();
     for _ in 0..50 {
         let asked = Instant::now();

@@ -29,7 +29,7 @@ fn hit(cache: &Users, key: &str) -> bool {
 }
 
 #[test]
-fn an_l1_hit_allocates_nothing_and_asks_nobody() {
+fn an_l1_hit_allocates_nothing_and_sends_no_command() {
     let tier = InProcess::new();
     let cache = cache(&tier);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -69,7 +69,7 @@ fn a_key_of_ten_megabytes_costs_its_copies_and_no_more() {
         .build()
         .expect("a runtime");
     // Each byte of the key is escaped to three.
-    let (key, twin) = (":".repeat(10_000_000), ":".repeat(9_999_999) + ";");
+    let (key, similar_key) = (":".repeat(10_000_000), ":".repeat(9_999_999) + ";");
     let load = allocation_counter::measure(|| {
         runtime.block_on(async {
             cache.get(&key).await.expect("loads").expect("a value");
@@ -84,7 +84,7 @@ fn a_key_of_ten_megabytes_costs_its_copies_and_no_more() {
     runtime.block_on(async {
         let entry = other.get_entry(&key).await.expect("a look-up");
         assert_eq!(entry.expect("an entry").source(), Source::L2);
-        let entry = other.get_entry(&twin).await.expect("a look-up");
+        let entry = other.get_entry(&similar_key).await.expect("a look-up");
         assert_eq!(entry.expect("an entry").source(), Source::Loader);
         other.invalidate(&key).await.expect("an invalidation");
         assert!(other.peek(&key).is_none() && cache.peek(&key).is_none());

@@ -10,7 +10,7 @@ mod count;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use count::{entry, flood, rounds, under_way};
+use count::{entry, flood, in_flight, rounds};
 
 /// One test at a time: moka frees replaced entries later, on any thread that uses it.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -41,10 +41,10 @@ fn an_entry_of_l1_is_no_larger_than_stated() {
 }
 
 #[test]
-fn a_load_and_whoever_waits_for_it_are_no_larger_than_stated() {
+fn a_load_and_its_waiters_are_no_larger_than_stated() {
     let _alone = alone();
     for tier in [false, true] {
-        let of = under_way(1_000, tier).expect("loads under way");
+        let of = in_flight(1_000, tier).expect("loads under way");
         println!("{of:?}");
         assert!(of.flight < LOAD, "a load: {of:?}");
         assert!(of.waiter < WAITER, "a waiter: {of:?}");

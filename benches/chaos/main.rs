@@ -1,15 +1,15 @@
-//! Every kind of trouble that a Redis can be in, and what callers see of it.
+//! Every kind of trouble of a Redis, and what callers see of it.
 //!
 //! ```text
 //! cargo bench --bench chaos                     # 10 seconds of each, about four minutes
 //! cargo bench --bench chaos -- --quick          # 1 second of each
-//! cargo bench --bench chaos -- Killed Slow      # these alone
+//! cargo bench --bench chaos -- Killed Slow      # only these
 //! ```
 //!
-//! 500 requests a second against a loader that sleeps 2 milliseconds, every second one for a key that nobody
-//! has asked for, the others for 200 hot keys. Real servers and signals, and a wire that breaks. All
-//! settings are the defaults: a timeout of 100 milliseconds. Fails where a `get` fails, or where a load is
-//! not coalesced.
+//! 500 requests a second against a loader that sleeps 2 milliseconds. Every second request is for a
+//! key that was never looked up, the others are for 200 hot keys. Servers and signals are real, and
+//! a proxy disturbs the connections. All settings are the defaults: a timeout of 100 milliseconds.
+//! The bench fails when a `get` fails, or when loads are not coalesced.
 
 use std::collections::HashMap;
 use std::process::ExitCode;
@@ -36,7 +36,7 @@ type Loads = Arc<Mutex<HashMap<u64, u32>>>;
 struct Answer {
     cold: bool,
     failed: bool,
-    /// After the trouble began.
+    /// The time from the beginning of the trouble to the request.
     asked: Duration,
     ms: f64,
 }
@@ -100,7 +100,7 @@ async fn run(trouble: Trouble, lasts: Duration) -> Result<bool, BoxError> {
     Ok(failed == 0 && cold <= 1.0)
 }
 
-/// What a load takes as it is measured here: tokio's timer is coarse.
+/// The duration of a bare load, which tokio's coarse timer makes longer.
 async fn bare_load() -> f64 {
     let mut took = Vec::new();
     for _ in 0..50 {
@@ -149,7 +149,7 @@ async fn ask(
     Ok(answers)
 }
 
-/// Most loads of a key that was asked for once, and the mean of those that were asked for often.
+/// The most loads of any key that was asked for once, and the mean over the hot keys.
 fn loads_per_key(loads: &Loads) -> (f64, f64) {
     let loads = loads.lock().unwrap_or_else(PoisonError::into_inner);
     let cold = loads.iter().filter(|(key, _)| **key >= HOT);
@@ -158,7 +158,7 @@ fn loads_per_key(loads: &Loads) -> (f64, f64) {
     (f64::from(most), f64::from(hot) / 200.0)
 }
 
-/// Milliseconds until loads fill L2 again, and the next look-up is answered by an L1 that is proven.
+/// The milliseconds until loads fill L2 again and the next look-up is answered by a proven L1.
 async fn recovers(cache: &Cache<u64, u64, BoxError>) -> Result<f64, BoxError> {
     let (ended, before) = (Instant::now(), cache.stats());
     for key in 1_000_000_u64.. {

@@ -1,4 +1,4 @@
-//! A server behind a wire, and everything that can be done to them.
+//! A server behind a proxy, and the kinds of trouble that are made.
 
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -72,8 +72,8 @@ impl Trouble {
 pub(crate) struct Fixture {
     server: Server,
     pub(crate) proxy: Proxy,
-    /// What goes on while the trouble lasts.
-    going_on: Option<JoinHandle<()>>,
+    /// A task that keeps the trouble up.
+    repeating: Option<JoinHandle<()>>,
     loading: Option<Child>,
 }
 
@@ -84,7 +84,7 @@ impl Fixture {
         Self {
             server,
             proxy,
-            going_on: None,
+            repeating: None,
             loading: None,
         }
     }
@@ -114,7 +114,7 @@ impl Fixture {
             Trouble::Misconf => self.fail_to_save()?,
             Trouble::ScriptFlush => {
                 let mut raw = self.server.raw();
-                self.going_on = Some(tokio::spawn(async move {
+                self.repeating = Some(tokio::spawn(async move {
                     loop {
                         raw.ask("SCRIPT FLUSH");
                         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -129,7 +129,7 @@ impl Fixture {
         Ok(())
     }
 
-    /// What has to be done again and again while it lasts.
+    /// What is repeated while the trouble lasts.
     pub(crate) fn meanwhile(&self, trouble: Trouble) {
         if trouble == Trouble::Reset {
             self.proxy.cut();
@@ -137,7 +137,7 @@ impl Fixture {
     }
 
     pub(crate) async fn end(&mut self, trouble: Trouble) {
-        if let Some(task) = self.going_on.take() {
+        if let Some(task) = self.repeating.take() {
             task.abort();
         }
         match trouble {
@@ -158,7 +158,7 @@ impl Fixture {
                 raw.ask("AUTH another");
                 raw.send(&[b"CONFIG", b"SET", b"requirepass", b""]);
             }
-            // Nobody could end a pause: it ends by itself.
+            // A pause cannot be ended early and ends by itself.
             Trouble::None | Trouble::Reset | Trouble::ScriptFlush | Trouble::ClientPause => {}
         }
     }
@@ -167,7 +167,7 @@ impl Fixture {
         self.server.raw().ask(words);
     }
 
-    /// It listens, and reads a file for as long as the trouble lasts.
+    /// The server listens and reads a file for as long as the trouble lasts.
     fn load_slowly(&mut self) -> Result<(), BoxError> {
         let fill = "for i = 1, 50000 do redis.call('SET', 'filling:' .. i, i, 'EX', 600) end";
         self.server.raw().send(&[b"EVAL", fill.as_bytes(), b"0"]);
@@ -191,9 +191,9 @@ impl Fixture {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        let said = self.server.raw().try_ask("GET filling:1");
-        if !matches!(&said, Reply::Error(error) if error.starts_with("LOADING")) {
-            return Err(format!("the server does not load: {said:?}").into());
+        let reply = self.server.raw().try_ask("GET filling:1");
+        if !matches!(&reply, Reply::Error(error) if error.starts_with("LOADING")) {
+            return Err(format!("the server does not load: {reply:?}").into());
         }
         Ok(())
     }
@@ -206,7 +206,7 @@ impl Fixture {
         let _ = std::fs::remove_file(self.server.dir().join("dump.rdb"));
     }
 
-    /// A server that could not save its file refuses writes.
+    /// A server that cannot save its file refuses writes.
     fn fail_to_save(&self) -> Result<(), BoxError> {
         let mut raw = self.server.raw();
         std::fs::remove_dir_all(self.server.dir()).map_err(BoxError::new)?;
@@ -214,12 +214,12 @@ impl Fixture {
         raw.ask("BGSAVE");
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let said = raw.try_ask("SET chaos x EX 1");
-            if matches!(&said, Reply::Error(error) if error.starts_with("MISCONF")) {
+            let reply = raw.try_ask("SET chaos x EX 1");
+            if matches!(&reply, Reply::Error(error) if error.starts_with("MISCONF")) {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(format!("the server goes on writing: {said:?}").into());
+                return Err(format!("the server goes on writing: {reply:?}").into());
             }
             std::thread::sleep(Duration::from_millis(5));
         }

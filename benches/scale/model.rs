@@ -1,52 +1,53 @@
-//! The model: sums of what was measured, held against real fleets, and then drawn out further.
+//! The model: sums of measured costs, compared with real fleets and extrapolated.
 
 use std::time::{Duration, Instant};
 
 use tidegate::BoxError;
 
 use super::measure::{Costs, Fleet, HOT, Idle, LEASE, drive, get, invalidate, median, nodes};
-use super::server::Spent;
+use super::server::Resources;
 use crate::redis_proxy::server::Server;
 
-/// What a fleet does in a second.
+/// The operations of a fleet in a second.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Load {
     pub(crate) processes: f64,
     pub(crate) hits: f64,
     pub(crate) misses: f64,
     pub(crate) invalidations: f64,
-    /// Fills that somebody in another process waits for.
+    /// Fills for which another process waits.
     pub(crate) wakes: f64,
 }
 
-/// What was measured, to be added up.
+/// The measured costs.
 pub(crate) struct Model {
     pub(crate) costs: Costs,
     pub(crate) idle: Idle,
 }
 
 impl Model {
-    /// What the server spends in a second.
-    fn of(&self, load: Load) -> Spent {
+    /// The server's resources per second.
+    fn of(&self, load: Load) -> Resources {
         let costs = &self.costs;
         let messages = (load.invalidations + load.wakes) * load.processes;
-        let beats = load.processes * 3.0 / LEASE.as_secs_f64();
+        let heartbeats = load.processes * 3.0 / LEASE.as_secs_f64();
         let told = costs.invalidation_cpu(load.processes);
-        let fan_out = Spent {
+        let fan_out = Resources {
             cpu: load.invalidations * told
                 + load.wakes * (told - costs.invalidation_cpu(1.0)).max(0.0),
             output: messages * costs.message,
-            ..Spent::default()
+            ..Resources::default()
         };
-        Spent::default()
+        Resources::default()
             .plus(load.hits, costs.hit)
             .plus(load.misses, costs.miss)
             .plus(load.invalidations, costs.invalidation)
             .plus(1.0, fan_out)
-            .plus(beats, self.idle.beat)
+            .plus(heartbeats, self.idle.heartbeat)
     }
 
-    /// Invalidations a second at which the server is busy for this share of the time, beside the rest.
+    /// The invalidations per second at which the server uses this share of a core, beside the other
+    /// operations.
     fn most(&self, load: Load, busy: f64) -> f64 {
         let rest = self.of(Load {
             invalidations: 0.0,
@@ -57,7 +58,7 @@ impl Model {
     }
 }
 
-/// Fleets of real handles at work, and what the model says of the same.
+/// Compares fleets of real handles with the model.
 pub(crate) async fn validate(model: &Model, share: u64) -> Result<(), BoxError> {
     println!(
         "| handles, {} calls at once | invalidations/s | misses/s | L2 hits/s | messages/s | model: messages | commands | bytes in | bytes out | CPU |",
@@ -68,7 +69,7 @@ pub(crate) async fn validate(model: &Model, share: u64) -> Result<(), BoxError> 
         let many = if share > 1 { many.min(4) } else { many };
         let mut three = Vec::new();
         for _ in 0..3 {
-            three.push(model.hold_against(many, share).await?);
+            three.push(model.compare_with(many, share).await?);
         }
         let of = |pick: usize| median(three.iter().map(|one| one[pick]).collect());
         println!(
@@ -89,9 +90,9 @@ pub(crate) async fn validate(model: &Model, share: u64) -> Result<(), BoxError> 
 }
 
 impl Model {
-    /// Invalidations and messages in a second; then what the model says of messages, commands, bytes in and
-    /// out, and CPU, over what they were.
-    async fn hold_against(&self, many: u64, share: u64) -> Result<[f64; 7], BoxError> {
+    /// Invalidations and messages per second, then the ratios of model to measurement: messages,
+    /// commands, bytes in, bytes out and CPU.
+    async fn compare_with(&self, many: u64, share: u64) -> Result<[f64; 7], BoxError> {
         let server = Server::start();
         let nodes = nodes(&server.url(), many, LEASE).await?;
         for key in 0..HOT {
@@ -104,9 +105,10 @@ impl Model {
         let at_once = self.costs.at_once;
         let turns = if at_once > 1 { 120_000 } else { 30_000 } / (many + 20) / share;
         let mut raw = server.raw();
-        let (before, begun) = (Spent::of(&mut raw), Instant::now());
+        let (before, begun) = (Resources::of(&mut raw), Instant::now());
         let told_before = told();
-        // A third of each kind, in turns: what is done together is of one kind, as it was measured.
+        // The three kinds of operations alternate, because the costs were measured with concurrent
+        // calls of one kind.
         for part in 0..10 {
             let first = part * turns / 10;
             let some = turns / 10;
@@ -128,7 +130,7 @@ impl Model {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let seconds = begun.elapsed().as_secs_f64();
-        let spent = Spent::of(&mut raw).since(before, seconds);
+        let used_resources = Resources::of(&mut raw).since(before, seconds);
         let rate = turns as f64 / seconds;
         let load = Load {
             processes: many as f64,
@@ -137,17 +139,17 @@ impl Model {
             invalidations: rate,
             wakes: 0.0,
         };
-        let heard = (told() - told_before) as f64 / seconds;
+        let received = (told() - told_before) as f64 / seconds;
         let says = self.of(load);
         let expected = rate * (many - 1) as f64;
         Ok([
             rate,
-            heard,
-            if many > 1 { expected / heard } else { 1.0 },
-            says.commands / spent.commands,
-            says.input / spent.input,
-            says.output / spent.output,
-            says.cpu / spent.cpu,
+            received,
+            if many > 1 { expected / received } else { 1.0 },
+            says.commands / used_resources.commands,
+            says.input / used_resources.input,
+            says.output / used_resources.output,
+            says.cpu / used_resources.cpu,
         ])
     }
 }
@@ -165,8 +167,8 @@ pub(crate) fn tables(model: &Model) {
             ..Load::default()
         };
         let cells = [10.0, 100.0, 1_000.0, 10_000.0].map(|writes| {
-            let spent = model.of(load(writes));
-            let (core, out) = (spent.cpu / 1e4, spent.output / 1e6);
+            let used_resources = model.of(load(writes));
+            let (core, out) = (used_resources.cpu / 1e4, used_resources.output / 1e6);
             match core {
                 core if core > 100.0 => "too much".to_owned(),
                 core => format!("{core:.1} %, {out:.2} MB/s"),

@@ -1,16 +1,18 @@
-//! Traffic and faults, for a long time, and an oracle.
+//! A soak: traffic and faults for a long time, checked by an oracle.
 //!
 //! ```text
 //! cargo bench --bench soak                                  # 10 minutes
 //! cargo bench --bench soak -- --minutes 60 --seed 7
 //! ```
 //!
-//! Three nodes with a wire each to one server; look-ups, invalidations, inserts, expiries and writes of rows
-//! with versions; faults on the wires and in the server, drawn from the seed, one after the other. It
-//! fails where a look-up fails by anything but the source's own error, or answers an older version than
-//! it may; where look-ups do not add up; where in the end the nodes do not agree; where memory, tasks,
-//! file descriptors, leases or keys without an expiry are left. The seed gives the same faults and the
-//! same draws again, not the same interleaving.
+//! Three nodes reach one server, each through a proxy of its own. They look up, invalidate, insert,
+//! expire and write rows with versions. Faults of the proxies and of the server follow one another,
+//! drawn from the seed.
+//!
+//! The soak fails when a look-up fails with any error but the source's own, or answers an older
+//! version than allowed. It fails when look-ups do not add up, when the nodes disagree in the end,
+//! or when memory, tasks, file descriptors, leases or keys without an expiry are left. A seed
+//! repeats the faults and the random numbers, but not the interleaving.
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -1,8 +1,8 @@
-//! The file around the tables.
+//! The text of `RESULTS.md` around the tables.
 
 use std::process::Command;
 
-use crate::peer::Fault;
+use crate::peer::BoxError;
 use crate::server::Server;
 use crate::table::wrapped;
 
@@ -10,7 +10,7 @@ const LOCK: &str = include_str!("../../../Cargo.lock");
 
 const COMMAND: &str = "cargo run --release -p tidegate-peers -- --write benches/RESULTS.md";
 
-/// Whose versions matter.
+/// The crates whose versions are named.
 const VERSIONS: [&str; 13] = [
     "amalgam-cache",
     "cachekit-rs",
@@ -27,22 +27,22 @@ const VERSIONS: [&str; 13] = [
     "bincode",
 ];
 
-pub(crate) fn report(tables: &str, load_before: &str) -> Result<String, Fault> {
+pub(crate) fn report(tables: &str, load_before: &str) -> Result<String, BoxError> {
     let redis = Server::start()?.version()?;
     let versions: Vec<String> = VERSIONS
         .iter()
         .map(|name| format!("{name} {}", versions_of(name).join(" and ")))
         .collect();
-    let told =
-        |program: &str, args: &[&str]| said(program, args).unwrap_or_else(|| "unknown".to_owned());
+    let or_unknown =
+        |program: &str, args: &[&str]| first_line(program, args).unwrap_or_else(|| "unknown".to_owned());
     let setting = format!(
         "Measured on {}, with tidegate at {}, on {} with {} cores, {}, Redis {redis}, {}. Load average before {load_before}, after {}. {}.",
-        told("date", &["+%-d %B %Y"]),
-        told("git", &["describe", "--always", "--dirty"]),
+        or_unknown("date", &["+%-d %B %Y"]),
+        or_unknown("git", &["describe", "--always", "--dirty"]),
         cpu().unwrap_or_else(|| "an unknown CPU".to_owned()),
         std::thread::available_parallelism()?,
-        told("uname", &["-sr"]),
-        told("rustc", &["--version"]),
+        or_unknown("uname", &["-sr"]),
+        or_unknown("rustc", &["--version"]),
         load_average(),
         versions.join(", "),
     );
@@ -83,8 +83,8 @@ const NOT_MEASURED: &str = "
 - Stale answers past the TTL, refreshes ahead of it, tags: `cargo bench --bench staleness` and `--bench invalidation` have tidegate's.
 ";
 
-/// What a program says in its first line.
-fn said(program: &str, args: &[&str]) -> Option<String> {
+/// The first line that a program prints.
+fn first_line(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let line = text.lines().next()?.trim();
@@ -97,7 +97,7 @@ fn cpu() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// Of the last one, five and fifteen minutes.
+/// The load averages over one, five and fifteen minutes.
 pub(crate) fn load_average() -> String {
     let all = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let three: Vec<&str> = all.split_whitespace().take(3).collect();

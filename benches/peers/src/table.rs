@@ -1,9 +1,9 @@
-//! Medians, spreads, and Markdown.
+//! Tables in Markdown, medians and quartiles.
 
 use std::fmt::Write;
 use std::time::Duration;
 
-/// One table, with what was measured above it and its notes below.
+/// One table with its title and the method of its measurement.
 pub(crate) struct Table {
     title: String,
     method: String,
@@ -22,14 +22,14 @@ impl Table {
         }
     }
 
-    pub(crate) fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+    pub(crate) fn row(&mut self, measurements: Vec<String>) {
+        self.rows.push(measurements);
     }
 
     pub(crate) fn markdown(&self) -> String {
         let mut text = format!("## {}\n\n{}\n\n", self.title, wrapped(&self.method));
-        let mut line = |cells: &[String]| {
-            let _ = writeln!(text, "| {} |", cells.join(" | "));
+        let mut line = |measurements: &[String]| {
+            let _ = writeln!(text, "| {} |", measurements.join(" | "));
         };
         line(&self.head);
         line(&vec!["---".to_owned(); self.head.len()]);
@@ -38,7 +38,7 @@ impl Table {
     }
 }
 
-/// In lines of about 120 characters.
+/// Wraps text at 100 characters.
 pub(crate) fn wrapped(text: &str) -> String {
     let (mut out, mut length) = (String::new(), 0);
     for word in text.split_whitespace() {
@@ -57,7 +57,7 @@ pub(crate) fn wrapped(text: &str) -> String {
     out
 }
 
-/// Measured values of one cell, in its unit.
+/// The measured values of one cell, in its unit.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Values(Vec<f64>);
 
@@ -66,7 +66,7 @@ impl Values {
         self.0.push(value);
     }
 
-    /// The value below which this share of them lies, from 0 to 1.
+    /// The quantile of this share, from 0 to 1.
     pub(crate) fn at(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
@@ -85,7 +85,7 @@ impl Values {
         self.at(0.5)
     }
 
-    /// The median, and the quartiles where there are enough for them.
+    /// The median, and the quartiles if there are enough values.
     pub(crate) fn spread(&self) -> String {
         let (low, high) = if self.0.len() < 5 {
             (self.at(0.0), self.at(1.0))
@@ -100,7 +100,7 @@ impl Values {
         }
     }
 
-    /// These, each as a multiple of the limit of its round.
+    /// Each value as a multiple of the limit in the same round.
     pub(crate) fn per(&self, limit: &Self) -> Self {
         Self(
             self.0
@@ -118,7 +118,7 @@ impl FromIterator<f64> for Values {
     }
 }
 
-/// With three digits that mean something.
+/// A number with three significant digits.
 pub(crate) fn number(value: f64) -> String {
     if value.is_nan() {
         "–".to_owned()
@@ -152,7 +152,7 @@ fn grouped(value: f64) -> String {
     text
 }
 
-/// A multiple, with two digits after the point.
+/// A multiple with two digits after the point.
 pub(crate) fn times(ratio: f64) -> String {
     if ratio.is_nan() {
         "–".to_owned()
@@ -175,7 +175,7 @@ pub(crate) fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// Of a count that is far below what a float holds exactly.
+/// For counts far below the precision of a float.
 #[expect(clippy::cast_precision_loss, reason = "counts of repetitions")]
 pub(crate) fn count(of: u64) -> f64 {
     of as f64

@@ -1,27 +1,27 @@
-//! The process that loads for all is killed.
+//! The process that loads for all others is killed.
 
 use std::time::{Duration, Instant};
 
 use super::Scale;
-use crate::child::{Asked, Child};
-use crate::contenders::{Contender, Kind, those};
-use crate::peer::Fault;
+use crate::child::{AskResult, Child};
+use crate::contenders::{Contender, Kind, contenders_where};
+use crate::peer::BoxError;
 use crate::server::Server;
 use crate::table::{Table, Values, count};
 
 const SURVIVORS: usize = 2;
 
-pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
-    let patience = scale.pick(Duration::from_secs(45), Duration::from_secs(6));
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
+    let limit = scale.pick(Duration::from_secs(45), Duration::from_secs(6));
     let rounds = scale.pick(3, 1);
-    let who = those(|one| one.lease && one.kind == Kind::Cache);
-    // They do nothing but wait, so all do it at the same time.
-    let measured: Vec<Result<Vec<Waited>, Fault>> = std::thread::scope(|scope| {
+    let who = contenders_where(|one| one.lease && one.kind == Kind::Cache);
+    // All contenders run at the same time, because they do nothing but wait.
+    let measured: Vec<Result<Vec<Waited>, BoxError>> = std::thread::scope(|scope| {
         let all: Vec<_> = who
             .iter()
             .map(|who| {
                 let rounds: Vec<_> = (0..rounds)
-                    .map(|_| scope.spawn(move || round(who, patience)))
+                    .map(|_| scope.spawn(move || round(who, limit)))
                     .collect();
                 rounds
             })
@@ -51,12 +51,12 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
                     waits.push(time.as_secs_f64());
                     loads.push(count(of));
                 }
-                Waited::InVain => hung += 1,
+                Waited::TimedOut => hung += 1,
             }
         }
         let waits = match hung {
             0 => waits.spread(),
-            _ => format!("more than {}", patience.as_secs()),
+            _ => format!("more than {}", limit.as_secs()),
         };
         table.row(vec![who.name.to_owned(), waits, loads.spread()]);
     }
@@ -65,30 +65,30 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
 
 enum Waited {
     For(Duration, u64),
-    InVain,
+    TimedOut,
 }
 
-fn round(who: &Contender, patience: Duration) -> Result<Waited, Fault> {
+fn round(who: &Contender, limit: Duration) -> Result<Waited, BoxError> {
     let server = Server::start()?;
     let mut holder = Child::start(who.slug, &server.url())?;
     let survivors = (0..SURVIVORS).map(|_| Child::start(who.slug, &server.url()));
     let mut survivors = survivors.collect::<Result<Vec<_>, _>>()?;
-    holder.tell("ask 42 1 600000000")?;
-    let loading = holder.hear("loading", Duration::from_secs(10))?;
+    holder.send("ask 42 1 600000000")?;
+    let loading = holder.expect_line("loading", Duration::from_secs(10))?;
     loading.ok_or("the holder does not load")?;
     for survivor in &mut survivors {
-        survivor.tell("ask 42 10 50000")?;
+        survivor.send("ask 42 10 50000")?;
     }
     std::thread::sleep(Duration::from_millis(500));
     holder.kill()?;
     let killed = Instant::now();
     let mut loads = 0;
     for survivor in &survivors {
-        let left = patience.saturating_sub(killed.elapsed());
-        let Some(line) = survivor.hear("done", left)? else {
-            return Ok(Waited::InVain);
+        let left = limit.saturating_sub(killed.elapsed());
+        let Some(line) = survivor.expect_line("done", left)? else {
+            return Ok(Waited::TimedOut);
         };
-        loads += Asked::parse(&line)?.loads;
+        loads += AskResult::parse(&line)?.loads;
     }
     Ok(Waited::For(killed.elapsed(), loads))
 }

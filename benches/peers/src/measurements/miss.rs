@@ -1,16 +1,16 @@
-//! Look-ups that nobody can answer but the source.
+//! Look-ups that only the source can answer.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::{Entrant, Scale, ask_all, runtime};
-use crate::contenders::{Kind, those};
-use crate::peer::{Fault, Setup};
+use super::{Participant, Scale, ask_all, runtime};
+use crate::contenders::{Kind, contenders_where};
+use crate::peer::{BoxError, Setup};
 use crate::server::Proxy;
 use crate::source::Source;
 use crate::table::{Table, Values, count, micros, number, times};
 
-/// Misses of which commands and round trips are counted.
+/// The number of misses whose commands and round trips are counted.
 const COUNTED: u64 = 50;
 
 #[derive(Default)]
@@ -24,27 +24,30 @@ struct Measured {
     hit_writes: f64,
 }
 
-pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
     let each = scale.pick(400, 100);
     let runtime = runtime()?;
-    let entrants = Entrant::all(those(|one| one.l2 && one.kind != Kind::Outage), Source::new)?;
-    let mut measured: Vec<Measured> = entrants.iter().map(|_| Measured::default()).collect();
+    let participants = Participant::all(
+        contenders_where(|one| one.l2 && one.kind != Kind::Outage),
+        Source::new,
+    )?;
+    let mut measured: Vec<Measured> = participants.iter().map(|_| Measured::default()).collect();
     let mut peers = Vec::new();
-    for entrant in &entrants {
-        let peer = runtime.block_on(entrant.open())?;
+    for participant in &participants {
+        let peer = runtime.block_on(participant.open())?;
         runtime.block_on(ask_all(&peer, &[u64::MAX >> 30], 1))?;
         peers.push(peer);
     }
     for round in 0..scale.pick(25, 1) {
-        for ((entrant, peer), into) in entrants.iter().zip(&peers).zip(&mut measured) {
+        for ((participant, peer), into) in participants.iter().zip(&peers).zip(&mut measured) {
             let ids: Vec<u64> = (round * each..(round + 1) * each).collect();
-            let before = (entrant.server.cpu()?, entrant.source.loads());
+            let before = (participant.server.cpu()?, participant.source.loads());
             let begun = Instant::now();
             let failed = runtime.block_on(ask_all(peer, &ids, 1))?;
             let took = begun.elapsed();
-            let (cpu, loads) = (entrant.server.cpu()?, entrant.source.loads());
+            let (cpu, loads) = (participant.server.cpu()?, participant.source.loads());
             if failed > 0 || loads - before.1 != each {
-                return Err(format!("{}: these were not misses", entrant.who.slug).into());
+                return Err(format!("{}: these were not misses", participant.who.slug).into());
             }
             into.time.push(micros(took) / count(each));
             into.cpu.push((cpu - before.0) * 1e6 / count(each));
@@ -53,17 +56,18 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
     for peer in peers {
         runtime.block_on(peer.close());
     }
-    for (entrant, into) in entrants.iter().zip(&mut measured) {
-        runtime.block_on(count_commands(entrant, into))?;
+    for (participant, into) in participants.iter().zip(&mut measured) {
+        runtime.block_on(count_commands(participant, into))?;
     }
-    Ok(vec![table(&entrants, &measured)])
+    Ok(vec![table(&participants, &measured)])
 }
 
-/// Of another instance, through a proxy that counts what it writes: misses, and their hits in Redis by a third.
-async fn count_commands(entrant: &Entrant, into: &mut Measured) -> Result<(), Fault> {
+/// Counts commands and round trips of misses by another instance through a counting proxy, and of
+/// hits in Redis by a third one.
+async fn count_commands(participant: &Participant, into: &mut Measured) -> Result<(), BoxError> {
     let first = 1 << 35;
     let ids: Vec<u64> = (first..first + COUNTED).collect();
-    let (sent, in_scripts, writes) = watched(entrant, &ids).await?;
+    let (sent, in_scripts, writes) = watched(participant, &ids).await?;
     let total: u64 = sent.values().sum();
     into.commands = listed(&sent);
     if !in_scripts.is_empty() {
@@ -71,7 +75,7 @@ async fn count_commands(entrant: &Entrant, into: &mut Measured) -> Result<(), Fa
     }
     into.sent = per_look_up(total);
     into.writes = per_look_up(writes);
-    let (sent, _, writes) = watched(entrant, &ids).await?;
+    let (sent, _, writes) = watched(participant, &ids).await?;
     into.hit_commands = per_look_up(sent.values().sum());
     into.hit_writes = per_look_up(writes);
     Ok(())
@@ -79,20 +83,23 @@ async fn count_commands(entrant: &Entrant, into: &mut Measured) -> Result<(), Fa
 
 type Counts = BTreeMap<String, u64>;
 
-async fn watched(entrant: &Entrant, ids: &[u64]) -> Result<(Counts, Counts, u64), Fault> {
-    let proxy = Proxy::before(&entrant.server).await?;
-    let peer = entrant
-        .open_with(Setup::new(proxy.url(), entrant.source))
+async fn watched(
+    participant: &Participant,
+    ids: &[u64],
+) -> Result<(Counts, Counts, u64), BoxError> {
+    let proxy = Proxy::before(&participant.server).await?;
+    let peer = participant
+        .open_with(Setup::new(proxy.url(), participant.source))
         .await?;
     ask_all(&peer, &[1 << 36], 1).await?;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let (watch, before) = (entrant.server.watch()?, proxy.writes());
+    let (record_commands, before) = (participant.server.record_commands()?, proxy.writes());
     ask_all(&peer, ids, 1).await?;
     tokio::time::sleep(Duration::from_millis(20)).await;
     let writes = proxy.writes() - before;
-    let mut commands = watch.end()?;
+    let mut commands = record_commands.end()?;
     peer.close().await;
-    // Heartbeats and the like are not of the look-ups.
+    // Heartbeats and the like do not belong to the look-ups.
     commands.sent.retain(|_, times| *times >= COUNTED / 2);
     commands.in_scripts.retain(|_, times| *times >= COUNTED / 2);
     Ok((commands.sent, commands.in_scripts, writes))
@@ -114,7 +121,7 @@ fn listed(of: &Counts) -> String {
     named.collect::<Vec<_>>().join(", ")
 }
 
-fn table(entrants: &[Entrant], measured: &[Measured]) -> Table {
+fn table(participants: &[Participant], measured: &[Measured]) -> Table {
     let mut table = Table::new(
         "A miss, and what it costs the server",
         "One caller asks for keys that are nowhere, and the loader answers at once: µs for each of 400, and the server's CPU time \
@@ -133,9 +140,9 @@ fn table(entrants: &[Entrant], measured: &[Measured]) -> Table {
         ],
     );
     let limit = &measured[0];
-    for (entrant, ours) in entrants.iter().zip(measured) {
+    for (participant, ours) in participants.iter().zip(measured) {
         table.row(vec![
-            entrant.who.name.to_owned(),
+            participant.who.name.to_owned(),
             format!(
                 "{}, {}",
                 ours.time.spread(),

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Entrant, Scale, ask_all, runtime};
-use crate::contenders::{Kind, those};
-use crate::peer::{Fault, Instance};
+use super::{Participant, Scale, ask_all, runtime};
+use crate::contenders::{Kind, contenders_where};
+use crate::peer::{BoxError, Instance};
 use crate::source::Source;
 use crate::table::{Table, Values, count, micros, number, times};
 
-/// Callers at once.
+/// Concurrent callers.
 const MANY: [usize; 2] = [64, 512];
 
 #[derive(Default)]
@@ -21,42 +21,42 @@ struct Measured {
     errors: usize,
 }
 
-pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
     let (alone, many) = (scale.pick(1_000, 100), scale.pick(10_000, 1_000));
     let runtime = runtime()?;
-    let entrants = Entrant::all(
-        those(|one| one.l2 && one.kind != Kind::Outage),
+    let participants = Participant::all(
+        contenders_where(|one| one.l2 && one.kind != Kind::Outage),
         Source::of_kilobytes,
     )?;
     let ids: Vec<u64> = (0..many).collect();
-    let mut measured: Vec<Measured> = entrants.iter().map(|_| Measured::default()).collect();
-    for entrant in &entrants {
+    let mut measured: Vec<Measured> = participants.iter().map(|_| Measured::default()).collect();
+    for participant in &participants {
         runtime.block_on(async {
-            let peer = entrant.open().await?;
+            let peer = participant.open().await?;
             ask_all(&peer, &ids, 64).await?;
             tokio::time::sleep(Duration::from_millis(100)).await;
             peer.close().await;
-            Ok::<_, Fault>(())
+            Ok::<_, BoxError>(())
         })?;
     }
     for _ in 0..scale.pick(11, 1) {
-        for (entrant, into) in entrants.iter().zip(&mut measured) {
-            let before = entrant.source.loads();
-            runtime.block_on(round(entrant, &ids, alone, into))?;
-            into.loads += entrant.source.loads() - before;
+        for (participant, into) in participants.iter().zip(&mut measured) {
+            let before = participant.source.loads();
+            runtime.block_on(round(participant, &ids, alone, into))?;
+            into.loads += participant.source.loads() - before;
         }
     }
-    Ok(vec![table(&entrants, &measured)])
+    Ok(vec![table(&participants, &measured)])
 }
 
-/// Each by an instance that has seen none of the keys.
+/// One round, each measurement by an instance that has read none of the keys.
 async fn round(
-    entrant: &Entrant,
+    participant: &Participant,
     ids: &[u64],
     alone: usize,
     into: &mut Measured,
-) -> Result<(), Fault> {
-    let (peer, fresh) = warmed(entrant, ids).await?;
+) -> Result<(), BoxError> {
+    let (peer, fresh) = warmed(participant, ids).await?;
     let mut each = Values::default();
     for &id in fresh.iter().take(alone) {
         let begun = Instant::now();
@@ -67,7 +67,7 @@ async fn round(
     into.p99.push(each.at(0.99));
     peer.close().await;
     for (tasks, per_second) in MANY.into_iter().zip(&mut into.per_second) {
-        let (peer, fresh) = warmed(entrant, ids).await?;
+        let (peer, fresh) = warmed(participant, ids).await?;
         let begun = Instant::now();
         into.errors += ask_all(&peer, fresh, tasks).await?;
         per_second.push(count(fresh.len() as u64) / begun.elapsed().as_secs_f64());
@@ -76,17 +76,20 @@ async fn round(
     Ok(())
 }
 
-/// A new instance with its connections made, and the keys that it has not seen.
-async fn warmed<'a>(entrant: &Entrant, ids: &'a [u64]) -> Result<(Instance, &'a [u64]), Fault> {
-    let peer = entrant.open().await?;
+/// A new instance with open connections, and the keys that it has not read.
+async fn warmed<'a>(
+    participant: &Participant,
+    ids: &'a [u64],
+) -> Result<(Instance, &'a [u64]), BoxError> {
+    let peer = participant.open().await?;
     let (seen, fresh) = ids.split_at(50);
     ask_all(&peer, seen, 1).await?;
-    // What is done in the background at the beginning, such as subscriptions.
+    // Time for background work of the beginning, such as subscriptions.
     tokio::time::sleep(Duration::from_millis(100)).await;
     Ok((Arc::clone(&peer), fresh))
 }
 
-fn table(entrants: &[Entrant], measured: &[Measured]) -> Table {
+fn table(participants: &[Participant], measured: &[Measured]) -> Table {
     let mut table = Table::new(
         "L2 hits",
         "A new instance reads keys that it has not seen, with values of about 1 KB that are in Redis. One caller: latency in µs over \
@@ -102,8 +105,8 @@ fn table(entrants: &[Entrant], measured: &[Measured]) -> Table {
         ],
     );
     let limit = &measured[0];
-    for (entrant, ours) in entrants.iter().zip(measured) {
-        let mut row = vec![entrant.who.name.to_owned()];
+    for (participant, ours) in participants.iter().zip(measured) {
+        let mut row = vec![participant.who.name.to_owned()];
         for (ours, limit) in [(&ours.p50, &limit.p50), (&ours.p99, &limit.p99)]
             .into_iter()
             .chain(ours.per_second.iter().zip(&limit.per_second))

@@ -1,4 +1,4 @@
-//! Look-ups that this process's memory answers.
+//! Look-ups that the memory of this process answers.
 
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -6,9 +6,9 @@ use std::time::Duration;
 use rand::RngExt;
 use tokio::runtime::Runtime;
 
-use super::{Entrant, Scale, ask_all, runtime};
-use crate::contenders::{Kind, those};
-use crate::peer::{Draws, Fault, Instance};
+use super::{Participant, Scale, ask_all, runtime};
+use crate::contenders::{Kind, contenders_where};
+use crate::peer::{BoxError, Draws, Instance};
 use crate::source::{ABSENT, Source, name_of};
 use crate::table::{Table, Values, count, nanos, number, times};
 
@@ -25,27 +25,30 @@ struct Column {
     by_name: bool,
 }
 
-pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
     let keys = scale.pick(100_000, 2_000);
     let columns = columns(keys, scale.pick(100_000, 2_000));
     let names: Vec<String> = (0..keys).map(name_of).collect();
     let runtime = runtime()?;
-    let entrants = Entrant::all(those(|one| one.l1 && one.kind != Kind::Outage), Source::new)?;
-    let filled: Vec<Instance> = entrants
+    let participants = Participant::all(
+        contenders_where(|one| one.l1 && one.kind != Kind::Outage),
+        Source::new,
+    )?;
+    let filled: Vec<Instance> = participants
         .iter()
-        .map(|entrant| fill(&runtime, entrant, &names))
+        .map(|participant| fill(&runtime, participant, &names))
         .collect::<Result<_, _>>()?;
-    let mut measured = vec![vec![Values::default(); columns.len()]; entrants.len()];
-    let mut loads = vec![0; columns.len() * entrants.len()];
+    let mut measured = vec![vec![Values::default(); columns.len()]; participants.len()];
+    let mut loads = vec![0; columns.len() * participants.len()];
     for _ in 0..scale.pick(9, 1) {
         for (at, column) in columns.iter().enumerate() {
             for (who, peer) in filled.iter().enumerate() {
-                // What another one left in the CPU's caches is nobody's merit.
+                // A warm-up, because the other contenders have used the CPU's caches.
                 let (warm, ids) = column.ids.split_at(column.ids.len() / 10);
                 side_by_side(peer, column, warm, &names)?;
-                let before = entrants[who].source.loads();
+                let before = participants[who].source.loads();
                 let took = side_by_side(peer, column, ids, &names)?;
-                loads[who * columns.len() + at] += entrants[who].source.loads() - before;
+                loads[who * columns.len() + at] += participants[who].source.loads() - before;
                 measured[who][at].push(nanos(took) / count(ids.len() as u64));
             }
         }
@@ -65,9 +68,9 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
             &heads(true),
         ),
     ];
-    for (who, entrant) in entrants.iter().enumerate() {
+    for (who, participant) in participants.iter().enumerate() {
         for (table, by_name) in tables.iter_mut().zip([false, true]) {
-            let mut row = vec![entrant.who.name.to_owned()];
+            let mut row = vec![participant.who.name.to_owned()];
             for (at, column) in columns.iter().enumerate() {
                 if column.by_name == by_name {
                     let (ours, limit) = (&measured[who][at], &measured[0][at]);
@@ -130,7 +133,7 @@ fn columns(keys: u64, times: usize) -> Vec<Column> {
     columns
 }
 
-/// So many draws from as many keys, of which the first is the most frequent.
+/// Draws `times` keys by Zipf's law. The first key is the most frequent.
 fn zipf(keys: u64, times: usize) -> Vec<u64> {
     let mut sum = 0.0;
     let until: Vec<f64> = (1..=keys)
@@ -148,15 +151,19 @@ fn zipf(keys: u64, times: usize) -> Vec<u64> {
         .collect()
 }
 
-fn fill(runtime: &Runtime, entrant: &Entrant, names: &[String]) -> Result<Instance, Fault> {
+fn fill(
+    runtime: &Runtime,
+    participant: &Participant,
+    names: &[String],
+) -> Result<Instance, BoxError> {
     let keys = names.len() as u64;
-    let mut setup = entrant.setup();
+    let mut setup = participant.setup();
     setup.capacity = 2 * keys.max(1_000);
     runtime.block_on(async {
-        let peer = entrant.open_with(setup).await?;
+        let peer = participant.open_with(setup).await?;
         let ids: Vec<u64> = (0..keys).chain(ABSENT..ABSENT + 1_000).collect();
         if ask_all(&peer, &ids, 64).await? > 0 {
-            return Err(format!("{} cannot be filled", entrant.who.slug).into());
+            return Err(format!("{} cannot be filled", participant.who.slug).into());
         }
         let mut running = tokio::task::JoinSet::new();
         for share in names.chunks(names.len().div_ceil(64)) {
@@ -165,7 +172,7 @@ fn fill(runtime: &Runtime, entrant: &Entrant, names: &[String]) -> Result<Instan
                 for name in &share {
                     peer.get_by_name(name).await?;
                 }
-                Ok::<_, Fault>(())
+                Ok::<_, BoxError>(())
             });
         }
         while let Some(ended) = running.join_next().await {
@@ -175,13 +182,13 @@ fn fill(runtime: &Runtime, entrant: &Entrant, names: &[String]) -> Result<Instan
     })
 }
 
-/// How long it takes until all threads are through.
+/// The time of the slowest thread.
 fn side_by_side(
     peer: &Instance,
     column: &Column,
     ids: &[u64],
     names: &[String],
-) -> Result<Duration, Fault> {
+) -> Result<Duration, BoxError> {
     let barrier = Barrier::new(column.threads);
     let draws = Draws {
         ids,

@@ -1,18 +1,18 @@
-//! Many who want one key that nobody has.
+//! Many callers of one cold key.
 
 use std::time::Duration;
 
-use super::{Entrant, Scale};
-use crate::child::{Asked, Child};
+use super::{Participant, Scale};
+use crate::child::{AskResult, Child};
 use crate::contenders::caches;
-use crate::peer::Fault;
+use crate::peer::BoxError;
 use crate::source::Source;
 use crate::table::{Table, Values, count, number};
 
 /// Microseconds of a load.
 const LOAD: u64 = 50_000;
 
-/// Processes and callers in each.
+/// Processes, and callers in each.
 const FLEETS: [(usize, u64); 2] = [(1, 1_000), (4, 250)];
 
 #[derive(Clone, Default)]
@@ -23,16 +23,16 @@ struct Measured {
     failed: u64,
 }
 
-pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
-    let entrants = Entrant::all(caches(), Source::new)?;
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
+    let participants = Participant::all(caches(), Source::new)?;
     let most = FLEETS.iter().map(|fleet| fleet.0).max().unwrap_or(1);
     let mut fleets = Vec::new();
-    for entrant in &entrants {
-        let url = entrant.server.url();
-        let fleet = (0..most).map(|_| Child::start(entrant.who.slug, &url));
+    for participant in &participants {
+        let url = participant.server.url();
+        let fleet = (0..most).map(|_| Child::start(participant.who.slug, &url));
         fleets.push(fleet.collect::<Result<Vec<_>, _>>()?);
     }
-    let mut measured = vec![vec![Measured::default(); FLEETS.len()]; entrants.len()];
+    let mut measured = vec![vec![Measured::default(); FLEETS.len()]; participants.len()];
     let mut id = 1 << 32;
     for _ in 0..scale.pick(9, 1) {
         for (at, (processes, callers)) in FLEETS.into_iter().enumerate() {
@@ -56,8 +56,8 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
             "p99, ms",
         ],
     );
-    for (entrant, measured) in entrants.iter().zip(&measured) {
-        let mut row = vec![entrant.who.name.to_owned()];
+    for (participant, measured) in participants.iter().zip(&measured) {
+        let mut row = vec![participant.who.name.to_owned()];
         for of in measured {
             row.push(match of.failed {
                 0 => of.loads.spread(),
@@ -74,14 +74,14 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
     Ok(vec![table])
 }
 
-fn round(fleet: &mut [Child], id: u64, callers: u64, into: &mut Measured) -> Result<(), Fault> {
+fn round(fleet: &mut [Child], id: u64, callers: u64, into: &mut Measured) -> Result<(), BoxError> {
     for child in &mut *fleet {
-        child.tell(&format!("ask {id} {callers} {LOAD}"))?;
+        child.send(&format!("ask {id} {callers} {LOAD}"))?;
     }
     let (mut loads, mut times) = (0, Vec::new());
     for child in &*fleet {
-        let line = child.hear("done", Duration::from_secs(60))?;
-        let asked = Asked::parse(&line.ok_or("callers hang")?)?;
+        let line = child.expect_line("done", Duration::from_secs(60))?;
+        let asked = AskResult::parse(&line.ok_or("callers hang")?)?;
         loads += asked.loads;
         into.failed += asked.failed;
         times.extend(asked.micros.into_iter().map(|micros| micros / 1e3));

@@ -1,16 +1,16 @@
-//! Redis is killed in the middle of traffic.
+//! Redis is killed under traffic and comes back.
 
 use std::time::Duration;
 
 use super::Scale;
 use crate::child::Child;
-use crate::contenders::{Contender, Kind, those};
-use crate::drive::PHASES;
-use crate::peer::Fault;
+use crate::contenders::{Contender, Kind, contenders_where};
+use crate::peer::BoxError;
 use crate::server::Server;
 use crate::table::{Table, count, number};
+use crate::traffic::PHASES;
 
-pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
     let times = scale.pick([1_500, 5_000, 5_000], [300, 1_000, 500]);
     let mut table = Table::new(
         "Redis is killed, and comes back",
@@ -30,7 +30,7 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
             "p99",
         ],
     );
-    for who in those(|one| one.l2 && one.kind != Kind::Limit) {
+    for who in contenders_where(|one| one.l2 && one.kind != Kind::Limit) {
         let phases = one(&who, times)?;
         let [before, down, after] = &phases;
         let per_second =
@@ -73,27 +73,27 @@ impl Outcome {
     }
 }
 
-fn one(who: &Contender, times: [u64; PHASES]) -> Result<[Phase; PHASES], Fault> {
+fn one(who: &Contender, times: [u64; PHASES]) -> Result<[Phase; PHASES], BoxError> {
     let mut server = Server::start()?;
     let mut child = Child::start(who.slug, &server.url())?;
-    child.tell("drive 16 2000")?;
+    child.send("traffic 16 2000")?;
     let [before, down, after] = times.map(Duration::from_millis);
     std::thread::sleep(before);
-    child.tell("phase 1")?;
+    child.send("phase 1")?;
     server.kill()?;
     std::thread::sleep(down);
     server.restart()?;
-    child.tell("phase 2")?;
+    child.send("phase 2")?;
     std::thread::sleep(after);
-    child.tell("stop")?;
+    child.send("stop")?;
     let phase = || {
-        let line = child.hear("phase", Duration::from_secs(30))?;
+        let line = child.expect_line("phase", Duration::from_secs(30))?;
         parse(&line.ok_or("the traffic does not end")?)
     };
     Ok([phase()?, phase()?, phase()?])
 }
 
-fn parse(line: &str) -> Result<Phase, Fault> {
+fn parse(line: &str) -> Result<Phase, BoxError> {
     let numbers = line.split_whitespace().map(str::parse);
     let numbers: Vec<f64> = numbers.collect::<Result<_, _>>()?;
     let outcome = |of: &[f64]| match *of {
