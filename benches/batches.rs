@@ -110,7 +110,7 @@ async fn run(quick: bool) -> Result<(), BoxError> {
         times: if quick { 2 } else { 50 },
     };
     bench.fill(&local).await?;
-    println!("| {MANY} keys | held against | that | `get_many` | ratio |");
+    println!("| {MANY} keys | compared with | its time | `get_many` | ratio |");
     println!("|---|---|---|---|---|");
     bench.l2(&local).await?;
     bench.cold().await
@@ -192,8 +192,8 @@ impl Bench {
             return Err("these were not hits".into());
         }
         line("in L2", "fred MGET + bincode", &limit);
-        line("in L2", "as many concurrent `get`s", &singles);
-        line("in L1", "as many `get`s", &in_l1);
+        line("in L2", "the same number of concurrent `get`s", &singles);
+        line("in L1", "the same number of `get`s", &in_l1);
         Ok(())
     }
 
@@ -214,7 +214,7 @@ impl Bench {
         if self.remote.stats().loads != self.next {
             return Err("these were not misses".into());
         }
-        line("cold", "as many concurrent `get`s", &rounds);
+        line("cold", "the same number of concurrent `get`s", &rounds);
         Ok(())
     }
 }

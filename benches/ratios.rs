@@ -94,7 +94,7 @@ fn run(share: u64) -> Result<(), BoxError> {
         lines.push(bench.miss(rounds, 1_000 / share).await?);
         Ok::<_, BoxError>(())
     })?;
-    println!("| what | limit | the limit | tidegate | ratio | yardstick |");
+    println!("| operation | limit | time of the limit | time of tidegate | ratio | goal |");
     println!("|---|---|---|---|---|---|");
     for line in lines {
         println!("{line}");

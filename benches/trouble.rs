@@ -195,11 +195,11 @@ async fn run(trouble: Trouble, breaker: Breaker, name: &str) -> Result<(), BoxEr
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
+    println!("{REQUESTS} requests in 5 s, half of them for {HOT} hot keys. A load takes 2 ms.\n");
     println!(
-        "{REQUESTS} requests in 5 s, half of them for {HOT} hot keys; a load takes 2 ms. Times in ms.\n"
-    );
-    println!(
-        "| server | breaker | errors | a load alone, p50 | misses in the first second, p50 | p99 | later misses, p50 | p99 | hot keys, p50 | p99 | loads | used again after |"
+        "| server | breaker | errors | bare load, p50, ms | first misses, p50, ms | first misses, p99, ms \
+         | later misses, p50, ms | later misses, p99, ms | hot keys, p50, ms | hot keys, p99, ms | loads \
+         | recovered after, ms |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
     for trouble in [

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
 /// `share`: the divisor of the usual number of entries.
 fn run(share: u64) -> Result<(), BoxError> {
     println!(
-        "| an entry of L1, beside its key and value | entries | bare moka | tidegate | more |"
+        "| entry of L1, beyond its key and value | entries | bare moka, bytes | tidegate, bytes | difference, bytes |"
     );
     println!("|---|---|---|---|---|");
     for entries in [10_000, 100_000] {
@@ -40,7 +40,7 @@ fn run(share: u64) -> Result<(), BoxError> {
         }
     }
     println!();
-    println!("| under way | at once | bytes each | of them a bare task of tokio |");
+    println!("| in flight | at once | bytes each | of them a bare tokio task, bytes |");
     println!("|---|---|---|---|");
     let many = 10_000 / share;
     for (what, tier) in [
@@ -49,7 +49,7 @@ fn run(share: u64) -> Result<(), BoxError> {
     ] {
         let of = in_flight(many, tier)?;
         println!(
-            "| a caller who waits, {what} | {many} | {:.0} | {:.0} |",
+            "| a waiting caller, {what} | {many} | {:.0} | {:.0} |",
             of.waiter, of.task
         );
         println!(
@@ -73,17 +73,18 @@ fn run(share: u64) -> Result<(), BoxError> {
     println!();
     let budget = 10_000 / share;
     let of = flood(budget)?;
+    println!("| {budget} values, a budget of {budget} absences | amount |");
+    println!("|---|---|");
+    println!("| live bytes | {} |", of.full);
     println!(
-        "{budget} values and {budget} absences: {} bytes; after {} more absent keys: {} bytes, {} values are \
-         answered, {} absences are in the embedded tier",
-        of.full,
+        "| live bytes after {} more absent keys | {} |",
         9 * budget,
-        of.flooded,
-        of.values,
-        of.absences
+        of.flooded
     );
+    println!("| values that are still answered | {} |", of.values);
+    println!("| absences in the embedded tier | {} |\n", of.absences);
     let after = rounds(10, budget)?;
-    println!("live bytes after each of 10 rounds of {budget} keys: {after:?}");
+    println!("Live bytes after each of 10 rounds of {budget} keys: {after:?}");
     Ok(())
 }
 

@@ -33,7 +33,7 @@ fn name(design: Design) -> &'static str {
         Design::Unlimited => "tidegate, no limit set",
         Design::Limited => "tidegate, `max_concurrent_loads`, `load_timeout` 1 s",
         Design::Stale => {
-            "the same, `stale_while_revalidate`, without L1; TTLs past instead of entries lost"
+            "the same, `stale_while_revalidate`, without L1; entries pass their TTL instead of being lost"
         }
     }
 }
@@ -80,10 +80,11 @@ fn print(args: &[String]) -> Result<(), BoxError> {
     };
     let seconds = SHOWN.map(|second| format!("{second} s")).join(" | ");
     println!(
-        "Seed {seed}. Answered in time, so many seconds after the loss; then since the loss:\n"
+        "Seed {seed}. The share of requests that are answered in time, by seconds after the loss.\n"
     );
     println!(
-        "| | {seconds} | 95 % again after | requests failed | queries | of them for nobody | longest line |"
+        "| design | {seconds} | 95 % again after | failed requests since the loss | queries \
+         | queries without a client | longest queue |"
     );
     println!("|---{}", "|---".repeat(SHOWN.len() + 5) + "|");
     for design in Design::ALL {

@@ -70,13 +70,13 @@ pub(crate) async fn measure(share: u64) -> Result<(), BoxError> {
     let servers = cluster().await;
     let mut bus = ClusterBus::new(&servers);
     println!(
-        "| a cluster of 3 | bytes on its bus | bytes to clients | CPU of all nodes | PUBLISH |"
+        "| a cluster of 3 | bytes between nodes | bytes to clients | CPU of all nodes, µs | PUBLISH calls |"
     );
     println!("|---|---|---|---|---|");
     let line = |what: &str, from: &(Resources, f64), to: &(Resources, f64), of: f64| {
         let each = to.0.since(from.0, of);
         println!(
-            "| {what} | {:.0} | {:.0} | {:.1} µs | {:.1} |",
+            "| {what} | {:.0} | {:.0} | {:.1} | {:.1} |",
             (to.1 - from.1) / of,
             each.output,
             each.cpu,
@@ -100,7 +100,7 @@ pub(crate) async fn measure(share: u64) -> Result<(), BoxError> {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let after = bus.used_resources();
         line(
-            &format!("a bare {command} of 40 bytes, one by one"),
+            &format!("a bare {command} of 40 bytes, one at a time"),
             &before,
             &after,
             times as f64,
@@ -126,7 +126,7 @@ pub(crate) async fn measure(share: u64) -> Result<(), BoxError> {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let after = bus.used_resources();
     line(
-        &format!("an invalidation that {many} processes hear of"),
+        &format!("an invalidation that {many} processes receive"),
         &before,
         &after,
         times as f64,

@@ -272,19 +272,19 @@ impl Costs {
 
     pub(crate) fn print(&self, idle: Option<Idle>) {
         println!(
-            "| an invalidation, {} at once, that so many connections hear of | server CPU | of it PUBLISH itself | bytes out |",
+            "| receivers of an invalidation, {} at once | server CPU, µs | of it PUBLISH, µs | bytes out |",
             self.at_once
         );
         println!("|---|---|---|---|");
         for (receivers, each) in &self.fan_out {
             println!(
-                "| {receivers} | {:.1} µs | {:.1} µs | {:.0} |",
+                "| {receivers} | {:.1} | {:.1} | {:.0} |",
                 each.cpu, each.publish, each.output
             );
         }
         println!();
         println!(
-            "| the server's part, {} at once | commands | CPU | bytes in | bytes out |",
+            "| operation, {} at once | commands | server CPU, µs | bytes in | bytes out |",
             self.at_once
         );
         println!("|---|---|---|---|---|");
@@ -302,22 +302,29 @@ impl Costs {
             ("a miss: GET, acquire, fill", Some(self.miss)),
             ("an invalidation", Some(invalidation)),
             ("its message to one process of 1,000", Some(message)),
-            ("a beat", idle.map(|idle| idle.heartbeat)),
+            ("a heartbeat", idle.map(|idle| idle.heartbeat)),
         ] {
             if let Some(of) = of {
                 println!(
-                    "| {what} | {:.1} | {:.2} µs | {:.0} | {:.0} |",
+                    "| {what} | {:.1} | {:.2} | {:.0} | {:.0} |",
                     of.commands, of.cpu, of.input, of.output
                 );
             }
         }
         println!();
         if let Some(idle) = idle {
+            println!("| an idle process, a key, a receiver | amount |");
+            println!("|---|---|");
             println!(
-                "memory of the server: {:.1} KiB a process, {:.0} bytes a key beside its payload; CPU of a process \
-                 that hears an invalidation: {:.1} µs\n",
-                idle.process / 1024.0,
-                self.key(),
+                "| server memory of a process, KiB | {:.1} |",
+                idle.process / 1024.0
+            );
+            println!(
+                "| server memory of a key beyond its payload, bytes | {:.0} |",
+                self.key()
+            );
+            println!(
+                "| CPU of a process that receives an invalidation, µs | {:.1} |\n",
                 idle.received
             );
         }

@@ -61,7 +61,8 @@ impl Model {
 /// Compares fleets of real handles with the model.
 pub(crate) async fn validate(model: &Model, share: u64) -> Result<(), BoxError> {
     println!(
-        "| handles, {} calls at once | invalidations/s | misses/s | L2 hits/s | messages/s | model: messages | commands | bytes in | bytes out | CPU |",
+        "| handles, {} calls at once | invalidations/s | misses/s | L2 hits/s | messages/s \
+         | model over measurement: messages | commands | bytes in | bytes out | CPU |",
         model.costs.at_once
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
@@ -155,35 +156,42 @@ impl Model {
 }
 
 pub(crate) fn tables(model: &Model) {
+    let load = |processes, invalidations| Load {
+        processes,
+        invalidations,
+        ..Load::default()
+    };
+    let fleets = [1.0, 10.0, 100.0, 1_000.0, 10_000.0];
     println!(
-        "| one server, writes {} at once: of a core, bytes out | 10 writes/s | 100 | 1,000 | 10,000 | writes/s at 80 % of a core | with 10,000 hits, 1,000 misses beside |",
+        "| processes, writes {} at once | writes/s | share of a core, % | bytes out, MB/s |",
         model.costs.at_once
     );
-    println!("|---|---|---|---|---|---|---|");
-    for processes in [1.0, 10.0, 100.0, 1_000.0, 10_000.0] {
-        let load = |invalidations| Load {
-            processes,
-            invalidations,
-            ..Load::default()
-        };
-        let cells = [10.0, 100.0, 1_000.0, 10_000.0].map(|writes| {
-            let used_resources = model.of(load(writes));
-            let (core, out) = (used_resources.cpu / 1e4, used_resources.output / 1e6);
-            match core {
-                core if core > 100.0 => "too much".to_owned(),
-                core => format!("{core:.1} %, {out:.2} MB/s"),
+    println!("|---|---|---|---|");
+    for processes in fleets {
+        for writes in [10.0, 100.0, 1_000.0, 10_000.0] {
+            let used = model.of(load(processes, writes));
+            let (core, out) = (used.cpu / 1e4, used.output / 1e6);
+            if core > 100.0 {
+                println!("| {processes} | {writes} | more than 100 | – |");
+            } else {
+                println!("| {processes} | {writes} | {core:.1} | {out:.2} |");
             }
-        });
+        }
+    }
+    println!();
+    println!(
+        "| processes | writes/s at 80 % of a core | the same beside 10,000 hits/s and 1,000 misses/s |"
+    );
+    println!("|---|---|---|");
+    for processes in fleets {
         let beside = Load {
             hits: 10_000.0,
             misses: 1_000.0,
-            wakes: 0.0,
-            ..load(0.0)
+            ..load(processes, 0.0)
         };
         println!(
-            "| {processes} processes | {} | {:.0} | {:.0} |",
-            cells.join(" | "),
-            model.most(load(0.0), 0.8),
+            "| {processes} | {:.0} | {:.0} |",
+            model.most(load(processes, 0.0), 0.8),
             model.most(beside, 0.8)
         );
     }
@@ -192,21 +200,22 @@ pub(crate) fn tables(model: &Model) {
 
 pub(crate) fn memory(model: &Model) {
     let costs = &model.costs;
-    println!("| memory of the server | MiB |");
+    println!("| processes | server memory, MiB |");
     println!("|---|---|");
     for processes in [10.0, 100.0, 1_000.0, 10_000.0] {
         println!(
-            "| {processes} processes | {:.1} |",
+            "| {processes} | {:.1} |",
             processes * model.idle.process / 1_048_576.0
         );
     }
+    println!();
+    println!(
+        "| keys | memory with payloads of 100 bytes, MiB | with payloads of 1,000 bytes, MiB |"
+    );
+    println!("|---|---|---|");
     for keys in [1e5, 1e6, 1e7] {
         let of = |payload: f64| keys * (costs.key() + payload) / 1_048_576.0;
-        println!(
-            "| {keys} keys, payloads of 100 bytes; of 1,000 bytes | {:.0}; {:.0} |",
-            of(100.0),
-            of(1_000.0)
-        );
+        println!("| {keys} | {:.0} | {:.0} |", of(100.0), of(1_000.0));
     }
     println!();
 }

@@ -141,5 +141,5 @@ pub(crate) async fn make_fault(server: &mut Server, proxies: &[Proxy], rng: &mut
             raw.send(&[b"CONFIG", b"SET", b"requirepass", b""]);
         }
     }
-    format!("{fault:?} for {lasts:?}, wire {target}")
+    format!("{fault:?} for {lasts:?}, proxy {target}")
 }

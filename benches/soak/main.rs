@@ -46,16 +46,13 @@ async fn main() -> ExitCode {
     println!("seed {seed}, {minutes} minutes");
     let wrong = run::run(seed, Duration::from_secs_f64(minutes * 60.0), true).await;
     for wrong in wrong.iter().take(50) {
-        println!("WRONG: {wrong}");
+        println!("FAULT: {wrong}");
     }
     if wrong.is_empty() {
-        println!("nothing was wrong");
+        println!("no fault was found");
         ExitCode::SUCCESS
     } else {
-        println!(
-            "{} times something was wrong, with seed {seed}",
-            wrong.len()
-        );
+        println!("{} faults were found, with seed {seed}", wrong.len());
         ExitCode::FAILURE
     }
 }

@@ -97,14 +97,14 @@ pub(crate) fn run(seed: u64, quick: bool) -> Result<(), BoxError> {
     let ttls = if quick { 1 } else { TTLS };
     println!("## A hot key (seed {seed})\n");
     println!(
-        "{PROCESSES} processes, one redis-server, {RATE} requests a second in all for {ttls} TTLs of {TTL:?}, a load \
-         of {LOAD:?}.\n\nExpected: with refresh-ahead or stale-while-revalidate no request waits for a load. Never \
-         more than one load\nat a time in the fleet. A life that is replaced early is shorter, so there are more \
-         loads per TTL.\n"
+        "{PROCESSES} processes and one redis-server, {RATE} requests a second in all for {ttls} TTLs of {TTL:?}, \
+         a load of {LOAD:?}.\n\nExpected: with refresh-ahead or stale-while-revalidate no request waits for a load. \
+         The fleet never runs\nmore than one load at a time. An entry that is replaced early lasts less than its TTL, \
+         so there is more than\none load per TTL.\n"
     );
     println!(
-        "| | loads per TTL: expected | measured | at once | waited: expected | measured | stale | L1 | L2 | loader \
-         | p50 | p99 | p99.9 | max |"
+        "| setting | loads per TTL: expected | measured | most at once | waiting requests: expected | measured \
+         | stale hits | from L1 | from L2 | from the loader | p50, ms | p99, ms | p99.9, ms | max, ms |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     let mut off = Vec::new();
@@ -167,8 +167,8 @@ fn measure(
     };
     let (expected_loads, expected_waits) = setting.expected();
     println!(
-        "| {} | {expected_loads:.2} | {:.2} | {at_once} | {:.0} | {waited} | {stale} | {} | {} | {} | {:.3} ms | {:.2} ms \
-         | {:.2} ms | {:.2} ms |",
+        "| {} | {expected_loads:.2} | {:.2} | {at_once} | {:.0} | {waited} | {stale} | {} | {} | {} | {:.3} | {:.2} \
+         | {:.2} | {:.2} |",
         setting.name,
         loads.len() as f64 / f64::from(ttls),
         expected_waits * all,

@@ -1,19 +1,19 @@
 //! XFetch (Vattani, Chierichetti, Lowenstein, PVLDB 8(8), 2015), with the caches of this crate.
 //!
-//! One key, P caches on one tier. Requests come as a Poisson process of rate r, each to one of the
-//! caches. A load takes δ. Times are told in δ.
+//! One key, and P caches on one tier. Requests arrive as a Poisson process of rate r, each at a
+//! random cache. A load takes δ, and all times are in units of δ.
 //!
 //! | | the paper | here |
 //! |---|---|---|
-//! | begins a load | every request that draws it, until one has ended | one process of those that draw it |
-//! | *attempts* per expiry | e^(1/β) loads | processes that tried; all but one are told to wait |
-//! | *gap*: from the first of them to the expiry | βδ(ln(rβδ) + 0.5772) | the same |
-//! | *waited*: expiries that a request came too late for | exp(−rβδ·e^(−1/β)) | the same |
+//! | a load is begun by | each triggered request, until one ends | one of the triggered processes |
+//! | *attempts* per expiry | e^(1/β) loads | processes that tried, of which one loads |
+//! | *gap* from the first one to the expiry | βδ(ln(rβδ) + 0.5772) | the same |
+//! | *waited*: share of expiries with a late request | exp(−rβδ·e^(−1/β)) | the same |
 //!
-//! These are asymptotic: in a process only one request at a time tries, which makes attempts fewer
-//! where there are few processes, and where rδ is small many expiries are noticed after the fact. So
-//! the same process without any cache is *sampled* here, from nothing but the formula of the trigger,
-//! and what is measured is held against that.
+//! The formulas are asymptotic. In a process only one request at a time tries, which lowers the
+//! attempts of small fleets. With a small rδ many expiries are noticed late. So the bench also
+//! *samples* the same process without any cache, from the formula of the trigger alone, and
+//! compares the measurement with that sample.
 
 use std::f64::consts::E;
 use std::future::poll_fn;
@@ -121,10 +121,10 @@ impl Summary {
 pub(crate) fn run(seed: u64, quick: bool, full: bool) -> Result<(), BoxError> {
     println!("## XFetch against the paper (seed {seed})\n");
     println!(
-        "Expected: attempts e^(1/β), a little fewer with 200 processes; the first of them \
-         βδ(ln(rβδ) + 0.58)\nbefore the expiry; a request that waits at exp(−rβδ·e^(−1/β)) of the \
-         expiries; and one load per expiry,\nalways. Where rδβ is small the formulas are too coarse, \
-         and the sample is what to compare with.\n"
+        "Expected: e^(1/β) attempts, and slightly fewer with 200 processes. The first attempt comes \
+         βδ(ln(rβδ) + 0.58)\nbefore the expiry. Requests wait at exp(−rβδ·e^(−1/β)) of the \
+         expiries. Each expiry costs exactly one load.\nWith a small rδβ the formulas are too coarse, \
+         and the sample is the expectation.\n"
     );
     let share = if quick { 50 } else { 1 };
     let mut settings = Vec::new();
@@ -172,7 +172,9 @@ pub(crate) fn run(seed: u64, quick: bool, full: bool) -> Result<(), BoxError> {
         off.extend(compare(setting, &sampled, &measured));
     }
     println!("\n## Processes, with the election (β = 1, rδ = 100)\n");
-    println!("Expected: without an election every attempt would be a load; with it one is.\n");
+    println!(
+        "Expected: without an election every attempt would be a load. With it, one attempt is.\n"
+    );
     println!(
         "| processes | expiries | requests | loads without coalescing, e^(1/β) | attempts: formula | sampled \
          | measured | loads | loads per expiry |"

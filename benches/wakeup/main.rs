@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 async fn run(rounds: u64) -> Result<(), BoxError> {
     let server = Server::start()?;
     println!(
-        "| woken, of {CALLERS} callers, {rounds} rounds | p50 | p99 of the median round | p99 of all | max | yardstick |"
+        "| {CALLERS} woken callers, {rounds} rounds | p50 | p99 of the median round | p99 of all | max | goal |"
     );
     println!("|---|---|---|---|---|---|");
     in_one_process(&server.url(), rounds).await?;
@@ -115,7 +115,7 @@ async fn in_one_process(url: &str, rounds: u64) -> Result<(), BoxError> {
     }
     took[0].print("limit: `Notify`", "–");
     took[1].print("same process, embedded tier", "p99 ≤ 2 ms");
-    took[2].print("limit: `PUBLISH` until one has received it", "–");
+    took[2].print("limit: `PUBLISH` to one subscriber", "–");
     took[3].print("same process, Redis", "p99 ≤ 2 ms");
     Ok(())
 }

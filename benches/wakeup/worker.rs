@@ -1,10 +1,10 @@
-//! Processes with one cache: this bench, started again.
+//! Processes with one cache: this bench, started again as workers.
 //!
-//! | told | says |
+//! | order | answer |
 //! |---|---|
-//! | `get key n` | `load` or `lease` when all n callers wait for that; `at ended times…` when they were answered |
-//! | `go` | (lets the load return) |
-//! | `listen n` | `listens` when n tasks wait for a message; `at 0 times…` when it was there |
+//! | `get key n` | `load` or `lease` when n callers wait, then `at ended times…` of answers |
+//! | `go` | none: the load returns |
+//! | `listen n` | `listens` when n tasks wait for a message, then `at 0 times…` of its arrival |
 //! | `publish` | `sent time` |
 
 use std::process::Stdio;

@@ -33,8 +33,9 @@ pub(crate) fn report(tables: &str, load_before: &str) -> Result<String, BoxError
         .iter()
         .map(|name| format!("{name} {}", versions_of(name).join(" and ")))
         .collect();
-    let or_unknown =
-        |program: &str, args: &[&str]| first_line(program, args).unwrap_or_else(|| "unknown".to_owned());
+    let or_unknown = |program: &str, args: &[&str]| {
+        first_line(program, args).unwrap_or_else(|| "unknown".to_owned())
+    };
     let setting = format!(
         "Measured on {}, with tidegate at {}, on {} with {} cores, {}, Redis {redis}, {}. Load average before {load_before}, after {}. {}.",
         or_unknown("date", &["+%-d %B %Y"]),
