@@ -1,11 +1,11 @@
-//! What callers get past the TTL: from a source that is slow, and then fails.
+//! Answers past the TTL, from a source that is slow and then fails.
 //!
 //! ```text
 //! cargo run --release --example stale
 //! ```
 //!
-//! Two caches on one embedded tier stand for two processes. The source is a table with a version;
-//! its TTL here is half a second, so that it is all over soon. `guide::staleness` has the rules.
+//! Two caches on one embedded tier stand for two processes. The source is a table with a version.
+//! Its TTL is half a second here, so that the example ends soon. `guide::staleness` has the rules.
 
 use std::error::Error;
 use std::fmt;
@@ -36,7 +36,7 @@ impl fmt::Display for Down {
 
 impl Error for Down {}
 
-/// A source whose trouble can be arranged.
+/// A source that can be slow or down.
 #[derive(Default)]
 struct Source {
     page: Mutex<Option<Page>>,
@@ -48,7 +48,7 @@ struct Source {
 }
 
 impl Source {
-    /// Writes the page, as a transaction that increases its version does.
+    /// Writes the page, as a transaction that increases its version would.
     fn write(&self, text: &str) -> Page {
         let mut page = self.page.lock().unwrap_or_else(PoisonError::into_inner);
         let version = page.as_ref().map_or(1, |page| page.version + 1);
@@ -80,7 +80,7 @@ impl Loader for Pages {
         Ok(Loaded::from(page).version(version))
     }
 
-    /// Where an entry is refreshed: first ask whether there is anything new.
+    /// The refresh of an entry: first asks whether the page has changed.
     async fn reload(&self, name: &String, previous: &Entry<Page>) -> Result<Loaded<Page>, Down> {
         self.0.versions.fetch_add(1, SeqCst);
         let version = self.0.read().await?.map(|page| page.version);
@@ -107,7 +107,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             .l2(tier.clone())
             .build()
     };
-    // Off at first: with it, what comes next would not be seen.
+    // Refresh-ahead is off at first, because it would hide the next steps.
     let (a, b) = (node(0.0)?, node(0.0)?);
 
     println!("The source takes 20 ms. Two processes, a TTL of {TTL:?}.\n");
@@ -199,7 +199,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// One look-up: what it was answered, and how long it took.
+/// One look-up: prints its answer and its time.
 async fn show(what: &str, cache: &CacheFor<Pages>) -> Option<Freshness> {
     let begun = Instant::now();
     let got = cache.get_entry("home").await;
@@ -207,9 +207,9 @@ async fn show(what: &str, cache: &CacheFor<Pages>) -> Option<Freshness> {
     match got {
         Ok(Some(entry)) => {
             let (text, freshness) = (&entry.value().text, entry.freshness());
-            let (freshness_told, source) =
+            let (freshness_text, source) =
                 (format!("{freshness:?}"), format!("{:?}", entry.source()));
-            println!("  {what:<26} {text:<16} {freshness_told:<14} {source:<9} {took:>6.1} ms");
+            println!("  {what:<26} {text:<16} {freshness_text:<14} {source:<9} {took:>6.1} ms");
             Some(freshness)
         }
         other => {

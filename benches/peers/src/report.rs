@@ -56,32 +56,44 @@ pub(crate) fn report(tables: &str, load_before: &str) -> Result<String, BoxError
     ))
 }
 
-const WHAT: &str = "This file is written by a program, from one run in which all of them take turns; no figure is taken from elsewhere.";
+const WHAT: &str = "A program writes this file from one run in which all contenders alternate. No figure is taken from elsewhere.";
 
 const METHOD: &str = "
-- Absolute times are those of this machine. Compare rows within a table, and ratios: each is of the same rounds.
-- Contenders take turns within every round, so that what else the machine does meets all of them. A cell has the median and,
-  in brackets, the quartiles; with fewer than five rounds, the smallest and the largest.
-- Each has a `redis-server` of its own on loopback, without persistence; runtimes of tokio with two workers.
-- *Limits* are in italics: what moka, quick_cache and fred do alone. \"By hand\" is what a team writes in thirty lines: moka's
-  `try_get_with` around fred's GET and SET, with 500 ms for a command.
-- tidegate has its defaults. amalgam-cache has postcard, its backplane and its breaker at 2 s (which is off by default), with and
-  without its lock. cachekit-rs has its preset `production` and the loop that its documentation shows around a closure, which goes on
-  where Redis fails as its macro does. cachet has a tier of ours over fred, which returns errors, and its stampede protection.
-  multi-tier-cache has its invalidations by pub/sub. cached composes no tiers: hits in memory are those of its sharded LRU,
-  everything else is its store in Redis. The TTL is an hour everywhere, of absences too, and the capacity larger than what is put in.
-  hitbox has moka over Redis with refills, one load at a time, and a connection that is made before its tiers are composed, for
-  they make one for each command otherwise; an older hitbox-backend, for the newest would hold the workspace's thiserror back.
-  fred is 10.1 but for cachekit-rs, which brings 9.4.
-- The source counts its loads. Where a table says hit, no load was counted; where it says miss, each was one.
+- Absolute times are those of this machine. Compare rows within a table, and multiples, which are
+  medians over the same rounds.
+- Contenders alternate within every round, so that other work of the machine affects all of them.
+  Tables with fewer than five rounds show the smallest and the largest value instead of the
+  quartiles.
+- Each contender has a `redis-server` of its own on loopback, without persistence, and a tokio
+  runtime with two workers.
+- *Limits* are in italics: moka, quick_cache and fred alone. \"By hand\" is the cache that a team
+  writes in thirty lines: moka's `try_get_with` around fred's GET and SET, with 500 ms for a
+  command.
+- tidegate has its defaults.
+- amalgam-cache has postcard, its backplane and its breaker at 2 s (off by default), with and
+  without its lock.
+- cachekit-rs has its preset `production` and the loop that its documentation shows around a
+  closure. Like its macro, the loop continues when Redis fails.
+- cachet has a tier of ours over fred, which returns errors, and its stampede protection.
+- multi-tier-cache has its invalidations by pub/sub.
+- cached composes no tiers: its hits in memory are those of its sharded LRU, everything else is its
+  store in Redis.
+- hitbox has moka over Redis with refills and one load at a time. Its connection is made before its
+  tiers are composed, because the composition makes one for each command otherwise. Its
+  hitbox-backend is an older one, because the newest would hold back the workspace's thiserror.
+- The TTL is an hour everywhere, also of absences, and the capacity exceeds the number of entries.
+  fred is 10.1, except in cachekit-rs, which brings 9.4.
+- The source counts its loads. A hit is a look-up without a load, a miss is a look-up with one.
 ";
 
 const NOT_MEASURED: &str = "
-## What is not here
+## What is not measured
 
-- Real networks, TLS, clusters, Redis under memory pressure, values above 1 KB, and machines with more cores than the one above.
-- Memory, and what eviction keeps: capacities are larger than what is put in.
-- Stale answers past the TTL, refreshes ahead of it, tags: `cargo bench --bench staleness` and `--bench invalidation` have tidegate's.
+- Real networks, TLS, clusters, Redis under memory pressure, values above 1 KB, and machines with
+  more cores than this one.
+- Memory and the quality of eviction: capacities exceed the number of entries.
+- Stale answers, refresh-ahead and tags: see `cargo bench --bench staleness` and
+  `--bench invalidation` for tidegate's.
 ";
 
 /// The first line that a program prints.

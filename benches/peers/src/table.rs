@@ -43,7 +43,7 @@ pub(crate) fn wrapped(text: &str) -> String {
     let (mut out, mut length) = (String::new(), 0);
     for word in text.split_whitespace() {
         let width = word.chars().count();
-        if length > 0 && length + 1 + width > 120 {
+        if length > 0 && length + 1 + width > 100 {
             out.push('\n');
             length = 0;
         }
@@ -85,19 +85,25 @@ impl Values {
         self.at(0.5)
     }
 
-    /// The median, and the quartiles if there are enough values.
-    pub(crate) fn spread(&self) -> String {
+    /// Two cells: the median, and the quartiles. With fewer than five values, the smallest and the
+    /// largest take the place of the quartiles.
+    pub(crate) fn spread(&self) -> [String; 2] {
+        if self.0.is_empty() {
+            return [number(f64::NAN), number(f64::NAN)];
+        }
         let (low, high) = if self.0.len() < 5 {
             (self.at(0.0), self.at(1.0))
         } else {
             (self.at(0.25), self.at(0.75))
         };
         let [low, high, median] = [low, high, self.median()].map(number);
-        if low == high {
-            median
-        } else {
-            format!("{median} ({low}–{high})")
-        }
+        [median, format!("{low}–{high}")]
+    }
+
+    /// Three cells: those of [`Self::spread`], and the median multiple of the limit.
+    pub(crate) fn beside(&self, limit: &Self) -> [String; 3] {
+        let [median, quartiles] = self.spread();
+        [median, quartiles, times(self.per(limit).median())]
     }
 
     /// Each value as a multiple of the limit in the same round.

@@ -44,32 +44,30 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
     }
     let mut table = Table::new(
         "Many callers of one cold key",
-        "The load takes 50 ms. All callers begin at once, in one process with 1,000 tasks and in four with 250 each, on one Redis. \
-         Loads, and ms until the callers have their answer; medians of 9 rounds with the quartiles.",
+        "The load takes 50 ms. All callers begin at once, 1,000 tasks in one process or 250 in each of four, on one Redis. \
+        The loads, and the time until the callers have their answer. Medians and quartiles of 9 rounds.",
         &[
-            "",
-            "1 process: loads",
+            "processes",
+            "cache",
+            "loads",
+            "quartiles",
             "p50, ms",
+            "quartiles, ms",
             "p99, ms",
-            "4 processes: loads",
-            "p50, ms",
-            "p99, ms",
+            "quartiles, ms",
+            "failed callers",
         ],
     );
-    for (participant, measured) in participants.iter().zip(&measured) {
-        let mut row = vec![participant.who.name.to_owned()];
-        for of in measured {
-            row.push(match of.failed {
-                0 => of.loads.spread(),
-                failed => format!(
-                    "{}; {} callers failed",
-                    of.loads.spread(),
-                    number(count(failed))
-                ),
-            });
-            row.extend([of.p50.spread(), of.p99.spread()]);
+    for (at, (processes, _)) in FLEETS.into_iter().enumerate() {
+        for (participant, measured) in participants.iter().zip(&measured) {
+            let of = &measured[at];
+            let mut row = vec![processes.to_string(), participant.who.name.to_owned()];
+            for values in [&of.loads, &of.p50, &of.p99] {
+                row.extend(values.spread());
+            }
+            row.push(number(count(of.failed)));
+            table.row(row);
         }
-        table.row(row);
     }
     Ok(vec![table])
 }

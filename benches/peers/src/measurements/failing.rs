@@ -39,18 +39,22 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
     let rounds = scale.pick(3, 1);
     let participants = Participant::all(caches(), Source::new)?;
     let mut table = Table::new(
-        "A load that fails, panics, or is left",
-        "One caller begins a load of 100 ms, and 20 ms later 20 others join it. The load returns an error; or it panics, the first time; or the task that \
-         began it is aborted at 50 ms. Loads, and ms until the last waiter has his answer; of the others what the waiters have within 10 s: an answer, an \
-         error, or nothing. Medians of 3 rounds.",
+        "A load that fails, panics, or loses its caller",
+        "One caller begins a load of 100 ms, and 20 ms later 20 others join it. The load returns an error, or panics the first \
+        time, or its task is aborted at 50 ms. For the error: the loads, and the time until the last waiter has its answer. For \
+        the others: how many waiters have an answer, an error or nothing within 10 s, and the loads. Medians of 3 rounds.",
         &[
             "",
             "error: loads",
-            "last waiter, ms",
-            "panic: answered / error / hang",
-            "loads",
-            "left: answered / error / hang",
-            "loads",
+            "error: last waiter, ms",
+            "panic: answers",
+            "panic: errors",
+            "panic: hanging",
+            "panic: loads",
+            "abort: answers",
+            "abort: errors",
+            "abort: hanging",
+            "abort: loads",
         ],
     );
     for participant in &participants {
@@ -72,7 +76,10 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
             ];
             match what {
                 What::Fails => row.extend([loads, last]),
-                What::Panics | What::LeaderGoes => row.extend([ends.join(" / "), loads]),
+                What::Panics | What::LeaderGoes => {
+                    row.extend(ends);
+                    row.push(loads);
+                }
             }
         }
         table.row(row);

@@ -10,13 +10,22 @@ use super::{Participant, Scale, ask_all, runtime};
 use crate::contenders::{Kind, contenders_where};
 use crate::peer::{BoxError, Draws, Instance};
 use crate::source::{ABSENT, Source, name_of};
-use crate::table::{Table, Values, count, nanos, number, times};
+use crate::table::{Table, Values, count, nanos, number};
 
-const METHOD: &str = "Nanoseconds of one get-or-load that finds a fresh value of about 100 bytes in this process's \
-    memory: the median of 9 rounds of 90,000 look-ups with the quartiles, and the multiple of `moka::sync::Cache::get` in the same \
-    rounds. Keys are drawn beforehand: always the same one, or by Zipf's law (exponent 0.99) from 1,000 or 100,000; \
-    the instance holds all 100,000 in every column, with room for twice as many. With two threads it is the time of the slower one. Every cache has its Redis behind it; \
-    cached has its memory store alone. None of the measured look-ups loads.";
+const METHOD: &str = "The time of one get-or-load that finds a fresh value of about 100 bytes in the memory of the \
+    process. Medians and quartiles of 9 rounds with 90,000 look-ups each, and the median multiple of \
+    `moka::sync::Cache::get` in the same rounds. Keys are drawn beforehand: always the same one, or by Zipf's law \
+    (exponent 0.99) from 1,000 or 100,000. The instance always holds all 100,000 keys and has room for twice as many. \
+    With two threads, the time is that of the slower one. Every cache has its Redis behind it, except cached, which has \
+    its memory store alone. No measured look-up loads.";
+
+const HEAD: [&str; 5] = [
+    "keys",
+    "cache",
+    "median, ns",
+    "quartiles, ns",
+    "multiple of moka",
+];
 
 struct Column {
     head: &'static str,
@@ -53,34 +62,27 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
             }
         }
     }
-    let heads = |by_name| {
-        let of = columns.iter().filter(|column| column.by_name == by_name);
-        std::iter::once("")
-            .chain(of.map(|column| column.head))
-            .collect::<Vec<_>>()
-    };
     let mut tables = [
-        Table::new("L1 hits, keys that are numbers", METHOD, &heads(false)),
+        Table::new("L1 hits, keys that are numbers", METHOD, &HEAD),
         Table::new(
             "L1 hits, keys that are strings",
-            "The same, with keys that the caller has as a `String`. Where a cache takes strings alone, the numbers above were \
-             formatted for each look-up, and that is in their times.",
-            &heads(true),
+            "The same with keys that the caller has as a `String`. A cache that takes only strings formats the numbers of \
+            the table above for each look-up, and its times there include that.",
+            &HEAD,
         ),
     ];
-    for (who, participant) in participants.iter().enumerate() {
-        for (table, by_name) in tables.iter_mut().zip([false, true]) {
-            let mut row = vec![participant.who.name.to_owned()];
-            for (at, column) in columns.iter().enumerate() {
-                if column.by_name == by_name {
-                    let (ours, limit) = (&measured[who][at], &measured[0][at]);
-                    let ratio = times(ours.per(limit).median());
-                    row.push(match loads[who * columns.len() + at] {
-                        0 => format!("{}, {ratio}", ours.spread()),
-                        loads => format!("not kept: {} loads", number(count(loads))),
-                    });
+    for (at, column) in columns.iter().enumerate() {
+        let table = &mut tables[usize::from(column.by_name)];
+        for (who, participant) in participants.iter().enumerate() {
+            let mut row = vec![column.head.to_owned(), participant.who.name.to_owned()];
+            row.extend(match loads[who * columns.len() + at] {
+                0 => measured[who][at].beside(&measured[0][at]),
+                loads => {
+                    let none = number(f64::NAN);
+                    let text = format!("not kept: {} loads", number(count(loads)));
+                    [text, none.clone(), none]
                 }
-            }
+            });
             table.row(row);
         }
     }

@@ -40,13 +40,14 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
     let runtime = runtime()?;
     let mut table = Table::new(
         "An invalidation, and what is read after it",
-        "During a load of 100 ms, which has read its value, the source changes and the key is invalidated. When the load has ended, the key is read \
-         again: by the same instance, and by a new one that has only Redis to ask. Across instances: B has loaded the key, A invalidates it, and 300 ms later B \
-         reads. 10 rounds; where they differ, how many. cached has no L1 over its Redis that could be stale in B.",
+        "During a load of 100 ms that has read its value, the source changes and the key is invalidated. After the load, the \
+        key is read again by the same instance, and by a new one that has only Redis to ask. Across instances: B has loaded the \
+        key, A invalidates it, and B reads 300 ms later. 10 rounds. Where they differ, the cell tells how many. cached has no \
+        L1 over its Redis that could be stale in B.",
         &[
             "",
             "during a load: the same instance",
-            "a new instance",
+            "during a load: a new instance",
             "B, 300 ms after A invalidated",
         ],
     );

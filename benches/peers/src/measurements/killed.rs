@@ -38,10 +38,17 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
     });
     let mut table = Table::new(
         "The process that loads is killed",
-        "One process holds the right to load a key and is killed with SIGKILL; ten callers in each of two other processes wait for it, and would \
-         load in 50 ms. Seconds from the kill until the last of them has his answer, and their loads; 3 rounds. The caches that are not here take no \
-         lock: each process loads for itself, and nobody waits for another one.",
-        &["", "waited, s", "loads of the survivors"],
+        "One process holds the right to load a key and is killed with SIGKILL. Ten callers in each of two other processes wait \
+        for it, and would load in 50 ms. The time from the kill until the last of them has its answer, and their loads: the \
+        median of 3 rounds, the smallest and the largest. The caches that are not in the table take no lock: each process loads \
+        for itself, and none waits for another one.",
+        &[
+            "",
+            "wait, s",
+            "smallest–largest, s",
+            "loads of the survivors",
+            "smallest–largest",
+        ],
     );
     for (who, rounds) in who.iter().zip(measured) {
         let (mut waits, mut loads, mut hung) = (Values::default(), Values::default(), 0);
@@ -56,9 +63,12 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
         }
         let waits = match hung {
             0 => waits.spread(),
-            _ => format!("more than {}", limit.as_secs()),
+            _ => [format!("more than {}", limit.as_secs()), "–".to_owned()],
         };
-        table.row(vec![who.name.to_owned(), waits, loads.spread()]);
+        let mut row = vec![who.name.to_owned()];
+        row.extend(waits);
+        row.extend(loads.spread());
+        table.row(row);
     }
     Ok(vec![table])
 }

@@ -8,7 +8,7 @@ use crate::contenders::{Kind, contenders_where};
 use crate::peer::{BoxError, Setup};
 use crate::server::Proxy;
 use crate::source::Source;
-use crate::table::{Table, Values, count, micros, number, times};
+use crate::table::{Table, Values, count, micros, number};
 
 /// The number of misses whose commands and round trips are counted.
 const COUNTED: u64 = 50;
@@ -124,14 +124,19 @@ fn listed(of: &Counts) -> String {
 fn table(participants: &[Participant], measured: &[Measured]) -> Table {
     let mut table = Table::new(
         "A miss, and what it costs the server",
-        "One caller asks for keys that are nowhere, and the loader answers at once: µs for each of 400, and the server's CPU time \
-         for each (`INFO cpu`), medians of 25 rounds with the quartiles, and in the same rounds the multiple of fred's GET and SET alone; what stands on redis-rs can be below it. \
-         Commands as `MONITOR` tells them, a script as one; round trips as writes of the client through a counting proxy, over 50 misses. \
-         The last two columns are of a hit in Redis.",
+        "One caller looks up keys that neither tier has, and the loader answers at once. The time of each of 400 misses and \
+        the server's CPU time for each (`INFO cpu`): medians and quartiles of 25 rounds, and the median multiple of fred's GET \
+        and SET alone in the same rounds, below which caches on redis-rs can be. Commands are those that `MONITOR` prints, with \
+        a script as one command. Round trips are writes of the client through a counting proxy, over 50 misses. The last two \
+        columns are of a hit in Redis.",
         &[
             "",
-            "µs",
+            "time, µs",
+            "quartiles, µs",
+            "multiple of fred",
             "server CPU, µs",
+            "quartiles, µs",
+            "multiple of fred",
             "commands",
             "which",
             "round trips",
@@ -141,24 +146,17 @@ fn table(participants: &[Participant], measured: &[Measured]) -> Table {
     );
     let limit = &measured[0];
     for (participant, ours) in participants.iter().zip(measured) {
-        table.row(vec![
-            participant.who.name.to_owned(),
-            format!(
-                "{}, {}",
-                ours.time.spread(),
-                times(ours.time.per(&limit.time).median())
-            ),
-            format!(
-                "{}, {}",
-                ours.cpu.spread(),
-                times(ours.cpu.per(&limit.cpu).median())
-            ),
+        let mut row = vec![participant.who.name.to_owned()];
+        row.extend(ours.time.beside(&limit.time));
+        row.extend(ours.cpu.beside(&limit.cpu));
+        row.extend([
             number(ours.sent),
             ours.commands.clone(),
             number(ours.writes),
             number(ours.hit_commands),
             number(ours.hit_writes),
         ]);
+        table.row(row);
     }
     table
 }
