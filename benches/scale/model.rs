@@ -31,10 +31,10 @@ impl Model {
         let costs = &self.costs;
         let messages = (load.invalidations + load.wakes) * load.processes;
         let heartbeats = load.processes * 3.0 / LEASE.as_secs_f64();
-        let told = costs.invalidation_cpu(load.processes);
+        let invalidation = costs.invalidation_cpu(load.processes);
         let fan_out = Resources {
-            cpu: load.invalidations * told
-                + load.wakes * (told - costs.invalidation_cpu(1.0)).max(0.0),
+            cpu: load.invalidations * invalidation
+                + load.wakes * (invalidation - costs.invalidation_cpu(1.0)).max(0.0),
             output: messages * costs.message,
             ..Resources::default()
         };
@@ -99,15 +99,15 @@ impl Model {
         for key in 0..HOT {
             get(nodes[0].clone(), key).await?;
         }
-        let told = || -> u64 {
-            let told = nodes.iter().map(|node| node.stats().remote_invalidations);
-            told.sum()
+        let received = || -> u64 {
+            let received = nodes.iter().map(|node| node.stats().remote_invalidations);
+            received.sum()
         };
         let at_once = self.costs.at_once;
         let turns = if at_once > 1 { 120_000 } else { 30_000 } / (many + 20) / share;
         let mut raw = server.raw();
         let (before, begun) = (Resources::of(&mut raw), Instant::now());
-        let told_before = told();
+        let received_before = received();
         // The three kinds of operations alternate, because the costs were measured with concurrent
         // calls of one kind.
         for part in 0..10 {
@@ -125,7 +125,7 @@ impl Model {
         }
         let turns = turns / 10 * 10;
         for _ in 0..200 {
-            if told() - told_before >= turns * (many - 1) {
+            if received() - received_before >= turns * (many - 1) {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -140,7 +140,7 @@ impl Model {
             invalidations: rate,
             wakes: 0.0,
         };
-        let received = (told() - told_before) as f64 / seconds;
+        let received = (received() - received_before) as f64 / seconds;
         let says = self.of(load);
         let expected = rate * (many - 1) as f64;
         Ok([

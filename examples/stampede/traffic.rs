@@ -29,7 +29,7 @@ impl Phase {
 
     pub(crate) fn title(self) -> String {
         match self {
-            Self::Cold => "cold key, everybody at once".to_owned(),
+            Self::Cold => "cold key, all at once".to_owned(),
             Self::Hot => {
                 let (ttl, long) = (HOT_TTL.as_secs(), HOT_FOR.as_secs());
                 format!("hot key, TTL {ttl} s, requests spread over {long} s")

@@ -90,7 +90,7 @@ async fn a_user_logs_in_by_url_and_by_builder_with_any_password() {
         long_timeout_builder(&server.url()).user("nobody", PASSWORD),
         long_timeout_builder(&format!("redis://:{ENCODED}@127.0.0.1:{port}")),
     ] {
-        let error = builder.connect().await.expect_err("somebody else");
+        let error = builder.connect().await.expect_err("wrong credentials");
         assert!(error.is_denied() && error.is_refused(), "{error:?}");
     }
 }

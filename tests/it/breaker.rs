@@ -96,7 +96,7 @@ async fn while_it_is_open_the_server_costs_nothing_and_a_repair_waits_until_it_c
         .a
         .invalidate(&100)
         .await
-        .expect_err("nobody was told");
+        .expect_err("the server is unreachable");
     assert!(error.is_unreachable(), "{error}");
     let took = begun.elapsed();
     assert!(

@@ -240,7 +240,7 @@ async fn an_older_versions_record_is_replaced_and_a_newer_ones_is_left_alone() {
     fixture.db.write(1, "third");
     old.invalidate(&1).await.expect("an invalidation");
     for node in [&new, &old_again] {
-        eventually("it has heard", async || node.peek(&1).is_none()).await;
+        eventually("the change has arrived", async || node.peek(&1).is_none()).await;
         assert_eq!(value(node.get(1).await), "third");
     }
     fixture.backend.check(&[&old, &new, &old_again]).await;
@@ -330,6 +330,6 @@ async fn keys_of_any_bytes_and_any_length_reach_their_own_record_and_no_other() 
     );
     a.invalidate_many(&keys).await.expect("an invalidation");
     let gone = || keys.iter().all(|key| b.peek(key).is_none());
-    eventually("the other process has heard of each", async || gone()).await;
+    eventually("the change has arrived", async || gone()).await;
     assert!(server.raw().entries("*").is_empty());
 }

@@ -71,8 +71,11 @@ fn message(operation: u8, origin: u8, number: u64, key: &[u8]) -> Vec<u8> {
 }
 
 fn publish(raw: &mut Raw, message: &[u8]) {
-    let heard = raw.send(&[b"PUBLISH", CHANNEL, message]);
-    assert!(matches!(heard, Reply::Number(1..)), "nobody listens");
+    let subscribers = raw.send(&[b"PUBLISH", CHANNEL, message]);
+    assert!(
+        matches!(subscribers, Reply::Number(1..)),
+        "there is no subscriber"
+    );
 }
 
 /// Publishes messages in one script, so that no other message comes between them.
@@ -86,7 +89,7 @@ fn publish_together(raw: &mut Raw, messages: &[Vec<u8>]) {
 /// Waits for this many heartbeats, on a server that runs no other scripts meanwhile.
 async fn heartbeats(raw: &mut Raw, how_many: u64) {
     let before = raw.calls("evalsha");
-    eventually("beats go on", async || {
+    eventually("heartbeats continue", async || {
         raw.calls("evalsha") >= before + how_many
     })
     .await;
@@ -167,7 +170,7 @@ async fn a_missing_sequence_number_makes_every_entry_be_revalidated() {
     .await;
     let begun = Instant::now();
     publish(&mut raw, &message(INVALIDATE, 9, 8, b"999"));
-    eventually("the hole is noticed", async || a.stats().gaps == 1).await;
+    eventually("the gap is noticed", async || a.stats().gaps == 1).await;
     assert!(
         begun.elapsed() < LEASE + SLACK,
         "after {:?}",
@@ -293,7 +296,7 @@ async fn an_event_callback_that_panics_harms_no_look_up() {
         .await
         .expect("connect");
     let a = build(&db, redis, |builder| {
-        builder.on_event(|event| panic!("the test told this listener to panic: {event:?}"))
+        builder.on_event(|event| panic!("a panic that the test asked for: {event:?}"))
     });
     warm(&a, 1).await;
     server.raw().ask("CLIENT KILL TYPE pubsub");
@@ -349,7 +352,7 @@ async fn a_dead_subscription_on_a_connection_that_stands_is_noticed_within_the_l
     assert_eq!(value(a.get(1).await), "new");
     db.write(1, "newer");
     b.invalidate(&1).await.expect("an invalidation");
-    eventually("it has heard", async || a.peek(&1).is_none()).await;
+    eventually("the change has arrived", async || a.peek(&1).is_none()).await;
     assert_eq!(value(a.get(1).await), "newer");
     for node in [&a, &b] {
         node.check().await;

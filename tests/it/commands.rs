@@ -142,8 +142,8 @@ async fn look_ups_at_the_same_time_share_their_reads() {
         fixture.a.get(id).await.expect("a load");
         fixture.b.get(id).await.expect("a hit");
     }
-    let seen = fixture.monitor.command_names();
-    assert!(seen.iter().all(|name| name != "MGET"), "{seen:?}");
+    let sent = fixture.monitor.command_names();
+    assert!(sent.iter().all(|name| name != "MGET"), "{sent:?}");
     fixture.end().await;
 }
 
@@ -162,13 +162,13 @@ async fn look_ups_that_keep_coming_share_their_reads() {
         }
     }))
     .await;
-    let seen = fixture.monitor.commands();
-    let keys: usize = seen
+    let sent = fixture.monitor.commands();
+    let keys: usize = sent
         .iter()
         .map(|sent| sent.matches("tidegate:users:").count())
         .sum();
     assert_eq!(keys, 32 * 20, "each key is asked for once");
-    assert!(seen.len() < 100, "{} commands", seen.len());
+    assert!(sent.len() < 100, "{} commands", sent.len());
     fixture.end().await;
 }
 
@@ -307,7 +307,7 @@ async fn a_change_of_a_key_is_one_command() {
     fixture.b.get(1).await.expect("a hit");
     fixture.monitor.command_names();
     fixture.a.invalidate(&1).await.expect("an invalidation");
-    eventually("the other process has heard", async || {
+    eventually("the change has arrived", async || {
         fixture.b.peek(&1).is_none()
     })
     .await;
@@ -405,7 +405,7 @@ async fn scripts_that_the_server_has_forgotten_are_sent_again() {
     raw.ask("SCRIPT FLUSH");
     fixture.b.get(1).await.expect("a hit");
     fixture.a.invalidate(&1).await.expect("an invalidation");
-    eventually("the other process has heard", async || {
+    eventually("the change has arrived", async || {
         fixture.b.peek(&1).is_none()
     })
     .await;
@@ -571,7 +571,7 @@ async fn after_a_failure_hits_send_nothing_until_the_next_attempt() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unchanged_value_is_not_sent_again() {
-    const ROW: &str = "a row that nobody would want to send twice";
+    const ROW: &str = "a row that must not be sent twice";
     let mut fixture = Fixture::with(with_stale_while_revalidate).await;
     let Backend::Redis(server) = &fixture.backend else {
         unreachable!("a fixture has a server")

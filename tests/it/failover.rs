@@ -131,7 +131,7 @@ async fn assert_recovered(db: &Db, a: &Node, b: &Node, traffic: Traffic, what: &
         let floor = traffic.observed().floor(key);
         let version: u64 = value(a.get(key).await).parse().expect("a version");
         assert!(version >= floor, "key {key} is {version}, not {floor}");
-        eventually("the other process has heard of it", async || {
+        eventually("the change has arrived", async || {
             let version: u64 = value(b.get(key).await).parse().expect("a version");
             version >= floor
         })
@@ -184,7 +184,7 @@ async fn a_primary_of_a_cluster_is_killed_and_its_replica_takes_over() {
     assert_recovered(&db, &a, &b, traffic, "a cluster's fail-over").await;
     let unproven = watch.end().await;
     println!("took over after {took_over:?}; {unproven} answers without proof, none from L1");
-    assert!(unproven > 0, "nobody noticed");
+    assert!(unproven > 0, "the fail-over was not noticed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -249,7 +249,7 @@ async fn a_primary_is_killed_and_the_sentinel_promotes_its_replica() {
     assert_recovered(&db, &a, &b, traffic, "a sentinel's fail-over").await;
     let unproven = watch.end().await;
     println!("took over after {took_over:?}; {unproven} answers without proof, none from L1");
-    assert!(unproven > 0, "nobody noticed");
+    assert!(unproven > 0, "the fail-over was not noticed");
 }
 
 /// A primary and its replica. The replica has received nothing since before an invalidation
@@ -336,7 +336,7 @@ async fn an_invalidation_that_is_repeated_after_a_fail_over_ends_what_it_lost() 
     }
     b.invalidate(&1).await.expect("an invalidation");
     assert_eq!(value(b.get(1).await), "new");
-    eventually("the other process has heard of it", async || {
+    eventually("the change has arrived", async || {
         value(c.get(1).await) == "new"
     })
     .await;

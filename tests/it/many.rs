@@ -142,7 +142,7 @@ async fn keys_on_all_nodes_of_a_cluster_are_loaded_once_and_read_where_they_are(
     // A change by one process on any node reaches the L1 of the others.
     let changed: Vec<(u64, String)> = keys.iter().map(|key| (*key, "new".to_owned())).collect();
     a.insert_many(changed).await.expect("inserts");
-    eventually("c has heard of all", async || {
+    eventually("the change has arrived", async || {
         keys.iter().all(|key| c.peek(key).is_none())
     })
     .await;
@@ -215,10 +215,7 @@ async fn eight_processes_with_overlapping_batches_load_each_of_1000_keys_once() 
         loads += worker.stats().await[0];
     }
     let there = server.raw().entries("tidegate:users:*").len() as u64;
-    assert_eq!(
-        loads, there,
-        "each key that anybody asked for was loaded once"
-    );
+    assert_eq!(loads, there, "each key was loaded once");
     assert!(there > 900, "{there}");
     check_records(&server);
 }

@@ -276,7 +276,10 @@ async fn no_old_answers(lease: Duration, grace: Duration, faults: &[Fault], roun
         let mut invalidations = Invalidations::new();
         for version in 1.. {
             commit(&source_file, &version.to_string());
-            writing.invalidate(&1).await.expect("it has its own wire");
+            writing
+                .invalidate(&1)
+                .await
+                .expect("it has its own connection");
             invalidations.push((version, micros()));
             if stopped.try_recv() != Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
                 break;
@@ -319,11 +322,11 @@ async fn no_old_answers(lease: Duration, grace: Duration, faults: &[Fault], roun
     reader.ask("l1_hit", "l1_hit").await;
     stop.send(()).expect("it writes");
     let invalidations = answer(writes).await;
-    let saw = reader.ask("watched", "saw").await;
-    let saw: Vec<&str> = saw.split(' ').collect();
+    let answers = reader.ask("watched", "saw").await;
+    let answers: Vec<&str> = answers.split(' ').collect();
     let allowed = u64::try_from((lease + grace).as_micros()).expect("a short time");
     let (mut hits, mut others, mut oldest) = (0, 0, 0);
-    for entry in saw.chunks_exact(3) {
+    for entry in answers.chunks_exact(3) {
         let (asked, from) = (entry[0].parse::<u64>().expect("a time"), entry[1]);
         let version = entry[2].parse::<u64>().expect("a version");
         let (known, count) = if from == "L1" {
@@ -334,7 +337,7 @@ async fn no_old_answers(lease: Duration, grace: Duration, faults: &[Fault], roun
         *count += 1;
         assert!(
             version >= known,
-            "{from} answered {version}, and {known} had been told"
+            "{from} answered {version}, after {known} was invalidated"
         );
         // How long the next version had been invalidated already.
         let missed = invalidations.get(usize::try_from(version).expect("few versions"));
@@ -391,8 +394,8 @@ async fn clocks_that_are_a_quarter_of_an_hour_off_change_nothing() {
             ..Settings::new(server.port(), MINUTE)
         };
         let mut worker = Worker::with(settings).await;
-        let (before, said) = (micros(), worker.ask("clock", "clock").await);
-        let off = said.parse::<i64>().expect("a time") - i64::try_from(before).expect("now");
+        let (before, clock) = (micros(), worker.ask("clock", "clock").await);
+        let off = clock.parse::<i64>().expect("a time") - i64::try_from(before).expect("now");
         let rounds = seconds * 1_000_000;
         assert!(
             (rounds..rounds + 60_000_000).contains(&off),
@@ -425,7 +428,7 @@ async fn clocks_that_are_a_quarter_of_an_hour_off_change_nothing() {
         let by = format!("insert {key} new");
         workers[changes].ask(&by, "done").await;
         for worker in &mut workers {
-            eventually("it has heard", async || {
+            eventually("the change has arrived", async || {
                 worker
                     .ask(&format!("peek {key}"), &format!("peek {key}"))
                     .await

@@ -26,13 +26,13 @@ where
     F: Future<Output = (Worker, T)> + Send + 'static,
 {
     let mut tasks: JoinSet<_> = workers.into_iter().map(what).collect();
-    let (mut back, mut said) = (Vec::new(), Vec::new());
+    let (mut back, mut answers) = (Vec::new(), Vec::new());
     while let Some(done) = within("a worker answers", tasks.join_next()).await {
         let (worker, answer) = done.expect("a worker");
         back.push(worker);
-        said.push(answer);
+        answers.push(answer);
     }
-    (back, said)
+    (back, answers)
 }
 
 async fn loads(workers: Vec<Worker>) -> (Vec<Worker>, u64) {

@@ -88,7 +88,7 @@ impl Fixture {
 
     async fn everyone_answers_new(&self) {
         for node in [&self.a, &self.b] {
-            eventually("it has heard", async || {
+            eventually("the change has arrived", async || {
                 node.peek(&1)
                     .is_none_or(|entry| entry.value().as_str() == "new")
             })
@@ -276,7 +276,7 @@ async fn an_invalidation_of_everything_that_failed_keeps_this_process_from_the_s
     fixture.heals().await;
     for node in [&fixture.a, &fixture.b] {
         for key in 1..=3 {
-            eventually("it has heard", async || {
+            eventually("the change has arrived", async || {
                 node.peek(&key)
                     .is_none_or(|entry| entry.value().as_str() == "new")
             })
@@ -313,7 +313,7 @@ async fn an_invalidation_of_a_tag_that_failed_is_repeated_and_no_tagged_entry_is
 
 /// The caller gives the call up before it is answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_invalidation_that_nobody_waits_for_is_repeated_too() {
+async fn an_invalidation_whose_caller_goes_away_is_repeated_too() {
     let fixture = Fixture::new().await;
     fixture.proxy.set(ProxyMode::BlackHole).await;
     fixture.write(1, "new");
@@ -387,7 +387,10 @@ async fn more_failures_than_the_list_holds_become_one_invalidation_of_everything
     fixture.heals().await;
     for node in [&fixture.a, &fixture.b] {
         for key in 1..=3 {
-            eventually("it has heard", async || value(node.get(key).await) == "new").await;
+            eventually("the change has arrived", async || {
+                value(node.get(key).await) == "new"
+            })
+            .await;
         }
     }
     fixture.end().await;
@@ -439,7 +442,10 @@ async fn three_processes_that_disagreed_agree_when_the_server_is_back() {
         .await;
     }
     for node in &nodes {
-        eventually("it has heard", async || value(node.get(1).await) == "2").await;
+        eventually("the change has arrived", async || {
+            value(node.get(1).await) == "2"
+        })
+        .await;
         node.check().await;
     }
 }

@@ -165,7 +165,11 @@ async fn a_record_of_another_key_or_cache_is_not_answered_and_without_a_seal_it_
     fixture
         .refused(&node, &swapped, true, "of another cache")
         .await;
-    assert_eq!(node.stats().decode_failures, 1, "the other has another era");
+    assert_eq!(
+        node.stats().decode_failures,
+        1,
+        "the other record has another incarnation"
+    );
 
     // Without a seal, both are answered. This is what sealing prevents.
     let open = fixture
@@ -185,7 +189,7 @@ async fn a_record_of_another_key_or_cache_is_not_answered_and_without_a_seal_it_
         .await;
     let named = changed(&moved(&forged, &users(1)), CODEC_AT, &[16]);
     fixture
-        .refused(&node, &named, true, "said to be sealed")
+        .refused(&node, &named, true, "marked as sealed")
         .await;
 }
 
@@ -251,7 +255,9 @@ async fn an_older_record_that_is_put_back_is_answered_no_longer_than_its_own_ttl
     let before = node.stats().decode_failures;
     fixture.db.behave(Behaviour::default());
     let dead = changed(&record, INCARNATION_AT, &[9; 16]);
-    fixture.refused(&node, &dead, true, "of another era").await;
+    fixture
+        .refused(&node, &dead, true, "of another incarnation")
+        .await;
     assert_eq!(
         node.stats().decode_failures,
         before,

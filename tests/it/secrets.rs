@@ -55,7 +55,7 @@ fn no_url_that_is_refused_appears_in_its_error() {
     assert_no_secret(&format!("{builder:?} {builder:#?}"));
     assert_error_has_no_secret(builder.open().expect_err("twice"));
     let empty = Redis::builder("redis://host").user("", SECRET);
-    assert_error_has_no_secret(empty.open().expect_err("nobody"));
+    assert_error_has_no_secret(empty.open().expect_err("no user"));
     let sentinels = Redis::builder("redis-sentinel://host?sentinelServiceName=a");
     let spaced = format!("{SECRET} {SECRET}");
     assert_error_has_no_secret(sentinels.user("app", &spaced).open().expect_err("a space"));
@@ -73,14 +73,14 @@ async fn no_error_of_a_connection_and_no_event_has_the_password() {
     let denied = Server::start();
     let rule = format!("ACL SETUSER app on >{SECRET} ~* +@all -set -time -evalsha");
     denied.raw().ask(&rule);
-    let nobody = url(free_port());
+    let no_server = url(free_port());
     for (what, url, name) in [
         ("a wrong password", right.url(), "app"),
         ("AUTH is not known", without.url(), "app"),
         ("HELLO is not known", old.url(), "default"),
         ("a password where there is none", open.url(), "default"),
         ("rights are missing", denied.url(), "app"),
-        ("nobody is there", nobody.clone(), "app"),
+        ("no server", no_server.clone(), "app"),
         ("a wrong database", format!("{}/99", denied.url()), "app"),
         ("TLS", right.url().replace("redis://", "rediss://"), "app"),
         (

@@ -75,7 +75,7 @@ impl Fleet {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refresher_that_is_killed_is_replaced_and_nobody_waits() {
+async fn a_refresher_that_is_killed_is_replaced_and_no_caller_waits() {
     let mut fleet = Fleet::new().await;
     fleet.waits().await;
     let gate = fleet.db.gate();
@@ -107,9 +107,9 @@ async fn a_refresher_that_is_stopped_is_replaced_and_cannot_fill_when_it_goes_on
     fleet.waits().await;
     fleet.refresher.stop();
     eventually("it is replaced", async || {
-        let seen = with_freshness(fleet.b.get_entry(1).await);
-        assert!([old(Freshness::Stale), fresh("new")].contains(&seen));
-        seen == fresh("new")
+        let answer_now = with_freshness(fleet.b.get_entry(1).await);
+        assert!([old(Freshness::Stale), fresh("new")].contains(&answer_now));
+        answer_now == fresh("new")
     })
     .await;
     fleet.refresher.resume();
@@ -166,7 +166,7 @@ async fn outage(mode: ProxyMode) {
                 assert_eq!(entry.freshness(), Freshness::StaleOnError);
                 stale_answers += 1;
             }
-            Ok(None) => panic!("nobody said that there is none"),
+            Ok(None) => panic!("the key exists"),
             Err(error) => {
                 assert!(matches!(error, Error::Load(_)), "{error:?}");
                 break;
@@ -230,7 +230,7 @@ async fn a_read_that_skips_l1_sees_a_change_that_l1_has_not_received() {
         let before = value(a.get(1).await);
         let new = format!("{read:?}");
         b.insert(1, new.clone()).await.expect("an insert");
-        assert_eq!(value(a.get(1).await), before, "it has not heard");
+        assert_eq!(value(a.get(1).await), before, "the change has not arrived");
         assert_eq!(value(a.get_with(1, Read::fresh()).await), before);
         assert_eq!(value(a.get_with(1, read).await), new);
         assert_eq!(value(a.get(1).await), new, "and L1 keeps it");
@@ -277,7 +277,10 @@ async fn a_write_whose_invalidation_fails_is_an_error_and_is_repaired() {
     eventually("all is repaired", async || a.health().pending_repairs == 0).await;
     for key in 1..=3 {
         for node in [&a, &b] {
-            eventually("it has heard", async || value(node.get(key).await) == "new").await;
+            eventually("the change has arrived", async || {
+                value(node.get(key).await) == "new"
+            })
+            .await;
         }
     }
     a.check().await;

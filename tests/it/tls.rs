@@ -50,7 +50,7 @@ async fn works(redis: [&Redis; 2], server: &Server) {
     .await;
     db.write(1, "new");
     b.invalidate(&1).await.expect("an invalidation");
-    eventually("it has heard", async || a.peek(&1).is_none()).await;
+    eventually("the change has arrived", async || a.peek(&1).is_none()).await;
     assert_eq!(value(a.get(1).await), "new");
     for node in [&a, &b] {
         assert_eq!(node.stats().l2_failures, 0);
@@ -339,7 +339,7 @@ async fn system_worker() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_cas_of_the_system_are_trusted_where_no_others_are_named() {
+async fn the_cas_of_the_system_are_trusted_when_no_others_are_named() {
     let (authority, other) = (Authority::new(), Authority::new());
     let server = TlsServer::start(&authority, &authority.server(), ClientCerts::NotAsked);
     let elsewhere = CertFiles::new(&other, &other.server(), ClientCerts::NotAsked);
@@ -355,17 +355,17 @@ async fn the_cas_of_the_system_are_trusted_where_no_others_are_named() {
             .expect("a worker");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    let said = try_with(server.cert_files.path("ca.pem")).await;
-    assert!(said.contains("@@ Ok(Redis"), "{said}");
-    let said = try_with(elsewhere.path("ca.pem")).await;
+    let output = try_with(server.cert_files.path("ca.pem")).await;
+    assert!(output.contains("@@ Ok(Redis"), "{output}");
+    let output = try_with(elsewhere.path("ca.pem")).await;
     assert!(
-        said.contains("@@ Err((true") && said.contains("UnknownIssuer"),
-        "{said}"
+        output.contains("@@ Err((true") && output.contains("UnknownIssuer"),
+        "{output}"
     );
-    let said = try_with(elsewhere.path("none.pem")).await;
+    let output = try_with(elsewhere.path("none.pem")).await;
     assert!(
-        said.contains("@@ Err(") && said.contains("no CA certificates"),
-        "{said}"
+        output.contains("@@ Err(") && output.contains("no CA certificates"),
+        "{output}"
     );
     assert!(server.plain.raw().get(&users(1)).is_none());
 }

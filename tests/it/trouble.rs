@@ -134,7 +134,7 @@ async fn a_black_hole_that_opens_during_a_load_costs_one_timeout_and_leaves_no_l
     assert!(begun.elapsed() < TIMEOUT + SLACK, "{:?}", begun.elapsed());
     assert!(
         fixture.a.peek(&1).is_none(),
-        "nobody knows whether it was stored"
+        "the outcome of the fill is unknown"
     );
     fixture.proxy.set(ProxyMode::Pass).await;
     eventually("the lease ends", async || {
@@ -359,7 +359,10 @@ async fn nothing_read_before_the_subscription_was_lost_is_answered_from_l1_after
     // The new subscription works.
     fixture.a.get(1).await.expect("a look-up");
     b.invalidate(&1).await.expect("an invalidation");
-    eventually("it has heard", async || fixture.a.peek(&1).is_none()).await;
+    eventually("the change has arrived", async || {
+        fixture.a.peek(&1).is_none()
+    })
+    .await;
     b.check().await;
     fixture.end().await;
 }

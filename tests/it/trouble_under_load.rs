@@ -124,7 +124,7 @@ impl CacheUnderLoad {
         for key in 0..HOT {
             let row = self.db.row(key);
             assert_eq!(value(self.a.get(key).await), row);
-            eventually("the other cache has heard of it", async || {
+            eventually("the change has arrived", async || {
                 value(self.b.get(key).await) == row
             })
             .await;
@@ -415,6 +415,9 @@ async fn slots_that_move_all_the_time() {
     ends.store(true, Ordering::SeqCst);
     answer(moving).await;
     let redirected = |node: &Server| node.raw().info("errorstat_MOVED").is_some();
-    assert!(cluster.nodes.iter().any(redirected), "nobody was sent on");
+    assert!(
+        cluster.nodes.iter().any(redirected),
+        "no client was redirected"
+    );
     cache.assert_recovers("MOVED").await;
 }

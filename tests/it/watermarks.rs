@@ -174,7 +174,7 @@ async fn watermarks_that_cannot_be_parsed_count_as_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watermarks_that_go_back_count_as_lost() {
     let mut fixture = Fixture::new(&[]).await;
-    let before = fixture.raw.get(WATERMARKS_KEY).expect("the marks");
+    let before = fixture.raw.get(WATERMARKS_KEY).expect("the watermarks");
     fixture.a.invalidate_all().await.expect("an invalidation");
     fixture.fill_l1().await;
     fixture
@@ -206,7 +206,10 @@ async fn a_load_that_began_before_the_watermarks_were_lost_is_not_kept() {
         assert_eq!(value(cold.get(1).await), "new");
         cold.check().await;
         for node in [&fixture.a, &fixture.b] {
-            eventually("it has heard", async || value(node.get(1).await) == "new").await;
+            eventually("the change has arrived", async || {
+                value(node.get(1).await) == "new"
+            })
+            .await;
         }
     }
     fixture.end().await;

@@ -117,7 +117,7 @@ impl AskResult {
 
 /// The main function of a child.
 pub(crate) fn run(slug: &str, url: &str) -> Result<(), BoxError> {
-    let who = named(slug).ok_or("nobody of this name")?;
+    let who = named(slug).ok_or("no contender of this name")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -95,7 +95,7 @@ async fn a_cold_key_whose_source_fails_is_tried_once_per_window_by_the_whole_fle
         let nodes: Vec<&Node> = nodes.iter().collect();
         ask_during_five_windows(&db, &nodes, key, failed).await;
         let elsewhere: u64 = nodes.iter().map(|node| node.stats().loads).sum();
-        assert_eq!(elsewhere, db.loads(), "nobody loads without being counted");
+        assert_eq!(elsewhere, db.loads(), "every load is counted");
         backend.check(&nodes).await;
     }
 }
@@ -219,7 +219,7 @@ async fn an_insert_or_an_invalidation_by_another_process_ends_it_early(backend: 
             b.insert(key, format!("row {key}")).await
         };
         ended.expect("a change");
-        eventually("it has heard", async || {
+        eventually("the change has arrived", async || {
             let got = a.get(key).await;
             got.is_ok_and(|found| found.is_some_and(|row| *row == format!("row {key}")))
         })
@@ -248,7 +248,7 @@ async fn a_change_of_an_old_entry_by_another_process_ends_it_early(backend: Back
             _ => b.expire(&key).await,
         };
         ended.expect("a change");
-        eventually("it has heard", async || {
+        eventually("the change has arrived", async || {
             with_freshness(a.get_entry(key).await) == fresh("new")
         })
         .await;

@@ -77,7 +77,7 @@ async fn a_full_batch_does_not_wait(backend: Backend) {
     assert_eq!(sizes, [5, 5]);
     assert!(
         began.elapsed() < Duration::from_secs(1),
-        "nobody has waited for the window"
+        "no caller has waited for the window"
     );
     backend.check(&[&a]).await;
 }

@@ -15,7 +15,7 @@ on_both_tiers! {
     ten_concurrent_misses_are_one_read_and_one_load
     a_thousand_concurrent_misses_are_one_read_and_one_load
     ten_thousand_concurrent_misses_are_one_read_and_one_load
-    an_error_is_shared_by_all_who_wait_and_held_off
+    an_error_is_shared_by_all_waiters_and_held_off
     a_thousand_callers_of_a_failing_load_are_answered_when_it_fails
     the_first_caller_may_go_away
     the_last_caller_may_go_away
@@ -62,7 +62,7 @@ async fn ten_thousand_concurrent_misses_are_one_read_and_one_load(backend: Backe
     misses(backend, 10_000).await;
 }
 
-async fn an_error_is_shared_by_all_who_wait_and_held_off(backend: Backend) {
+async fn an_error_is_shared_by_all_waiters_and_held_off(backend: Backend) {
     let db = Db::default();
     let a = backend
         .node_with(&db, |builder| {

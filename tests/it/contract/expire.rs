@@ -8,14 +8,14 @@ use crate::support::loader::Db;
 use crate::support::node::{Node, answer, value};
 
 on_both_tiers! {
-    an_expired_entry_is_loaded_again_by_everyone
+    an_expired_entry_is_loaded_again_by_every_process
     an_expiry_keeps_the_record_and_an_invalidation_keeps_none
     a_load_from_before_an_expiry_is_stored_nowhere
     a_load_from_before_an_expiry_by_another_process_is_stored_nowhere
     a_second_expiry_during_the_load_after_the_first_refuses_it
     an_own_expiry_evicts_nothing_that_was_loaded_after_it
     an_absence_that_expired_is_asked_for_again
-    an_expiry_of_a_key_that_nobody_has_leaves_nothing
+    an_expiry_of_an_absent_key_leaves_nothing
 }
 
 async fn source(node: &Node, key: u64) -> Source {
@@ -23,7 +23,7 @@ async fn source(node: &Node, key: u64) -> Source {
     entry.expect("an entry").source()
 }
 
-async fn an_expired_entry_is_loaded_again_by_everyone(backend: Backend) {
+async fn an_expired_entry_is_loaded_again_by_every_process(backend: Backend) {
     let db = Db::default();
     let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     for node in [&a, &b] {
@@ -72,14 +72,14 @@ async fn expired_meanwhile(backend: &Backend, db: &Db, a: &Node, by: &Node) {
     let caller = a.caller(1).await;
     gate.reached().await;
     db.write(1, "new");
-    let heard = a.stats().remote_invalidations;
+    let invalidations_before = a.stats().remote_invalidations;
     by.expire(&1).await.expect("an expiry");
     gate.open();
     assert_eq!(value(answer(caller).await), "old", "it asked before");
     assert_eq!((a.stats().fills, a.stats().fills_refused), (0, 1));
     if by.stats().expirations > a.stats().expirations {
         eventually("the message has arrived", async || {
-            a.stats().remote_invalidations > heard
+            a.stats().remote_invalidations > invalidations_before
         })
         .await;
     }
@@ -152,7 +152,7 @@ async fn an_absence_that_expired_is_asked_for_again(backend: Backend) {
     backend.check(&[&a, &b]).await;
 }
 
-async fn an_expiry_of_a_key_that_nobody_has_leaves_nothing(backend: Backend) {
+async fn an_expiry_of_an_absent_key_leaves_nothing(backend: Backend) {
     let db = Db::default();
     let a = backend.node(&db).await;
     a.expire(&1).await.expect("an expiry");

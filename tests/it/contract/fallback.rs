@@ -131,7 +131,7 @@ async fn after_an_expiry_every_process_has_the_old_value_for_the_case_of_an_erro
     }
     let cold = backend.node_with(&db, with_stale_if_error).await;
     b.expire(&1).await.expect("an expiry");
-    eventually("the other process has heard", async || a.peek(&1).is_none()).await;
+    eventually("the change has arrived", async || a.peek(&1).is_none()).await;
     db.behave(Behaviour::fails());
     for node in [&a, &b, &cold] {
         assert_eq!(
@@ -156,7 +156,7 @@ async fn after_an_expiry_nothing_old_is_answered_while_it_is_loaded(backend: Bac
         node.get(1).await.expect("a look-up");
     }
     a.expire(&1).await.expect("an expiry");
-    eventually("the other process has heard", async || b.peek(&1).is_none()).await;
+    eventually("the change has arrived", async || b.peek(&1).is_none()).await;
     db.write(1, "new");
     let gate = db.gate();
     let mut callers = a.callers(5, 1).await;
@@ -184,7 +184,7 @@ async fn after_an_invalidation_no_process_has_anything_to_fall_back_on(backend: 
     let b = backend.node_with(&db, settings).await;
     make_stale(&db, &[&a, &b], 1).await;
     b.invalidate(&1).await.expect("an invalidation");
-    eventually("the other process has heard", async || a.peek(&1).is_none()).await;
+    eventually("the change has arrived", async || a.peek(&1).is_none()).await;
     db.behave(Behaviour::fails());
     let cold = backend.node_with(&db, settings).await;
     for node in [&a, &b, &cold] {
@@ -269,7 +269,7 @@ async fn a_process_that_keeps_nothing_itself_has_what_the_shared_tier_has(backen
     assert_eq!(db.loads(), 1);
     db.behave(Behaviour::default());
     a.expire(&1).await.expect("an expiry");
-    eventually("they have heard", async || {
+    eventually("the change has arrived", async || {
         with_freshness(b.get_entry(1).await) == fresh("new")
     })
     .await;

@@ -16,7 +16,7 @@ on_both_tiers! {
     an_insert_during_a_load_wins
     an_invalidation_by_another_process_keeps_the_value_of_a_running_load_out
     an_insert_by_another_process_wins_over_a_running_load
-    an_invalidation_frees_those_who_wait_for_another_process
+    an_invalidation_frees_the_waiters_of_another_process
 }
 
 /// The answer of a process that has not looked the key up before.
@@ -183,7 +183,7 @@ async fn an_insert_by_another_process_wins_over_a_running_load(backend: Backend)
     backend.check(&[&a, &b]).await;
 }
 
-async fn an_invalidation_frees_those_who_wait_for_another_process(backend: Backend) {
+async fn an_invalidation_frees_the_waiters_of_another_process(backend: Backend) {
     let db = Db::default();
     let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let (first, second) = (db.gate(), db.gate());

@@ -131,7 +131,7 @@ async fn a_failed_load_frees_its_lease_and_the_others_do_not_take_turns(backend:
     assert_eq!(db.loads(), 1);
     db.behave(Behaviour::default());
     a.invalidate(&1).await.expect("an invalidation");
-    eventually("the other process has heard", async || {
+    eventually("the change has arrived", async || {
         let got = b.get(1).await;
         got.is_ok_and(|found| found.is_some_and(|row| *row == "row 1"))
     })

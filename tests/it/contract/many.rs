@@ -582,7 +582,7 @@ async fn many_inserts_and_invalidations_reach_every_process(backend: Backend) {
     assert_eq!(a.stats().inserts, 600);
     let written: Vec<String> = keys.iter().map(|key| format!("written {key}")).collect();
     assert_eq!(values(a.get_many(&keys).await), written);
-    eventually("the other has heard", async || b.peek(&599).is_none()).await;
+    eventually("the change has arrived", async || b.peek(&599).is_none()).await;
     assert_eq!(values(b.get_many(&keys).await), written);
     b.invalidate_many(&keys).await.expect("invalidations");
     assert_eq!(values(b.get_many(&keys).await), rows(keys.clone()));
@@ -609,7 +609,7 @@ async fn a_stream_of_keys_is_answered_in_order(backend: Backend) {
     });
     let mut found = a.get_stream(receiver);
     for key in [3_001, 3_000] {
-        sender.send(key).expect("somebody listens");
+        sender.send(key).expect("the receiver lives");
         let (answered, row) = found.next().await.expect("an answer");
         assert_eq!((answered, value(row)), (key, format!("row {key}")));
     }

@@ -80,7 +80,7 @@ impl Fixture {
     /// In the end all processes answer `right`, after `loads` loads.
     async fn ends_with(self, right: &str, loads: u64) {
         for node in [&self.a, &self.b] {
-            eventually("it has heard", async || has_no_old(node)).await;
+            eventually("the change has arrived", async || has_no_old(node)).await;
             assert_eq!(with_freshness(node.get_entry(1).await), fresh(right));
         }
         let cold = self
@@ -152,7 +152,7 @@ async fn the_same_value_inserted_during_a_refresh_discards_it(backend: Backend) 
     let same = Loaded::found("old".to_owned()).ttl(TTL * 100);
     fixture.b.insert(1, same).await.expect("an insert");
     fixture.is_refused().await;
-    eventually("it has heard", async || {
+    eventually("the change has arrived", async || {
         with_freshness(fixture.a.get_entry(1).await) == fresh("old")
     })
     .await;
@@ -184,7 +184,7 @@ async fn invalidated_as_a_whole(backend: Backend, tag: Option<&str>) {
     a.check().await;
     assert_eq!(value(answer(caller).await), "new");
     for node in [&a, &b] {
-        eventually("it has heard", async || {
+        eventually("the change has arrived", async || {
             with_freshness(node.get_entry(1).await) == fresh("new")
         })
         .await;

@@ -117,7 +117,7 @@ async fn a_read_past_l1_asks_the_shared_tier_and_l1_keeps_that(backend: Backend)
         let entry = a.get_entry_with(1, read).await;
         let entry = entry.expect("a look-up").expect("an entry");
         assert_eq!(entry.source(), Source::L2);
-        assert_eq!(counter.commands(), 2, "the marks, and the record");
+        assert_eq!(counter.commands(), 2, "the watermarks and the record");
     }
     assert_eq!(with_freshness(a.get_entry(1).await), fresh("row 1"));
     assert_eq!((counter.commands(), db.loads()), (0, 1));
@@ -148,7 +148,7 @@ async fn reads_past_l1_that_come_during_a_load_do_not_load_again(backend: Backen
     for _ in 0..20 {
         later.push(a.caller_with(1, Read::fresh().skip_l1()).await);
     }
-    assert_eq!(counter.commands(), 3, "the marks, a read and a lease");
+    assert_eq!(counter.commands(), 3, "the watermarks, a read and a lease");
     gate.open();
     assert_eq!(value(answer(first).await), "row 1");
     for caller in later {

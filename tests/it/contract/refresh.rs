@@ -15,7 +15,7 @@ use crate::support::node::{answer, value};
 use crate::support::{eventually, within};
 
 on_both_tiers! {
-    nobody_waits_for_a_key_that_is_asked_for_often
+    no_caller_waits_for_a_key_that_is_asked_for_often
     a_refresh_before_the_end_that_fails_is_tried_again_and_the_entry_stays
     nothing_is_refreshed_in_the_first_half_of_its_ttl
     a_refresh_loads_now_and_others_are_answered_the_old_value
@@ -36,7 +36,7 @@ fn busy_key(backend: &Backend) -> (Duration, f64, u32) {
     }
 }
 
-async fn nobody_waits_for_a_key_that_is_asked_for_often(backend: Backend) {
+async fn no_caller_waits_for_a_key_that_is_asked_for_often(backend: Backend) {
     let db = Db::default();
     let (ttl, eagerness, ttls) = busy_key(&backend);
     let settings = |builder: CacheBuilder<Db>| builder.ttl(ttl).refresh_ahead(eagerness);
@@ -280,7 +280,11 @@ async fn close_ends_refreshes_at_once_and_leaves_no_claim(backend: Backend) {
     })
     .await;
     assert_eq!((db.loads(), c.stats().lease_waits), (2, 0));
-    assert_eq!(a.stats().load_failures, 0, "nobody is to blame");
+    assert_eq!(
+        a.stats().load_failures,
+        0,
+        "the end of a refresh is no failure"
+    );
     backend.check(&[&a, &b, &c]).await;
 }
 

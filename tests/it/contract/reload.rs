@@ -123,7 +123,10 @@ async fn an_unchanged_value_keeps_its_tags_and_its_version(backend: Backend) {
     db.reset_counts();
     db.write(2, "new");
     for node in [&a, &b] {
-        eventually("it has heard", async || value(node.get(2).await) == "new").await;
+        eventually("the change has arrived", async || {
+            value(node.get(2).await) == "new"
+        })
+        .await;
     }
     assert_eq!((db.loads(), db.reloads().len()), (1, 0));
     backend.check(&[&a, &b]).await;

@@ -15,19 +15,19 @@ use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{answer, value};
 
 on_both_tiers! {
-    everyone_is_answered_at_once_while_one_process_loads
+    all_callers_are_answered_at_once_while_one_process_loads
     a_process_without_the_entry_answers_what_the_shared_tier_has
     an_entry_is_not_answered_after_its_window_while_it_is_loaded
     what_the_source_has_deleted_is_gone_after_the_refresh
     an_absence_is_never_answered_past_its_ttl
-    nobody_who_has_the_old_value_loads_by_itself_however_long_the_wait
+    no_process_with_the_old_value_loads_by_itself_however_long_the_wait
     a_hung_refresh_does_not_keep_the_old_value_for_ever
     both_windows_begin_where_the_ttl_ends
 }
 
 const SOON: Duration = Duration::from_millis(100);
 
-async fn everyone_is_answered_at_once_while_one_process_loads(backend: Backend) {
+async fn all_callers_are_answered_at_once_while_one_process_loads(backend: Backend) {
     let db = Db::default();
     let a = backend.node_with(&db, with_stale_while_revalidate).await;
     let b = backend.node_with(&db, with_stale_while_revalidate).await;
@@ -245,7 +245,7 @@ async fn both_windows_begin_where_the_ttl_ends(backend: Backend) {
     backend.check(&[&first, &second, &both]).await;
 }
 
-async fn nobody_who_has_the_old_value_loads_by_itself_however_long_the_wait(backend: Backend) {
+async fn no_process_with_the_old_value_loads_by_itself_however_long_the_wait(backend: Backend) {
     let db = Db::default();
     let a = backend.node_with(&db, with_stale_while_revalidate).await;
     let b = backend

@@ -16,7 +16,7 @@ on_both_tiers! {
     an_absence_is_kept_for_the_negative_ttl
     a_zero_negative_ttl_keeps_no_absence
     the_ttl_of_a_value_wins_in_both_tiers
-    do_not_store_answers_everyone_and_keeps_nothing
+    do_not_store_answers_all_callers_and_keeps_nothing
     peek_loads_nothing_and_asks_nothing
     an_entry_tells_source_age_and_freshness_truthfully
     caches_of_different_names_never_meet
@@ -140,7 +140,7 @@ async fn the_ttl_of_a_value_wins_in_both_tiers(backend: Backend) {
     backend.check(&[&a, &b]).await;
 }
 
-async fn do_not_store_answers_everyone_and_keeps_nothing(backend: Backend) {
+async fn do_not_store_answers_all_callers_and_keeps_nothing(backend: Backend) {
     let db = Db::default();
     db.behave(Behaviour {
         do_not_store: true,

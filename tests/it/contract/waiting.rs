@@ -100,7 +100,7 @@ async fn during_a_hold_off_loads_are_answered_and_stored_nowhere_and_afterwards_
     let cold = backend
         .node_with(&db, |builder| builder.hold_off(HELD))
         .await;
-    eventually("the other process has heard", async || b.peek(&1).is_none()).await;
+    eventually("the change has arrived", async || b.peek(&1).is_none()).await;
     for node in [&a, &b, &cold, &a, &b, &cold] {
         assert_eq!(value(node.get(1).await), "old");
         assert!(node.peek(&1).is_none(), "it is kept in L1");

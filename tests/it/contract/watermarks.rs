@@ -200,7 +200,7 @@ async fn an_invalidation_of_a_tag_fences_a_running_load(backend: Backend) {
     gate.open();
     assert_eq!(value(answer(caller).await), "old", "it asked before");
     assert_eq!(value(b.get(1).await), "new");
-    eventually("the other process has heard", async || {
+    eventually("the change has arrived", async || {
         a.peek(&1)
             .is_none_or(|entry| entry.value().as_str() == "new")
     })

@@ -1,4 +1,4 @@
-//! Writes to the source with what follows from them.
+//! Writes to the source through the cache, and the change of the cache that follows them.
 
 use std::io;
 
@@ -15,7 +15,7 @@ use crate::support::node::{Node, answer, begin, value};
 
 on_both_tiers! {
     a_write_puts_its_value_into_both_tiers_of_every_process
-    a_write_whose_caller_goes_away_after_the_commit_is_seen_by_everyone
+    a_write_whose_caller_goes_away_after_the_commit_is_seen_by_every_process
     a_write_that_fails_invalidates_the_key
     a_write_that_panics_invalidates_the_key
     a_write_whose_value_is_not_to_be_stored_invalidates_the_key
@@ -30,10 +30,10 @@ on_both_tiers! {
     a_refresh_after_a_write_joins_no_load_from_before
     a_refresh_after_a_write_that_fails_is_no_error_and_the_key_stays_expired
     a_closed_cache_begins_no_write
-    close_waits_for_a_write_and_what_follows
+    close_waits_for_a_write_and_the_change_after_it
 }
 
-/// Two processes that have "old".
+/// Two processes that hold "old".
 async fn fixture(backend: &Backend, db: &Db) -> (Node, Node) {
     db.write(1, "old");
     let a = backend.node_with(db, with_stale_if_error).await;
@@ -47,7 +47,7 @@ async fn fixture(backend: &Backend, db: &Db) -> (Node, Node) {
 
 async fn everyone_has(nodes: &[&Node], right: &str) {
     for node in nodes {
-        eventually("it has heard", async || {
+        eventually("the change has arrived", async || {
             node.peek(&1)
                 .is_none_or(|entry| entry.value().as_str() == right)
         })
@@ -56,7 +56,7 @@ async fn everyone_has(nodes: &[&Node], right: &str) {
     }
 }
 
-/// Commits, stands at a gate, and then returns this.
+/// A write that commits, waits at a gate, and then returns `then`.
 fn commits<T>(
     db: &Db,
     gate: &Gate,
@@ -95,7 +95,9 @@ async fn a_write_puts_its_value_into_both_tiers_of_every_process(backend: Backen
     backend.check(&[&a, &b, &cold]).await;
 }
 
-async fn a_write_whose_caller_goes_away_after_the_commit_is_seen_by_everyone(backend: Backend) {
+async fn a_write_whose_caller_goes_away_after_the_commit_is_seen_by_every_process(
+    backend: Backend,
+) {
     let db = Db::default();
     let (a, b) = fixture(&backend, &db).await;
     let gate = Gate::default();
@@ -128,7 +130,7 @@ async fn a_write_that_fails_invalidates_the_key(backend: Backend) {
 
 async fn panics(db: Db) -> Result<String, io::Error> {
     db.write(1, "new");
-    panic!("the test told this write to panic");
+    panic!("a panic that the test asked for");
 }
 
 async fn a_write_that_panics_invalidates_the_key(backend: Backend) {
@@ -153,7 +155,7 @@ async fn a_write_whose_value_is_not_to_be_stored_invalidates_the_key(backend: Ba
     backend.check(&[&a, &b]).await;
 }
 
-/// There is nothing that it could mean; and the source may have anything now.
+/// Without a value there is nothing to store, and the source may hold anything now.
 async fn a_write_that_answers_unchanged_does_not_leave_the_old_value(backend: Backend) {
     let db = Db::default();
     let (a, b) = fixture(&backend, &db).await;
@@ -170,7 +172,7 @@ async fn of_two_writers_the_later_version_stays(backend: Backend) {
     let (a, b) = fixture(&backend, &db).await;
     let version = |n: u64| Loaded::found(format!("version {n}")).version(n);
     let (first, second) = (Gate::default(), Gate::default());
-    // They commit in one order and return in the other.
+    // The writes commit in one order and return in the other.
     let earlier = {
         let (a, write) = (a.clone(), commits(&db, &first, version(1)));
         begin(async move { a.write(1, write).await }).await
@@ -198,7 +200,7 @@ async fn a_load_from_before_a_write_is_stored_nowhere(backend: Backend) {
     let cold = db.gate();
     let caller = b.caller(1).await;
     cold.reached().await;
-    // Of another key, a refresh.
+    // The load of the other key is a refresh.
     make_stale(&db, &[&b], 2).await;
     let behind = db.gate();
     assert_eq!(with_freshness(b.get_entry(2).await), old(Freshness::Stale));
@@ -216,7 +218,7 @@ async fn a_load_from_before_a_write_is_stored_nowhere(backend: Backend) {
     assert_eq!((b.stats().fills, b.stats().fills_refused), (fills, 2));
     for node in [&a, &b] {
         for key in [1, 2] {
-            eventually("it has heard", async || {
+            eventually("the change has arrived", async || {
                 with_freshness(node.get_entry(key).await) == fresh("new")
             })
             .await;
@@ -287,9 +289,9 @@ async fn a_refresh_after_a_write_loads_what_the_write_made(backend: Backend) {
     assert_eq!(rows.expect("a write"), 7);
     assert!(has_fresh(&a, 1, "new"), "it is there when it returns");
     everyone_has(&[&a, &b], "new").await;
-    let told = db.reloads();
-    assert_eq!((db.loads(), told.len()), (1, 1));
-    assert_eq!(told[0].previous, "old");
+    let reloads = db.reloads();
+    assert_eq!((db.loads(), reloads.len()), (1, 1));
+    assert_eq!(reloads[0].previous, "old");
     backend.check(&[&a, &b]).await;
 }
 
@@ -316,7 +318,7 @@ async fn a_refresh_after_a_write_follows_though_the_caller_goes_away(backend: Ba
 async fn a_refresh_after_a_write_joins_no_load_from_before(backend: Backend) {
     let db = Db::default();
     let (a, b) = fixture(&backend, &db).await;
-    // One here and one elsewhere, of the old row.
+    // One load here and one in the other process, both of the old row.
     for before in [&a, &b] {
         db.write(1, "old");
         let gate = db.gate();
@@ -349,7 +351,7 @@ async fn a_refresh_after_a_write_that_fails_is_no_error_and_the_key_stays_expire
     written.expect("the write was carried out");
     assert!(a.peek(&1).is_none());
     for node in [&a, &b] {
-        eventually("it has heard", async || node.peek(&1).is_none()).await;
+        eventually("the change has arrived", async || node.peek(&1).is_none()).await;
         assert_eq!(
             with_freshness(node.get_entry(1).await),
             old(Freshness::StaleOnError)
@@ -381,7 +383,7 @@ async fn a_closed_cache_begins_no_write(backend: Backend) {
     backend.check(&[&a, &b]).await;
 }
 
-async fn close_waits_for_a_write_and_what_follows(backend: Backend) {
+async fn close_waits_for_a_write_and_the_change_after_it(backend: Backend) {
     let db = Db::default();
     let (a, b) = fixture(&backend, &db).await;
     let gate = Gate::default();

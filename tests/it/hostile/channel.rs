@@ -13,8 +13,11 @@ const INVALIDATE_ALL: u8 = 6;
 const INVALIDATE_TAG: u8 = 7;
 
 fn publish(raw: &mut Raw, message: &[u8]) {
-    let heard = raw.send(&[b"PUBLISH", CHANNEL, message]);
-    assert!(matches!(heard, Reply::Number(1..)), "nobody listens");
+    let subscribers = raw.send(&[b"PUBLISH", CHANNEL, message]);
+    assert!(
+        matches!(subscribers, Reply::Number(1..)),
+        "there is no subscriber"
+    );
 }
 
 fn header(operation: u8, origin: u8, number: u64) -> Vec<u8> {
@@ -42,7 +45,7 @@ fn watermark_message(operation: u8, origin: u8, number: u64, watermarks: [u64; 4
 
 /// The watermarks as Redis holds them.
 fn watermarks(raw: &mut Raw) -> [u64; 3] {
-    let value_of_key = raw.get(WATERMARKS_KEY).expect("the marks");
+    let value_of_key = raw.get(WATERMARKS_KEY).expect("the watermarks");
     let value_of_key = String::from_utf8(value_of_key).expect("text");
     let mut numbers = value_of_key
         .split(' ')
@@ -78,7 +81,7 @@ fn garbage() -> Vec<(String, Vec<u8>)> {
         push("many keys", [header(operation, 9, 5), many].concat());
         for watermarks in [[0; 4], [u64::MAX; 4], [1, 2, 3, 4], [1, 2, u64::MAX, 0]] {
             let message = watermark_message(operation, 9, 6, watermarks);
-            push(&format!("marks {watermarks:?}"), message);
+            push(&format!("watermarks {watermarks:?}"), message);
         }
     }
     all
@@ -133,7 +136,7 @@ async fn watermarks_that_were_never_reached_are_overcome() {
         changes_reach_both(&fixture.db, &a, &b, &value_of_key).await;
     }
     // Watermarks of an earlier incarnation must not stop a process from hearing later changes.
-    let over = fixture.raw.get(WATERMARKS_KEY).expect("the marks");
+    let over = fixture.raw.get(WATERMARKS_KEY).expect("the watermarks");
     fixture.raw.ask(&format!("DEL {WATERMARKS_KEY}"));
     changes_reach_both(&fixture.db, &a, &b, "their loss").await;
     fixture.set_without_expiry(WATERMARKS_KEY, &over);

@@ -10,15 +10,20 @@ pub(crate) struct Events(Arc<Mutex<Vec<Event>>>);
 
 impl Events {
     pub(crate) fn callback(&self) -> impl Fn(&Event) + Send + Sync + 'static {
-        let told = Arc::clone(&self.0);
-        move |event| told.lock().expect("nobody panics here").push(*event)
+        let events = Arc::clone(&self.0);
+        move |event| {
+            events
+                .lock()
+                .expect("no panic under this lock")
+                .push(*event)
+        }
     }
 
     pub(crate) fn all(&self) -> Vec<Event> {
-        self.0.lock().expect("nobody panics here").clone()
+        self.0.lock().expect("no panic under this lock").clone()
     }
 
     pub(crate) fn count(&self, event: Event) -> usize {
-        self.all().iter().filter(|told| **told == event).count()
+        self.all().iter().filter(|events| **events == event).count()
     }
 }

@@ -11,7 +11,7 @@
 //! | `peek key` | `peek key answer` |
 //! | `clock` | `clock micros` |
 //! | `stats` | `stats loads waits fills refused` |
-//! | `watch key`, then `watched` | `saw asked source answer…` of each look-up in between |
+//! | `watch key`, then `watched` | `answers asked source answer…` of each look-up in between |
 //! | `poll n ms`, then `stop_polling` | `polled gets`: the look-ups of all keys below n, every ms |
 //! | `round` | `round` after a round of polls that began after the order |
 //! | `channel` | `channel state` |
@@ -128,16 +128,16 @@ impl Worker {
 
     /// The rest of the next line that begins with `what`. Other lines are skipped.
     pub(crate) async fn expect_line(&mut self, what: &str) -> String {
-        let heard = async {
+        let found = async {
             while let Some(line) = self.stdout.next_line().await.expect("a text") {
-                let said = line.split_once(MARK).map(|(_, said)| said);
-                if let Some(rest) = said.and_then(|said| said.strip_prefix(what)) {
+                let text = line.split_once(MARK).map(|(_, text)| text);
+                if let Some(rest) = text.and_then(|text| text.strip_prefix(what)) {
                     return rest.trim().to_owned();
                 }
             }
-            panic!("the worker ended without saying {what}");
+            panic!("the worker ended without the line {what}");
         };
-        within(what, heard).await
+        within(what, found).await
     }
 
     /// Sends an order and returns its answer.
@@ -292,8 +292,8 @@ async fn work(settings: Settings) {
             }
             "watched" => {
                 watching.ends.store(true, Ordering::SeqCst);
-                let saw = watched.take().expect("it watches").await.expect("a list");
-                say(&format!("saw{saw}"));
+                let answers = watched.take().expect("it watches").await.expect("a list");
+                say(&format!("saw{answers}"));
             }
             "poll" => {
                 let ms = words[2].parse().expect("a number");
@@ -372,7 +372,7 @@ struct Watching {
 
 /// Asks for a key all the time. Returns the time, the source and the value of each answer.
 async fn watch(node: Node, key: u64, watching: Arc<Watching>) -> String {
-    let mut saw = String::new();
+    let mut answers = String::new();
     while !watching.ends.load(Ordering::SeqCst) {
         let asked = micros();
         let entry = node.get_entry(key).await.expect("a look-up");
@@ -380,10 +380,10 @@ async fn watch(node: Node, key: u64, watching: Arc<Watching>) -> String {
         if entry.source() == Source::L1 {
             watching.hits.fetch_add(1, Ordering::SeqCst);
         }
-        saw.push_str(&format!(" {asked} {:?} {}", entry.source(), entry.value()));
+        answers.push_str(&format!(" {asked} {:?} {}", entry.source(), entry.value()));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    saw
+    answers
 }
 
 /// Asks for all keys below `below`, again and again. Returns the number of look-ups.
@@ -461,5 +461,5 @@ fn say(what: &str) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{MARK}{what}")
         .and_then(|()| out.flush())
-        .expect("somebody listens");
+        .expect("the receiver lives");
 }

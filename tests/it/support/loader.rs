@@ -221,7 +221,7 @@ impl Behaviour {
         if self.hangs {
             std::future::pending::<()>().await;
         }
-        assert!(!self.panics, "the test told this loader to panic");
+        assert!(!self.panics, "a panic that the test asked for");
         if self.fails {
             return Err(BoxError::new("the database is down"));
         }

@@ -146,7 +146,7 @@ pub(crate) async fn begin<T: Send + 'static>(
     });
     within("a task is polled", was_polled)
         .await
-        .expect("it has said so");
+        .expect("the task was polled");
     task
 }
 

@@ -241,5 +241,5 @@ fn hide_denials(bytes: &mut Vec<u8>) {
 
 fn contains_word(bytes: &[u8], word: &str) -> bool {
     let mut windows = bytes.windows(word.len());
-    windows.any(|said| said.eq_ignore_ascii_case(word.as_bytes()))
+    windows.any(|window| window.eq_ignore_ascii_case(word.as_bytes()))
 }

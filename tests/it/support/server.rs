@@ -481,18 +481,18 @@ impl Monitor {
     pub(crate) fn commands(&mut self) -> Vec<String> {
         // MONITOR prints in the order of execution, so all earlier commands come before this one.
         self.other.ask("ECHO mark");
-        let mut seen = Vec::new();
+        let mut commands = Vec::new();
         loop {
             let Ok(Reply::Text(line)) = self.feed.reply() else {
                 panic!("MONITOR answers lines")
             };
             let (client, command) = line.split_once("] \"").expect("client and command");
             if command.starts_with("ECHO\"") {
-                return seen;
+                return commands;
             }
             // Heartbeats come at any time and belong to no test.
             if !client.ends_with("lua") && !command.contains("::beat:") {
-                seen.push(command.to_owned());
+                commands.push(command.to_owned());
             }
         }
     }

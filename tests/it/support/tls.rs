@@ -199,11 +199,11 @@ fn assert_tls() {
         .args(["--port", "0", "--tls-port", &port])
         .output()
         .unwrap_or_else(|error| panic!("{binary}: {error}"));
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
+    let output = [output.stdout, output.stderr].concat();
+    let output = String::from_utf8_lossy(&output);
     assert!(
-        said.contains("Failed to configure TLS"),
+        output.contains("Failed to configure TLS"),
         "{binary} is built without TLS, which these tests need: Debian's and Ubuntu's redis-server has \
-         it, Redis itself after `make BUILD_TLS=yes`. It said: {said}"
+         it, Redis itself after `make BUILD_TLS=yes`. It printed: {output}"
     );
 }

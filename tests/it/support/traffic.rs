@@ -49,7 +49,7 @@ impl Observed {
 
     /// Whether an invalidation has failed for this reason.
     pub(crate) fn was_refused(&self, why: &str) -> bool {
-        let refused = self.refused.lock().expect("nobody panics here");
+        let refused = self.refused.lock().expect("no panic under this lock");
         refused.keys().any(|reason| reason.contains(why))
     }
 
@@ -119,7 +119,10 @@ impl Traffic {
             self.observed.gets(),
             self.observed.longest(),
             self.observed.invalidations.load(Ordering::SeqCst),
-            self.observed.refused.lock().expect("nobody panics here"),
+            self.observed
+                .refused
+                .lock()
+                .expect("no panic under this lock"),
         );
         assert!(
             self.observed.longest() < longest,
@@ -173,7 +176,7 @@ async fn writes(
             *observed
                 .refused
                 .lock()
-                .expect("nobody panics here")
+                .expect("no panic under this lock")
                 .entry(why(&error))
                 .or_default() += 1;
         }

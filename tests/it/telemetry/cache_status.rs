@@ -283,12 +283,12 @@ async fn the_time_to_live_goes_on_and_below_zero() {
         .await
         .expect("a look-up")
         .expect("it exists");
-    let mut said = Vec::new();
+    let mut ttls = Vec::new();
     for _ in 0..5 {
-        said.push(member(&entry).ttl());
+        ttls.push(member(&entry).ttl());
         sleep(Duration::from_millis(750)).await;
     }
-    assert_eq!(said, [2, 1, 0, -1, -1]);
+    assert_eq!(ttls, [2, 1, 0, -1, -1]);
 }
 
 proptest! {

@@ -86,7 +86,7 @@ async fn a_replica_reports_its_role_and_its_primary_reports_the_lag() {
     .await;
     let node = of_replica.server_stats().await.total();
     assert_eq!(node.role, Role::Replica);
-    eventually("its primary has heard how far it is", async || {
+    eventually("its primary knows its offset", async || {
         let node = of_primary.server_stats().await.total();
         assert_eq!(node.role, Role::Primary);
         node.connected_replicas == 1 && node.replication_lag == Some(0)

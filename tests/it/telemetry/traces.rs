@@ -57,7 +57,7 @@ impl Traces {
     }
 
     fn recorded(&self) -> MutexGuard<'_, Recorded> {
-        self.0.lock().expect("nobody panics here")
+        self.0.lock().expect("no panic under this lock")
     }
 
     fn clear(&self) {
@@ -177,7 +177,7 @@ async fn the_loader_runs_in_the_span_of_its_load_and_that_in_the_callers() {
     );
     let mut lines = traces.events().into_iter();
     let select = lines.find(|line| line.fields.contains("SELECT"));
-    assert_eq!(select.expect("it was said").within, Some(load));
+    assert_eq!(select.expect("the line was written").within, Some(load));
     let operations = traces.named("l2");
     let names = operations.iter().map(|(_, span)| {
         assert_eq!(span.parent, Some(flight), "{span:?}");
@@ -219,7 +219,7 @@ async fn a_waiter_follows_from_the_flight() {
 /// The trace of a request ends with the request, so a refresh that outlives it is a trace of its
 /// own.
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_nobody_waits_for_is_a_trace_of_its_own_that_follows_from_its_hit() {
+async fn a_refresh_in_the_background_is_a_trace_of_its_own_that_follows_from_its_hit() {
     let (backend, db) = (Backend::in_process(), Db::default());
     let a = backend.node_with(&db, with_stale_while_revalidate).await;
     crate::support::aging::make_stale(&db, &[&a], 1).await;

@@ -93,8 +93,8 @@ struct Accepted {
 }
 
 impl Accepted {
-    fn record(&mut self, said: &str) {
-        let words: Vec<&str> = said.split(' ').collect();
+    fn record(&mut self, line: &str) {
+        let words: Vec<&str> = line.split(' ').collect();
         let number = |at: usize| words[at].parse::<u64>().expect("a number");
         match words[0] {
             "ok" => {
@@ -232,18 +232,18 @@ async fn workers_and_writers_that_are_killed_lose_no_accepted_write_and_no_order
                 return true;
             };
             while !kill_writer || writer_lives > 0 {
-                let said = process.next().await.expect("the writer lives");
-                accepted.record(&said);
-                if said == "done" {
+                let line = process.next().await.expect("the writer lives");
+                accepted.record(&line);
+                if line == "done" {
                     return false;
                 }
                 writer_lives = writer_lives.saturating_sub(1);
             }
             process.kill().await;
             // What the writer had printed before its death still counts.
-            while let Some(said) = process.next().await {
-                if said.matches(' ').count() == 3 {
-                    accepted.record(&said);
+            while let Some(line) = process.next().await {
+                if line.matches(' ').count() == 3 {
+                    accepted.record(&line);
                 }
             }
             true
@@ -340,11 +340,11 @@ async fn a_server_that_dies_and_comes_back_with_its_file_goes_on_where_it_was() 
     for value in ["a", "b", "c", "d"] {
         write(&stock, 1, value).await;
     }
-    let mut seen = Vec::new();
-    while seen.len() < 2 {
+    let mut applied_ids = Vec::new();
+    while applied_ids.len() < 2 {
         let call = calls.next().await;
-        seen.extend(call.ids.iter().copied());
-        let last = seen.len() >= 2;
+        applied_ids.extend(call.ids.iter().copied());
+        let last = applied_ids.len() >= 2;
         if last {
             server.kill();
         }
@@ -357,19 +357,19 @@ async fn a_server_that_dies_and_comes_back_with_its_file_goes_on_where_it_was() 
     })
     .await;
     // Only writes without an acknowledgement are repeated, and in order.
-    let mut next = seen.len();
-    let mut order = seen.clone();
+    let mut next = applied_ids.len();
+    let mut order = applied_ids.clone();
     let mut last = String::new();
     while last != "e" {
         let call = calls.next().await;
         for (id, write) in call.ids.iter().zip(&call.given) {
-            match order.iter().position(|seen| seen == id) {
+            match order.iter().position(|applied_ids| applied_ids == id) {
                 Some(at) => assert!(at <= next, "none is left out"),
                 None => order.push(*id),
             }
             next = order
                 .iter()
-                .position(|seen| seen == id)
+                .position(|applied_ids| applied_ids == id)
                 .map_or(0, |at| at + 1);
             last = write.1.clone().unwrap_or_default();
         }

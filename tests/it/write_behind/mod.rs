@@ -73,7 +73,7 @@ impl Sink for Gated {
                 .collect(),
             answer,
         };
-        self.0.send(call).map_err(|_| "nobody answers")?;
+        self.0.send(call).map_err(|_| "the test has ended")?;
         match answered.await {
             Ok(Err(error)) if error.to_string() == "panic" => panic!("as the test wants it"),
             Ok(answer) => answer,
@@ -132,17 +132,17 @@ impl Events {
 
     /// Waits for an event and removes it.
     async fn wait_for(&self, what: &str, is_it: impl Fn(&Event) -> bool) -> Event {
-        let mut heard = None;
+        let mut found = None;
         eventually(what, async || {
             let mut events = self.0.lock();
-            heard = events
+            found = events
                 .iter()
                 .position(&is_it)
                 .and_then(|at| events.remove(at));
-            heard.is_some()
+            found.is_some()
         })
         .await;
-        heard.expect("it was heard")
+        found.expect("it was heard")
     }
 }
 

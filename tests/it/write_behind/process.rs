@@ -89,23 +89,23 @@ impl Process {
     pub(super) async fn next(&mut self) -> Option<String> {
         loop {
             let line = self.stdout.next_line().await.ok()??;
-            if let Some((_, said)) = line.split_once(MARK) {
-                return Some(said.to_owned());
+            if let Some((_, text)) = line.split_once(MARK) {
+                return Some(text.to_owned());
             }
         }
     }
 
     /// The rest of the next line that begins with `what`. Other lines are skipped.
     pub(super) async fn expect_line(&mut self, what: &str) -> String {
-        let heard = async {
-            while let Some(said) = self.next().await {
-                if let Some(rest) = said.strip_prefix(what) {
+        let found = async {
+            while let Some(text) = self.next().await {
+                if let Some(rest) = text.strip_prefix(what) {
                     return rest.trim().to_owned();
                 }
             }
-            panic!("the process ended without saying {what}");
+            panic!("the process ended without the line {what}");
         };
-        within(what, heard).await
+        within(what, found).await
     }
 
     pub(super) async fn ask(&mut self, order: &str, answer: &str) -> String {

@@ -46,7 +46,7 @@ impl<K: Display + Send + Sync + 'static> CacheTier<K, CachedUser> for Tier {
     }
 
     async fn clear(&self) -> Result<(), Error> {
-        Err(Error::from_message("nobody asks for it here"))
+        Err(Error::from_message("not used here"))
     }
 }
 

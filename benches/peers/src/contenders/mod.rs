@@ -159,7 +159,7 @@ pub(crate) fn only(slugs: &str) -> Result<(), BoxError> {
     let slugs: Vec<String> = slugs.split(',').map(str::to_owned).collect();
     if let Some(slug) = slugs.iter().find(|slug| named(slug).is_none()) {
         let all = ALL.map(|one| one.slug).join(", ");
-        return Err(format!("nobody is called '{slug}'; there are: {all}").into());
+        return Err(format!("there is no '{slug}'; there are: {all}").into());
     }
     ONLY.set(slugs).map_err(|_| "--only is there twice".into())
 }
