@@ -101,6 +101,47 @@ impl Drop for Server {
     }
 }
 
+/// Times of look-ups in milliseconds.
+#[derive(Default)]
+struct Times {
+    /// Misses that began in the first second.
+    misses: Vec<f64>,
+    /// Later misses.
+    late: Vec<f64>,
+    hits: Vec<f64>,
+    errors: u64,
+}
+
+async fn traffic(cache: &Cache<u64, u64, BoxError>, begun: Instant) -> Result<Times, BoxError> {
+    let mut requests = JoinSet::new();
+    let mut ticks = tokio::time::interval(EVERY);
+    for request in 0..REQUESTS {
+        ticks.tick().await;
+        let cache = cache.clone();
+        let cold = request % 2 == 0;
+        let key = if cold { 1_000 + request } else { request % HOT };
+        requests.spawn(async move {
+            let asked = Instant::now();
+            let got = cache.get(&key).await;
+            (cold, got.is_err(), asked, asked.elapsed())
+        });
+    }
+    let mut times = Times::default();
+    while let Some(done) = requests.join_next().await {
+        let (cold, failed, asked, took) = done.map_err(BoxError::new)?;
+        times.errors += u64::from(failed);
+        let took = took.as_secs_f64() * 1e3;
+        if !cold {
+            times.hits.push(took);
+        } else if asked.duration_since(begun) < Duration::from_secs(1) {
+            times.misses.push(took);
+        } else {
+            times.late.push(took);
+        }
+    }
+    Ok(times)
+}
+
 async fn run(trouble: Trouble, breaker: Breaker, name: &str) -> Result<(), BoxError> {
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(BoxError::new)?;
     let port = free.local_addr().map_err(BoxError::new)?.port();
@@ -133,32 +174,12 @@ async fn run(trouble: Trouble, breaker: Breaker, name: &str) -> Result<(), BoxEr
     }
     server.begin(trouble);
     let (before, begun) = (loads.load(Ordering::Relaxed), Instant::now());
-    let mut requests = JoinSet::new();
-    let mut ticks = tokio::time::interval(EVERY);
-    for request in 0..REQUESTS {
-        ticks.tick().await;
-        let cache = cache.clone();
-        let cold = request % 2 == 0;
-        let key = if cold { 1_000 + request } else { request % HOT };
-        requests.spawn(async move {
-            let asked = Instant::now();
-            let got = cache.get(&key).await;
-            (cold, got.is_err(), asked, asked.elapsed())
-        });
-    }
-    let (mut misses, mut late, mut hits, mut errors) = (Vec::new(), Vec::new(), Vec::new(), 0);
-    while let Some(done) = requests.join_next().await {
-        let (cold, failed, asked, took) = done.map_err(BoxError::new)?;
-        errors += u64::from(failed);
-        let took = took.as_secs_f64() * 1e3;
-        if !cold {
-            hits.push(took);
-        } else if asked.duration_since(begun) < Duration::from_secs(1) {
-            misses.push(took);
-        } else {
-            late.push(took);
-        }
-    }
+    let Times {
+        mut misses,
+        mut late,
+        mut hits,
+        errors,
+    } = traffic(&cache, begun).await?;
     let loaded = loads.load(Ordering::Relaxed) - before;
     server.end(trouble)?;
     let (fills, ended) = (cache.stats().fills, Instant::now());

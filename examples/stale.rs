@@ -153,26 +153,44 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let strict = a.get_with("home", Read::fresh()).await;
     println!("  {:<26} {}", "with Read::fresh", outcome(strict.map(drop)));
 
+    writes(&source, &a, &b).await?;
+    let hot = node(2.0)?;
+    refresh_ahead(&source, &hot).await?;
+    for cache in [a, b, hot] {
+        cache.close().await;
+    }
+    Ok(())
+}
+
+/// The source is back, and two writes go through the cache.
+async fn writes(
+    source: &Arc<Source>,
+    a: &CacheFor<Pages>,
+    b: &CacheFor<Pages>,
+) -> Result<(), Box<dyn Error>> {
     println!("\nIt is back, and is written to:");
     source.down.store(false, SeqCst);
-    let writer = Arc::clone(&source);
+    let writer = Arc::clone(source);
     a.write("home".to_owned(), async move {
         let page = writer.write("third edition"); // UPDATE … RETURNING …; COMMIT
         let version = page.version;
         Ok::<_, Down>(Loaded::found(page).version(version))
     })
     .await?;
-    show("after write", &a).await;
-    show("in the other process", &b).await;
-    let writer = Arc::clone(&source);
+    show("after write", a).await;
+    show("in the other process", b).await;
+    let writer = Arc::clone(source);
     a.invalidate_after("home".to_owned(), async move {
         Ok::<_, Down>(writer.write("fourth edition").version)
     })
     .await?;
-    show("after invalidate_after", &b).await;
+    show("after invalidate_after", b).await;
+    Ok(())
+}
 
+/// A hot key that is refreshed before its TTL ends.
+async fn refresh_ahead(source: &Source, hot: &CacheFor<Pages>) -> Result<(), Box<dyn Error>> {
     println!("\nRefresh-ahead, β = 2: a caller every 5 ms for 3 s, the source takes 20 ms.");
-    let hot = node(2.0)?;
     let begun = Instant::now();
     let (mut asked, mut slow) = (0, 0);
     let loads = source.versions.load(SeqCst);
@@ -193,9 +211,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         "  {slow} look-ups took as long as a load, {} were answered past the TTL",
         stats.stale_hits
     );
-    for cache in [a, b, hot] {
-        cache.close().await;
-    }
     Ok(())
 }
 

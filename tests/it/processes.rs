@@ -11,7 +11,7 @@ use crate::support::fleet::{Settings, Worker, commit, micros};
 use crate::support::loader::Db;
 use crate::support::node::{Node, answer, value};
 use crate::support::proxy::{Proxy, ProxyMode};
-use crate::support::server::{Reply, Server, is_value};
+use crate::support::server::{Raw, Reply, Server, is_value};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -245,6 +245,74 @@ enum Fault {
     UnsubscribedAndStopped,
 }
 
+/// Makes one fault of a process, or of its connections, and ends it.
+async fn make_fault(
+    fault: Fault,
+    lease: Duration,
+    grace: Duration,
+    reader: &Worker,
+    proxy: &Proxy,
+    raw: &mut Raw,
+) {
+    let long = (lease + grace) * 3 / 2;
+    match fault {
+        Fault::Stop => {
+            reader.stop();
+            sleep(long).await;
+            reader.resume();
+        }
+        Fault::BlackHole => {
+            proxy.set(ProxyMode::BlackHole).await;
+            sleep(long).await;
+            proxy.set(ProxyMode::Pass).await;
+        }
+        Fault::Refusal => {
+            proxy.set(ProxyMode::Refuse).await;
+            sleep(long).await;
+            proxy.set(ProxyMode::Pass).await;
+        }
+        Fault::Unsubscribed => {
+            raw.ask("CLIENT KILL TYPE pubsub");
+        }
+        Fault::UnsubscribedAndStopped => {
+            raw.ask("CLIENT KILL TYPE pubsub");
+            reader.stop();
+            sleep(lease / 2).await;
+            reader.resume();
+        }
+    }
+}
+
+/// Checks `time source version` of each answer against the invalidations.
+fn check_answers(answers: &str, invalidations: &Invalidations, allowed: Duration) {
+    let answers: Vec<&str> = answers.split(' ').collect();
+    let allowed = u64::try_from(allowed.as_micros()).expect("a short time");
+    let (mut hits, mut others, mut oldest) = (0, 0, 0);
+    for entry in answers.chunks_exact(3) {
+        let (asked, from) = (entry[0].parse::<u64>().expect("a time"), entry[1]);
+        let version = entry[2].parse::<u64>().expect("a version");
+        let (known, count) = if from == "L1" {
+            (newest(invalidations, asked - allowed), &mut hits)
+        } else {
+            (newest(invalidations, asked), &mut others)
+        };
+        *count += 1;
+        assert!(
+            version >= known,
+            "{from} answered {version}, after {known} was invalidated"
+        );
+        // How long the next version had been invalidated already.
+        let missed = invalidations.get(usize::try_from(version).expect("few versions"));
+        oldest =
+            oldest.max(missed.map_or(0, |(_, invalidations)| asked.saturating_sub(*invalidations)));
+    }
+    println!(
+        "{} versions; {hits} answers of L1 and {others} others, the oldest {oldest} µs behind",
+        invalidations.len()
+    );
+    assert!(hits > 30 && others > 16, "{hits} and {others}");
+}
+
 /// One process asks for a key all the time, another one writes and invalidates it, and the faults
 /// follow each other, `rounds` times. No answer of L1 may miss an invalidation that returned a
 /// channel lease and a grace period before. No other answer may miss an invalidation that had
@@ -291,64 +359,13 @@ async fn no_old_answers(lease: Duration, grace: Duration, faults: &[Fault], roun
     reader.send("watch 1").await;
     for fault in faults.iter().cycle().take(faults.len() * rounds) {
         reader.ask("l1_hit", "l1_hit").await;
-        let long = (lease + grace) * 3 / 2;
-        match fault {
-            Fault::Stop => {
-                reader.stop();
-                sleep(long).await;
-                reader.resume();
-            }
-            Fault::BlackHole => {
-                proxy.set(ProxyMode::BlackHole).await;
-                sleep(long).await;
-                proxy.set(ProxyMode::Pass).await;
-            }
-            Fault::Refusal => {
-                proxy.set(ProxyMode::Refuse).await;
-                sleep(long).await;
-                proxy.set(ProxyMode::Pass).await;
-            }
-            Fault::Unsubscribed => {
-                raw.ask("CLIENT KILL TYPE pubsub");
-            }
-            Fault::UnsubscribedAndStopped => {
-                raw.ask("CLIENT KILL TYPE pubsub");
-                reader.stop();
-                sleep(lease / 2).await;
-                reader.resume();
-            }
-        }
+        make_fault(*fault, lease, grace, &reader, &proxy, &mut raw).await;
     }
     reader.ask("l1_hit", "l1_hit").await;
     stop.send(()).expect("it writes");
     let invalidations = answer(writes).await;
     let answers = reader.ask("watched", "saw").await;
-    let answers: Vec<&str> = answers.split(' ').collect();
-    let allowed = u64::try_from((lease + grace).as_micros()).expect("a short time");
-    let (mut hits, mut others, mut oldest) = (0, 0, 0);
-    for entry in answers.chunks_exact(3) {
-        let (asked, from) = (entry[0].parse::<u64>().expect("a time"), entry[1]);
-        let version = entry[2].parse::<u64>().expect("a version");
-        let (known, count) = if from == "L1" {
-            (newest(&invalidations, asked - allowed), &mut hits)
-        } else {
-            (newest(&invalidations, asked), &mut others)
-        };
-        *count += 1;
-        assert!(
-            version >= known,
-            "{from} answered {version}, after {known} was invalidated"
-        );
-        // How long the next version had been invalidated already.
-        let missed = invalidations.get(usize::try_from(version).expect("few versions"));
-        oldest =
-            oldest.max(missed.map_or(0, |(_, invalidations)| asked.saturating_sub(*invalidations)));
-    }
-    println!(
-        "{} versions; {hits} answers of L1 and {others} others, the oldest {oldest} µs behind",
-        invalidations.len()
-    );
-    assert!(hits > 30 && others > 16, "{hits} and {others}");
+    check_answers(&answers, &invalidations, lease + grace);
     writer.check().await;
     check_records(&server);
 }

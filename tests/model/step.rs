@@ -168,20 +168,7 @@ fn line(model: &Model<'_>, before: &State, (step, who): StepTaken, after: &State
         | Step::FillLost
         | Step::Complete
         | Step::CompleteUnstored
-        | Step::Store => {
-            let name = char::from(b'a' + who);
-            let (was, is) = (&before.flights[index], &after.flights[index]);
-            let process = if was.in_use() { was } else { is }.process;
-            let read = match model.has(Rule::ReadPrimary) {
-                true => &before.l2,
-                false => &before.replica,
-            };
-            let what = match step {
-                Step::Read => format!("reads L2: {}; {}", record(read), goes_on(is)),
-                _ => flight(before, step, was, is, after),
-            };
-            format!("P{process} flight {name}: {what}")
-        }
+        | Step::Store => flight_line(model, before, (step, who), after),
         Step::Commit
         | Step::Announce
         | Step::EvictEarly
@@ -189,56 +176,8 @@ fn line(model: &Model<'_>, before: &State, (step, who): StepTaken, after: &State
         | Step::Return
         | Step::CallerLeaves
         | Step::WaitedForLease
-        | Step::ChangeFails => {
-            let (process, write_kind) = model.config.writes[index];
-            let write_kind = match write_kind {
-                WriteKind::Invalidate => "invalidate",
-                WriteKind::InvalidateEverywhere => "invalidate_everywhere",
-                WriteKind::Insert => "insert",
-                WriteKind::Expire => "expire",
-            };
-            let version = after.writes[index].version;
-            let what = match step {
-                Step::Commit => format!("v{version} is committed"),
-                Step::Announce => "is announced, L2 is not yet changed".into(),
-                Step::EvictEarly => "evicts L1, L2 is not yet changed".into(),
-                Step::Execute => format!("is carried out, L2 holds {}", record(&after.l2)),
-                Step::CallerLeaves => "the caller goes away before the reply".into(),
-                Step::ChangeFails => "L2 does not carry it out, returns an error".into(),
-                Step::WaitedForLease => "has waited out the channel lease, returns".into(),
-                _ => format!(
-                    "receives the reply, {}, returns",
-                    l1(after, usize::from(process))
-                ),
-            };
-            match version {
-                0 => format!("P{process} {write_kind}: {what}"),
-                _ => format!("P{process} {write_kind} (v{version}): {what}"),
-            }
-        }
-        Step::Receive | Step::ReceiveTwice => {
-            let here = &before.processes[index];
-            let again = if step == Step::ReceiveTwice {
-                ", and will again"
-            } else {
-                ""
-            };
-            let what = match here.inbox[0] {
-                Message::Changed(version) => {
-                    format!(
-                        "learns that the key changed (v{version}); {}",
-                        l1(after, index)
-                    )
-                }
-                Message::Wake => "learns that the lease is gone".into(),
-                Message::Heartbeat(sent) => format!(
-                    "its heartbeat of {sent} comes back: L1 may answer before {}",
-                    after.processes[index].lease_until
-                ),
-                Message::None => unreachable!("a message is received"),
-            };
-            format!("P{index} {what}{again}")
-        }
+        | Step::ChangeFails => write_line(model, step, index, after),
+        Step::Receive | Step::ReceiveTwice => message_line(before, step, index, after),
         Step::Heartbeat => format!("P{index} sends a heartbeat at {}", before.now),
         Step::Cut => format!("P{index}'s connection to the bus dies"),
         Step::Repair => format!(
@@ -260,6 +199,74 @@ fn line(model: &Model<'_>, before: &State, (step, who): StepTaken, after: &State
         Step::FailOver => format!("L2 fails over to its replica: {}", record(&after.l2)),
         Step::Tick => format!("it is {}", after.now),
     }
+}
+
+fn flight_line(model: &Model<'_>, before: &State, (step, who): StepTaken, after: &State) -> String {
+    let index = usize::from(who);
+    let name = char::from(b'a' + who);
+    let (was, is) = (&before.flights[index], &after.flights[index]);
+    let process = if was.in_use() { was } else { is }.process;
+    let read = match model.has(Rule::ReadPrimary) {
+        true => &before.l2,
+        false => &before.replica,
+    };
+    let what = match step {
+        Step::Read => format!("reads L2: {}; {}", record(read), goes_on(is)),
+        _ => flight(before, step, was, is, after),
+    };
+    format!("P{process} flight {name}: {what}")
+}
+
+fn write_line(model: &Model<'_>, step: Step, index: usize, after: &State) -> String {
+    let (process, write_kind) = model.config.writes[index];
+    let write_kind = match write_kind {
+        WriteKind::Invalidate => "invalidate",
+        WriteKind::InvalidateEverywhere => "invalidate_everywhere",
+        WriteKind::Insert => "insert",
+        WriteKind::Expire => "expire",
+    };
+    let version = after.writes[index].version;
+    let what = match step {
+        Step::Commit => format!("v{version} is committed"),
+        Step::Announce => "is announced, L2 is not yet changed".into(),
+        Step::EvictEarly => "evicts L1, L2 is not yet changed".into(),
+        Step::Execute => format!("is carried out, L2 holds {}", record(&after.l2)),
+        Step::CallerLeaves => "the caller goes away before the reply".into(),
+        Step::ChangeFails => "L2 does not carry it out, returns an error".into(),
+        Step::WaitedForLease => "has waited out the channel lease, returns".into(),
+        _ => format!(
+            "receives the reply, {}, returns",
+            l1(after, usize::from(process))
+        ),
+    };
+    match version {
+        0 => format!("P{process} {write_kind}: {what}"),
+        _ => format!("P{process} {write_kind} (v{version}): {what}"),
+    }
+}
+
+fn message_line(before: &State, step: Step, index: usize, after: &State) -> String {
+    let here = &before.processes[index];
+    let again = if step == Step::ReceiveTwice {
+        ", and will again"
+    } else {
+        ""
+    };
+    let what = match here.inbox[0] {
+        Message::Changed(version) => {
+            format!(
+                "learns that the key changed (v{version}); {}",
+                l1(after, index)
+            )
+        }
+        Message::Wake => "learns that the lease is gone".into(),
+        Message::Heartbeat(sent) => format!(
+            "its heartbeat of {sent} comes back: L1 may answer before {}",
+            after.processes[index].lease_until
+        ),
+        Message::None => unreachable!("a message is received"),
+    };
+    format!("P{index} {what}{again}")
 }
 
 fn l1(state: &State, process: usize) -> String {

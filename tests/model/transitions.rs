@@ -196,56 +196,8 @@ impl<'a> Transitions<'a> {
                 }
                 self.load_without_lease(index);
             }
-            Stage::Load => {
-                self.step((Step::Load, i), |to| {
-                    loaded(model, &mut to.flights[index], from.source);
-                });
-                if !model.has(Rule::LoadPrimary) && from.source > 0 {
-                    self.step((Step::LoadOld, i), |to| {
-                        loaded(model, &mut to.flights[index], from.source - 1);
-                    });
-                }
-                self.fault(
-                    (Step::LoadFails, i),
-                    |to| &mut to.faults.failures,
-                    |to| {
-                        let flight = &mut to.flights[index];
-                        match flight.fill_against {
-                            FillAgainst::Lease => flight.stage = Stage::MarkFailure,
-                            _ => finish_with_error(flight),
-                        }
-                    },
-                );
-            }
-            Stage::MarkFailure => self.step((Step::MarkFailure, i), |to| {
-                if still_holds(to, index) {
-                    wake_waiters(to);
-                    to.l2 = Record::of(Kind::Failed, 0);
-                }
-                finish_with_error(&mut to.flights[index]);
-            }),
-            Stage::Fill => {
-                let stores = may_fill(model, from, index);
-                let step = if stores {
-                    Step::Fill
-                } else {
-                    Step::FillRefused
-                };
-                self.step((step, i), |to| fill(model, to, index));
-                self.fault(
-                    (Step::FillUnknown, i),
-                    |to| &mut to.faults.unknown_fills,
-                    |to| {
-                        fill(model, to, index);
-                        to.flights[index].enters_l1 = false;
-                    },
-                );
-                self.fault(
-                    (Step::FillLost, i),
-                    |to| &mut to.faults.unknown_fills,
-                    |to| finish(&mut to.flights[index], false),
-                );
-            }
+            Stage::Load | Stage::MarkFailure => self.loading(index),
+            Stage::Fill => self.filling(index),
             Stage::Complete if !flight.enters_l1 || flight.fenced => {
                 self.step((Step::CompleteUnstored, i), |to| {
                     let flight = std::mem::take(&mut to.flights[index]);
@@ -272,6 +224,65 @@ impl<'a> Transitions<'a> {
                 });
             }
         }
+    }
+
+    /// A load ends, or its failure is marked in L2.
+    fn loading(&mut self, index: usize) {
+        let (model, from, i) = (self.model, self.from, number(index));
+        if from.flights[index].stage == Stage::MarkFailure {
+            self.step((Step::MarkFailure, i), |to| {
+                if still_holds(to, index) {
+                    wake_waiters(to);
+                    to.l2 = Record::of(Kind::Failed, 0);
+                }
+                finish_with_error(&mut to.flights[index]);
+            });
+            return;
+        }
+        self.step((Step::Load, i), |to| {
+            loaded(model, &mut to.flights[index], from.source);
+        });
+        if !model.has(Rule::LoadPrimary) && from.source > 0 {
+            self.step((Step::LoadOld, i), |to| {
+                loaded(model, &mut to.flights[index], from.source - 1);
+            });
+        }
+        self.fault(
+            (Step::LoadFails, i),
+            |to| &mut to.faults.failures,
+            |to| {
+                let flight = &mut to.flights[index];
+                match flight.fill_against {
+                    FillAgainst::Lease => flight.stage = Stage::MarkFailure,
+                    _ => finish_with_error(flight),
+                }
+            },
+        );
+    }
+
+    /// A fill is carried out or refused, and its outcome may stay unknown.
+    fn filling(&mut self, index: usize) {
+        let (model, from, i) = (self.model, self.from, number(index));
+        let stores = may_fill(model, from, index);
+        let step = if stores {
+            Step::Fill
+        } else {
+            Step::FillRefused
+        };
+        self.step((step, i), |to| fill(model, to, index));
+        self.fault(
+            (Step::FillUnknown, i),
+            |to| &mut to.faults.unknown_fills,
+            |to| {
+                fill(model, to, index);
+                to.flights[index].enters_l1 = false;
+            },
+        );
+        self.fault(
+            (Step::FillLost, i),
+            |to| &mut to.faults.unknown_fills,
+            |to| finish(&mut to.flights[index], false),
+        );
     }
 
     /// L2 does not answer, or the lease lasts longer than `lease_wait`.

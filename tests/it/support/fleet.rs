@@ -30,6 +30,7 @@ use tidegate::{BatchLoader, Batching, BoxError, Cache, Loaded, Loader, Source};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinHandle;
 
 use super::node::Node;
 use super::server::{Server, signal};
@@ -238,33 +239,51 @@ async fn work(settings: Settings) {
             .build()
             .expect("a cache"),
     );
-    let watching = Arc::new(Watching::default());
-    let (mut watched, mut hot) = (None, None);
     say("ready");
+    let mut worker = Orders {
+        node,
+        answer,
+        watching: Arc::default(),
+        watched: None,
+        polled: None,
+    };
     let mut orders = BufReader::new(tokio::io::stdin()).lines();
     // The loop ends with the process that gives the orders.
     while let Some(order) = orders.next_line().await.expect("a text") {
         let words: Vec<&str> = order.split(' ').collect();
-        let key = || words[1].parse::<u64>().expect("a key");
+        if !worker.follow_at_once(&words).await {
+            worker.follow_traffic(&words).await;
+        }
+    }
+}
+
+/// What a worker needs to follow its orders.
+struct Orders {
+    node: Node,
+    /// Sends rows to the loader.
+    answer: mpsc::UnboundedSender<String>,
+    watching: Arc<Watching>,
+    watched: Option<JoinHandle<String>>,
+    polled: Option<JoinHandle<u64>>,
+}
+
+fn number(word: &str) -> u64 {
+    word.parse().expect("a number")
+}
+
+impl Orders {
+    /// Follows an order that is done with one call. `false` when it is another one.
+    async fn follow_at_once(&self, words: &[&str]) -> bool {
+        let node = &self.node;
+        let key = || number(words[1]);
         match words[0] {
-            "get" => drop(tokio::spawn(gets(
-                node.clone(),
-                key(),
-                words[2].parse().expect("a number"),
-            ))),
-            "many" => {
-                let to = words[2].parse().expect("a key");
-                let calls = words[3].parse().expect("a number");
-                drop(tokio::spawn(many(node.clone(), key()..to, calls)));
-            }
-            "last" => drop(tokio::spawn(last(node.clone(), key()))),
-            "row" => answer
+            "row" => self
+                .answer
                 .send(words[1].to_owned())
                 .expect("the loader listens"),
             "insert" => {
-                node.insert(key(), words[2].to_owned())
-                    .await
-                    .expect("an insert");
+                let inserted = node.insert(key(), words[2].to_owned()).await;
+                inserted.expect("an insert");
                 say("done");
             }
             "invalidate" => {
@@ -275,49 +294,6 @@ async fn work(settings: Settings) {
                 Some(entry) => format!("peek {} {}", key(), entry.value()),
                 None => format!("peek {} nothing", key()),
             }),
-            "watch" => {
-                watched = Some(tokio::spawn(watch(
-                    node.clone(),
-                    key(),
-                    Arc::clone(&watching),
-                )));
-            }
-            "l1_hit" => {
-                let before = watching.hits.load(Ordering::SeqCst);
-                super::eventually("L1 is used", async || {
-                    watching.hits.load(Ordering::SeqCst) > before
-                })
-                .await;
-                say("l1_hit");
-            }
-            "watched" => {
-                watching.ends.store(true, Ordering::SeqCst);
-                let answers = watched.take().expect("it watches").await.expect("a list");
-                say(&format!("saw{answers}"));
-            }
-            "poll" => {
-                let ms = words[2].parse().expect("a number");
-                let every = Duration::from_millis(ms);
-                hot = Some(tokio::spawn(ask_all(
-                    node.clone(),
-                    key(),
-                    every,
-                    Arc::clone(&watching),
-                )));
-            }
-            "stop_polling" => {
-                watching.ends.store(true, Ordering::SeqCst);
-                let gets = hot.take().expect("it asks").await.expect("a number");
-                say(&format!("polled {gets}"));
-            }
-            "round" => {
-                let turns = watching.hits.load(Ordering::SeqCst) + 2;
-                super::eventually("all are asked for", async || {
-                    watching.hits.load(Ordering::SeqCst) >= turns
-                })
-                .await;
-                say("round");
-            }
             "channel" => say(&format!("channel {:?}", node.health().channel)),
             "clock" => say(&format!("clock {}", micros())),
             "stats" => {
@@ -327,6 +303,51 @@ async fn work(settings: Settings) {
                     "stats {loads} {waits} {} {}",
                     stats.fills, stats.fills_refused
                 ));
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// Follows an order that begins look-ups, ends them, or waits for them.
+    async fn follow_traffic(&mut self, words: &[&str]) {
+        let (node, watching) = (self.node.clone(), Arc::clone(&self.watching));
+        let hits = || self.watching.hits.load(Ordering::SeqCst);
+        let key = || number(words[1]);
+        match words[0] {
+            "get" => {
+                let callers = words[2].parse().expect("a number");
+                drop(tokio::spawn(gets(node, key(), callers)));
+            }
+            "many" => {
+                let keys = key()..number(words[2]);
+                drop(tokio::spawn(many(node, keys, number(words[3]))));
+            }
+            "last" => drop(tokio::spawn(last(node, key()))),
+            "watch" => self.watched = Some(tokio::spawn(watch(node, key(), watching))),
+            "l1_hit" => {
+                let before = hits();
+                super::eventually("L1 is used", async || hits() > before).await;
+                say("l1_hit");
+            }
+            "watched" => {
+                watching.ends.store(true, Ordering::SeqCst);
+                let watched = self.watched.take().expect("it watches");
+                say(&format!("saw{}", watched.await.expect("a list")));
+            }
+            "poll" => {
+                let every = Duration::from_millis(number(words[2]));
+                self.polled = Some(tokio::spawn(ask_all(node, key(), every, watching)));
+            }
+            "stop_polling" => {
+                watching.ends.store(true, Ordering::SeqCst);
+                let polled = self.polled.take().expect("it polls");
+                say(&format!("polled {}", polled.await.expect("a number")));
+            }
+            "round" => {
+                let rounds = hits() + 2;
+                super::eventually("all are asked for", async || hits() >= rounds).await;
+                say("round");
             }
             other => panic!("what is {other}?"),
         }
