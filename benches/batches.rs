@@ -1,12 +1,12 @@
-//! What many keys at once cost, as ratios in one run.
+//! The cost of `get_many`, as ratios within one run.
 //!
 //! ```text
 //! cargo bench --bench batches
 //! ```
 //!
-//! Each line takes turns between what it is held against and `get_many`, round by round, and says the
-//! medians. Needs a `redis-server` on the PATH, or named in `TIDEGATE_REDIS_SERVER`. `-- --test` only
-//! looks whether everything runs.
+//! Each line alternates between a limit or an alternative and `get_many`, round by round, and
+//! prints the medians. Needs a `redis-server` on the PATH, or named in `TIDEGATE_REDIS_SERVER`.
+//! `-- --test` only checks that everything runs.
 
 use std::collections::HashMap;
 use std::process::ExitCode;
@@ -26,7 +26,7 @@ mod support;
 
 /// Keys of one call.
 const MANY: u64 = 100;
-/// Keys that there are.
+/// Keys in the cache.
 const KEYS: u64 = 10_000;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ fn user(id: u64) -> User {
     }
 }
 
-/// Has its answers at once.
+/// A loader that answers at once.
 struct Users;
 
 impl Loader for Users {
@@ -82,9 +82,9 @@ fn main() -> ExitCode {
 
 struct Bench {
     bare: Client,
-    /// Without L1.
+    /// A cache without L1.
     remote: Cached,
-    /// Keys that nobody has asked for begin here.
+    /// The first key that was not looked up yet.
     next: u64,
     rounds: u32,
     times: u32,
@@ -110,7 +110,7 @@ async fn run(quick: bool) -> Result<(), BoxError> {
         times: if quick { 2 } else { 50 },
     };
     bench.fill(&local).await?;
-    println!("| {MANY} keys | held against | that | `get_many` | ratio |");
+    println!("| {MANY} keys | compared with | its time | `get_many` | ratio |");
     println!("|---|---|---|---|---|");
     bench.l2(&local).await?;
     bench.cold().await
@@ -153,7 +153,7 @@ impl Bench {
         self.bare.custom(command, args).await.map_err(BoxError::new)
     }
 
-    /// MGET and decode, which is the least that can be done.
+    /// MGET and decoding, the least work that an answer needs.
     async fn mget(&self, ids: &[u64]) -> Result<Vec<User>, BoxError> {
         let keys = ids.iter().copied().map(bare_key).collect();
         let replies = self.command("MGET", keys).await?.into_array();
@@ -192,8 +192,8 @@ impl Bench {
             return Err("these were not hits".into());
         }
         line("in L2", "fred MGET + bincode", &limit);
-        line("in L2", "as many concurrent `get`s", &singles);
-        line("in L1", "as many `get`s", &in_l1);
+        line("in L2", "the same number of concurrent `get`s", &singles);
+        line("in L1", "the same number of `get`s", &in_l1);
         Ok(())
     }
 
@@ -214,7 +214,7 @@ impl Bench {
         if self.remote.stats().loads != self.next {
             return Err("these were not misses".into());
         }
-        line("cold", "as many concurrent `get`s", &rounds);
+        line("cold", "the same number of concurrent `get`s", &rounds);
         Ok(())
     }
 }
@@ -223,9 +223,9 @@ fn bare_key(id: u64) -> Value {
     format!("bare:users:{id}").into()
 }
 
-type Got = Result<Option<std::sync::Arc<User>>, tidegate::Error<BoxError>>;
+type GetResult = Result<Option<std::sync::Arc<User>>, tidegate::Error<BoxError>>;
 
-fn found(got: Vec<Got>) -> Result<(), BoxError> {
+fn found(got: Vec<GetResult>) -> Result<(), BoxError> {
     for got in got {
         got.map_err(BoxError::new)?.ok_or("no such key")?;
     }
@@ -251,7 +251,7 @@ async fn one_by_one(cache: &Cached, ids: &[u64]) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Seconds.
+/// Runs a future and returns the seconds that it took.
 async fn timed<T>(what: impl Future<Output = Result<T, BoxError>>) -> Result<f64, BoxError> {
     let begun = Instant::now();
     what.await?;

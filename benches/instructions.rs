@@ -1,4 +1,5 @@
-//! What `tests/instructions` counts: so many look-ups of one kind, and nothing else that grows with them.
+//! The program that `tests/instructions` counts: look-ups of one kind, and no other work that grows
+//! with their number.
 //!
 //! ```text
 //! cargo bench --bench instructions -- hit 100000
@@ -20,15 +21,15 @@ fn builder() -> CacheBuilder<impl Loader<Key = u64, Value = u64, Error = BoxErro
     Cache::builder("numbers", load)
         .ttl(Duration::from_secs(3_600))
         .negative_ttl(Duration::from_secs(3_600))
-        // Under an emulator nothing is in time.
+        // Under an emulator, timers end late.
         .channel_lease(Duration::from_secs(3_600))
         .l2(InProcess::new())
 }
 
-/// Asks for the keys in turn, having asked for each of them before.
+/// Looks the keys up in turn, each of them once before the counted look-ups.
 async fn look_ups(cache: &Numbers, keys: std::ops::Range<u64>, times: u64) -> Result<(), BoxError> {
     let count = keys.end - keys.start;
-    // A lone key moves up in front of moka meanwhile.
+    // Meanwhile a single key moves into the hot slots in front of moka.
     for at in 0..count.max(1_000) {
         let got = cache.get(&(keys.start + at % count)).await;
         got.map_err(BoxError::new)?;
@@ -53,7 +54,7 @@ async fn run(what: &str, times: u64) -> Result<(), BoxError> {
         }
         "hit" => (cache, 1..2),
         "absent" => (cache, KEYS..KEYS + 1),
-        // Too many for the slots in front.
+        // More keys than the hot slots can hold.
         "behind" => (cache, 0..KEYS),
         "l2" => (cache.l1_capacity(0), 1..2),
         _ => return Err("moka, hit, absent, behind or l2".into()),
@@ -72,7 +73,7 @@ fn main() -> ExitCode {
     let ended = runtime
         .map_err(BoxError::new)
         .and_then(|runtime| match times {
-            // As the other benches, to see whether it runs.
+            // Without a number, a few look-ups of each kind, to check that everything runs.
             None => ["moka", "hit", "absent", "behind", "l2"]
                 .into_iter()
                 .try_for_each(|what| runtime.block_on(run(what, 100))),

@@ -1,13 +1,13 @@
-//! How fast another process sees an invalidation, and what it costs to drop many entries at once.
+//! How soon another process sees an invalidation, and what it costs to drop many entries at once.
 //!
 //! ```text
 //! cargo bench --bench invalidation
 //! ```
 //!
 //! Two caches with connections and runtimes of their own stand for two processes. A third thread
-//! looks, again and again, whether the entry is gone. The limit is a bare `PUBLISH` that a bare
-//! subscriber hears, looked for in the same way, in turns. Needs a `redis-server` on the PATH, or
-//! named in `TIDEGATE_REDIS_SERVER`. `-- --test` only looks whether everything runs.
+//! polls for the end of the entry. The limit is a bare `PUBLISH` to a bare subscriber, polled in
+//! the same way, in alternation. Needs a `redis-server` on the PATH, or named in
+//! `TIDEGATE_REDIS_SERVER`. `-- --test` only checks that everything runs.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ mod support;
 
 type Numbers = Cache<u64, u64, BoxError>;
 
-/// Values of ten groups.
+/// A cache whose values are tagged with one of ten groups.
 fn builder() -> CacheBuilder<impl Loader<Key = u64, Value = u64, Error = BoxError> + use<>> {
     let load = loader_fn(|id: u64| async move { Ok::<_, BoxError>(tagged(id)) });
     Cache::builder("numbers", load).ttl(Duration::from_secs(3_600))
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// `share`: one of how many of the usual repetitions.
+/// `share`: the divisor of the usual number of repetitions.
 fn run(share: u64) -> Result<(), BoxError> {
     let server = Server::start()?;
     let mut lines = seen_elsewhere(&server.url(), 10_000 / share)?;
@@ -71,7 +71,7 @@ fn run(share: u64) -> Result<(), BoxError> {
             lines.push(line(&what, "of 1,000 entries", few, many, "≤ 1.5 ×"));
         }
     }
-    println!("| what | limit | the limit | tidegate | ratio | yardstick |");
+    println!("| operation | limit | time of the limit | time of tidegate | ratio | goal |");
     println!("|---|---|---|---|---|---|");
     for line in lines {
         println!("{line}");
@@ -84,7 +84,7 @@ fn line(what: &str, limit: &str, bare: f64, ours: f64, yardstick: &str) -> Strin
     format!("| {what} | {limit} | {bare} | {ours} | {ratio:.2} × | {yardstick} |")
 }
 
-/// From the call in one process until L1 of another does not answer.
+/// From the call in one process until L1 of the other does not answer.
 fn seen_elsewhere(url: &str, times: u64) -> Result<Vec<String>, BoxError> {
     let (writes, reads) = (one_thread()?, one_thread()?);
     let bare = Bare::new(url, &writes, &reads)?;
@@ -92,13 +92,13 @@ fn seen_elsewhere(url: &str, times: u64) -> Result<Vec<String>, BoxError> {
     let reader = reads.block_on(connected(url))?;
     let (mut limit, mut ours) = (Vec::new(), Vec::new());
     for turn in 1..=times {
-        limit.push(bare.heard(&writes, turn)?);
+        limit.push(bare.received(&writes, turn)?);
         reads.block_on(reader.get(&turn)).map_err(BoxError::new)?;
         if reader.peek(&turn).is_none() {
             return Err("the entry is not in L1".into());
         }
         let begun = Instant::now();
-        let told = writes.spawn({
+        let task = writes.spawn({
             let writer = writer.clone();
             async move { writer.invalidate(&turn).await }
         });
@@ -106,16 +106,16 @@ fn seen_elsewhere(url: &str, times: u64) -> Result<Vec<String>, BoxError> {
             std::thread::yield_now();
         }
         ours.push(begun.elapsed().as_secs_f64());
-        let told = writes.block_on(told).map_err(BoxError::new)?;
-        told.map_err(BoxError::new)?;
+        let task = writes.block_on(task).map_err(BoxError::new)?;
+        task.map_err(BoxError::new)?;
     }
-    // It was a message that ended each of them.
+    // Each entry must have been ended by a message.
     let stats = reader.stats();
     if stats.remote_invalidations != times || stats.gaps > 0 {
         return Err(format!("{times} invalidations, but {stats:?}").into());
     }
     let (what, of) = ("invalidation seen elsewhere", "PUBLISH to subscriber");
-    Ok([(50, "–"), (99, "≤ 20 ms; goal ≤ 3 ×")]
+    Ok([(50, "–"), (99, "≤ 20 ms and ≤ 3 ×")]
         .map(|(share, yardstick)| {
             let (limit, ours) = (percentile(&mut limit, share), percentile(&mut ours, share));
             line(&format!("{what}, p{share}"), of, limit, ours, yardstick)
@@ -131,7 +131,7 @@ fn one_thread() -> Result<Runtime, BoxError> {
         .map_err(BoxError::new)
 }
 
-/// A cache with connections of its own, whose channel has proven itself.
+/// A cache with connections of its own and a proven channel.
 async fn connected(url: &str) -> Result<Numbers, BoxError> {
     let redis = Redis::builder(url).timeout(Duration::from_secs(5));
     let redis = redis.connect().await.map_err(BoxError::new)?;
@@ -149,7 +149,7 @@ async fn connected(url: &str) -> Result<Numbers, BoxError> {
 /// A bare publisher and a bare subscriber.
 struct Bare {
     publisher: Client,
-    heard: Arc<AtomicU64>,
+    received: Arc<AtomicU64>,
     _subscriber: Client,
 }
 
@@ -165,33 +165,33 @@ impl Bare {
             })
         };
         let (publisher, subscriber) = (client(writes)?, client(reads)?);
-        let heard = Arc::new(AtomicU64::new(0));
+        let received = Arc::new(AtomicU64::new(0));
         let mut messages = subscriber.message_rx();
         reads.spawn({
-            let heard = Arc::clone(&heard);
+            let received = Arc::clone(&received);
             async move {
                 while let Ok(message) = messages.recv().await {
                     let turn = message.value.as_u64().unwrap_or_default();
-                    heard.store(turn, Ordering::Release);
+                    received.store(turn, Ordering::Release);
                 }
             }
         });
         let subscribed = async {
             subscriber.subscribe("bare").await?;
-            // fred returns before the server has it.
+            // fred returns before the server has confirmed the subscription.
             subscriber.ping::<fred::types::Value>(None).await
         };
         reads.block_on(subscribed).map_err(BoxError::new)?;
         Ok(Self {
             publisher,
-            heard,
+            received,
             _subscriber: subscriber,
         })
     }
 
-    fn heard(&self, writes: &Runtime, turn: u64) -> Result<f64, BoxError> {
+    fn received(&self, writes: &Runtime, turn: u64) -> Result<f64, BoxError> {
         let begun = Instant::now();
-        let told = writes.spawn({
+        let task = writes.spawn({
             let publisher = self.publisher.clone();
             async move {
                 publisher
@@ -199,12 +199,12 @@ impl Bare {
                     .await
             }
         });
-        while self.heard.load(Ordering::Acquire) != turn {
+        while self.received.load(Ordering::Acquire) != turn {
             std::thread::yield_now();
         }
         let took = begun.elapsed().as_secs_f64();
-        let told = writes.block_on(told).map_err(BoxError::new)?;
-        told.map_err(BoxError::new)?;
+        let task = writes.block_on(task).map_err(BoxError::new)?;
+        task.map_err(BoxError::new)?;
         Ok(took)
     }
 }
@@ -214,7 +214,7 @@ fn percentile(of: &mut [f64], share: usize) -> f64 {
     of[(of.len() * share / 100).min(of.len() - 1)]
 }
 
-/// Seconds for one `invalidate_tag` and one `invalidate_all`, with so many entries in both tiers.
+/// Seconds of one `invalidate_tag` and one `invalidate_all` with this many entries in both tiers.
 fn drop_many(entries: u64) -> Result<(f64, f64), BoxError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,13 +1,13 @@
-//! What tidegate costs, as ratios against the limit that is measured in the same run.
+//! The cost of tidegate, as ratios against limits measured in the same run.
 //!
 //! ```text
 //! cargo bench --bench ratios
 //! ```
 //!
-//! Absolute times mean nothing on a shared machine. Each line takes turns between the limit (bare
-//! moka, bare fred) and tidegate, round by round, and says the medians of their times and of the
+//! Absolute times mean nothing on a shared machine. Each line alternates between the limit (bare
+//! moka, bare fred) and tidegate, round by round, and prints the medians of their times and of the
 //! rounds' ratios. Needs a `redis-server` on the PATH, or named in `TIDEGATE_REDIS_SERVER`.
-//! `-- --test` only looks whether everything runs.
+//! `-- --test` only checks that everything runs.
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -70,15 +70,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// `share`: one of how many of the usual repetitions.
+/// `share`: the divisor of the usual number of repetitions.
 fn run(share: u64) -> Result<(), BoxError> {
     let rounds = if share > 1 { 1 } else { 21 };
     let server = Server::start()?;
     let mut lines = Vec::new();
     for threads in [1, 2] {
-        for asked in [Asked::One, Asked::OneEach, Asked::All] {
-            if threads > 1 || asked != Asked::OneEach {
-                lines.push(l1_hit(rounds, 500_000 / share, threads, asked)?);
+        for choice in [KeyChoice::One, KeyChoice::OneEach, KeyChoice::All] {
+            if threads > 1 || choice != KeyChoice::OneEach {
+                lines.push(l1_hit(rounds, 500_000 / share, threads, choice)?);
             }
         }
     }
@@ -87,14 +87,14 @@ fn run(share: u64) -> Result<(), BoxError> {
         let bench = Remote::new(&server.url()).await?;
         lines.push(bench.l2_hit(rounds, 2_000 / share).await?);
         lines.push(bench.l2_hits(rounds, 400 / share.min(20)).await?);
-        for beside in [Beside::Nothing, Beside::Moka] {
+        for store_in in [StoreIn::Nowhere, StoreIn::Moka] {
             let each = 160 / share.min(20);
-            lines.push(bench.l2_fills(rounds, each, beside).await?);
+            lines.push(bench.l2_fills(rounds, each, store_in).await?);
         }
         lines.push(bench.miss(rounds, 1_000 / share).await?);
         Ok::<_, BoxError>(())
     })?;
-    println!("| what | limit | the limit | tidegate | ratio | yardstick |");
+    println!("| operation | limit | time of the limit | time of tidegate | ratio | goal |");
     println!("|---|---|---|---|---|---|");
     for line in lines {
         println!("{line}");
@@ -110,7 +110,7 @@ impl Rounds {
     fn line(&self, what: &str, limit: &str, yardstick: &str, throughput: bool) -> String {
         let of = |pick: fn(&(f64, f64)) -> f64| median(self.0.iter().map(pick).collect());
         let (bare, ours) = (of(|round| round.0), of(|round| round.1));
-        // Of throughput more is better: how much of the limit's is reached.
+        // Throughput is better when higher, so this is the share of the limit that is reached.
         let (ratio, bare, ours) = if throughput {
             let per_second = |seconds: f64| format!("{:.0}/s", 1.0 / seconds);
             (
@@ -133,15 +133,15 @@ fn each(took: Duration, times: u64) -> f64 {
     took.as_secs_f64() / times as f64
 }
 
-/// Which keys threads ask for.
+/// The keys that the threads look up.
 #[derive(Clone, Copy, PartialEq)]
-enum Asked {
+enum KeyChoice {
     One,
     OneEach,
     All,
 }
 
-impl Asked {
+impl KeyChoice {
     fn key(self, thread: u64, at: u64) -> u64 {
         match self {
             Self::One => 0,
@@ -151,8 +151,8 @@ impl Asked {
     }
 }
 
-/// An L1 hit, the subscription's state and all, on as many threads.
-fn l1_hit(rounds: usize, times: u64, threads: u64, asked: Asked) -> Result<String, BoxError> {
+/// L1 hits on this many threads, with the check of the subscription.
+fn l1_hit(rounds: usize, times: u64, threads: u64, choice: KeyChoice) -> Result<String, BoxError> {
     let runtime = Runtime::new().map_err(BoxError::new)?;
     let bare = moka::sync::Cache::new(10_000);
     let ours: Users = builder("hits")
@@ -167,7 +167,7 @@ fn l1_hit(rounds: usize, times: u64, threads: u64, asked: Asked) -> Result<Strin
     for _ in 0..rounds {
         let limit = side_by_side(threads, |thread| {
             for at in 0..times {
-                std::hint::black_box(bare.get(&asked.key(thread, at)));
+                std::hint::black_box(bare.get(&choice.key(thread, at)));
             }
         });
         let tidegate = side_by_side(threads, |thread| {
@@ -175,7 +175,7 @@ fn l1_hit(rounds: usize, times: u64, threads: u64, asked: Asked) -> Result<Strin
             runtime.map(|runtime| {
                 runtime.block_on(async {
                     for at in 0..times {
-                        let _ = std::hint::black_box(ours.get(&asked.key(thread, at)).await);
+                        let _ = std::hint::black_box(ours.get(&choice.key(thread, at)).await);
                     }
                 })
             })
@@ -185,16 +185,16 @@ fn l1_hit(rounds: usize, times: u64, threads: u64, asked: Asked) -> Result<Strin
     if ours.stats().loads != KEYS {
         return Err("these were not L1 hits".into());
     }
-    let (keys, yardstick) = match asked {
-        Asked::One => ("one key".to_owned(), "≤ 0.5 ×"),
-        Asked::OneEach => ("a key each".to_owned(), "≤ 0.5 ×"),
-        Asked::All => (format!("{KEYS} keys"), "≤ 1 ×"),
+    let (keys, yardstick) = match choice {
+        KeyChoice::One => ("one key".to_owned(), "≤ 0.5 ×"),
+        KeyChoice::OneEach => ("a key each".to_owned(), "≤ 0.5 ×"),
+        KeyChoice::All => (format!("{KEYS} keys"), "≤ 1 ×"),
     };
     let what = format!("L1 hit, {keys}, {threads} thread(s)");
     Ok(measured.line(&what, "`moka::sync::Cache::get`", yardstick, false))
 }
 
-/// How long it takes until all threads have done it.
+/// The time until the slowest thread is done.
 fn side_by_side<T>(threads: u64, what: impl Fn(u64) -> T + Sync) -> Duration {
     let barrier = Barrier::new(usize::try_from(threads).unwrap_or(1));
     std::thread::scope(|scope| {
@@ -217,15 +217,15 @@ fn side_by_side<T>(threads: u64, what: impl Fn(u64) -> T + Sync) -> Duration {
     })
 }
 
-/// What the limit does with what it has read.
+/// What the limit does with a value that it has read.
 #[derive(Clone, Copy, PartialEq)]
-enum Beside {
-    Nothing,
-    /// Puts it into a `moka::sync::Cache` that did not have it.
+enum StoreIn {
+    Nowhere,
+    /// Puts it into an empty `moka::sync::Cache`.
     Moka,
 }
 
-/// Both sides on one server, each with one connection for its commands.
+/// Both sides on one server, each with one connection for commands.
 struct Remote {
     bare: Client,
     redis: Redis,
@@ -287,7 +287,7 @@ impl Remote {
         self.command("SET", args).await.map(drop)
     }
 
-    /// One after the other.
+    /// One look-up after the other.
     async fn l2_hit(&self, rounds: usize, times: u64) -> Result<String, BoxError> {
         let mut measured = Rounds::default();
         for _ in 0..rounds {
@@ -314,7 +314,7 @@ impl Remote {
         ))
     }
 
-    /// By many at once, each with keys of its own: nothing is there to be shared.
+    /// Many concurrent callers, each with keys of its own, so that nothing is coalesced.
     async fn l2_hits(&self, rounds: usize, times: u64) -> Result<String, BoxError> {
         let mut measured = Rounds::default();
         for _ in 0..rounds {
@@ -347,14 +347,14 @@ impl Remote {
         Ok(measured.line(&what, "fred GET + bincode", "≥ 0.85 ×", true))
     }
 
-    /// The same by a cache that has an L1 and nothing in it: what is found goes there.
+    /// The same by a cache with an empty L1, which the answers fill.
     async fn l2_fills(
         &self,
         rounds: usize,
         times: u64,
-        beside: Beside,
+        store_in: StoreIn,
     ) -> Result<String, BoxError> {
-        // Numbers that nothing else here has.
+        // Numbers that no other measurement uses.
         let key = move |caller, at| FILLED + caller * times + at;
         let filled = builder("users").l1_capacity(0).l2(self.redis.clone());
         let filled = filled.build().map_err(BoxError::new)?;
@@ -369,11 +369,11 @@ impl Remote {
                 let (bare, l1) = (self.clone(), l1.clone());
                 async move {
                     for id in (0..times).map(|at| key(caller, at)) {
-                        if beside == Beside::Moka && l1.get(&id).is_some() {
+                        if store_in == StoreIn::Moka && l1.get(&id).is_some() {
                             continue;
                         }
                         let user = bare.read(id).await?.ok_or("it is not there")?;
-                        if beside == Beside::Moka {
+                        if store_in == StoreIn::Moka {
                             l1.insert(id, Arc::new(user));
                         }
                     }
@@ -406,14 +406,14 @@ impl Remote {
         }
         self.check()?;
         let what = format!("L2 hits that fill an L1, c = {CALLERS}");
-        let (limit, yardstick) = match beside {
-            Beside::Nothing => ("fred GET + bincode", "≥ 0.85 ×"),
-            Beside::Moka => ("and moka's `get` and `insert`", "≥ 0.85 ×"),
+        let (limit, yardstick) = match store_in {
+            StoreIn::Nowhere => ("fred GET + bincode", "≥ 0.85 ×"),
+            StoreIn::Moka => ("and moka's `get` and `insert`", "≥ 0.85 ×"),
         };
         Ok(measured.line(&what, limit, yardstick, true))
     }
 
-    /// Keys that nobody has asked for, with a loader that has its answer at once.
+    /// Cold keys, with a loader that answers at once.
     async fn miss(&self, rounds: usize, times: u64) -> Result<String, BoxError> {
         let mut measured = Rounds::default();
         for _ in 0..rounds {
@@ -437,7 +437,7 @@ impl Remote {
         Ok(measured.line("miss", "GET, SET NX, SET", "≤ 1.2 ×", false))
     }
 
-    /// What was measured is what the table says.
+    /// Checks that the counters confirm what the table says.
     fn check(&self) -> Result<(), BoxError> {
         let (stats, keys) = (self.ours.stats(), self.next.load(Ordering::Relaxed));
         if stats.loads == keys && stats.fills == keys && stats.coalesced == 0 && stats.l1_hits == 0
@@ -471,7 +471,7 @@ fn own_key(caller: u64, at: u64) -> u64 {
     caller * own + at % own
 }
 
-/// How long it takes until all callers are done.
+/// The time until all callers are done.
 async fn at_once<F>(caller: impl Fn(u64) -> F) -> Result<Duration, BoxError>
 where
     F: Future<Output = Result<(), BoxError>> + Send + 'static,

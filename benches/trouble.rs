@@ -1,9 +1,13 @@
-//! What Redis's trouble costs: `cargo bench --bench trouble`.
+//! The cost of Redis trouble, with the circuit breaker and without.
 //!
-//! 500 requests a second for 5 seconds against a loader of 2 ms, every second one for a key that
-//! nobody has asked for, while the server is in trouble; with the breaker and without. All settings
-//! are the defaults. Expected: no error at all; with the breaker a miss costs its load, without it a
-//! server that is silent costs each miss a timeout (100 ms).
+//! ```text
+//! cargo bench --bench trouble
+//! ```
+//!
+//! 500 requests a second for 5 seconds against a loader of 2 ms. Every second request is for a key
+//! that was never looked up. The server is in trouble meanwhile. All settings are the defaults.
+//! Expected: no errors. With the breaker, a miss costs its load. Without it, a silent server costs
+//! each miss a timeout (100 ms).
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -57,7 +61,7 @@ impl Server {
             .status();
     }
 
-    /// Without anything that the cache uses.
+    /// Sends a command without a client library.
     fn ask(&self, command: &str) {
         use std::io::{Read, Write};
         if let Ok(mut raw) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)) {
@@ -97,6 +101,47 @@ impl Drop for Server {
     }
 }
 
+/// Times of look-ups in milliseconds.
+#[derive(Default)]
+struct Times {
+    /// Misses that began in the first second.
+    misses: Vec<f64>,
+    /// Later misses.
+    late: Vec<f64>,
+    hits: Vec<f64>,
+    errors: u64,
+}
+
+async fn traffic(cache: &Cache<u64, u64, BoxError>, begun: Instant) -> Result<Times, BoxError> {
+    let mut requests = JoinSet::new();
+    let mut ticks = tokio::time::interval(EVERY);
+    for request in 0..REQUESTS {
+        ticks.tick().await;
+        let cache = cache.clone();
+        let cold = request % 2 == 0;
+        let key = if cold { 1_000 + request } else { request % HOT };
+        requests.spawn(async move {
+            let asked = Instant::now();
+            let got = cache.get(&key).await;
+            (cold, got.is_err(), asked, asked.elapsed())
+        });
+    }
+    let mut times = Times::default();
+    while let Some(done) = requests.join_next().await {
+        let (cold, failed, asked, took) = done.map_err(BoxError::new)?;
+        times.errors += u64::from(failed);
+        let took = took.as_secs_f64() * 1e3;
+        if !cold {
+            times.hits.push(took);
+        } else if asked.duration_since(begun) < Duration::from_secs(1) {
+            times.misses.push(took);
+        } else {
+            times.late.push(took);
+        }
+    }
+    Ok(times)
+}
+
 async fn run(trouble: Trouble, breaker: Breaker, name: &str) -> Result<(), BoxError> {
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(BoxError::new)?;
     let port = free.local_addr().map_err(BoxError::new)?.port();
@@ -120,7 +165,7 @@ async fn run(trouble: Trouble, breaker: Breaker, name: &str) -> Result<(), BoxEr
     for key in 0..HOT {
         cache.get(&key).await.map_err(BoxError::new)?;
     }
-    // What a load takes as it is measured here.
+    // The duration of a bare load as it is measured here.
     let mut bare = Vec::new();
     for _ in 0..50 {
         let asked = Instant::now();
@@ -129,32 +174,12 @@ async fn run(trouble: Trouble, breaker: Breaker, name: &str) -> Result<(), BoxEr
     }
     server.begin(trouble);
     let (before, begun) = (loads.load(Ordering::Relaxed), Instant::now());
-    let mut requests = JoinSet::new();
-    let mut ticks = tokio::time::interval(EVERY);
-    for request in 0..REQUESTS {
-        ticks.tick().await;
-        let cache = cache.clone();
-        let cold = request % 2 == 0;
-        let key = if cold { 1_000 + request } else { request % HOT };
-        requests.spawn(async move {
-            let asked = Instant::now();
-            let got = cache.get(&key).await;
-            (cold, got.is_err(), asked, asked.elapsed())
-        });
-    }
-    let (mut misses, mut late, mut hits, mut errors) = (Vec::new(), Vec::new(), Vec::new(), 0);
-    while let Some(done) = requests.join_next().await {
-        let (cold, failed, asked, took) = done.map_err(BoxError::new)?;
-        errors += u64::from(failed);
-        let took = took.as_secs_f64() * 1e3;
-        if !cold {
-            hits.push(took);
-        } else if asked.duration_since(begun) < Duration::from_secs(1) {
-            misses.push(took);
-        } else {
-            late.push(took);
-        }
-    }
+    let Times {
+        mut misses,
+        mut late,
+        mut hits,
+        errors,
+    } = traffic(&cache, begun).await?;
     let loaded = loads.load(Ordering::Relaxed) - before;
     server.end(trouble)?;
     let (fills, ended) = (cache.stats().fills, Instant::now());
@@ -191,11 +216,11 @@ async fn run(trouble: Trouble, breaker: Breaker, name: &str) -> Result<(), BoxEr
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
+    println!("{REQUESTS} requests in 5 s, half of them for {HOT} hot keys. A load takes 2 ms.\n");
     println!(
-        "{REQUESTS} requests in 5 s, half of them for {HOT} hot keys; a load takes 2 ms. Times in ms.\n"
-    );
-    println!(
-        "| server | breaker | errors | a load alone, p50 | misses in the first second, p50 | p99 | later misses, p50 | p99 | hot keys, p50 | p99 | loads | used again after |"
+        "| server | breaker | errors | bare load, p50, ms | first misses, p50, ms | first misses, p99, ms \
+         | later misses, p50, ms | later misses, p99, ms | hot keys, p50, ms | hot keys, p99, ms | loads \
+         | recovered after, ms |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
     for trouble in [

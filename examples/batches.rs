@@ -1,13 +1,13 @@
-//! The page of a list: one query for its lines, and then one for each of them. What that costs, and
-//! what the same page costs with `get_many`, or when single look-ups are loaded together.
+//! The page of a list, with one query for its lines and one more for each line. The example shows
+//! what that costs, and what the page costs with `get_many` or with micro-batches.
 //!
 //! ```text
 //! cargo run --example batches --features testing
 //! ```
 //!
-//! The rows are in a real SQLite. To show round trips, tokio's clock is paused: what is counted is the time
-//! that the commands and queries take which wait for each other, with L2 and the database at the
-//! distances below. `cargo bench --bench batches` measures the real thing.
+//! The rows are in a real SQLite database. tokio's clock is paused, so the time of a page is the
+//! sum of the round trips that follow each other, with L2 and the database at the distances below.
+//! `cargo bench --bench batches` measures real times.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -23,10 +23,10 @@ use tidegate::{
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-/// Lines of the page, and the users whose names stand in them.
+/// Lines of the page, and the users that they name.
 const LINES: u64 = 200;
 const USERS: u64 = 100;
-/// A round trip to L2, and a query.
+/// The time of a round trip to L2, and of a query.
 const TO_L2: Duration = Duration::from_millis(2);
 const TO_DATABASE: Duration = Duration::from_millis(4);
 
@@ -91,12 +91,12 @@ impl BatchLoader for Users {
     }
 }
 
-/// Who stands in which line.
+/// The user of each line.
 fn lines() -> Vec<u64> {
     (0..LINES).map(|line| line * 7 % USERS).collect()
 }
 
-/// A process, with L2 and the database as far away as is said.
+/// A process, with L2 and the database at the given distances.
 struct Process {
     users: CacheFor<Users>,
     database: Users,
@@ -110,7 +110,7 @@ struct Cost {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Strategy {
     OneByOne,
     AtOnce,
     Many,
@@ -130,11 +130,11 @@ impl Process {
                 .build()
         };
         if warm {
-            // By another process.
+            // Another process has filled L2.
             process()?.get_many(&lines()).await;
         }
         let users = process()?;
-        // The channel stands, and is proven.
+        // The channel is connected and proven.
         users.get(&USERS).await?;
         sleep(Duration::from_millis(10)).await;
         faults.set(Operations::All, Fault::Delay(TO_L2));
@@ -146,17 +146,17 @@ impl Process {
         })
     }
 
-    async fn page(&self, way: Way) -> Result<Cost, Box<dyn Error>> {
+    async fn page(&self, strategy: Strategy) -> Result<Cost, Box<dyn Error>> {
         let (before, begun) = (self.tier.commands(), Instant::now());
-        let names = match way {
-            Way::OneByOne => {
+        let names = match strategy {
+            Strategy::OneByOne => {
                 let mut names = Vec::new();
                 for id in lines() {
                     names.push(self.users.get(&id).await);
                 }
                 names
             }
-            Way::AtOnce => {
+            Strategy::AtOnce => {
                 let mut asked = JoinSet::new();
                 for id in lines() {
                     let users = self.users.clone();
@@ -164,7 +164,7 @@ impl Process {
                 }
                 asked.join_all().await
             }
-            Way::Many => self.users.get_many(&lines()).await,
+            Strategy::Many => self.users.get_many(&lines()).await,
         };
         for name in names {
             name?.ok_or("a user")?;
@@ -193,25 +193,30 @@ async fn main() -> Result<(), Box<dyn Error>> {
         (
             "N+1: one `get` after the other, cold",
             alone,
-            Way::OneByOne,
+            Strategy::OneByOne,
             false,
         ),
-        ("as many concurrent `get`s, cold", alone, Way::AtOnce, false),
-        ("the same, micro-batched", batched, Way::AtOnce, false),
-        ("`get_many`, cold", batched, Way::Many, false),
-        ("N+1, all in L2", alone, Way::OneByOne, true),
-        ("`get_many`, all in L2", batched, Way::Many, true),
+        (
+            "as many concurrent `get`s, cold",
+            alone,
+            Strategy::AtOnce,
+            false,
+        ),
+        ("the same, micro-batched", batched, Strategy::AtOnce, false),
+        ("`get_many`, cold", batched, Strategy::Many, false),
+        ("N+1, all in L2", alone, Strategy::OneByOne, true),
+        ("`get_many`, all in L2", batched, Strategy::Many, true),
     ];
-    for (what, settings, way, warm) in rows {
-        // With a database that takes no time, only the ways to L2 are left.
+    for (what, settings, strategy, warm) in rows {
+        // With a database that takes no time, only round trips to L2 remain.
         let near = Process::new(settings, Duration::ZERO, warm)
             .await?
-            .page(way)
+            .page(strategy)
             .await?;
         let trips = near.took.as_millis() / TO_L2.as_millis();
         let cost = Process::new(settings, TO_DATABASE, warm)
             .await?
-            .page(way)
+            .page(strategy)
             .await?;
         println!(
             "| {what} | {} | {} | {trips} | {} ms |",

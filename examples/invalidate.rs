@@ -1,12 +1,12 @@
-//! Two processes, one database: who sees a write, and when.
+//! Two processes and one database: which process sees a write, and when.
 //!
-//! The processes are two caches on one embedded tier, which behave as two services on one Redis
-//! do. Four stories, each decided by gates and not by luck:
+//! The processes are two caches on one embedded tier, which behave as two services on one Redis do.
+//! There are four scenes, in which gates force the order of events:
 //!
-//! 1. one process changes a row and invalidates, the other one sees it;
-//! 2. a load that began before an invalidation is not stored, however late it ends;
-//! 3. why `invalidate` comes **after** the commit, never before;
-//! 4. a write that changes many rows: a tag, and everything.
+//! 1. One process changes a row and invalidates it, and the other one sees the change.
+//! 2. A load that began before an invalidation is not stored, however late it ends.
+//! 3. Why `invalidate` comes **after** the commit, never before.
+//! 4. A write that changes many rows: a tag, and everything.
 //!
 //! ```text
 //! cargo run --example invalidate
@@ -102,7 +102,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// One process: its own connection, its own cache, and the shared tier of all.
+/// One process: its own connection, its own cache, and the tier that all share.
 struct Node {
     name: &'static str,
     database: Database,
@@ -133,7 +133,7 @@ impl Node {
         })
     }
 
-    /// Looks the price up, prints it, and fails when it is not what the story says.
+    /// Looks the price up, prints it, and fails when it is not `cents`.
     async fn expect(&self, cents: u64) -> Result<(), Box<dyn Error>> {
         let entry = self
             .prices
@@ -154,7 +154,7 @@ impl Node {
         Ok(())
     }
 
-    /// The next load of this node stops between its query and its return.
+    /// Stops the next load of this node between its query and its return.
     fn close_gate(&self) -> Gate {
         let (has_read, reached) = oneshot::channel();
         let (open, may_return) = oneshot::channel();
@@ -197,7 +197,7 @@ impl Loader for Prices {
     }
 }
 
-/// The story's side of a gate, and the loader's.
+/// One gate: the side of the scene, and the side of the loader.
 struct Gate {
     reached: oneshot::Receiver<()>,
     open: oneshot::Sender<()>,
@@ -208,8 +208,8 @@ struct LoaderGate {
     may_return: oneshot::Receiver<()>,
 }
 
-/// A connection. Its queries take microseconds here, so they run on the async threads; see the
-/// example `quickstart` for `spawn_blocking`.
+/// A connection. Its queries take microseconds here, so they run on the async threads. The example
+/// `quickstart` shows `spawn_blocking`.
 #[derive(Clone)]
 struct Database {
     connection: Arc<Mutex<Connection>>,
@@ -249,7 +249,7 @@ impl DatabaseFile {
         let file = Self {
             path: std::env::temp_dir().join(name),
         };
-        // WAL: readers see what is committed while a writer is at work, as in other databases.
+        // WAL: readers see what is committed while a writer works, as in other databases.
         Database::open(&file)?.execute(
             "PRAGMA journal_mode = WAL;
              CREATE TABLE prices (id INTEGER PRIMARY KEY, cents INTEGER NOT NULL);

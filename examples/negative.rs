@@ -1,5 +1,5 @@
-//! Absence is a value: "there is no such row" is cached, and a flood of look-ups for rows that do
-//! not exist evicts nothing that is useful.
+//! Absence is a value: "there is no such row" is cached, and a flood of look-ups for absent rows
+//! evicts no useful entry.
 //!
 //! ```text
 //! cargo run --release --example negative
@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension};
 use tidegate::{BoxError, Cache, CacheFor, InProcess, Loaded, Loader, Stats};
 use tokio::task::JoinSet;
 
-/// Users that exist: 1 to this.
+/// Users 1 to this number exist.
 const USERS: u64 = 1_000;
 /// Look-ups of the flood.
 const FLOOD: u64 = 20_000;
@@ -67,7 +67,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     heading();
     let mut phase = Phase::begin(&users);
 
-    // One row that does not exist, asked for again and again: one query.
+    // One absent row, looked up again and again: one query.
     for _ in 0..1_000 {
         assert!(users.get(&(USERS + 1)).await?.is_none());
     }
@@ -82,12 +82,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     phase.end("1000 users, once each");
     let records_before = shared.len() as u64;
 
-    // Somebody tries random numbers. Each of these is a query, for nobody can know the answer
-    // before; what matters is what they leave behind.
-    let mut crowd = JoinSet::new();
+    // Random absent numbers. Each of them is a query, because the answer is not known before. The
+    // example is about the memory that they leave behind.
+    let mut flood_tasks = JoinSet::new();
     for _ in 0..20 {
         let users = users.clone();
-        crowd.spawn(async move {
+        flood_tasks.spawn(async move {
             for _ in 0..FLOOD / 20 {
                 let id = rand::random_range(USERS + 2..1 << 50);
                 assert!(users.get(&id).await?.is_none());
@@ -95,13 +95,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
             Ok::<_, tidegate::Error>(())
         });
     }
-    while let Some(done) = crowd.join_next().await {
+    while let Some(done) = flood_tasks.join_next().await {
         done??;
     }
     phase.end("20000 random absent users");
     let records_left = shared.len() as u64 - records_before;
 
-    // The useful entries are where they were.
+    // The useful entries are still in L1.
     for id in 1..=USERS {
         assert!(users.get(&id).await?.is_some());
     }
@@ -118,7 +118,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Prints what happened to the cache from one moment to another.
+/// Prints how the statistics changed during a phase.
 struct Phase<'a> {
     users: &'a CacheFor<Users>,
     before: Stats,

@@ -14,7 +14,7 @@ use tidegate::{BoxError, Cache, CacheFor, Loaded, Loader};
 
 type Database = Arc<Mutex<Connection>>;
 
-/// How a user is read from the source of truth. This is all that a service has to write.
+/// Reads a user from the source of truth. This is all that a service has to write.
 struct Users {
     database: Database,
 }
@@ -34,7 +34,7 @@ impl Loader for Users {
                 })
                 .optional()
         };
-        // SQLite blocks, so it runs beside the async threads.
+        // SQLite blocks, so the query runs outside the async threads.
         let name: Option<String> = tokio::task::spawn_blocking(query)
             .await
             .map_err(BoxError::new)?
@@ -65,7 +65,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let second = show(&users, 42, "the second one is answered by L1").await?;
     assert_eq!(first, second);
 
-    // A write goes to the database first. When it is committed, the key is invalidated.
+    // A write goes to the database first. After the commit the key is invalidated.
     database
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -83,7 +83,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Looks a user up and prints what came back.
+/// Looks a user up and prints the answer.
 async fn show(
     users: &CacheFor<Users>,
     id: u64,

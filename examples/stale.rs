@@ -1,11 +1,11 @@
-//! What callers get past the TTL: from a source that is slow, and then fails.
+//! Answers past the TTL, from a source that is slow and then fails.
 //!
 //! ```text
 //! cargo run --release --example stale
 //! ```
 //!
-//! Two caches on one embedded tier stand for two processes. The source is a table with a version;
-//! its TTL here is half a second, so that it is all over soon. `guide::staleness` has the rules.
+//! Two caches on one embedded tier stand for two processes. The source is a table with a version.
+//! Its TTL is half a second here, so that the example ends soon. `guide::staleness` has the rules.
 
 use std::error::Error;
 use std::fmt;
@@ -36,7 +36,7 @@ impl fmt::Display for Down {
 
 impl Error for Down {}
 
-/// A source whose trouble can be arranged.
+/// A source that can be slow or down.
 #[derive(Default)]
 struct Source {
     page: Mutex<Option<Page>>,
@@ -48,7 +48,7 @@ struct Source {
 }
 
 impl Source {
-    /// Writes the page, as a transaction that increases its version does.
+    /// Writes the page, as a transaction that increases its version would.
     fn write(&self, text: &str) -> Page {
         let mut page = self.page.lock().unwrap_or_else(PoisonError::into_inner);
         let version = page.as_ref().map_or(1, |page| page.version + 1);
@@ -80,7 +80,7 @@ impl Loader for Pages {
         Ok(Loaded::from(page).version(version))
     }
 
-    /// Where an entry is refreshed: first ask whether there is anything new.
+    /// The refresh of an entry: first asks whether the page has changed.
     async fn reload(&self, name: &String, previous: &Entry<Page>) -> Result<Loaded<Page>, Down> {
         self.0.versions.fetch_add(1, SeqCst);
         let version = self.0.read().await?.map(|page| page.version);
@@ -107,7 +107,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             .l2(tier.clone())
             .build()
     };
-    // Off at first: with it, what comes next would not be seen.
+    // Refresh-ahead is off at first, because it would hide the next steps.
     let (a, b) = (node(0.0)?, node(0.0)?);
 
     println!("The source takes 20 ms. Two processes, a TTL of {TTL:?}.\n");
@@ -153,26 +153,44 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let strict = a.get_with("home", Read::fresh()).await;
     println!("  {:<26} {}", "with Read::fresh", outcome(strict.map(drop)));
 
+    writes(&source, &a, &b).await?;
+    let hot = node(2.0)?;
+    refresh_ahead(&source, &hot).await?;
+    for cache in [a, b, hot] {
+        cache.close().await;
+    }
+    Ok(())
+}
+
+/// The source is back, and two writes go through the cache.
+async fn writes(
+    source: &Arc<Source>,
+    a: &CacheFor<Pages>,
+    b: &CacheFor<Pages>,
+) -> Result<(), Box<dyn Error>> {
     println!("\nIt is back, and is written to:");
     source.down.store(false, SeqCst);
-    let writer = Arc::clone(&source);
+    let writer = Arc::clone(source);
     a.write("home".to_owned(), async move {
         let page = writer.write("third edition"); // UPDATE … RETURNING …; COMMIT
         let version = page.version;
         Ok::<_, Down>(Loaded::found(page).version(version))
     })
     .await?;
-    show("after write", &a).await;
-    show("in the other process", &b).await;
-    let writer = Arc::clone(&source);
+    show("after write", a).await;
+    show("in the other process", b).await;
+    let writer = Arc::clone(source);
     a.invalidate_after("home".to_owned(), async move {
         Ok::<_, Down>(writer.write("fourth edition").version)
     })
     .await?;
-    show("after invalidate_after", &b).await;
+    show("after invalidate_after", b).await;
+    Ok(())
+}
 
+/// A hot key that is refreshed before its TTL ends.
+async fn refresh_ahead(source: &Source, hot: &CacheFor<Pages>) -> Result<(), Box<dyn Error>> {
     println!("\nRefresh-ahead, β = 2: a caller every 5 ms for 3 s, the source takes 20 ms.");
-    let hot = node(2.0)?;
     let begun = Instant::now();
     let (mut asked, mut slow) = (0, 0);
     let loads = source.versions.load(SeqCst);
@@ -193,13 +211,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
         "  {slow} look-ups took as long as a load, {} were answered past the TTL",
         stats.stale_hits
     );
-    for cache in [a, b, hot] {
-        cache.close().await;
-    }
     Ok(())
 }
 
-/// One look-up: what it was answered, and how long it took.
+/// One look-up: prints its answer and its time.
 async fn show(what: &str, cache: &CacheFor<Pages>) -> Option<Freshness> {
     let begun = Instant::now();
     let got = cache.get_entry("home").await;
@@ -207,9 +222,9 @@ async fn show(what: &str, cache: &CacheFor<Pages>) -> Option<Freshness> {
     match got {
         Ok(Some(entry)) => {
             let (text, freshness) = (&entry.value().text, entry.freshness());
-            let (freshness_told, source) =
+            let (freshness_text, source) =
                 (format!("{freshness:?}"), format!("{:?}", entry.source()));
-            println!("  {what:<26} {text:<16} {freshness_told:<14} {source:<9} {took:>6.1} ms");
+            println!("  {what:<26} {text:<16} {freshness_text:<14} {source:<9} {took:>6.1} ms");
             Some(freshness)
         }
         other => {

@@ -1,5 +1,5 @@
-//! A service and its tests: what its handler answers while the cache, the database or both are in
-//! trouble. Needs no server, and no time: tokio's clock is paused.
+//! A service and its tests: what its handler answers while the cache, the database or both fail.
+//! The example needs no server, and its waits take no time, because tokio's clock is paused.
 //!
 //! ```text
 //! cargo run --example testing --features testing
@@ -53,7 +53,8 @@ impl<L: Loader<Key = u64, Value = u64>> Shop<L> {
         }
     }
 
-    /// PUT /prices/:item. The write is in the database; whether the old price may still be seen is said.
+    /// PUT /prices/:item. The write is in the database. The status tells whether the old price may
+    /// still be answered.
     async fn changed(&self, item: u64) -> u16 {
         match self.prices.invalidate(&item).await {
             Ok(()) => 204,
@@ -64,17 +65,17 @@ impl<L: Loader<Key = u64, Value = u64>> Shop<L> {
 
 // Its tests.
 
-struct Scene {
+struct Fixture {
     shop: Arc<Shop<Scripted<Prices>>>,
     source: Scripted<Prices>,
     faults: Faults,
 }
 
-fn scene() -> Result<Scene, Box<dyn Error>> {
+fn fixture() -> Result<Fixture, Box<dyn Error>> {
     let (tier, faults) = InProcess::with_faults();
     let source = Scripted::new(Prices);
     let shop = Arc::new(Shop::new(tier, source.clone())?);
-    Ok(Scene {
+    Ok(Fixture {
         shop,
         source,
         faults,
@@ -82,7 +83,7 @@ fn scene() -> Result<Scene, Box<dyn Error>> {
 }
 
 async fn the_handler_answers_although_the_cache_hangs() -> Result<(), Box<dyn Error>> {
-    let Scene { shop, faults, .. } = scene()?;
+    let Fixture { shop, faults, .. } = fixture()?;
     faults.go_silent();
     let asked = Instant::now();
     assert_eq!(shop.price(7).await, (200, "700".to_owned()));
@@ -91,11 +92,11 @@ async fn the_handler_answers_although_the_cache_hangs() -> Result<(), Box<dyn Er
 }
 
 async fn a_hundred_requests_for_one_item_are_one_query() -> Result<(), Box<dyn Error>> {
-    let Scene {
+    let Fixture {
         shop,
         source,
         faults,
-    } = scene()?;
+    } = fixture()?;
     faults.set(Operations::Reads, Fault::Delay(Duration::from_millis(30)));
     let held = source.hold();
     let requests: Vec<_> = (0..100)
@@ -114,11 +115,11 @@ async fn a_hundred_requests_for_one_item_are_one_query() -> Result<(), Box<dyn E
 }
 
 async fn the_old_price_stands_in_when_both_are_down() -> Result<(), Box<dyn Error>> {
-    let Scene {
+    let Fixture {
         shop,
         source,
         faults,
-    } = scene()?;
+    } = fixture()?;
     assert_eq!(shop.price(7).await.0, 200);
     faults.go_down();
     source.fail(|| BoxError::new("connection refused"));
@@ -129,11 +130,11 @@ async fn the_old_price_stands_in_when_both_are_down() -> Result<(), Box<dyn Erro
 }
 
 async fn a_change_whose_answer_is_lost_is_made_up_for() -> Result<(), Box<dyn Error>> {
-    let Scene {
+    let Fixture {
         shop,
         source,
         faults,
-    } = scene()?;
+    } = fixture()?;
     shop.price(7).await;
     faults.next(1, Operations::Changes, Fault::LoseReply);
     assert_eq!(shop.changed(7).await, 202);

@@ -1,8 +1,8 @@
 //! Writes that Redis accepts now and the database gets later.
 //!
-//! A shop counts its stock in a SQLite table. Every sale is a write; the database is slow, fails for a
-//! while, and refuses one of the writes for ever. What is printed: how long a write takes for who
-//! writes it, how far the database is behind, and what becomes of the write that it refuses.
+//! A shop counts its stock in a SQLite table, and every sale is a write. The database is slow,
+//! fails for a while, and refuses one of the writes for good. The example prints how long a write
+//! takes for its caller, how far the database is behind, and what becomes of the refused write.
 //!
 //! ```text
 //! cargo run --example write_behind                              # starts a redis-server of its own
@@ -21,7 +21,7 @@ use rusqlite::Connection;
 use tidegate::write_behind::{Batch, Sink, WriteBehind, WriteId};
 use tidegate::{BoxError, Redis};
 
-/// The way to the database: all that a service has to write.
+/// The sink that writes to the database. This is all that a service has to write.
 #[derive(Clone)]
 struct Stock {
     database: Arc<Mutex<Connection>>,
@@ -34,7 +34,7 @@ enum StockError {
     Away,
     #[error("the database failed")]
     Database(#[from] rusqlite::Error),
-    /// More attempts would not help.
+    /// An error that more attempts would not change.
     #[error("stock is never negative")]
     Negative(WriteId),
 }
@@ -45,7 +45,7 @@ impl Sink for Stock {
     type Error = StockError;
 
     async fn apply(&self, batch: &Batch<u64, i64>) -> Result<(), StockError> {
-        // A slow database. One transaction a batch makes up for it.
+        // A slow database, for which one transaction per batch makes up.
         tokio::time::sleep(Duration::from_millis(20)).await;
         if self.away.load(Ordering::SeqCst) {
             return Err(StockError::Away);
@@ -56,8 +56,8 @@ impl Sink for Stock {
             if write.value().is_some_and(|amount| *amount < 0) {
                 return Err(StockError::Negative(write.id()));
             }
-            // A batch can come again, so a write that is there already, or an older one, changes
-            // nothing. A deletion keeps its version, too.
+            // A batch can come again, so a write that is stored already, or an older one, changes
+            // nothing. A deletion keeps its version as well.
             transaction.execute(
                 "INSERT INTO stock (id, amount, version) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO UPDATE
                  SET amount = excluded.amount, version = excluded.version WHERE version < excluded.version",
@@ -100,7 +100,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         database: Arc::new(Mutex::new(database)),
         away: Arc::default(),
     };
-    // A name of its own, so that a run finds nothing of the one before.
+    // A name of its own, so that a run finds nothing of an earlier one.
     let name = format!("example-{}", std::process::id());
     let writes = WriteBehind::builder(&name, redis, stock.clone())
         .backoff(Duration::from_millis(50), Duration::from_millis(400))
@@ -157,7 +157,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Waits until the database has everything.
+/// Waits until the database has all writes.
 async fn drained(writes: &WriteBehind<u64, i64>) -> Result<(), BoxError> {
     while writes.lag().await.map_err(BoxError::new)?.unapplied > 0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -174,7 +174,7 @@ async fn connect(url: &str) -> Result<Redis, BoxError> {
             .await
         {
             Ok(redis) => return Ok(redis),
-            // It has only just been started.
+            // The server has only just been started.
             Err(error) if begun.elapsed() > Duration::from_secs(5) => {
                 return Err(BoxError::new(error));
             }
@@ -183,7 +183,8 @@ async fn connect(url: &str) -> Result<Redis, BoxError> {
     }
 }
 
-/// A server on a free loopback port, with the file without which a crash loses accepted writes.
+/// A server on a free loopback port, with the append-only file without which a crash loses accepted
+/// writes.
 struct OwnServer {
     process: Child,
     port: u16,

@@ -1,4 +1,5 @@
-//! P10: what an L1 hit costs, counted, and what a long key costs. A binary of its own, for its allocator counts.
+//! What an L1 hit costs and what a long key costs, in counted allocations. This is a binary of its
+//! own because its allocator counts.
 
 use std::future::Future;
 use std::pin::pin;
@@ -28,7 +29,7 @@ fn hit(cache: &Users, key: &str) -> bool {
 }
 
 #[test]
-fn an_l1_hit_allocates_nothing_and_asks_nobody() {
+fn an_l1_hit_allocates_nothing_and_sends_no_command() {
     let tier = InProcess::new();
     let cache = cache(&tier);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -40,8 +41,8 @@ fn an_l1_hit_allocates_nothing_and_asks_nobody() {
         cache.get("nobody").await.expect("loads");
     });
     let commands = tier.commands();
-    // moka's own housekeeping (every 64th read, or now and then by time) allocates; what is
-    // asserted is what every hit does. So: the fewest of many runs of one hit.
+    // moka's own housekeeping allocates now and then (every 64th read, or by time). The assertion
+    // is about every hit, so it takes the minimum over many runs of one hit.
     for (key, found) in [("ada", true), ("nobody", false)] {
         let counts: Vec<u64> = (0..1_000)
             .map(|_| {
@@ -67,8 +68,8 @@ fn a_key_of_ten_megabytes_costs_its_copies_and_no_more() {
         .enable_all()
         .build()
         .expect("a runtime");
-    // Each byte of it is escaped to three.
-    let (key, twin) = (":".repeat(10_000_000), ":".repeat(9_999_999) + ";");
+    // Each byte of the key is escaped to three.
+    let (key, similar_key) = (":".repeat(10_000_000), ":".repeat(9_999_999) + ";");
     let load = allocation_counter::measure(|| {
         runtime.block_on(async {
             cache.get(&key).await.expect("loads").expect("a value");
@@ -79,11 +80,11 @@ fn a_key_of_ten_megabytes_costs_its_copies_and_no_more() {
     assert!(stays < 11 * MB as i64, "{stays} bytes stay");
     let hit = allocation_counter::measure(|| assert!(hit(&cache, &key)));
     assert!(hit.bytes_max < MB, "{} bytes at once", hit.bytes_max);
-    // Whoever else asks for the key finds the same record, and its neighbour another.
+    // Another caller of the key finds the same record, and the similar key has another one.
     runtime.block_on(async {
         let entry = other.get_entry(&key).await.expect("a look-up");
         assert_eq!(entry.expect("an entry").source(), Source::L2);
-        let entry = other.get_entry(&twin).await.expect("a look-up");
+        let entry = other.get_entry(&similar_key).await.expect("a look-up");
         assert_eq!(entry.expect("an entry").source(), Source::Loader);
         other.invalidate(&key).await.expect("an invalidation");
         assert!(other.peek(&key).is_none() && cache.peek(&key).is_none());

@@ -1,28 +1,30 @@
-//! What an entry, a load under way and a caller who waits cost in memory, counted. A binary of its own, for
-//! its allocator counts. `cargo bench --bench memory` prints the figures.
+//! The memory of an entry, of a running load and of a waiting caller, counted. This is a binary of
+//! its own because its allocator counts. `cargo bench --bench memory` prints the figures.
 //!
-//! The bounds have room for what differs from run to run (an entry: a byte) and between builds (a load and a
-//! caller: futures are larger with more features, by a tenth at most), and for no new field of some size.
+//! The bounds leave room for variation between runs (a byte for an entry) and between builds (a
+//! tenth at most for a load and a caller, whose futures grow with more features), but not for a new
+//! field of some size.
 
 #[path = "../benches/memory/count.rs"]
 mod count;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use count::{entry, flood, rounds, under_way};
+use count::{entry, flood, in_flight, rounds};
 
-/// One at a time: what moka has replaced is freed later, by whichever thread comes along.
+/// One test at a time: moka frees replaced entries later, on any thread that uses it.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Bytes of an entry more than those of moka for the same key and value: its times, its fence, its tags.
+/// Bytes of an entry beyond those of moka for the same key and value: its times, its fence, its
+/// tags.
 const ENTRY: f64 = 208.0;
-/// A load under way, its lease on the embedded tier and its record there, without its callers.
+/// A running load, its lease on the embedded tier and its record there, without its callers.
 const LOAD: f64 = 11_500.0;
-/// A caller who waits for the load of another, in a task of his own.
+/// A caller that waits for the load of another one, in a task of its own.
 const WAITER: f64 = 600.0;
 
 #[test]
@@ -39,10 +41,10 @@ fn an_entry_of_l1_is_no_larger_than_stated() {
 }
 
 #[test]
-fn a_load_and_whoever_waits_for_it_are_no_larger_than_stated() {
+fn a_load_and_its_waiters_are_no_larger_than_stated() {
     let _alone = alone();
     for tier in [false, true] {
-        let of = under_way(1_000, tier).expect("loads under way");
+        let of = in_flight(1_000, tier).expect("loads under way");
         println!("{of:?}");
         assert!(of.flight < LOAD, "a load: {of:?}");
         assert!(of.waiter < WAITER, "a waiter: {of:?}");
@@ -58,7 +60,7 @@ fn a_flood_of_absent_keys_neither_grows_nor_evicts() {
     println!("{of:?}");
     assert_eq!(of.values, BUDGET, "no value is evicted: {of:?}");
     assert!(of.absences <= 2 * BUDGET, "{of:?}");
-    // moka's logs are longer or shorter at the moment.
+    // The length of moka's logs varies.
     assert!(of.flooded < of.full + of.full / 10, "{of:?}");
 }
 

@@ -1,14 +1,14 @@
-//! A short soak: `cargo bench --bench soak` is the long one.
+//! A short soak. `cargo bench --bench soak` is the long one.
 
 use std::time::Duration;
 
 #[path = "../benches/soak/faults.rs"]
 mod faults;
-#[expect(dead_code, reason = "the tests use more of it")]
-#[path = "../benches/ground/mod.rs"]
-mod ground;
 #[path = "../benches/soak/oracle.rs"]
 mod oracle;
+#[expect(dead_code, reason = "the tests use more of it")]
+#[path = "../benches/redis_proxy/mod.rs"]
+mod redis_proxy;
 #[path = "../benches/soak/run.rs"]
 mod run;
 

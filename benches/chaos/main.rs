@@ -1,15 +1,15 @@
-//! Every kind of trouble that a Redis can be in, and what callers see of it.
+//! Every kind of trouble of a Redis, and what callers see of it.
 //!
 //! ```text
 //! cargo bench --bench chaos                     # 10 seconds of each, about four minutes
 //! cargo bench --bench chaos -- --quick          # 1 second of each
-//! cargo bench --bench chaos -- Killed Slow      # these alone
+//! cargo bench --bench chaos -- Killed Slow      # only these
 //! ```
 //!
-//! 500 requests a second against a loader that sleeps 2 milliseconds, every second one for a key that nobody
-//! has asked for, the others for 200 hot keys. Real servers and signals, and a wire that breaks. All
-//! settings are the defaults: a timeout of 100 milliseconds. Fails where a `get` fails, or where a load is
-//! not coalesced.
+//! 500 requests a second against a loader that sleeps 2 milliseconds. Every second request is for a
+//! key that was never looked up, the others are for 200 hot keys. Servers and signals are real, and
+//! a proxy disturbs the connections. All settings are the defaults: a timeout of 100 milliseconds.
+//! The bench fails when a `get` fails, or when loads are not coalesced.
 
 use std::collections::HashMap;
 use std::process::ExitCode;
@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 use tidegate::{BoxError, Cache, Channel, Loaded, Redis, Source, loader_fn};
 use tokio::task::JoinSet;
 
-use self::trouble::{Scene, Trouble};
+use self::trouble::{Fixture, Trouble};
 
 #[expect(dead_code, reason = "the tests use more of it")]
-#[path = "../ground/mod.rs"]
-mod ground;
+#[path = "../redis_proxy/mod.rs"]
+mod redis_proxy;
 mod trouble;
 
 const LOAD: Duration = Duration::from_millis(2);
@@ -36,14 +36,14 @@ type Loads = Arc<Mutex<HashMap<u64, u32>>>;
 struct Answer {
     cold: bool,
     failed: bool,
-    /// After the trouble began.
+    /// The time from the beginning of the trouble to the request.
     asked: Duration,
     ms: f64,
 }
 
 async fn run(trouble: Trouble, lasts: Duration) -> Result<bool, BoxError> {
-    let mut scene = Scene::new().await;
-    let url = format!("redis://127.0.0.1:{}", scene.proxy.port());
+    let mut fixture = Fixture::new().await;
+    let url = format!("redis://127.0.0.1:{}", fixture.proxy.port());
     let redis = Redis::connect(&url).await.map_err(BoxError::new)?;
     let loads = Loads::default();
     let counted = Arc::clone(&loads);
@@ -63,12 +63,12 @@ async fn run(trouble: Trouble, lasts: Duration) -> Result<bool, BoxError> {
         cache.get(&key).await.map_err(BoxError::new)?;
     }
     let bare = bare_load().await;
-    scene.begin(trouble, lasts).await?;
+    fixture.begin(trouble, lasts).await?;
     loads.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    let answers = ask(&cache, &scene, trouble, lasts).await?;
+    let answers = ask(&cache, &fixture, trouble, lasts).await?;
     let (cold, hot) = loads_per_key(&loads);
     let before = cache.stats();
-    scene.end(trouble).await;
+    fixture.end(trouble).await;
     let recovered = recovers(&cache).await?;
     let failed = answers.iter().filter(|answer| answer.failed).count();
     let second = Duration::from_secs(1).min(lasts / 2);
@@ -85,7 +85,7 @@ async fn run(trouble: Trouble, lasts: Duration) -> Result<bool, BoxError> {
     let later = of(&|answer| answer.cold && answer.asked >= second);
     let hits = of(&|answer| !answer.cold);
     println!(
-        "| {} | {failed} | {bare:.1} | {:.1}, {:.1} | {:.1}, {:.1} | {:+.1} | {:.2}, {:.1} | {cold:.2}, {hot:.2} | {} | {recovered:.0} |",
+        "| {} | {failed} | {bare:.1} | {:.1} | {:.1} | {:.1} | {:.1} | {:+.1} | {:.2} | {:.1} | {cold:.2} | {hot:.2} | {} | {recovered:.0} |",
         trouble.name(),
         at(&first, 0.5),
         at(&first, 0.99),
@@ -100,7 +100,7 @@ async fn run(trouble: Trouble, lasts: Duration) -> Result<bool, BoxError> {
     Ok(failed == 0 && cold <= 1.0)
 }
 
-/// What a load takes as it is measured here: tokio's timer is coarse.
+/// The duration of a bare load, which tokio's coarse timer makes longer.
 async fn bare_load() -> f64 {
     let mut took = Vec::new();
     for _ in 0..50 {
@@ -114,7 +114,7 @@ async fn bare_load() -> f64 {
 
 async fn ask(
     cache: &Cache<u64, u64, BoxError>,
-    scene: &Scene,
+    fixture: &Fixture,
     trouble: Trouble,
     lasts: Duration,
 ) -> Result<Vec<Answer>, BoxError> {
@@ -127,7 +127,7 @@ async fn ask(
             break;
         }
         if request % 25 == 0 {
-            scene.meanwhile(trouble);
+            fixture.meanwhile(trouble);
         }
         let (cache, cold) = (cache.clone(), request % 2 == 0);
         let key = if cold { 1_000 + request } else { request % HOT };
@@ -149,7 +149,7 @@ async fn ask(
     Ok(answers)
 }
 
-/// Most loads of a key that was asked for once, and the mean of those that were asked for often.
+/// The most loads of any key that was asked for once, and the mean over the hot keys.
 fn loads_per_key(loads: &Loads) -> (f64, f64) {
     let loads = loads.lock().unwrap_or_else(PoisonError::into_inner);
     let cold = loads.iter().filter(|(key, _)| **key >= HOT);
@@ -158,7 +158,7 @@ fn loads_per_key(loads: &Loads) -> (f64, f64) {
     (f64::from(most), f64::from(hot) / 200.0)
 }
 
-/// Milliseconds until loads fill L2 again, and the next look-up is answered by an L1 that is proven.
+/// The milliseconds until loads fill L2 again and the next look-up is answered by a proven L1.
 async fn recovers(cache: &Cache<u64, u64, BoxError>) -> Result<f64, BoxError> {
     let (ended, before) = (Instant::now(), cache.stats());
     for key in 1_000_000_u64.. {
@@ -195,11 +195,14 @@ async fn all(args: &[String]) -> Result<bool, BoxError> {
         let mut names = names.peekable();
         names.peek().is_none() || names.any(|name| *name == format!("{trouble:?}"))
     };
-    println!("{lasts:?} of each, 500 requests a second. Times in ms: p50, p99.\n");
+    println!("{lasts:?} of each, 500 requests a second.\n");
     println!(
-        "| trouble | errors | a load alone, p50 | misses at first | misses later | their p99 beyond a load | hot keys | loads per cold key (most), hot key | commands that failed | used again after |"
+        "| trouble | errors | bare load, p50, ms | first misses, p50, ms | first misses, p99, ms \
+         | later misses, p50, ms | later misses, p99, ms | later p99 minus bare load, ms \
+         | hot keys, p50, ms | hot keys, p99, ms | most loads of a cold key \
+         | loads per hot key | failed commands | recovered after, ms |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     let mut good = true;
     for trouble in Trouble::ALL.iter().filter(|trouble| chosen(trouble)) {
         good &= run(*trouble, lasts).await?;

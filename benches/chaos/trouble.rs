@@ -1,4 +1,4 @@
-//! A server behind a wire, and everything that can be done to them.
+//! A server behind a proxy, and the kinds of trouble that are made.
 
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use tidegate::BoxError;
 use tokio::task::JoinHandle;
 
-use crate::ground::proxy::{Proxy, Wire};
-use crate::ground::server::{Reply, Server};
+use crate::redis_proxy::proxy::{Proxy, ProxyMode};
+use crate::redis_proxy::server::{Reply, Server};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
@@ -69,22 +69,22 @@ impl Trouble {
     }
 }
 
-pub(crate) struct Scene {
+pub(crate) struct Fixture {
     server: Server,
     pub(crate) proxy: Proxy,
-    /// What goes on while the trouble lasts.
-    going_on: Option<JoinHandle<()>>,
+    /// A task that keeps the trouble up.
+    repeating: Option<JoinHandle<()>>,
     loading: Option<Child>,
 }
 
-impl Scene {
+impl Fixture {
     pub(crate) async fn new() -> Self {
         let server = Server::start();
         let proxy = Proxy::to(server.port()).await;
         Self {
             server,
             proxy,
-            going_on: None,
+            repeating: None,
             loading: None,
         }
     }
@@ -96,10 +96,14 @@ impl Scene {
     ) -> Result<(), BoxError> {
         match trouble {
             Trouble::None => {}
-            Trouble::Refused => self.proxy.set(Wire::Refuse).await,
-            Trouble::BlackHole => self.proxy.set(Wire::Swallow).await,
-            Trouble::Slow => self.proxy.set(Wire::Slow(Duration::from_millis(500))).await,
-            Trouble::ChannelCut => self.proxy.set(Wire::DeadSubscriptions).await,
+            Trouble::Refused => self.proxy.set(ProxyMode::Refuse).await,
+            Trouble::BlackHole => self.proxy.set(ProxyMode::BlackHole).await,
+            Trouble::Slow => {
+                self.proxy
+                    .set(ProxyMode::Slow(Duration::from_millis(500)))
+                    .await
+            }
+            Trouble::ChannelCut => self.proxy.set(ProxyMode::DeadSubscriptions).await,
             Trouble::Reset => {}
             Trouble::ClientPause => self.ask(&format!("CLIENT PAUSE {}", lasts.as_millis())),
             Trouble::Stopped => self.server.stop(),
@@ -110,7 +114,7 @@ impl Scene {
             Trouble::Misconf => self.fail_to_save()?,
             Trouble::ScriptFlush => {
                 let mut raw = self.server.raw();
-                self.going_on = Some(tokio::spawn(async move {
+                self.repeating = Some(tokio::spawn(async move {
                     loop {
                         raw.ask("SCRIPT FLUSH");
                         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -125,7 +129,7 @@ impl Scene {
         Ok(())
     }
 
-    /// What has to be done again and again while it lasts.
+    /// What is repeated while the trouble lasts.
     pub(crate) fn meanwhile(&self, trouble: Trouble) {
         if trouble == Trouble::Reset {
             self.proxy.cut();
@@ -133,12 +137,12 @@ impl Scene {
     }
 
     pub(crate) async fn end(&mut self, trouble: Trouble) {
-        if let Some(task) = self.going_on.take() {
+        if let Some(task) = self.repeating.take() {
             task.abort();
         }
         match trouble {
             Trouble::Refused | Trouble::BlackHole | Trouble::Slow | Trouble::ChannelCut => {
-                self.proxy.set(Wire::Pass).await;
+                self.proxy.set(ProxyMode::Pass).await;
             }
             Trouble::Stopped => self.server.resume(),
             Trouble::Killed => self.server.restart(),
@@ -154,7 +158,7 @@ impl Scene {
                 raw.ask("AUTH another");
                 raw.send(&[b"CONFIG", b"SET", b"requirepass", b""]);
             }
-            // Nobody could end a pause: it ends by itself.
+            // A pause cannot be ended early and ends by itself.
             Trouble::None | Trouble::Reset | Trouble::ScriptFlush | Trouble::ClientPause => {}
         }
     }
@@ -163,7 +167,7 @@ impl Scene {
         self.server.raw().ask(words);
     }
 
-    /// It listens, and reads a file for as long as the trouble lasts.
+    /// The server listens and reads a file for as long as the trouble lasts.
     fn load_slowly(&mut self) -> Result<(), BoxError> {
         let fill = "for i = 1, 50000 do redis.call('SET', 'filling:' .. i, i, 'EX', 600) end";
         self.server.raw().send(&[b"EVAL", fill.as_bytes(), b"0"]);
@@ -187,9 +191,9 @@ impl Scene {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        let said = self.server.raw().try_ask("GET filling:1");
-        if !matches!(&said, Reply::Error(error) if error.starts_with("LOADING")) {
-            return Err(format!("the server does not load: {said:?}").into());
+        let reply = self.server.raw().try_ask("GET filling:1");
+        if !matches!(&reply, Reply::Error(error) if error.starts_with("LOADING")) {
+            return Err(format!("the server does not load: {reply:?}").into());
         }
         Ok(())
     }
@@ -202,7 +206,7 @@ impl Scene {
         let _ = std::fs::remove_file(self.server.dir().join("dump.rdb"));
     }
 
-    /// A server that could not save its file refuses writes.
+    /// A server that cannot save its file refuses writes.
     fn fail_to_save(&self) -> Result<(), BoxError> {
         let mut raw = self.server.raw();
         std::fs::remove_dir_all(self.server.dir()).map_err(BoxError::new)?;
@@ -210,19 +214,19 @@ impl Scene {
         raw.ask("BGSAVE");
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let said = raw.try_ask("SET chaos x EX 1");
-            if matches!(&said, Reply::Error(error) if error.starts_with("MISCONF")) {
+            let reply = raw.try_ask("SET chaos x EX 1");
+            if matches!(&reply, Reply::Error(error) if error.starts_with("MISCONF")) {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(format!("the server goes on writing: {said:?}").into());
+                return Err(format!("the server goes on writing: {reply:?}").into());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
-impl Drop for Scene {
+impl Drop for Fixture {
     fn drop(&mut self) {
         self.stop_loading();
     }

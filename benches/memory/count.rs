@@ -1,7 +1,7 @@
-//! Live bytes of what a cache keeps: what was allocated and not freed meanwhile.
+//! Live bytes of a cache: allocated and not freed.
 //!
-//! The allocator counts by thread, so everything runs on one: a runtime of the current thread, a cache
-//! without a tier or on the embedded one. Nothing here depends on time.
+//! The allocator counts per thread, so everything runs on one thread: a current-thread runtime, and
+//! a cache without a tier or on the embedded one. No result depends on time.
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::yield_now;
 
-/// Bytes of a value, none of them elsewhere.
+/// Bytes of a value, all of them inline.
 pub(crate) const VALUE: usize = 64;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,10 +26,10 @@ impl Value {
     }
 }
 
-/// What a cache is asked for: the number says what the loader has.
+/// A key type of the measurements, made from a number.
 pub(crate) trait Key: CacheKey + Clone + Hash + Eq + 'static {
     fn new(id: u64) -> Self;
-    /// What is on the heap for it.
+    /// Bytes of the key on the heap.
     fn heap(&self) -> usize;
 }
 
@@ -44,7 +44,7 @@ impl Key for u64 {
 }
 
 impl Key for String {
-    /// Always of 24 bytes.
+    /// A string of 24 bytes.
     fn new(id: u64) -> Self {
         let mut key = format!("user:{id:019}");
         key.shrink_to_fit();
@@ -56,7 +56,7 @@ impl Key for String {
     }
 }
 
-/// Has values, or none, once its gate is open.
+/// A loader that answers, with values or with absences, once its gate is open.
 #[derive(Debug)]
 pub(crate) struct Gated<K> {
     found: bool,
@@ -119,8 +119,8 @@ pub(crate) fn runtime() -> Result<Runtime, BoxError> {
         .map_err(BoxError::new)
 }
 
-/// The bytes that live longer than this.
-pub(crate) fn kept<T>(what: impl FnOnce() -> T) -> (i64, T) {
+/// The bytes that outlast the call.
+pub(crate) fn live_bytes<T>(what: impl FnOnce() -> T) -> (i64, T) {
     let mut made = None;
     let counted = allocation_counter::measure(|| made = Some(what()));
     match made {
@@ -134,11 +134,11 @@ pub(crate) fn each(bytes: i64, of: u64) -> f64 {
     bytes as f64 / of as f64
 }
 
-/// Bytes for each entry beside its key and its value: of bare moka, and of L1. Each has room for as many
-/// as there are and no more. `found`: values, else absences.
+/// Bytes per entry beyond its key and value, of bare moka and of L1. Each has capacity for exactly
+/// these entries. `found`: values, else absences.
 pub(crate) fn entry<K: Key>(entries: u64, found: bool) -> Result<(f64, f64), BoxError> {
     let bare = moka::sync::Cache::<K, Option<Arc<Value>>>::new(entries);
-    let (limit, ()) = kept(|| {
+    let (limit, ()) = live_bytes(|| {
         for id in 0..entries {
             bare.insert(K::new(id), found.then(|| Arc::new(Value::new(id))));
         }
@@ -151,19 +151,19 @@ pub(crate) fn entry<K: Key>(entries: u64, found: bool) -> Result<(f64, f64), Box
         false => cache.negative_capacity(entries),
     };
     let cache = cache.build().map_err(BoxError::new)?;
-    // What it makes for its first entry and not for each.
+    // Allocations for the first entry do not count for each entry.
     runtime
         .block_on(cache.get(&K::new(entries)))
         .map_err(BoxError::new)?;
     runtime
         .block_on(cache.invalidate(&K::new(entries)))
         .map_err(BoxError::new)?;
-    let (ours, filled) = kept(|| {
+    let (ours, filled) = live_bytes(|| {
         runtime.block_on(async {
             for id in 0..entries {
                 cache.get(&K::new(id)).await.map_err(BoxError::new)?;
             }
-            // Looks at all of them, so that moka has worked through its logs.
+            // A read of all entries makes moka work through its logs.
             Ok::<_, BoxError>(answered(&cache, entries))
         })
     });
@@ -177,30 +177,30 @@ pub(crate) fn entry<K: Key>(entries: u64, found: bool) -> Result<(f64, f64), Box
     Ok((beside(limit), beside(ours)))
 }
 
-/// How many of these values L1 has.
+/// How many of these values L1 holds.
 pub(crate) fn answered<K: Key>(cache: &Cached<K>, entries: u64) -> u64 {
     let there = |id: &u64| cache.peek(&K::new(*id)).is_some();
     (0..entries).filter(there).count() as u64
 }
 
-/// Bytes that a flight under way and its callers hold.
+/// Bytes of a running flight and of its callers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct UnderWay {
-    /// A task of tokio that waits for a `Notify`.
+pub(crate) struct InFlight {
+    /// A bare task of tokio that waits for a `Notify`.
     pub(crate) task: f64,
-    /// One that waits in `get` for a load of another's.
+    /// A task that waits in `get` for the load of another caller.
     pub(crate) waiter: f64,
     /// A load without its callers.
     pub(crate) flight: f64,
 }
 
-/// For as many loads at once, and as many callers of one load. On a tier the lease is part of the flight,
-/// and with the embedded one its record, too.
-pub(crate) fn under_way(many: u64, tier: bool) -> Result<UnderWay, BoxError> {
+/// Measures `many` loads at once, and `many` callers of one load. With a tier, a flight includes
+/// its lease, and with the embedded tier the record of the lease as well.
+pub(crate) fn in_flight(many: u64, tier: bool) -> Result<InFlight, BoxError> {
     let runtime = runtime()?;
     let waiter = callers(&runtime, many, tier, |_| 0)?;
     let both = callers(&runtime, many, tier, |at| at)?;
-    Ok(UnderWay {
+    Ok(InFlight {
         task: tasks(&runtime, many),
         waiter,
         flight: both - waiter,
@@ -209,13 +209,13 @@ pub(crate) fn under_way(many: u64, tier: bool) -> Result<UnderWay, BoxError> {
 
 fn tasks(runtime: &Runtime, many: u64) -> f64 {
     let (notify, mut waiting) = (Arc::new(Notify::new()), handles(many));
-    let (bytes, ()) = kept(|| {
+    let (bytes, ()) = live_bytes(|| {
         runtime.block_on(async {
             for _ in 0..many {
                 let notify = Arc::clone(&notify);
                 waiting.push(tokio::spawn(async move { notify.notified().await }));
             }
-            turns(many).await;
+            yield_to_tasks(many).await;
         });
     });
     notify.notify_waiters();
@@ -247,15 +247,15 @@ fn callers(
         while gate.begun.load(Ordering::SeqCst) < loads {
             yield_now().await;
         }
-        turns(many).await;
+        yield_to_tasks(many).await;
     };
-    // What the first one makes is not for each.
+    // Allocations for the first load do not count for each load.
     runtime.block_on(async {
         waiting.push(call(u64::MAX));
         begun(1).await;
     });
     let loads = (0..many).map(&key).max().unwrap_or_default() + 1;
-    let (bytes, ()) = kept(|| {
+    let (bytes, ()) = live_bytes(|| {
         runtime.block_on(async {
             waiting.extend((0..many).map(|at| call(key(at))));
             begun(loads + 1).await;
@@ -277,19 +277,19 @@ fn handles<T>(many: u64) -> Vec<T> {
     Vec::with_capacity(usize::try_from(many).unwrap_or(0))
 }
 
-/// Whoever is ready has had its turn.
-async fn turns(many: u64) {
+/// Yields until every ready task has run.
+async fn yield_to_tasks(many: u64) {
     for _ in 0..many {
         yield_now().await;
     }
 }
 
-/// What a flood of absent keys does.
+/// The effect of a flood of absent keys.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Flood {
-    /// Live bytes with the values and as many absences as the budget allows.
+    /// Live bytes with all values and as many absences as the budget allows.
     pub(crate) full: i64,
-    /// The same after the flood.
+    /// Live bytes after the flood.
     pub(crate) flooded: i64,
     /// Values that L1 still answers.
     pub(crate) values: u64,
@@ -297,7 +297,7 @@ pub(crate) struct Flood {
     pub(crate) absences: u64,
 }
 
-/// Asks for ten times as many absent keys as may be kept, beside as many values.
+/// Looks up ten times as many absent keys as the budget allows, beside as many values.
 pub(crate) fn flood(budget: u64) -> Result<Flood, BoxError> {
     let (runtime, tier) = (runtime()?, InProcess::new());
     let cache = builder::<u64>(false, &Gate::new(true)).l2(tier.clone());
@@ -309,7 +309,7 @@ pub(crate) fn flood(budget: u64) -> Result<Flood, BoxError> {
         }
         Ok::<_, BoxError>(())
     };
-    let (full, filled) = kept(|| {
+    let (full, filled) = live_bytes(|| {
         runtime.block_on(async {
             for id in 0..budget {
                 let inserted = cache.insert(id, Value::new(id)).await;
@@ -319,7 +319,7 @@ pub(crate) fn flood(budget: u64) -> Result<Flood, BoxError> {
         })
     });
     filled?;
-    let (more, flooded) = kept(|| runtime.block_on(ask(2 * budget, 11 * budget)));
+    let (more, flooded) = live_bytes(|| runtime.block_on(ask(2 * budget, 11 * budget)));
     flooded?;
     let values = answered(&cache, budget);
     Ok(Flood {
@@ -330,13 +330,13 @@ pub(crate) fn flood(budget: u64) -> Result<Flood, BoxError> {
     })
 }
 
-/// Live bytes after each of so many rounds in which everything is loaded, dropped key by key, loaded again
-/// and dropped at once, and absences are asked for, ten times as many as are kept.
+/// Live bytes after each round. A round loads all keys, drops them one by one, loads them again,
+/// drops them all at once, and looks up ten times as many absent keys as are kept.
 pub(crate) fn rounds(many: u64, entries: u64) -> Result<Vec<i64>, BoxError> {
     let (runtime, tier) = (runtime()?, InProcess::new());
     let values = builder::<u64>(true, &Gate::new(true)).l2(tier.clone());
     let values = values.l1_capacity(entries).build().map_err(BoxError::new)?;
-    // Without a tier: the embedded one is in this process, too, and keeps what it is given.
+    // Without a tier, because the embedded one would keep its records in this process.
     let none = builder::<u64>(false, &Gate::new(true)).l1_capacity(entries);
     let none = none.negative_capacity(entries);
     let none = none.build().map_err(BoxError::new)?;
@@ -357,7 +357,7 @@ pub(crate) fn rounds(many: u64, entries: u64) -> Result<Vec<i64>, BoxError> {
     };
     let (mut live, mut after) = (0, Vec::new());
     for number in 0..many {
-        let (bytes, done) = kept(|| runtime.block_on(round(number)));
+        let (bytes, done) = live_bytes(|| runtime.block_on(round(number)));
         done?;
         live += bytes;
         after.push(live);

@@ -1,18 +1,18 @@
-//! What a cache keeps in memory, in bytes, against the limit that is measured in the same run.
+//! The memory of a cache in bytes, against a limit measured in the same run.
 //!
 //! ```text
 //! cargo bench --bench memory
 //! ```
 //!
-//! Counted by the allocator, not estimated: bytes that were asked for and are not given back; what the
-//! allocator adds to each is not among them. The limit is bare moka with the same keys and the same
-//! values in an `Arc`, with room for as many. `-- --test` only looks whether everything runs.
+//! The allocator counts the bytes that were requested and not freed, without its own overhead. The
+//! limit is bare moka with the same keys, the same values in an `Arc` and the same capacity.
+//! `-- --test` only checks that everything runs.
 
 use std::process::ExitCode;
 
 use tidegate::BoxError;
 
-use self::count::{Gate, Key, builder, entry, flood, kept, rounds, under_way};
+use self::count::{Gate, Key, builder, entry, flood, in_flight, live_bytes, rounds};
 
 mod count;
 
@@ -27,10 +27,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// `share`: one of how many of the usual entries.
+/// `share`: the divisor of the usual number of entries.
 fn run(share: u64) -> Result<(), BoxError> {
     println!(
-        "| an entry of L1, beside its key and value | entries | bare moka | tidegate | more |"
+        "| entry of L1, beyond its key and value | entries | bare moka, bytes | tidegate, bytes | difference, bytes |"
     );
     println!("|---|---|---|---|---|");
     for entries in [10_000, 100_000] {
@@ -40,16 +40,16 @@ fn run(share: u64) -> Result<(), BoxError> {
         }
     }
     println!();
-    println!("| under way | at once | bytes each | of them a bare task of tokio |");
+    println!("| in flight | at once | bytes each | of them a bare tokio task, bytes |");
     println!("|---|---|---|---|");
     let many = 10_000 / share;
     for (what, tier) in [
         ("without a tier", false),
         ("with its lease in the embedded tier", true),
     ] {
-        let of = under_way(many, tier)?;
+        let of = in_flight(many, tier)?;
         println!(
-            "| a caller who waits, {what} | {many} | {:.0} | {:.0} |",
+            "| a waiting caller, {what} | {many} | {:.0} | {:.0} |",
             of.waiter, of.task
         );
         println!(
@@ -66,24 +66,25 @@ fn run(share: u64) -> Result<(), BoxError> {
                 .l1_capacity(capacity)
                 .build()
         };
-        let (bytes, cache) = kept(build);
+        let (bytes, cache) = live_bytes(build);
         drop(cache.map_err(BoxError::new)?);
         println!("| `l1_capacity` {capacity} | {bytes} |");
     }
     println!();
     let budget = 10_000 / share;
     let of = flood(budget)?;
+    println!("| {budget} values, a budget of {budget} absences | amount |");
+    println!("|---|---|");
+    println!("| live bytes | {} |", of.full);
     println!(
-        "{budget} values and {budget} absences: {} bytes; after {} more absent keys: {} bytes, {} values are \
-         answered, {} absences are in the embedded tier",
-        of.full,
+        "| live bytes after {} more absent keys | {} |",
         9 * budget,
-        of.flooded,
-        of.values,
-        of.absences
+        of.flooded
     );
+    println!("| values that are still answered | {} |", of.values);
+    println!("| absences in the embedded tier | {} |\n", of.absences);
     let after = rounds(10, budget)?;
-    println!("live bytes after each of 10 rounds of {budget} keys: {after:?}");
+    println!("Live bytes after each of 10 rounds of {budget} keys: {after:?}");
     Ok(())
 }
 

@@ -1,53 +1,56 @@
-//! A cache is lost under full load, and the source can serve a tenth of it: who recovers?
+//! A cache is lost under full load, and the source can serve a tenth of it: which design recovers?
 //!
 //! ```text
 //! cargo bench --bench metastable --features testing
 //! cargo bench --bench metastable --features testing -- --seed 7
 //! ```
 //!
-//! Two minutes of simulated time for each way to look things up: 3,000 requests a second for 6,000
-//! keys (Zipf, 0.9) in four processes, 30 queries at a time in the source, 100 milliseconds each, a TTL
-//! of five minutes, clients that go away after a second. At second 20 the cache is lost. What a client
-//! that has gone asked the source for is carried out all the same. `--test` takes a tenth of it. (Bronson et al., "Metastable Failures
-//! in Distributed Systems", HotOS 2021; Huang et al., OSDI 2022.) Needs no server.
+//! Two minutes of simulated time for each design: 3,000 requests a second for 6,000 keys (Zipf,
+//! 0.9) in four processes, 30 concurrent queries of 100 milliseconds in the source, a TTL of five
+//! minutes, clients that give up after a second. At second 20 the cache is lost. The source carries
+//! out every query, also when its client has given up. `--test` takes a tenth of the load. Needs no
+//! server.
+//!
+//! Literature: Bronson et al., "Metastable Failures in Distributed Systems", HotOS 2021; Huang et
+//! al., OSDI 2022.
 
 use std::process::ExitCode;
 
 use tidegate::BoxError;
 
-use self::simulation::{Outcome, Scene, Way, run};
+use self::simulation::{Design, Outcome, Scenario, run};
 
 mod simulation;
 
-/// Seconds after the loss whose share of answers is shown.
+/// Seconds after the loss for which the share of answers is printed.
 const SHOWN: [usize; 8] = [0, 1, 2, 5, 10, 20, 40, 99];
 
-fn name(way: Way) -> &'static str {
-    match way {
-        Way::Textbook => "`GET`, `SELECT`, `SETEX`",
-        Way::Coalescing => "the same, coalesced per process",
-        Way::Pooled => "the same, with a pool of connections",
-        Way::Unlimited => "tidegate, no limit set",
-        Way::Limited => "tidegate, `max_concurrent_loads`, `load_timeout` 1 s",
-        Way::Stale => {
-            "the same, `stale_while_revalidate`, without L1; TTLs past instead of entries lost"
+fn name(design: Design) -> &'static str {
+    match design {
+        Design::Textbook => "`GET`, `SELECT`, `SETEX`",
+        Design::Coalescing => "the same, coalesced per process",
+        Design::Pooled => "the same, with a pool of connections",
+        Design::Unlimited => "tidegate, no limit set",
+        Design::Limited => "tidegate, `max_concurrent_loads`, `load_timeout` 1 s",
+        Design::Stale => {
+            "the same, `stale_while_revalidate`, without L1; entries pass their TTL instead of being lost"
         }
     }
 }
 
-fn row(way: Way, outcome: &Outcome) -> String {
+fn row(design: Design, outcome: &Outcome) -> String {
     let shares = SHOWN.map(|second| format!("{:.0} %", 100.0 * outcome.good(20 + second)));
     let recovered = outcome
         .recovered_after()
         .map_or("never".to_owned(), |seconds| format!("{seconds} s"));
     format!(
         "| {} | {} | {recovered} | {} | {} | {} | {} |",
-        name(way),
+        name(design),
         shares.join(" | "),
         outcome.failed(),
         outcome.queries,
         outcome.wasted,
-        outcome.longest_line,
+        outcome.longest_queue,
     )
 }
 
@@ -63,7 +66,11 @@ fn main() -> ExitCode {
 
 fn print(args: &[String]) -> Result<(), BoxError> {
     let tests = args.iter().any(|arg| arg == "--test");
-    let scene = if tests { Scene::SMALL } else { Scene::FULL };
+    let scenario = if tests {
+        Scenario::SMALL
+    } else {
+        Scenario::FULL
+    };
     let seed = match args.iter().position(|arg| arg == "--seed") {
         Some(at) => {
             let seed = args.get(at + 1).ok_or("--seed needs a number")?;
@@ -73,14 +80,15 @@ fn print(args: &[String]) -> Result<(), BoxError> {
     };
     let seconds = SHOWN.map(|second| format!("{second} s")).join(" | ");
     println!(
-        "Seed {seed}. Answered in time, so many seconds after the loss; then since the loss:\n"
+        "Seed {seed}. The share of requests that are answered in time, by seconds after the loss.\n"
     );
     println!(
-        "| | {seconds} | 95 % again after | requests failed | queries | of them for nobody | longest line |"
+        "| design | {seconds} | 95 % again after | failed requests since the loss | queries \
+         | queries without a client | longest queue |"
     );
     println!("|---{}", "|---".repeat(SHOWN.len() + 5) + "|");
-    for way in Way::ALL {
-        println!("{}", row(way, &run(scene, way, seed)?));
+    for design in Design::ALL {
+        println!("{}", row(design, &run(scenario, design, seed)?));
     }
     Ok(())
 }

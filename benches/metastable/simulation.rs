@@ -1,5 +1,5 @@
-//! A cache that is lost under full load, in front of a source that can serve a tenth of it. Simulated
-//! time: a run of two minutes takes seconds.
+//! A cache that is lost under full load, in front of a source that can serve a tenth of it. Time is
+//! simulated: a run of two minutes takes seconds.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,40 +11,40 @@ use tidegate::{BoxError, Cache, InProcess, Loaded, loader_fn};
 use tokio::sync::{OnceCell, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
-/// What is offered, and what can be borne.
+/// The load, and the capacity of the source.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Scene {
-    /// Requests per second, in the whole fleet.
+pub(crate) struct Scenario {
+    /// Requests per second in the whole fleet.
     pub(crate) rate: u32,
     /// Zipf-distributed, with an exponent of 0.9.
     pub(crate) keys: u64,
-    /// The source answers so many queries at a time, each after `service`; others wait in line.
+    /// Concurrent queries of the source. Each takes `service`, and others wait in a queue.
     pub(crate) servers: usize,
     pub(crate) service: Duration,
     pub(crate) nodes: usize,
-    /// After so long a client goes away. What it asked the source for is carried out all the same.
-    pub(crate) patience: Duration,
+    /// A client gives up after this time. The source carries its query out all the same.
+    pub(crate) client_timeout: Duration,
     pub(crate) ttl: Duration,
-    /// When the cache is lost, and when the run ends, in seconds.
+    /// When the cache is lost and when the run ends, in seconds.
     pub(crate) lost_at: usize,
     pub(crate) ends_at: usize,
 }
 
-impl Scene {
-    /// 3,000 requests a second for 6,000 keys; the source serves 300.
+impl Scenario {
+    /// 3,000 requests a second for 6,000 keys, of which the source can serve 300.
     pub(crate) const FULL: Self = Self {
         rate: 3_000,
         keys: 6_000,
         servers: 30,
         service: Duration::from_millis(100),
         nodes: 4,
-        patience: Duration::from_secs(1),
+        client_timeout: Duration::from_secs(1),
         ttl: Duration::from_secs(300),
         lost_at: 20,
         ends_at: 120,
     };
 
-    /// A tenth of it.
+    /// A tenth of the full load.
     pub(crate) const SMALL: Self = Self {
         rate: 300,
         keys: 600,
@@ -55,24 +55,25 @@ impl Scene {
     };
 }
 
-/// How the fleet looks things up.
+/// How the fleet looks keys up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// `GET`; on a miss `SELECT`, then `SETEX`; all of it ends when the client goes away.
+pub(crate) enum Design {
+    /// `GET`, and on a miss `SELECT` and `SETEX`. All of it ends when the client gives up.
     Textbook,
     /// The same, and callers of one process share a query.
     Coalescing,
-    /// The same, with a pool of connections that is no larger than what the source can work on.
+    /// The same, with a connection pool no larger than the concurrency of the source.
     Pooled,
-    /// This crate, without a limit: what a load costs is not bounded, but it runs to its end.
+    /// This crate without a limit: loads are not bounded, but each runs to its end.
     Unlimited,
-    /// With `max_concurrent_loads` and a `load_timeout`.
+    /// This crate with `max_concurrent_loads` and a `load_timeout`.
     Limited,
-    /// The same with `stale_while_revalidate`; entries are not lost, but past their TTL, all at once.
+    /// The same with `stale_while_revalidate`. Entries are not lost but pass their TTL, all at
+    /// once.
     Stale,
 }
 
-impl Way {
+impl Design {
     pub(crate) const ALL: [Self; 6] = [
         Self::Textbook,
         Self::Coalescing,
@@ -83,16 +84,16 @@ impl Way {
     ];
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
-    /// For each second: requests, and those among them that were answered in time.
+    /// Requests of each second, and how many of them were answered in time.
     pub(crate) seconds: Vec<(u32, u32)>,
     pub(crate) queries: u64,
-    /// Queries whose asker had gone when the answer was there.
+    /// Queries whose client had given up before the answer.
     pub(crate) wasted: u64,
-    /// Most queries that waited in line.
-    pub(crate) longest_line: u64,
+    /// The longest queue of queries.
+    pub(crate) longest_queue: u64,
     lost_at: usize,
 }
 
@@ -103,75 +104,75 @@ impl Outcome {
         f64::from(answered) / f64::from(asked.max(1))
     }
 
-    /// Seconds from the loss until 95 per cent are answered, from then on in every second.
+    /// The seconds from the loss until every later second answers 95 per cent.
     pub(crate) fn recovered_after(&self) -> Option<usize> {
         let last_bad = (0..self.seconds.len()).rfind(|second| self.good(*second) < 0.95);
         let good_from = last_bad.map_or(self.lost_at, |bad| bad + 1);
         (good_from < self.seconds.len()).then(|| good_from.saturating_sub(self.lost_at))
     }
 
-    /// Requests that failed, since the loss.
+    /// Requests that failed since the loss.
     pub(crate) fn failed(&self) -> u32 {
         let since = self.seconds.iter().skip(self.lost_at);
         since.map(|(asked, answered)| asked - answered).sum()
     }
 }
 
-/// Runs it from the beginning to the end.
-pub(crate) fn run(scene: Scene, way: Way, seed: u64) -> Result<Outcome, BoxError> {
+/// Runs the simulation from its beginning to its end.
+pub(crate) fn run(scenario: Scenario, design: Design, seed: u64) -> Result<Outcome, BoxError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .map_err(BoxError::new)?;
-    runtime.block_on(drive(scene, way, seed))
+    runtime.block_on(drive(scenario, design, seed))
 }
 
-async fn drive(scene: Scene, way: Way, seed: u64) -> Result<Outcome, BoxError> {
-    let source = Source::new(scene);
-    let mut dice = Dice(seed.max(1));
-    let fleet = Arc::new(Fleet::new(scene, way, &source, &mut dice).await?);
-    let zipf = Zipf::new(scene.keys);
-    let seconds = Arc::new(Mutex::new(vec![(0, 0); scene.ends_at]));
+async fn drive(scenario: Scenario, design: Design, seed: u64) -> Result<Outcome, BoxError> {
+    let source = Source::new(scenario);
+    let mut rng = Rng(seed.max(1));
+    let fleet = Arc::new(Fleet::new(scenario, design, &source, &mut rng).await?);
+    let zipf = Zipf::new(scenario.keys);
+    let seconds = Arc::new(Mutex::new(vec![(0, 0); scenario.ends_at]));
     let queries_before = source.0.queries.load(Ordering::Relaxed);
-    let (begun, period) = (Instant::now(), Duration::from_secs(3) / scene.rate);
+    let (begun, period) = (Instant::now(), Duration::from_secs(3) / scenario.rate);
     let mut ticks = tokio::time::interval(period);
     let (mut lost, mut request) = (false, 0);
     loop {
         let now = ticks.tick().await - begun;
         let second = usize::try_from(now.as_secs()).unwrap_or(usize::MAX);
-        if second >= scene.ends_at {
+        if second >= scenario.ends_at {
             break;
         }
-        if !lost && second >= scene.lost_at {
+        if !lost && second >= scenario.lost_at {
             lost = true;
-            fleet.lose(way, scene.ttl);
+            fleet.lose(design, scenario.ttl);
         }
         for _ in 0..3 {
             request += 1;
             let (fleet, seconds) = (Arc::clone(&fleet), Arc::clone(&seconds));
-            let (key, node) = (zipf.draw(&mut dice), request % scene.nodes);
+            let (key, node) = (zipf.draw(&mut rng), request % scenario.nodes);
             lock(&seconds)[second].0 += 1;
             tokio::spawn(async move {
-                if timeout(scene.patience, fleet.get(node, key)).await == Ok(true) {
+                if timeout(scenario.client_timeout, fleet.get(node, key)).await == Ok(true) {
                     lock(&seconds)[second].1 += 1;
                 }
             });
         }
     }
-    sleep(scene.patience * 2).await;
+    sleep(scenario.client_timeout * 2).await;
     let seconds = lock(&seconds).clone();
     let of = |number: &AtomicU64| number.load(Ordering::Relaxed);
     Ok(Outcome {
         seconds,
         queries: of(&source.0.queries) - queries_before,
         wasted: of(&source.0.wasted),
-        longest_line: of(&source.0.longest),
-        lost_at: scene.lost_at,
+        longest_queue: of(&source.0.longest),
+        lost_at: scenario.lost_at,
     })
 }
 
-/// A database: what has been asked for is carried out, in turn, whoever still waits for it.
+/// A database. It carries every query out in turn, whether a client still waits for it or not.
 #[derive(Clone)]
 struct Source(Arc<Servers>);
 
@@ -185,10 +186,10 @@ struct Servers {
 }
 
 impl Source {
-    fn new(scene: Scene) -> Self {
+    fn new(scenario: Scenario) -> Self {
         Self(Arc::new(Servers {
-            servers: Semaphore::new(scene.servers),
-            service: scene.service,
+            servers: Semaphore::new(scenario.servers),
+            service: scenario.service,
             waiting: AtomicU64::new(0),
             longest: AtomicU64::new(0),
             queries: AtomicU64::new(0),
@@ -221,27 +222,30 @@ enum Fleet {
 }
 
 impl Fleet {
-    /// All entries are there, and will expire at different times.
+    /// All entries are cached at first and expire at different times.
     async fn new(
-        scene: Scene,
-        way: Way,
+        scenario: Scenario,
+        design: Design,
         source: &Source,
-        dice: &mut Dice,
+        rng: &mut Rng,
     ) -> Result<Self, BoxError> {
-        let ttl_ms = u64::try_from(scene.ttl.as_millis()).unwrap_or(u64::MAX);
-        let mut lives = (0..scene.keys).map(|key| (key, Duration::from_millis(dice.roll(ttl_ms))));
-        if matches!(way, Way::Textbook | Way::Coalescing | Way::Pooled) {
+        let ttl_ms = u64::try_from(scenario.ttl.as_millis()).unwrap_or(u64::MAX);
+        let mut ttls =
+            (0..scenario.keys).map(|key| (key, Duration::from_millis(rng.below(ttl_ms))));
+        if matches!(
+            design,
+            Design::Textbook | Design::Coalescing | Design::Pooled
+        ) {
             let now = Instant::now();
-            let entries: HashMap<u64, Instant> =
-                lives.map(|(key, life)| (key, now + life)).collect();
+            let entries: HashMap<u64, Instant> = ttls.map(|(key, ttl)| (key, now + ttl)).collect();
             let shared = Arc::new(Mutex::new(entries));
-            let per_node = scene.servers / scene.nodes;
-            let nodes = (0..scene.nodes).map(|_| Textbook {
+            let per_node = scenario.servers / scenario.nodes;
+            let nodes = (0..scenario.nodes).map(|_| Textbook {
                 shared: Arc::clone(&shared),
                 source: source.clone(),
-                ttl: scene.ttl,
-                flights: (way != Way::Textbook).then(Mutex::default),
-                pool: (way == Way::Pooled).then(|| Semaphore::new(per_node)),
+                ttl: scenario.ttl,
+                flights: (design != Design::Textbook).then(Mutex::default),
+                pool: (design == Design::Pooled).then(|| Semaphore::new(per_node)),
             });
             return Ok(Self::Textbook(nodes.collect()));
         }
@@ -252,21 +256,25 @@ impl Fleet {
                 let source = source.clone();
                 async move { source.query(key).await }
             });
-            let mut builder = Cache::builder("things", load).ttl(scene.ttl);
-            if way != Way::Unlimited {
+            let mut builder = Cache::builder("things", load).ttl(scenario.ttl);
+            if design != Design::Unlimited {
                 builder = builder
-                    .max_concurrent_loads(scene.servers / scene.nodes)
-                    .load_timeout(scene.patience);
+                    .max_concurrent_loads(scenario.servers / scenario.nodes)
+                    .load_timeout(scenario.client_timeout);
             }
-            if way == Way::Stale {
-                // L1 goes by this process's clock: nothing is past its TTL there.
-                builder = builder.stale_while_revalidate(scene.ttl * 2).l1_capacity(0);
+            if design == Design::Stale {
+                // L1 uses this process's clock, by which no entry is past its TTL.
+                builder = builder
+                    .stale_while_revalidate(scenario.ttl * 2)
+                    .l1_capacity(0);
             }
             builder.l2(tier.clone()).build().map_err(BoxError::new)
         };
-        let nodes: Vec<_> = (0..scene.nodes).map(|_| node()).collect::<Result<_, _>>()?;
-        for (key, life) in &mut lives {
-            let entry = Loaded::found(key).ttl(life + Duration::from_millis(1));
+        let nodes: Vec<_> = (0..scenario.nodes)
+            .map(|_| node())
+            .collect::<Result<_, _>>()?;
+        for (key, ttl) in &mut ttls {
+            let entry = Loaded::found(key).ttl(ttl + Duration::from_millis(1));
             nodes[0].insert(key, entry).await.map_err(BoxError::new)?;
         }
         Ok(Self::Tidegate(nodes, faults))
@@ -279,16 +287,16 @@ impl Fleet {
         }
     }
 
-    fn lose(&self, way: Way, ttl: Duration) {
+    fn lose(&self, design: Design, ttl: Duration) {
         match self {
             Self::Textbook(nodes) => lock(&nodes[0].shared).clear(),
-            Self::Tidegate(_, faults) if way == Way::Stale => faults.clock_ahead(ttl),
+            Self::Tidegate(_, faults) if design == Design::Stale => faults.clock_ahead(ttl),
             Self::Tidegate(_, faults) => faults.flush(),
         }
     }
 }
 
-/// What a team writes in an afternoon.
+/// The cache-aside code of a textbook.
 struct Textbook {
     shared: Arc<Mutex<HashMap<u64, Instant>>>,
     source: Source,
@@ -309,7 +317,7 @@ impl Textbook {
             return self.load(key).await.is_ok();
         };
         let flight = Arc::clone(lock(flights).entry(key).or_default());
-        // Where the one who loads goes away, one of those who wait begins anew.
+        // When the loading caller gives up, one of the waiters begins again.
         let result = flight.get_or_try_init(|| self.load(key)).await;
         lock(flights).remove(&key);
         result.is_ok()
@@ -331,11 +339,11 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Random enough, and the same in every run.
-struct Dice(u64);
+/// A xorshift generator with a fixed seed: the same numbers in every run.
+struct Rng(u64);
 
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+impl Rng {
+    fn below(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -356,9 +364,9 @@ impl Zipf {
         Self(sums.collect())
     }
 
-    fn draw(&self, dice: &mut Dice) -> u64 {
+    fn draw(&self, rng: &mut Rng) -> u64 {
         let most = self.0.last().copied().unwrap_or(1.0);
-        let drawn = dice.roll(1 << 32) as f64 / 2f64.powi(32) * most;
+        let drawn = rng.below(1 << 32) as f64 / 2f64.powi(32) * most;
         self.0.partition_point(|sum| *sum < drawn) as u64
     }
 }

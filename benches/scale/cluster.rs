@@ -1,13 +1,13 @@
-//! What crosses the bus of a cluster of three.
+//! The traffic on the bus of a cluster of three nodes.
 
 use std::time::{Duration, Instant};
 
 use tidegate::BoxError;
 
 use super::measure::{LEASE, drive, invalidate, nodes};
-use super::server::{Spent, process};
-use crate::ground::eventually;
-use crate::ground::server::{Raw, Reply, Server};
+use super::server::{Resources, process};
+use crate::redis_proxy::eventually;
+use crate::redis_proxy::server::{Raw, Reply, Server};
 
 const NODES: usize = 3;
 const SLOTS: usize = 16_384;
@@ -40,13 +40,13 @@ async fn cluster() -> Vec<Server> {
     nodes
 }
 
-/// Of all nodes: what they spent, and bytes that they wrote to one another.
-struct Bus {
+/// The resources that all nodes used, and the bytes that they wrote to one another.
+struct ClusterBus {
     raws: Vec<Raw>,
     pids: Vec<String>,
 }
 
-impl Bus {
+impl ClusterBus {
     fn new(nodes: &[Server]) -> Self {
         let mut raws: Vec<Raw> = nodes.iter().map(Server::raw).collect();
         let pids = raws.iter_mut().map(|raw| raw.info("process_id"));
@@ -54,13 +54,13 @@ impl Bus {
         Self { raws, pids }
     }
 
-    fn spent(&mut self) -> (Spent, f64) {
-        let (mut all, mut written) = (Spent::default(), 0.0);
+    fn used_resources(&mut self) -> (Resources, f64) {
+        let (mut all, mut written) = (Resources::default(), 0.0);
         for (raw, pid) in self.raws.iter_mut().zip(&self.pids) {
-            let spent = Spent::of(raw);
-            written += process(pid).1 - spent.output;
-            all = all.plus(1.0, spent);
-            all.publishes += spent.publishes;
+            let used_resources = Resources::of(raw);
+            written += process(pid).1 - used_resources.output;
+            all = all.plus(1.0, used_resources);
+            all.publishes += used_resources.publishes;
         }
         (all, written)
     }
@@ -68,15 +68,15 @@ impl Bus {
 
 pub(crate) async fn measure(share: u64) -> Result<(), BoxError> {
     let servers = cluster().await;
-    let mut bus = Bus::new(&servers);
+    let mut bus = ClusterBus::new(&servers);
     println!(
-        "| a cluster of 3 | bytes on its bus | bytes to clients | CPU of all nodes | PUBLISH |"
+        "| a cluster of 3 | bytes between nodes | bytes to clients | CPU of all nodes, µs | PUBLISH calls |"
     );
     println!("|---|---|---|---|---|");
-    let line = |what: &str, from: &(Spent, f64), to: &(Spent, f64), of: f64| {
+    let line = |what: &str, from: &(Resources, f64), to: &(Resources, f64), of: f64| {
         let each = to.0.since(from.0, of);
         println!(
-            "| {what} | {:.0} | {:.0} | {:.1} µs | {:.1} |",
+            "| {what} | {:.0} | {:.0} | {:.1} | {:.1} |",
             (to.1 - from.1) / of,
             each.output,
             each.cpu,
@@ -84,7 +84,7 @@ pub(crate) async fn measure(share: u64) -> Result<(), BoxError> {
         );
     };
     let times = 2_000 / share;
-    // A channel of a slot of the first node, for SPUBLISH.
+    // SPUBLISH needs a channel whose slot is on the first node.
     let mut own = (0..1_000).map(|number| format!("channel:{number}"));
     let own = own.find(|channel| {
         let slot = bus.raws[0].ask(&format!("CLUSTER KEYSLOT {channel}"));
@@ -92,15 +92,15 @@ pub(crate) async fn measure(share: u64) -> Result<(), BoxError> {
     });
     let (own, message) = (own.unwrap_or_default(), "x".repeat(40));
     for command in ["PUBLISH", "SPUBLISH"] {
-        let before = bus.spent();
+        let before = bus.used_resources();
         for _ in 0..times {
-            // A server before 7.0 does not know the second.
+            // Servers before 7.0 do not know SPUBLISH.
             bus.raws[0].try_ask(&format!("{command} {own} {message}"));
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let after = bus.spent();
+        let after = bus.used_resources();
         line(
-            &format!("a bare {command} of 40 bytes, one by one"),
+            &format!("a bare {command} of 40 bytes, one at a time"),
             &before,
             &after,
             times as f64,
@@ -110,9 +110,9 @@ pub(crate) async fn measure(share: u64) -> Result<(), BoxError> {
     let url = format!("redis-cluster://127.0.0.1:{}", servers[0].port());
     let nodes = nodes(&url, many, LEASE).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let (before, begun) = (bus.spent(), Instant::now());
+    let (before, begun) = (bus.used_resources(), Instant::now());
     tokio::time::sleep(Duration::from_millis(6_000 / share.min(6))).await;
-    let (after, seconds) = (bus.spent(), begun.elapsed().as_secs_f64());
+    let (after, seconds) = (bus.used_resources(), begun.elapsed().as_secs_f64());
     let process_seconds = many as f64 * seconds;
     line(
         "a second of an idle process (with gossip)",
@@ -120,13 +120,13 @@ pub(crate) async fn measure(share: u64) -> Result<(), BoxError> {
         &after,
         process_seconds,
     );
-    let before = bus.spent();
+    let before = bus.used_resources();
     let one = nodes[0].clone();
     drive(times, 32, move |at| invalidate(one.clone(), at)).await?;
     tokio::time::sleep(Duration::from_millis(200)).await;
-    let after = bus.spent();
+    let after = bus.used_resources();
     line(
-        &format!("an invalidation that {many} processes hear of"),
+        &format!("an invalidation that {many} processes receive"),
         &before,
         &after,
         times as f64,

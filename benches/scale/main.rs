@@ -1,14 +1,16 @@
-//! What a fleet costs its server, by the number of processes and of writes: measured, added up in a model,
-//! held against real handles, and drawn out to fleets that do not fit on a machine.
+//! The cost of a fleet for its server, by the number of processes and of writes. The costs are
+//! measured, summed in a model, compared with real handles, and extrapolated to fleets that do not
+//! fit on one machine.
 //!
 //! ```text
 //! cargo bench --bench scale
 //! ```
 //!
-//! The constants are the server's own (`INFO`): CPU time of its process, bytes in and out, memory; each
-//! with one call at a time, and with 32 at once. Linux: what nodes of a cluster send to one another is what they have
-//! written (`/proc`) beyond what they say they sent to clients. Needs a `redis-server` on the PATH, or
-//! named in `TIDEGATE_REDIS_SERVER`. `-- --test` only looks whether everything runs.
+//! The costs are the server's own statistics (`INFO`): CPU time, bytes in and out, and memory, each
+//! with one call at a time and with 32 concurrent calls. On Linux, the bytes between the nodes of a
+//! cluster are the bytes that they have written (`/proc`) minus those that they report as sent to
+//! clients. Needs a `redis-server` on the PATH, or named in `TIDEGATE_REDIS_SERVER`. `-- --test`
+//! only checks that everything runs.
 
 use std::process::ExitCode;
 
@@ -17,17 +19,17 @@ use tidegate::BoxError;
 use self::model::Model;
 
 mod cluster;
-#[expect(dead_code, reason = "the tests use more of it")]
-#[path = "../ground/mod.rs"]
-mod ground;
 mod measure;
 mod model;
+#[expect(dead_code, reason = "the tests use more of it")]
+#[path = "../redis_proxy/mod.rs"]
+mod redis_proxy;
 mod server;
 
 fn main() -> ExitCode {
-    let quick = std::env::args().any(|arg| arg == "--test");
+    let fast = std::env::args().any(|arg| arg == "--test");
     let runtime = tokio::runtime::Runtime::new().map_err(BoxError::new);
-    let run = runtime.and_then(|runtime| runtime.block_on(run(if quick { 20 } else { 1 })));
+    let run = runtime.and_then(|runtime| runtime.block_on(run(if fast { 20 } else { 1 })));
     match run {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -37,7 +39,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// `share`: one of how many of the usual repetitions.
+/// `share`: the divisor of the usual number of repetitions.
 async fn run(share: u64) -> Result<(), BoxError> {
     let idle = measure::idle(share).await?;
     for at_once in [1, 32] {

@@ -1,4 +1,4 @@
-//! The constants of the model: what each thing costs a server, measured.
+//! The constants of the model: the measured cost of each operation for a server.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -8,19 +8,19 @@ use std::time::{Duration, Instant};
 use tidegate::{BoxError, Cache, Channel, Redis, loader_fn};
 use tokio::task::JoinSet;
 
-use super::server::{Listeners, Spent, process};
-use crate::ground::server::Server;
+use super::server::{Resources, Subscribers, process};
+use crate::redis_proxy::server::Server;
 
 pub(crate) type Numbers = Cache<u64, u64, BoxError>;
 
 /// The channel of the cache `numbers`.
 const CHANNEL: &str = "tidegate:numbers::bus";
-/// How long a channel lease is; three beats are sent in each.
+/// The channel lease, in which three heartbeats are sent.
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
-/// As short as it may be: beats of many processes, from few.
+/// The shortest lease, so that few processes send the heartbeats of many.
 const SHORT: Duration = Duration::from_millis(100);
-/// Process number so and so: a handle with connections of its own, and a cache without L1, so that every
-/// look-up asks the server.
+/// One process: a handle with connections of its own, and a cache without L1, so that every look-up
+/// reaches the server.
 pub(crate) async fn node(url: &str, lease: Duration) -> Result<Numbers, BoxError> {
     let redis = Redis::builder(url).timeout(Duration::from_secs(10));
     let redis = redis.connect().await.map_err(BoxError::new)?;
@@ -50,7 +50,7 @@ pub(crate) async fn nodes(url: &str, many: u64, lease: Duration) -> Result<Vec<N
     Ok(nodes)
 }
 
-/// So many calls, so many of them under way at once.
+/// Makes `times` calls, `at_once` of them concurrently.
 pub(crate) async fn drive<F>(
     times: u64,
     at_once: u64,
@@ -87,35 +87,35 @@ pub(crate) async fn invalidate(cache: Numbers, key: u64) -> Result<(), BoxError>
     cache.invalidate(&key).await.map_err(BoxError::new)
 }
 
-/// What the server spends on each, with so many calls under way at once.
+/// The cost of each operation for the server, with `at_once` concurrent calls.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Costs {
     pub(crate) at_once: u64,
-    pub(crate) hit: Spent,
-    pub(crate) miss: Spent,
-    /// Without CPU, and without anybody who hears of it.
-    pub(crate) invalidation: Spent,
+    pub(crate) hit: Resources,
+    pub(crate) miss: Resources,
+    /// Without CPU, and without any receiver.
+    pub(crate) invalidation: Resources,
     /// Bytes of its message to one process.
     pub(crate) message: f64,
-    /// An invalidation that so many processes hear of.
-    pub(crate) fan_out: Vec<(f64, Spent)>,
+    /// Invalidations by the number of receivers.
+    pub(crate) fan_out: Vec<(f64, Resources)>,
 }
 
-/// What a process costs the server that does nothing.
+/// The cost of an idle process for the server.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Idle {
-    pub(crate) beat: Spent,
+    pub(crate) heartbeat: Resources,
     /// Bytes of memory.
     pub(crate) process: f64,
-    /// Microseconds of CPU in a process that hears of an invalidation.
-    pub(crate) heard: f64,
+    /// Microseconds of CPU in a process that receives an invalidation.
+    pub(crate) received: f64,
 }
 
 /// Keys of the hits.
 pub(crate) const HOT: u64 = 1_000;
 
-/// The medians of three, for the machine has other things to do. `share`: one of how many of the usual
-/// repetitions.
+/// The medians of three measurements, because the machine may be busy. `share`: the divisor of the
+/// usual number of repetitions.
 pub(crate) async fn costs(share: u64, at_once: u64) -> Result<Costs, BoxError> {
     let mut three = Vec::new();
     for _ in 0..3 {
@@ -146,14 +146,14 @@ async fn measured(share: u64, at_once: u64) -> Result<Costs, BoxError> {
         ..Costs::default()
     };
     let fleet = Fleet(nodes(&url, WRITERS, LEASE).await?);
-    let before = Spent::of(&mut raw);
-    let at_work = fleet.clone();
-    drive(times, at_once, move |at| get(at_work.one(at), at)).await?;
-    let after = Spent::of(&mut raw);
+    let before = Resources::of(&mut raw);
+    let callers = fleet.clone();
+    drive(times, at_once, move |at| get(callers.one(at), at)).await?;
+    let after = Resources::of(&mut raw);
     costs.miss = after.since(before, times as f64);
-    let (hot, at_work) = (HOT.min(times), fleet.clone());
-    drive(times, at_once, move |at| get(at_work.one(at), at % hot)).await?;
-    costs.hit = Spent::of(&mut raw).since(after, times as f64);
+    let (hot, callers) = (HOT.min(times), fleet.clone());
+    drive(times, at_once, move |at| get(callers.one(at), at % hot)).await?;
+    costs.hit = Resources::of(&mut raw).since(after, times as f64);
 
     let alone = Server::start();
     let one = Fleet(nodes(&alone.url(), 1, LEASE).await?);
@@ -165,7 +165,7 @@ async fn measured(share: u64, at_once: u64) -> Result<Costs, BoxError> {
     }
     let most = costs.fan_out.last().map_or(1.0, |last| last.0);
     costs.message = (last.output - alone.output) / (most - 1.0);
-    costs.invalidation = Spent {
+    costs.invalidation = Resources {
         output: alone.output - costs.message,
         cpu: 0.0,
         ..alone
@@ -176,7 +176,7 @@ async fn measured(share: u64, at_once: u64) -> Result<Costs, BoxError> {
 /// Processes that call in turns.
 const WRITERS: u64 = 16;
 
-/// Processes that take turns.
+/// Processes that are used in turns.
 #[derive(Clone)]
 pub(crate) struct Fleet(pub(crate) Vec<Numbers>);
 
@@ -188,68 +188,68 @@ impl Fleet {
 }
 
 impl Costs {
-    /// What an invalidation costs that these hear of, and so many bare connections.
+    /// The cost of an invalidation that this fleet and `listeners` bare connections receive.
     async fn fan_out(
         &mut self,
         server: &Server,
         fleet: &Fleet,
         listeners: u64,
         share: u64,
-    ) -> Result<Spent, BoxError> {
+    ) -> Result<Resources, BoxError> {
         let mut raw = server.raw();
-        let ears = Listeners::new(server.port(), CHANNEL, listeners).await?;
+        let subscribers = Subscribers::new(server.port(), CHANNEL, listeners).await?;
         let most = if self.at_once > 1 { 400_000 } else { 100_000 };
         let times = (most / (listeners + 20)).clamp(500, 10_000) / share;
-        let (before, at_work) = (Spent::of(&mut raw), fleet.clone());
-        let call = move |at| invalidate(at_work.one(at), 1_000_000 + at);
+        let (before, callers) = (Resources::of(&mut raw), fleet.clone());
+        let call = move |at| invalidate(callers.one(at), 1_000_000 + at);
         drive(times, self.at_once, call).await?;
-        ears.settled().await;
-        let each = Spent::of(&mut raw).since(before, times as f64);
-        let hear = listeners as f64 + fleet.0.len() as f64;
-        self.fan_out.push((hear, each));
+        subscribers.settled().await;
+        let each = Resources::of(&mut raw).since(before, times as f64);
+        let receivers = listeners as f64 + fleet.0.len() as f64;
+        self.fan_out.push((receivers, each));
         Ok(each)
     }
 }
 
-/// Processes that are there and do nothing, but to hear.
+/// The cost of idle processes, and of receiving a message.
 pub(crate) async fn idle(share: u64) -> Result<Idle, BoxError> {
     let server = Server::start();
     let (mut raw, url) = (server.raw(), server.url());
     let many = if share > 1 { 4 } else { 32 };
     let pause = Duration::from_millis(4_000 / share.min(10));
-    // What the server does on its own account.
-    let (empty, begun) = (Spent::of(&mut raw), Instant::now());
+    // The server's own background work.
+    let (empty, begun) = (Resources::of(&mut raw), Instant::now());
     tokio::time::sleep(pause).await;
-    let own = Spent::of(&mut raw).since(empty, begun.elapsed().as_secs_f64());
+    let own = Resources::of(&mut raw).since(empty, begun.elapsed().as_secs_f64());
 
-    let quick = nodes(&url, many, SHORT).await?;
-    let (before, begun) = (Spent::of(&mut raw), Instant::now());
+    let fast = nodes(&url, many, SHORT).await?;
+    let (before, begun) = (Resources::of(&mut raw), Instant::now());
     tokio::time::sleep(pause).await;
     let seconds = begun.elapsed().as_secs_f64();
-    let spent = Spent::of(&mut raw).since(before, 1.0);
-    let mut beat = spent.plus(-seconds, own);
-    let beats = beat.publishes;
-    beat = beat.since(Spent::default(), beats);
-    drop(quick);
+    let used_resources = Resources::of(&mut raw).since(before, 1.0);
+    let mut heartbeat = used_resources.plus(-seconds, own);
+    let heartbeats = heartbeat.publishes;
+    heartbeat = heartbeat.since(Resources::default(), heartbeats);
+    drop(fast);
     tokio::time::sleep(Duration::from_millis(500)).await;
 
-    let before = Spent::of(&mut raw);
+    let before = Resources::of(&mut raw);
     let nodes = nodes(&url, many, LEASE).await?;
-    let process = Spent::of(&mut raw).since(before, many as f64).memory;
-    // What a message costs whoever hears it: one process more or less makes no other difference.
+    let process = Resources::of(&mut raw).since(before, many as f64).memory;
+    // The cost of a message for its receiver: the number of receivers is the only difference.
     let times = 4_000 / share;
     let with_many = used(&nodes[0], times).await?;
     let one = nodes.into_iter().next().ok_or("a node")?;
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let heard = (with_many - used(&one, times).await?) / (many - 1) as f64;
+    let received = (with_many - used(&one, times).await?) / (many - 1) as f64;
     Ok(Idle {
-        beat,
+        heartbeat,
         process,
-        heard,
+        received,
     })
 }
 
-/// CPU of this process for an invalidation, in microseconds.
+/// The CPU of this process for one invalidation, in microseconds.
 async fn used(node: &Numbers, times: u64) -> Result<f64, BoxError> {
     let (before, node) = (process("self").0, node.clone());
     drive(times, 1, move |at| invalidate(node.clone(), at)).await?;
@@ -258,71 +258,79 @@ async fn used(node: &Numbers, times: u64) -> Result<f64, BoxError> {
 }
 
 impl Costs {
-    /// CPU of an invalidation that so many hear of: between what was measured, and on from there.
-    pub(crate) fn invalidation_cpu(&self, hear: f64) -> f64 {
-        let at = |pair: &[(f64, Spent)]| {
+    /// The CPU of an invalidation with this many receivers, interpolated, and extrapolated beyond
+    /// the last measurement.
+    pub(crate) fn invalidation_cpu(&self, receivers: f64) -> f64 {
+        let at = |pair: &[(f64, Resources)]| {
             let ((from, low), (to, high)) = (pair[0], pair[1]);
-            low.cpu + (hear - from) * (high.cpu - low.cpu) / (to - from)
+            low.cpu + (receivers - from) * (high.cpu - low.cpu) / (to - from)
         };
         let pairs = self.fan_out.windows(2);
-        let fits = pairs.clone().find(|pair| hear <= pair[1].0);
+        let fits = pairs.clone().find(|pair| receivers <= pair[1].0);
         fits.or(pairs.last()).map_or(0.0, at)
     }
 
     pub(crate) fn print(&self, idle: Option<Idle>) {
         println!(
-            "| an invalidation, {} at once, that so many connections hear of | server CPU | of it PUBLISH itself | bytes out |",
+            "| receivers of an invalidation, {} at once | server CPU, µs | of it PUBLISH, µs | bytes out |",
             self.at_once
         );
         println!("|---|---|---|---|");
-        for (hear, each) in &self.fan_out {
+        for (receivers, each) in &self.fan_out {
             println!(
-                "| {hear} | {:.1} µs | {:.1} µs | {:.0} |",
+                "| {receivers} | {:.1} | {:.1} | {:.0} |",
                 each.cpu, each.publish, each.output
             );
         }
         println!();
         println!(
-            "| the server's part, {} at once | commands | CPU | bytes in | bytes out |",
+            "| operation, {} at once | commands | server CPU, µs | bytes in | bytes out |",
             self.at_once
         );
         println!("|---|---|---|---|---|");
-        let invalidation = Spent {
+        let invalidation = Resources {
             cpu: self.invalidation_cpu(1.0),
             ..self.invalidation
         };
-        let message = Spent {
+        let message = Resources {
             output: self.message,
             cpu: (self.invalidation_cpu(1_000.0) - self.invalidation_cpu(1.0)) / 999.0,
-            ..Spent::default()
+            ..Resources::default()
         };
         for (what, of) in [
             ("an L2 hit", Some(self.hit)),
             ("a miss: GET, acquire, fill", Some(self.miss)),
             ("an invalidation", Some(invalidation)),
             ("its message to one process of 1,000", Some(message)),
-            ("a beat", idle.map(|idle| idle.beat)),
+            ("a heartbeat", idle.map(|idle| idle.heartbeat)),
         ] {
             if let Some(of) = of {
                 println!(
-                    "| {what} | {:.1} | {:.2} µs | {:.0} | {:.0} |",
+                    "| {what} | {:.1} | {:.2} | {:.0} | {:.0} |",
                     of.commands, of.cpu, of.input, of.output
                 );
             }
         }
         println!();
         if let Some(idle) = idle {
+            println!("| an idle process, a key, a receiver | amount |");
+            println!("|---|---|");
             println!(
-                "memory of the server: {:.1} KiB a process, {:.0} bytes a key beside its payload; CPU of a process \
-                 that hears an invalidation: {:.1} µs\n",
-                idle.process / 1024.0,
-                self.key(),
-                idle.heard
+                "| server memory of a process, KiB | {:.1} |",
+                idle.process / 1024.0
+            );
+            println!(
+                "| server memory of a key beyond its payload, bytes | {:.0} |",
+                self.key()
+            );
+            println!(
+                "| CPU of a process that receives an invalidation, µs | {:.1} |\n",
+                idle.received
             );
         }
     }
 
-    /// Bytes of memory beside the payload, which here is no longer than 5 bytes.
+    /// Bytes of memory beyond the payload, which has at most 5 bytes here.
     pub(crate) fn key(&self) -> f64 {
         self.miss.memory - 4.0
     }

@@ -1,52 +1,53 @@
-//! The model: sums of what was measured, held against real fleets, and then drawn out further.
+//! The model: sums of measured costs, compared with real fleets and extrapolated.
 
 use std::time::{Duration, Instant};
 
 use tidegate::BoxError;
 
 use super::measure::{Costs, Fleet, HOT, Idle, LEASE, drive, get, invalidate, median, nodes};
-use super::server::Spent;
-use crate::ground::server::Server;
+use super::server::Resources;
+use crate::redis_proxy::server::Server;
 
-/// What a fleet does in a second.
+/// The operations of a fleet in a second.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Load {
     pub(crate) processes: f64,
     pub(crate) hits: f64,
     pub(crate) misses: f64,
     pub(crate) invalidations: f64,
-    /// Fills that somebody in another process waits for.
+    /// Fills for which another process waits.
     pub(crate) wakes: f64,
 }
 
-/// What was measured, to be added up.
+/// The measured costs.
 pub(crate) struct Model {
     pub(crate) costs: Costs,
     pub(crate) idle: Idle,
 }
 
 impl Model {
-    /// What the server spends in a second.
-    fn of(&self, load: Load) -> Spent {
+    /// The server's resources per second.
+    fn of(&self, load: Load) -> Resources {
         let costs = &self.costs;
         let messages = (load.invalidations + load.wakes) * load.processes;
-        let beats = load.processes * 3.0 / LEASE.as_secs_f64();
-        let told = costs.invalidation_cpu(load.processes);
-        let fan_out = Spent {
-            cpu: load.invalidations * told
-                + load.wakes * (told - costs.invalidation_cpu(1.0)).max(0.0),
+        let heartbeats = load.processes * 3.0 / LEASE.as_secs_f64();
+        let invalidation = costs.invalidation_cpu(load.processes);
+        let fan_out = Resources {
+            cpu: load.invalidations * invalidation
+                + load.wakes * (invalidation - costs.invalidation_cpu(1.0)).max(0.0),
             output: messages * costs.message,
-            ..Spent::default()
+            ..Resources::default()
         };
-        Spent::default()
+        Resources::default()
             .plus(load.hits, costs.hit)
             .plus(load.misses, costs.miss)
             .plus(load.invalidations, costs.invalidation)
             .plus(1.0, fan_out)
-            .plus(beats, self.idle.beat)
+            .plus(heartbeats, self.idle.heartbeat)
     }
 
-    /// Invalidations a second at which the server is busy for this share of the time, beside the rest.
+    /// The invalidations per second at which the server uses this share of a core, beside the other
+    /// operations.
     fn most(&self, load: Load, busy: f64) -> f64 {
         let rest = self.of(Load {
             invalidations: 0.0,
@@ -57,10 +58,11 @@ impl Model {
     }
 }
 
-/// Fleets of real handles at work, and what the model says of the same.
+/// Compares fleets of real handles with the model.
 pub(crate) async fn validate(model: &Model, share: u64) -> Result<(), BoxError> {
     println!(
-        "| handles, {} calls at once | invalidations/s | misses/s | L2 hits/s | messages/s | model: messages | commands | bytes in | bytes out | CPU |",
+        "| handles, {} calls at once | invalidations/s | misses/s | L2 hits/s | messages/s \
+         | model over measurement: messages | commands | bytes in | bytes out | CPU |",
         model.costs.at_once
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
@@ -68,7 +70,7 @@ pub(crate) async fn validate(model: &Model, share: u64) -> Result<(), BoxError> 
         let many = if share > 1 { many.min(4) } else { many };
         let mut three = Vec::new();
         for _ in 0..3 {
-            three.push(model.hold_against(many, share).await?);
+            three.push(model.compare_with(many, share).await?);
         }
         let of = |pick: usize| median(three.iter().map(|one| one[pick]).collect());
         println!(
@@ -89,24 +91,25 @@ pub(crate) async fn validate(model: &Model, share: u64) -> Result<(), BoxError> 
 }
 
 impl Model {
-    /// Invalidations and messages in a second; then what the model says of messages, commands, bytes in and
-    /// out, and CPU, over what they were.
-    async fn hold_against(&self, many: u64, share: u64) -> Result<[f64; 7], BoxError> {
+    /// Invalidations and messages per second, then the ratios of model to measurement: messages,
+    /// commands, bytes in, bytes out and CPU.
+    async fn compare_with(&self, many: u64, share: u64) -> Result<[f64; 7], BoxError> {
         let server = Server::start();
         let nodes = nodes(&server.url(), many, LEASE).await?;
         for key in 0..HOT {
             get(nodes[0].clone(), key).await?;
         }
-        let told = || -> u64 {
-            let told = nodes.iter().map(|node| node.stats().remote_invalidations);
-            told.sum()
+        let received = || -> u64 {
+            let received = nodes.iter().map(|node| node.stats().remote_invalidations);
+            received.sum()
         };
         let at_once = self.costs.at_once;
         let turns = if at_once > 1 { 120_000 } else { 30_000 } / (many + 20) / share;
         let mut raw = server.raw();
-        let (before, begun) = (Spent::of(&mut raw), Instant::now());
-        let told_before = told();
-        // A third of each kind, in turns: what is done together is of one kind, as it was measured.
+        let (before, begun) = (Resources::of(&mut raw), Instant::now());
+        let received_before = received();
+        // The three kinds of operations alternate, because the costs were measured with concurrent
+        // calls of one kind.
         for part in 0..10 {
             let first = part * turns / 10;
             let some = turns / 10;
@@ -122,13 +125,13 @@ impl Model {
         }
         let turns = turns / 10 * 10;
         for _ in 0..200 {
-            if told() - told_before >= turns * (many - 1) {
+            if received() - received_before >= turns * (many - 1) {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let seconds = begun.elapsed().as_secs_f64();
-        let spent = Spent::of(&mut raw).since(before, seconds);
+        let used_resources = Resources::of(&mut raw).since(before, seconds);
         let rate = turns as f64 / seconds;
         let load = Load {
             processes: many as f64,
@@ -137,51 +140,58 @@ impl Model {
             invalidations: rate,
             wakes: 0.0,
         };
-        let heard = (told() - told_before) as f64 / seconds;
+        let received = (received() - received_before) as f64 / seconds;
         let says = self.of(load);
         let expected = rate * (many - 1) as f64;
         Ok([
             rate,
-            heard,
-            if many > 1 { expected / heard } else { 1.0 },
-            says.commands / spent.commands,
-            says.input / spent.input,
-            says.output / spent.output,
-            says.cpu / spent.cpu,
+            received,
+            if many > 1 { expected / received } else { 1.0 },
+            says.commands / used_resources.commands,
+            says.input / used_resources.input,
+            says.output / used_resources.output,
+            says.cpu / used_resources.cpu,
         ])
     }
 }
 
 pub(crate) fn tables(model: &Model) {
+    let load = |processes, invalidations| Load {
+        processes,
+        invalidations,
+        ..Load::default()
+    };
+    let fleets = [1.0, 10.0, 100.0, 1_000.0, 10_000.0];
     println!(
-        "| one server, writes {} at once: of a core, bytes out | 10 writes/s | 100 | 1,000 | 10,000 | writes/s at 80 % of a core | with 10,000 hits, 1,000 misses beside |",
+        "| processes, writes {} at once | writes/s | share of a core, % | bytes out, MB/s |",
         model.costs.at_once
     );
-    println!("|---|---|---|---|---|---|---|");
-    for processes in [1.0, 10.0, 100.0, 1_000.0, 10_000.0] {
-        let load = |invalidations| Load {
-            processes,
-            invalidations,
-            ..Load::default()
-        };
-        let cells = [10.0, 100.0, 1_000.0, 10_000.0].map(|writes| {
-            let spent = model.of(load(writes));
-            let (core, out) = (spent.cpu / 1e4, spent.output / 1e6);
-            match core {
-                core if core > 100.0 => "too much".to_owned(),
-                core => format!("{core:.1} %, {out:.2} MB/s"),
+    println!("|---|---|---|---|");
+    for processes in fleets {
+        for writes in [10.0, 100.0, 1_000.0, 10_000.0] {
+            let used = model.of(load(processes, writes));
+            let (core, out) = (used.cpu / 1e4, used.output / 1e6);
+            if core > 100.0 {
+                println!("| {processes} | {writes} | more than 100 | – |");
+            } else {
+                println!("| {processes} | {writes} | {core:.1} | {out:.2} |");
             }
-        });
+        }
+    }
+    println!();
+    println!(
+        "| processes | writes/s at 80 % of a core | the same beside 10,000 hits/s and 1,000 misses/s |"
+    );
+    println!("|---|---|---|");
+    for processes in fleets {
         let beside = Load {
             hits: 10_000.0,
             misses: 1_000.0,
-            wakes: 0.0,
-            ..load(0.0)
+            ..load(processes, 0.0)
         };
         println!(
-            "| {processes} processes | {} | {:.0} | {:.0} |",
-            cells.join(" | "),
-            model.most(load(0.0), 0.8),
+            "| {processes} | {:.0} | {:.0} |",
+            model.most(load(processes, 0.0), 0.8),
             model.most(beside, 0.8)
         );
     }
@@ -190,21 +200,22 @@ pub(crate) fn tables(model: &Model) {
 
 pub(crate) fn memory(model: &Model) {
     let costs = &model.costs;
-    println!("| memory of the server | MiB |");
+    println!("| processes | server memory, MiB |");
     println!("|---|---|");
     for processes in [10.0, 100.0, 1_000.0, 10_000.0] {
         println!(
-            "| {processes} processes | {:.1} |",
+            "| {processes} | {:.1} |",
             processes * model.idle.process / 1_048_576.0
         );
     }
+    println!();
+    println!(
+        "| keys | memory with payloads of 100 bytes, MiB | with payloads of 1,000 bytes, MiB |"
+    );
+    println!("|---|---|---|");
     for keys in [1e5, 1e6, 1e7] {
         let of = |payload: f64| keys * (costs.key() + payload) / 1_048_576.0;
-        println!(
-            "| {keys} keys, payloads of 100 bytes; of 1,000 bytes | {:.0}; {:.0} |",
-            of(100.0),
-            of(1_000.0)
-        );
+        println!("| {keys} | {:.0} | {:.0} |", of(100.0), of(1_000.0));
     }
     println!();
 }

@@ -1,4 +1,4 @@
-//! What a server says of itself, and who listens to it.
+//! The statistics of a server, and bare subscribers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,26 +9,26 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::ground::server::{Raw, Reply};
+use crate::redis_proxy::server::{Raw, Reply};
 
-/// So much of everything since the server's start.
+/// Resources used since the server's start.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Spent {
-    /// Those that scripts run among them.
+pub(crate) struct Resources {
+    /// Commands, those inside scripts included.
     pub(crate) commands: f64,
     /// CPU time of the process, in microseconds.
     pub(crate) cpu: f64,
-    /// Bytes that clients sent, and were sent.
+    /// Bytes received from clients and sent to clients.
     pub(crate) input: f64,
     pub(crate) output: f64,
-    /// `usec` of PUBLISH in the statistics of commands: without the writing to sockets.
+    /// `usec` of PUBLISH in the command statistics, without the writes to sockets.
     pub(crate) publish: f64,
     pub(crate) publishes: f64,
     /// Bytes of memory in use now.
     pub(crate) memory: f64,
 }
 
-impl Spent {
+impl Resources {
     pub(crate) fn of(raw: &mut Raw) -> Self {
         let Reply::Bytes(info) = raw.ask("INFO all") else {
             return Self::default();
@@ -56,7 +56,7 @@ impl Spent {
         }
     }
 
-    /// What was spent since then, for each of so many.
+    /// The difference since `before`, divided by `of`.
     pub(crate) fn since(self, before: Self, of: f64) -> Self {
         Self {
             commands: (self.commands - before.commands) / of,
@@ -69,7 +69,7 @@ impl Spent {
         }
     }
 
-    /// So many of these and so many of those.
+    /// The sum of these resources and `times` others.
     pub(crate) fn plus(self, times: f64, other: Self) -> Self {
         Self {
             commands: self.commands + times * other.commands,
@@ -81,15 +81,15 @@ impl Spent {
     }
 }
 
-/// Bare connections that have subscribed to one channel, and count what they hear.
-pub(crate) struct Listeners {
+/// Bare connections that are subscribed to one channel and count the bytes that they receive.
+pub(crate) struct Subscribers {
     tasks: JoinSet<()>,
-    heard: Arc<AtomicU64>,
+    received: Arc<AtomicU64>,
 }
 
-impl Listeners {
+impl Subscribers {
     pub(crate) async fn new(port: u16, channel: &str, many: u64) -> Result<Self, BoxError> {
-        let (mut tasks, heard) = (JoinSet::new(), Arc::new(AtomicU64::new(0)));
+        let (mut tasks, received) = (JoinSet::new(), Arc::new(AtomicU64::new(0)));
         for _ in 0..many {
             let stream = TcpStream::connect(("127.0.0.1", port)).await;
             let mut stream = stream.map_err(BoxError::new)?;
@@ -98,29 +98,30 @@ impl Listeners {
             sent.map_err(BoxError::new)?;
             let mut bytes = vec![0; 1 << 14];
             stream.read(&mut bytes).await.map_err(BoxError::new)?;
-            let heard = Arc::clone(&heard);
+            let received = Arc::clone(&received);
             tasks.spawn(async move {
                 while let Ok(read @ 1..) = stream.read(&mut bytes).await {
-                    heard.fetch_add(read as u64, Ordering::Relaxed);
+                    received.fetch_add(read as u64, Ordering::Relaxed);
                 }
             });
         }
-        Ok(Self { tasks, heard })
+        Ok(Self { tasks, received })
     }
 
-    /// Until nothing comes any more.
+    /// Waits until no more bytes arrive.
     pub(crate) async fn settled(&self) {
         loop {
-            let before = self.heard.load(Ordering::Relaxed);
+            let before = self.received.load(Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(100)).await;
-            if self.heard.load(Ordering::Relaxed) == before || self.tasks.is_empty() {
+            if self.received.load(Ordering::Relaxed) == before || self.tasks.is_empty() {
                 return;
             }
         }
     }
 }
 
-/// Microseconds of CPU that a process has used, and bytes that it has written to whatever.
+/// The microseconds of CPU that a process has used, and the bytes that it has written to any file
+/// or socket.
 pub(crate) fn process(pid: &str) -> (f64, f64) {
     let read = |file: &str| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/{file}"));

@@ -1,27 +1,27 @@
-//! Trouble that is drawn, one after the other, for one node or for all.
+//! Random faults, one after the other, of one node or of all.
 
 use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::ground::proxy::{Proxy, Wire};
-use crate::ground::server::Server;
+use crate::redis_proxy::proxy::{Proxy, ProxyMode};
+use crate::redis_proxy::server::Server;
 
-/// Random enough, and the same for a seed.
-pub(crate) struct Dice(u64);
+/// A xorshift generator: the same numbers for the same seed.
+pub(crate) struct Rng(u64);
 
-impl Dice {
+impl Rng {
     pub(crate) fn new(seed: u64) -> Self {
-        // Seeds that are near to each other begin far from each other.
+        // Neighbouring seeds begin with different numbers.
         let mixed = seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let mut dice = Self(mixed | 1);
+        let mut rng = Self(mixed | 1);
         for _ in 0..8 {
-            dice.roll(2);
+            rng.below(2);
         }
-        dice
+        rng
     }
 
-    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
+    pub(crate) fn below(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -31,8 +31,8 @@ impl Dice {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    Wire(Wire),
-    /// The bus is lost and cannot be had again; commands pass.
+    ProxyMode(ProxyMode),
+    /// Subscriptions end and cannot be made again, while commands pass.
     Bus,
     Cuts,
     Pause,
@@ -45,16 +45,16 @@ pub(crate) enum Fault {
     Password,
 }
 
-const SLOW: Wire = Wire::Slow(Duration::from_millis(120));
+const SLOW: ProxyMode = ProxyMode::Slow(Duration::from_millis(120));
 
 const FAULTS: [Fault; 16] = [
-    Fault::Wire(Wire::Refuse),
-    Fault::Wire(Wire::Swallow),
-    Fault::Wire(Wire::DeadConnections),
+    Fault::ProxyMode(ProxyMode::Refuse),
+    Fault::ProxyMode(ProxyMode::BlackHole),
+    Fault::ProxyMode(ProxyMode::DeadConnections),
     Fault::Bus,
     Fault::Bus,
-    Fault::Wire(SLOW),
-    Fault::Wire(Wire::Slow(Duration::from_millis(500))),
+    Fault::ProxyMode(SLOW),
+    Fault::ProxyMode(ProxyMode::Slow(Duration::from_millis(500))),
     Fault::Cuts,
     Fault::Pause,
     Fault::Stop,
@@ -66,43 +66,43 @@ const FAULTS: [Fault; 16] = [
     Fault::Password,
 ];
 
-/// One fault from its beginning to its end. Answers what it was.
-pub(crate) async fn strike(server: &mut Server, wires: &[Proxy], dice: &mut Dice) -> String {
-    let fault = FAULTS[usize::try_from(dice.roll(16)).unwrap_or(0)];
-    let ms = [50, 500, 2_000, 4_000][usize::try_from(dice.roll(4)).unwrap_or(0)];
-    let lasts = Duration::from_millis(ms + dice.roll(ms));
-    // On one node's wire, or on everybody's.
-    let hit = usize::try_from(dice.roll(wires.len() as u64 + 1)).unwrap_or(0);
-    let wires: Vec<&Proxy> = match wires.get(hit) {
-        Some(wire) => vec![wire],
-        None => wires.iter().collect(),
+/// Makes one fault and ends it. Returns its description.
+pub(crate) async fn make_fault(server: &mut Server, proxies: &[Proxy], rng: &mut Rng) -> String {
+    let fault = FAULTS[usize::try_from(rng.below(16)).unwrap_or(0)];
+    let ms = [50, 500, 2_000, 4_000][usize::try_from(rng.below(4)).unwrap_or(0)];
+    let lasts = Duration::from_millis(ms + rng.below(ms));
+    // On the proxy of one node, or on all.
+    let target = usize::try_from(rng.below(proxies.len() as u64 + 1)).unwrap_or(0);
+    let proxies: Vec<&Proxy> = match proxies.get(target) {
+        Some(proxy) => vec![proxy],
+        None => proxies.iter().collect(),
     };
     let ask = |words: &str| server.raw().ask(words);
     match fault {
-        Fault::Wire(wire) => {
-            for hit in &wires {
-                hit.set(wire).await;
+        Fault::ProxyMode(proxy) => {
+            for target in &proxies {
+                target.set(proxy).await;
             }
             sleep(lasts).await;
-            for hit in &wires {
-                hit.set(Wire::Pass).await;
-                // What was said meanwhile is lost: no stream goes on without it.
-                hit.cut();
+            for target in &proxies {
+                target.set(ProxyMode::Pass).await;
+                // Bytes that were swallowed are lost, so the connections must end.
+                target.cut();
             }
         }
         Fault::Bus => {
-            for hit in &wires {
-                hit.set(Wire::Hold("SUBSCRIBE")).await;
-                hit.cut();
+            for target in &proxies {
+                target.set(ProxyMode::Hold("SUBSCRIBE")).await;
+                target.cut();
             }
             sleep(lasts).await;
-            for hit in &wires {
-                hit.set(Wire::Pass).await;
+            for target in &proxies {
+                target.set(ProxyMode::Pass).await;
             }
         }
         Fault::Cuts => {
             for _ in 0..lasts.as_millis() / 50 {
-                wires.iter().for_each(|hit| hit.cut());
+                proxies.iter().for_each(|target| target.cut());
                 sleep(Duration::from_millis(50)).await;
             }
         }
@@ -134,12 +134,12 @@ pub(crate) async fn strike(server: &mut Server, wires: &[Proxy], dice: &mut Dice
         Fault::FlushAll => drop(ask("FLUSHALL")),
         Fault::Password => {
             ask("CONFIG SET requirepass another");
-            wires.iter().for_each(|hit| hit.cut());
+            proxies.iter().for_each(|target| target.cut());
             sleep(lasts).await;
             let mut raw = server.raw();
             raw.ask("AUTH another");
             raw.send(&[b"CONFIG", b"SET", b"requirepass", b""]);
         }
     }
-    format!("{fault:?} for {lasts:?}, wire {hit}")
+    format!("{fault:?} for {lasts:?}, proxy {target}")
 }

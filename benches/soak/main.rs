@@ -1,25 +1,27 @@
-//! Traffic and faults, for a long time, and an oracle.
+//! A soak: traffic and faults for a long time, checked by an oracle.
 //!
 //! ```text
 //! cargo bench --bench soak                                  # 10 minutes
 //! cargo bench --bench soak -- --minutes 60 --seed 7
 //! ```
 //!
-//! Three nodes with a wire each to one server; look-ups, invalidations, inserts, expiries and writes of rows
-//! with versions; faults on the wires and in the server, drawn from the seed, one after the other. It
-//! fails where a look-up fails by anything but the source's own error, or answers an older version than
-//! it may; where look-ups do not add up; where in the end the nodes do not agree; where memory, tasks,
-//! file descriptors, leases or keys without an expiry are left. The seed gives the same faults and the
-//! same draws again, not the same interleaving.
+//! Three nodes reach one server, each through a proxy of its own. They look up, invalidate, insert,
+//! expire and write rows with versions. Faults of the proxies and of the server follow one another,
+//! drawn from the seed.
+//!
+//! The soak fails when a look-up fails with any error but the source's own, or answers an older
+//! version than allowed. It fails when look-ups do not add up, when the nodes disagree in the end,
+//! or when memory, tasks, file descriptors, leases or keys without an expiry are left. A seed
+//! repeats the faults and the random numbers, but not the interleaving.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 mod faults;
-#[expect(dead_code, reason = "the tests use more of it")]
-#[path = "../ground/mod.rs"]
-mod ground;
 mod oracle;
+#[expect(dead_code, reason = "the tests use more of it")]
+#[path = "../redis_proxy/mod.rs"]
+mod redis_proxy;
 mod run;
 
 fn number(args: &[String], name: &str) -> Option<f64> {
@@ -44,16 +46,13 @@ async fn main() -> ExitCode {
     println!("seed {seed}, {minutes} minutes");
     let wrong = run::run(seed, Duration::from_secs_f64(minutes * 60.0), true).await;
     for wrong in wrong.iter().take(50) {
-        println!("WRONG: {wrong}");
+        println!("FAULT: {wrong}");
     }
     if wrong.is_empty() {
-        println!("nothing was wrong");
+        println!("no fault was found");
         ExitCode::SUCCESS
     } else {
-        println!(
-            "{} times something was wrong, with seed {seed}",
-            wrong.len()
-        );
+        println!("{} faults were found, with seed {seed}", wrong.len());
         ExitCode::FAILURE
     }
 }

@@ -1,4 +1,4 @@
-//! What may be answered: versions of rows, and who has announced which.
+//! The oracle of the soak: the versions of rows, and which of them may still be answered.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,38 +6,39 @@ use std::time::{Duration, Instant};
 
 use tidegate::Freshness;
 
-/// Rows with versions, and the oldest ones that may still be answered.
+/// Rows with versions, and the oldest versions that may still be answered.
 #[derive(Clone)]
 pub(crate) struct Oracle {
     rows: Arc<Mutex<HashMap<u64, Row>>>,
-    /// For so long another node may answer what was announced as old.
+    /// For this long, another node may answer a version that was announced as old.
     elsewhere: Duration,
 }
 
 #[derive(Default)]
 struct Row {
     committed: u64,
-    /// Somebody writes: another one waits, for the order of two writers is nobody's promise.
+    /// A write is under way. Other writers wait, because the order of two writers is not part of
+    /// the contract.
     writing: bool,
     announced: Vec<Announced>,
 }
 
-/// A call that has returned.
+/// A change that has returned.
 #[derive(Clone, Copy)]
 struct Announced {
     version: u64,
     node: usize,
     confirmed: bool,
-    /// The old value may still stand in where a load fails.
+    /// An expiry: the old value may still be answered when a load fails.
     soft: bool,
     at: Instant,
 }
 
-/// The oldest versions that may be answered to a look-up.
+/// The oldest versions that a look-up may answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Floor {
     version: u64,
-    /// Where a load failed.
+    /// The oldest version when its load failed.
     fallback: u64,
 }
 
@@ -58,7 +59,7 @@ impl Oracle {
         self.rows().entry(key).or_default().committed
     }
 
-    /// `false`: somebody else writes this row.
+    /// `false` when another task writes this row.
     pub(crate) fn begin_write(&self, key: u64) -> bool {
         let mut rows = self.rows();
         let row = rows.entry(key).or_default();
@@ -72,7 +73,7 @@ impl Oracle {
         row.committed
     }
 
-    /// The call that announces a version has returned.
+    /// Records a change that has returned.
     pub(crate) fn announced(
         &self,
         key: u64,
@@ -83,7 +84,7 @@ impl Oracle {
     ) {
         let (mut rows, at) = (self.rows(), Instant::now());
         let announced = &mut rows.entry(key).or_default().announced;
-        // A later one of the same kind says more, once it counts everywhere.
+        // A later change of the same kind replaces the earlier ones once it counts on all nodes.
         let old = self.elsewhere * 2;
         let newest = |hard: bool| {
             let settled = announced.iter().filter(|call| {
@@ -106,11 +107,11 @@ impl Oracle {
         self.rows().entry(key).or_default().writing = false;
     }
 
-    /// For a look-up that begins now.
+    /// The floor of a look-up that begins now.
     pub(crate) fn floor(&self, key: u64, node: usize, past_l1: bool) -> Floor {
         let (mut rows, now) = (self.rows(), Instant::now());
         let announced = &rows.entry(key).or_default().announced;
-        let heard = |call: &&Announced| {
+        let counts = |call: &&Announced| {
             let after = if past_l1 {
                 Duration::ZERO
             } else {
@@ -119,7 +120,7 @@ impl Oracle {
             call.node == node || (call.confirmed && now.duration_since(call.at) >= after)
         };
         let newest = |hard: bool| {
-            let calls = announced.iter().filter(heard);
+            let calls = announced.iter().filter(counts);
             let calls = calls.filter(|call| !(hard && call.soft));
             calls.map(|call| call.version).max().unwrap_or(0)
         };
@@ -129,7 +130,7 @@ impl Oracle {
         }
     }
 
-    /// Whether a version may be answered to that look-up, which has ended now.
+    /// Whether the look-up, which has ended now, may answer this version.
     pub(crate) fn judge(
         &self,
         key: u64,

@@ -1,4 +1,4 @@
-//! Nodes, traffic, faults, and a look at what is left.
+//! The run of the soak: nodes, traffic, faults, and the checks at the end.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,11 +8,11 @@ use tidegate::{BoxError, Cache, Channel, Error, Loaded, Read, Redis, loader_fn};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::faults::{Dice, strike};
+use super::faults::{Rng, make_fault};
 use super::oracle::Oracle;
-use crate::ground::eventually;
-use crate::ground::proxy::Proxy;
-use crate::ground::server::{Server, is_lease};
+use crate::redis_proxy::eventually;
+use crate::redis_proxy::proxy::Proxy;
+use crate::redis_proxy::server::{Server, is_lease};
 
 const NODES: usize = 3;
 const TASKS: u64 = 6;
@@ -22,35 +22,35 @@ const DEGRADED: Duration = Duration::from_secs(1);
 
 type Node = Cache<u64, u64, BoxError>;
 
-/// What the tasks share.
-struct World {
+/// The state that all tasks share.
+struct Soak {
     oracle: Oracle,
     nodes: Vec<Node>,
-    /// Look-ups that were answered, by node.
+    /// Answered look-ups by node.
     answered: Vec<AtomicU64>,
-    /// The commands that hang somewhere have been carried out, if they ever are.
-    calm: AtomicBool,
-    over: AtomicBool,
+    /// No command of an earlier fault can still be carried out.
+    settled: AtomicBool,
+    ends: AtomicBool,
     wrong: Mutex<Vec<String>>,
     begun: Instant,
 }
 
-impl World {
-    fn complain(&self, what: String) {
+impl Soak {
+    fn report_error(&self, what: String) {
         let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
         wrong.push(format!("after {:?}: {what}", self.begun.elapsed()));
     }
 }
 
-/// What a process uses.
+/// The resources of this process.
 #[derive(Clone, Copy, Debug)]
-struct Use {
+struct Resources {
     rss_kib: u64,
     descriptors: usize,
     tasks: usize,
 }
 
-impl Use {
+impl Resources {
     fn now() -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -65,40 +65,40 @@ impl Use {
     }
 }
 
-/// Runs for so long; says what was wrong.
-pub(crate) async fn run(seed: u64, lasts: Duration, talks: bool) -> Vec<String> {
+/// Runs for `lasts`. Returns what was wrong.
+pub(crate) async fn run(seed: u64, lasts: Duration, verbose: bool) -> Vec<String> {
     let mut server = Server::start();
-    let mut wires = Vec::new();
+    let mut proxies = Vec::new();
     for _ in 0..NODES {
-        wires.push(Proxy::to(server.port()).await);
+        proxies.push(Proxy::to(server.port()).await);
     }
-    let before = Use::now();
-    let world = Arc::new(world(seed, &wires).await);
+    let before = Resources::now();
+    let soak = Arc::new(soak(seed, &proxies).await);
     let mut workers = JoinSet::new();
     for node in 0..NODES {
         for task in 0..TASKS {
-            let dice = Dice::new(seed ^ (1 + task + TASKS * node as u64) << 32);
-            workers.spawn(work(Arc::clone(&world), node, dice));
+            let rng = Rng::new(seed ^ (1 + task + TASKS * node as u64) << 32);
+            workers.spawn(work(Arc::clone(&soak), node, rng));
         }
     }
-    // What is used is compared with what is used when all is well, and warm.
+    // The baseline of resources: a healthy fleet after a warm-up.
     sleep(Duration::from_secs(2).min(lasts / 4)).await;
-    let warm = Use::now();
-    let (mut dice, mut faults, mut unreadable) = (Dice::new(seed), 0, 0);
-    while world.begun.elapsed() < lasts {
-        world.calm.store(false, Ordering::SeqCst);
-        let fault = strike(&mut server, &wires, &mut dice).await;
+    let warm = Resources::now();
+    let (mut rng, mut faults, mut unreadable) = (Rng::new(seed), 0, 0);
+    while soak.begun.elapsed() < lasts {
+        soak.settled.store(false, Ordering::SeqCst);
+        let fault = make_fault(&mut server, &proxies, &mut rng).await;
         faults += 1;
-        if talks {
-            println!("{:>7.1} s  {fault}", world.begun.elapsed().as_secs_f64());
+        if verbose {
+            println!("{:>7.1} s  {fault}", soak.begun.elapsed().as_secs_f64());
         }
-        // Longer than the timeout of a command and the making of connections.
+        // Longer than the timeout of a command and the making of a connection.
         sleep(Duration::from_millis(1_000)).await;
-        world.calm.store(true, Ordering::SeqCst);
-        sleep(Duration::from_millis(200 + dice.roll(800))).await;
-        let nodes = world.nodes.iter();
+        soak.settled.store(true, Ordering::SeqCst);
+        sleep(Duration::from_millis(200 + rng.below(800))).await;
+        let nodes = soak.nodes.iter();
         let now: u64 = nodes.map(|node| node.stats().decode_failures).sum();
-        if talks && now > unreadable {
+        if verbose && now > unreadable {
             println!(
                 "           after which {} records were unreadable",
                 now - unreadable
@@ -106,46 +106,46 @@ pub(crate) async fn run(seed: u64, lasts: Duration, talks: bool) -> Vec<String> 
         }
         unreadable = now;
     }
-    world.over.store(true, Ordering::SeqCst);
+    soak.ends.store(true, Ordering::SeqCst);
     while let Some(ended) = workers.join_next().await {
         if let Err(error) = ended {
-            world.complain(format!("a task: {error}"));
+            soak.report_error(format!("a task: {error}"));
         }
     }
-    settle(&world).await;
-    agree(&world).await;
-    let rest = Use::now();
-    report(&world, faults, [before, warm, rest], talks);
-    compare(&world, warm, rest);
-    close(&world).await;
-    look_into(&server, &world);
-    let Some(world) = Arc::into_inner(world) else {
+    wait_until_healthy(&soak).await;
+    check_agreement(&soak).await;
+    let rest = Resources::now();
+    report(&soak, faults, [before, warm, rest], verbose);
+    compare(&soak, warm, rest);
+    close(&soak).await;
+    check_keys(&server, &soak);
+    let Some(soak) = Arc::into_inner(soak) else {
         return vec!["a task still has the nodes".to_owned()];
     };
-    let mut wrong = world
+    let mut wrong = soak
         .wrong
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
-    drop(world.nodes);
-    wrong.extend(gone(before).await);
+    drop(soak.nodes);
+    wrong.extend(wait_until_gone(before).await);
     wrong
 }
 
-async fn world(seed: u64, wires: &[Proxy]) -> World {
+async fn soak(seed: u64, proxies: &[Proxy]) -> Soak {
     let oracle = Oracle::new(LEASE + DEGRADED);
     let mut nodes = Vec::new();
-    for (at, wire) in wires.iter().enumerate() {
-        let url = format!("redis://127.0.0.1:{}", wire.port());
+    for (at, proxy) in proxies.iter().enumerate() {
+        let url = format!("redis://127.0.0.1:{}", proxy.port());
         let redis = Redis::connect(&url).await.expect("the server is there");
-        let (rows, dice) = (oracle.clone(), Mutex::new(Dice::new(seed ^ (at as u64))));
+        let (rows, rng) = (oracle.clone(), Mutex::new(Rng::new(seed ^ (at as u64))));
         let load = loader_fn(move |key: u64| {
             let version = rows.read(key);
-            let mut dice = dice.lock().unwrap_or_else(PoisonError::into_inner);
-            let (takes, fate) = (1 + dice.roll(5), dice.roll(300));
-            let ttl = Duration::from_secs(1 + dice.roll(20));
+            let mut rng = rng.lock().unwrap_or_else(PoisonError::into_inner);
+            let (takes, outcome) = (1 + rng.below(5), rng.below(300));
+            let ttl = Duration::from_secs(1 + rng.below(20));
             async move {
                 sleep(Duration::from_millis(takes)).await;
-                match fate {
+                match outcome {
                     0 => Err(BoxError::new("the source fails now and then")),
                     _ => Ok(Loaded::found(version).version(version).ttl(ttl)),
                 }
@@ -161,60 +161,60 @@ async fn world(seed: u64, wires: &[Proxy]) -> World {
             .lease_ttl(Duration::from_millis(500));
         nodes.push(builder.l2(redis).build().expect("sound settings"));
     }
-    World {
+    Soak {
         oracle,
         nodes,
         answered: (0..NODES).map(|_| AtomicU64::new(0)).collect(),
-        calm: AtomicBool::new(true),
-        over: AtomicBool::new(false),
+        settled: AtomicBool::new(true),
+        ends: AtomicBool::new(false),
         wrong: Mutex::default(),
         begun: Instant::now(),
     }
 }
 
-async fn work(world: Arc<World>, node: usize, mut dice: Dice) {
-    while !world.over.load(Ordering::SeqCst) {
-        // Zipf, nearly: half of all for few keys.
-        let most = 1 << dice.roll(8);
-        let key = dice.roll(most).min(KEYS - 1);
-        match dice.roll(100) {
-            0..85 => look(&world, node, key, &mut dice).await,
-            change => write(&world, node, key, change).await,
+async fn work(soak: Arc<Soak>, node: usize, mut rng: Rng) {
+    while !soak.ends.load(Ordering::SeqCst) {
+        // Close to Zipf's law: few keys get half of the look-ups.
+        let most = 1 << rng.below(8);
+        let key = rng.below(most).min(KEYS - 1);
+        match rng.below(100) {
+            0..85 => look_up(&soak, node, key, &mut rng).await,
+            change => write(&soak, node, key, change).await,
         }
-        sleep(Duration::from_millis(1 + dice.roll(8))).await;
+        sleep(Duration::from_millis(1 + rng.below(8))).await;
     }
 }
 
-async fn look(world: &World, node: usize, key: u64, dice: &mut Dice) {
-    let (read, past_l1) = match dice.roll(10) {
+async fn look_up(soak: &Soak, node: usize, key: u64, rng: &mut Rng) {
+    let (read, past_l1) = match rng.below(10) {
         0 => (Read::new().skip_l1(), true),
         1 => (Read::fresh().skip_l1(), true),
         2 => (Read::fresh(), false),
         _ => (Read::new(), false),
     };
-    let floor = world.oracle.floor(key, node, past_l1);
-    let got = world.nodes[node].get_entry_with(&key, read).await;
-    world.answered[node].fetch_add(1, Ordering::SeqCst);
+    let floor = soak.oracle.floor(key, node, past_l1);
+    let got = soak.nodes[node].get_entry_with(&key, read).await;
+    soak.answered[node].fetch_add(1, Ordering::SeqCst);
     let judged = match got {
         Ok(Some(entry)) => {
-            let judged = world
+            let judged = soak
                 .oracle
                 .judge(key, floor, **entry.value(), entry.freshness());
             judged.map_err(|error| format!("{error}, from {:?}", entry.source()))
         }
         Ok(None) => Err(format!("key {key} is not missing")),
-        // The source's own.
+        // The source's own errors.
         Err(Error::Load(_) | Error::LoadFailedElsewhere) => Ok(()),
         Err(error) => Err(format!("key {key}: {error}")),
     };
     if let Err(error) = judged {
-        world.complain(format!("node {node}, {read:?}: {error}"));
+        soak.report_error(format!("node {node}, {read:?}: {error}"));
     }
 }
 
-/// A commit, and then somebody says so.
-async fn write(world: &World, node: usize, key: u64, change: u64) {
-    let (oracle, cache) = (&world.oracle, &world.nodes[node]);
+/// A commit and the change of the cache that follows it.
+async fn write(soak: &Soak, node: usize, key: u64, change: u64) {
+    let (oracle, cache) = (&soak.oracle, &soak.nodes[node]);
     if !oracle.begin_write(key) {
         return;
     }
@@ -243,8 +243,9 @@ async fn write(world: &World, node: usize, key: u64, change: u64) {
         }
     };
     if stores && !confirmed {
-        // It may hang somewhere, and be carried out later: no later version before it is.
-        while !world.calm.load(Ordering::SeqCst) || cache.invalidate(&key).await.is_err() {
+        // The insert may still be on its way and be carried out later. No later version may be
+        // written before that.
+        while !soak.settled.load(Ordering::SeqCst) || cache.invalidate(&key).await.is_err() {
             sleep(Duration::from_millis(20)).await;
         }
         oracle.announced(key, version, node, true, false);
@@ -254,9 +255,9 @@ async fn write(world: &World, node: usize, key: u64, change: u64) {
     oracle.end_write(key);
 }
 
-/// Trouble is over: everybody is well.
-async fn settle(world: &World) {
-    for (node, answered) in world.nodes.iter().zip(&world.answered) {
+/// Waits until all nodes are healthy after the last fault.
+async fn wait_until_healthy(soak: &Soak) {
+    for (node, answered) in soak.nodes.iter().zip(&soak.answered) {
         eventually("a node is well again", async || {
             let _ = node.get(&0).await;
             answered.fetch_add(1, Ordering::SeqCst);
@@ -267,32 +268,32 @@ async fn settle(world: &World) {
     }
 }
 
-/// Everybody answers the newest version.
-async fn agree(world: &World) {
-    for (at, node) in world.nodes.iter().enumerate() {
+/// Checks that all nodes answer the newest version.
+async fn check_agreement(soak: &Soak) {
+    for (at, node) in soak.nodes.iter().enumerate() {
         for key in 0..KEYS {
-            let newest = world.oracle.read(key);
+            let newest = soak.oracle.read(key);
             let mut last = None;
             for _ in 0..100 {
                 last = Some(node.get_with(&key, Read::fresh()).await);
-                world.answered[at].fetch_add(1, Ordering::SeqCst);
+                soak.answered[at].fetch_add(1, Ordering::SeqCst);
                 match &last {
                     Some(Ok(Some(version))) if **version == newest => break,
                     _ => sleep(Duration::from_millis(50)).await,
                 }
             }
             if !matches!(&last, Some(Ok(Some(version))) if **version == newest) {
-                world.complain(format!(
+                soak.report_error(format!(
                     "node {at} ends with {last:?} for key {key}, not {newest}"
                 ));
             }
         }
         let (counted, answered) = (
             node.stats().lookups(),
-            world.answered[at].load(Ordering::SeqCst),
+            soak.answered[at].load(Ordering::SeqCst),
         );
         if counted != answered {
-            world.complain(format!(
+            soak.report_error(format!(
                 "{answered} look-ups, counted {counted}: {:?}",
                 node.stats()
             ));
@@ -300,53 +301,53 @@ async fn agree(world: &World) {
     }
 }
 
-fn report(world: &World, faults: u32, used: [Use; 3], talks: bool) {
-    if !talks {
+fn report(soak: &Soak, faults: u32, used: [Resources; 3], verbose: bool) {
+    if !verbose {
         return;
     }
-    let answered: u64 = world
+    let answered: u64 = soak
         .answered
         .iter()
         .map(|of| of.load(Ordering::SeqCst))
         .sum();
     println!(
         "{answered} look-ups, {faults} faults in {:?}",
-        world.begun.elapsed()
+        soak.begun.elapsed()
     );
-    for node in &world.nodes {
+    for node in &soak.nodes {
         println!("{:?}", node.stats());
     }
     let [before, warm, rest] = used;
     println!("used before: {before:?}\nused when warm: {warm:?}\nused at rest: {rest:?}");
 }
 
-fn compare(world: &World, warm: Use, rest: Use) {
+fn compare(soak: &Soak, warm: Resources, rest: Resources) {
     if rest.rss_kib > warm.rss_kib + 64 * 1024 {
-        world.complain(format!("memory has grown: {warm:?}, {rest:?}"));
+        soak.report_error(format!("memory has grown: {warm:?}, {rest:?}"));
     }
     if rest.descriptors > warm.descriptors + 2 * NODES {
-        world.complain(format!("descriptors are left: {warm:?}, {rest:?}"));
+        soak.report_error(format!("descriptors are left: {warm:?}, {rest:?}"));
     }
     if rest.tasks > warm.tasks + 2 * NODES {
-        world.complain(format!("tasks are left: {warm:?}, {rest:?}"));
+        soak.report_error(format!("tasks are left: {warm:?}, {rest:?}"));
     }
 }
 
-/// No flight and no task is left.
-async fn close(world: &World) {
-    for node in &world.nodes {
+/// Checks that no flight and no task is left.
+async fn close(soak: &Soak) {
+    for node in &soak.nodes {
         node.close().await;
         let state = format!("{node:?}");
         if !(state.contains("flights: 0,") && state.contains("tasks: 0,")) {
-            world.complain(format!("something is left: {state}"));
+            soak.report_error(format!("something is left: {state}"));
         }
     }
 }
 
-/// Without the caches there are as many tasks and descriptors as before them.
-async fn gone(before: Use) -> Option<String> {
+/// Checks that tasks and descriptors are as few as before the caches.
+async fn wait_until_gone(before: Resources) -> Option<String> {
     for _ in 0..200 {
-        let now = Use::now();
+        let now = Resources::now();
         if now.tasks <= before.tasks && now.descriptors <= before.descriptors {
             return None;
         }
@@ -354,21 +355,21 @@ async fn gone(before: Use) -> Option<String> {
     }
     Some(format!(
         "something outlives the caches: {before:?}, {:?}",
-        Use::now()
+        Resources::now()
     ))
 }
 
-/// Every key has an expiry, and none is a lease.
-fn look_into(server: &Server, world: &World) {
+/// Checks that every key has an expiry and that none is a lease.
+fn check_keys(server: &Server, soak: &Soak) {
     let mut raw = server.raw();
     for key in raw.keys("tidegate*") {
         let pttl = raw.pttl(&key);
-        // -2: it has just expired.
+        // -2: the key has just expired.
         if pttl <= 0 && pttl != -2 {
-            world.complain(format!("{key} has no expiry"));
+            soak.report_error(format!("{key} has no expiry"));
         }
         if !key.contains("::{marks}") && raw.get(&key).is_some_and(|record| is_lease(&record)) {
-            world.complain(format!("a lease is left on {key}"));
+            soak.report_error(format!("a lease is left on {key}"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A key that everybody wants, in four processes: what its expiry costs the callers and the source.
+//! A hot key in four processes: what its expiry costs the callers and the source.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -12,15 +12,15 @@ use tokio::task::JoinSet;
 
 use crate::server::Server;
 
-/// What makes this program one of the processes.
+/// The argument that makes this program one of the processes.
 pub(crate) const WORKER: &str = "--worker";
 
 const PROCESSES: u64 = 4;
 const TTL: Duration = Duration::from_secs(1);
 const LOAD: Duration = Duration::from_millis(50);
-/// Requests a second, of all processes together.
+/// Requests a second of all processes together.
 const RATE: f64 = 2_000.0;
-/// How many TTLs it lasts.
+/// The number of TTLs that the run lasts.
 const TTLS: u32 = 20;
 
 struct Setting {
@@ -58,7 +58,7 @@ const SETTINGS: [Setting; 5] = [
 ];
 
 impl Setting {
-    /// Loads per TTL, and requests that wait, of all.
+    /// The expected loads per TTL, and the expected share of requests that wait.
     fn expected(&self) -> (f64, f64) {
         let (ttl, load) = (TTL.as_secs_f64(), LOAD.as_secs_f64());
         let off = self.beta == 0.0;
@@ -70,7 +70,7 @@ impl Setting {
         if off {
             return (ttl / (ttl + load), waits);
         }
-        // The first trigger, not in the first half of a life.
+        // The expected time of the first trigger, which never comes in the first half of the TTL.
         let scale = self.beta * load;
         let mass = |gap: f64| RATE * scale * (-gap / scale).exp();
         let within = |gap: f64| (mass(ttl / 2.0) - mass(gap)).exp();
@@ -83,8 +83,8 @@ impl Setting {
     }
 }
 
-/// One answered request, in microseconds: when it was made, how long it took, when the load of what it
-/// was answered with had ended.
+/// One answered request, in microseconds: when it was made, how long it took, and when the load of
+/// its value had ended.
 struct Request {
     source: char,
     made: u64,
@@ -97,14 +97,14 @@ pub(crate) fn run(seed: u64, quick: bool) -> Result<(), BoxError> {
     let ttls = if quick { 1 } else { TTLS };
     println!("## A hot key (seed {seed})\n");
     println!(
-        "{PROCESSES} processes, one redis-server, {RATE} requests a second in all for {ttls} TTLs of {TTL:?}, a load \
-         of {LOAD:?}.\n\nExpected: with refresh-ahead or stale-while-revalidate no request waits for a load. Never \
-         more than one load\nat a time in the fleet. A life that is replaced early is shorter, so there are more \
-         loads per TTL.\n"
+        "{PROCESSES} processes and one redis-server, {RATE} requests a second in all for {ttls} TTLs of {TTL:?}, \
+         a load of {LOAD:?}.\n\nExpected: with refresh-ahead or stale-while-revalidate no request waits for a load. \
+         The fleet never runs\nmore than one load at a time. An entry that is replaced early lasts less than its TTL, \
+         so there is more than\none load per TTL.\n"
     );
     println!(
-        "| | loads per TTL: expected | measured | at once | waited: expected | measured | stale | L1 | L2 | loader \
-         | p50 | p99 | p99.9 | max |"
+        "| setting | loads per TTL: expected | measured | most at once | waiting requests: expected | measured \
+         | stale hits | from L1 | from L2 | from the loader | p50, ms | p99, ms | p99.9, ms | max, ms |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     let mut off = Vec::new();
@@ -137,7 +137,7 @@ fn measure(
     }
     let (mut loads, mut requests, mut stale) = (Vec::new(), Vec::new(), 0);
     for worker in &mut workers {
-        worker.hear(&mut loads, &mut requests, &mut stale)?;
+        worker.read_results(&mut loads, &mut requests, &mut stale)?;
     }
     loads.sort_unstable();
     let at_once = loads.iter().map(|(begun, _)| {
@@ -167,8 +167,8 @@ fn measure(
     };
     let (expected_loads, expected_waits) = setting.expected();
     println!(
-        "| {} | {expected_loads:.2} | {:.2} | {at_once} | {:.0} | {waited} | {stale} | {} | {} | {} | {:.3} ms | {:.2} ms \
-         | {:.2} ms | {:.2} ms |",
+        "| {} | {expected_loads:.2} | {:.2} | {at_once} | {:.0} | {waited} | {stale} | {} | {} | {} | {:.3} | {:.2} \
+         | {:.2} | {:.2} |",
         setting.name,
         loads.len() as f64 / f64::from(ttls),
         expected_waits * all,
@@ -189,7 +189,7 @@ fn measure(
     }))
 }
 
-/// A process, killed when this is dropped.
+/// A process, which is killed when this is dropped.
 struct Worker {
     process: Child,
     lines: std::io::Lines<BufReader<ChildStdout>>,
@@ -246,8 +246,8 @@ impl Worker {
         writeln!(stdin, "go").map_err(BoxError::new)
     }
 
-    /// `load BEGUN ENDED`, `L1 MADE TOOK LOADED` and so on, `stale COUNT` last.
-    fn hear(
+    /// Reads lines `load BEGUN ENDED`, `L1 MADE TOOK LOADED` and so on, up to `stale COUNT`.
+    fn read_results(
         &mut self,
         loads: &mut Vec<(u64, u64)>,
         requests: &mut Vec<Request>,
@@ -282,7 +282,7 @@ impl Drop for Worker {
     }
 }
 
-/// Microseconds by the clock that all processes of this host share.
+/// Microseconds on a clock that all processes of this machine share.
 fn micros() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| {
@@ -290,7 +290,7 @@ fn micros() -> u64 {
     })
 }
 
-/// What a process does.
+/// The main function of a process.
 pub(crate) fn work(args: &[String]) -> Result<(), BoxError> {
     let [setting, seed, ttls, name, url] = args else {
         return Err("a process needs five arguments".into());
@@ -363,7 +363,7 @@ async fn ask(
             (made, begun.elapsed(), answer)
         });
     }
-    let mut told = String::new();
+    let mut report = String::new();
     while let Some(done) = asked.join_next().await {
         let (made, took, answer) = done.map_err(BoxError::new)?;
         let entry = answer.map_err(BoxError::new)?.ok_or("the key is missing")?;
@@ -372,12 +372,12 @@ async fn ask(
             Source::L2 => "2",
             _ => "L",
         };
-        told += &format!("{source} {made} {} {}\n", took.as_micros(), entry.value());
+        report += &format!("{source} {made} {} {}\n", took.as_micros(), entry.value());
     }
     for (begun, ended) in loads.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        told += &format!("load {begun} {ended}\n");
+        report += &format!("load {begun} {ended}\n");
     }
-    println!("{told}stale {}", cache.stats().stale_hits);
+    println!("{report}stale {}", cache.stats().stale_hits);
     cache.close().await;
     Ok(())
 }

@@ -1,20 +1,21 @@
-//! Refreshes before the TTL ends, held against the paper that they are taken from, and what requests
-//! for a hot key see of them.
+//! Refresh-ahead, compared with the paper that it follows, and its effect on requests for a hot
+//! key.
 //!
 //! ```text
 //! cargo bench --bench staleness                    # both, about three minutes
-//! cargo bench --bench staleness -- paper           # the first alone; --full: rδ = 10,000 as well
-//! cargo bench --bench staleness -- hot-key         # the second alone
+//! cargo bench --bench staleness -- paper           # only the first; --full: rδ = 10,000 as well
+//! cargo bench --bench staleness -- hot-key         # only the second
 //! ```
 //!
-//! `paper`: caches of this crate under tokio's paused clock, so a load takes 100 seconds and no time.
-//! Arrivals follow from `--seed`; what the caches draw does not, so two runs agree within sampling
-//! error. It fails where a fleet has not loaded exactly once per expiry, or where what is measured is
-//! further from what is expected than chance explains.
+//! `paper`: caches of this crate under tokio's paused clock, in which a load of 100 seconds takes
+//! no time. `--seed` sets the arrivals of requests, but not the random numbers of the caches, so
+//! two runs agree within the sampling error. It fails when a fleet does not load exactly once per
+//! expiry, or when a measurement differs from its expectation by more than chance explains.
 //!
-//! `hot-key`: four processes and a `redis-server`, from the PATH or named in `TIDEGATE_REDIS_SERVER`.
+//! `hot-key`: four processes and a `redis-server`, from the PATH or named in
+//! `TIDEGATE_REDIS_SERVER`.
 //!
-//! `--test` only looks whether everything runs.
+//! `--test` only checks that everything runs.
 
 use std::process::ExitCode;
 
@@ -25,7 +26,7 @@ mod paper;
 #[path = "../support/server.rs"]
 mod server;
 
-/// The seed of the arrivals, unless another one is asked for.
+/// The default seed of the arrivals.
 const SEED: u64 = 2015;
 
 fn main() -> ExitCode {
@@ -42,7 +43,7 @@ fn run(args: Vec<String>) -> Result<(), BoxError> {
     if args.first().is_some_and(|arg| arg == hot_key::WORKER) {
         return hot_key::work(&args[1..]);
     }
-    let said = |word: &str| args.iter().any(|arg| arg == word);
+    let asked_for = |word: &str| args.iter().any(|arg| arg == word);
     let seed = match args.iter().position(|arg| arg == "--seed") {
         Some(at) => {
             let seed = args.get(at + 1).ok_or("--seed needs a number")?;
@@ -50,12 +51,12 @@ fn run(args: Vec<String>) -> Result<(), BoxError> {
         }
         None => SEED,
     };
-    let both = said("paper") == said("hot-key");
-    if both || said("paper") {
-        paper::run(seed, said("--test"), said("--full"))?;
+    let both = asked_for("paper") == asked_for("hot-key");
+    if both || asked_for("paper") {
+        paper::run(seed, asked_for("--test"), asked_for("--full"))?;
     }
-    if both || said("hot-key") {
-        hot_key::run(seed, said("--test"))?;
+    if both || asked_for("hot-key") {
+        hot_key::run(seed, asked_for("--test"))?;
     }
     Ok(())
 }

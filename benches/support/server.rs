@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tidegate::BoxError;
 
-/// A server on a port of its own that keeps nothing on disk; it ends with this value.
+/// A server on a port of its own that keeps nothing on disk. It ends when this value is dropped.
 pub(crate) struct Server {
     child: Child,
     port: u16,

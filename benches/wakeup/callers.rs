@@ -14,25 +14,25 @@ use tidegate::{BoxError, Cache, Channel, Loaded, Loader, SharedTier};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
-/// Nanoseconds, on a clock that all processes of the machine share.
+/// Nanoseconds on a clock that all processes of the machine share.
 pub(crate) fn nanos() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Has its answer when it is told to.
+/// A loader that answers when the bench lets it.
 #[derive(Clone, Debug)]
-pub(crate) struct Told(Arc<Load>);
+pub(crate) struct GatedLoader(Arc<Load>);
 
 #[derive(Debug)]
 pub(crate) struct Load {
     pub(crate) begun: AtomicU64,
     go: Semaphore,
-    /// When the last one returned.
+    /// When the last load returned.
     ended: AtomicU64,
 }
 
-impl Loader for Told {
+impl Loader for GatedLoader {
     type Key = u64;
     type Value = u64;
     type Error = BoxError;
@@ -45,7 +45,7 @@ impl Loader for Told {
     }
 }
 
-/// A cache whose loads are told when to return.
+/// A cache whose loads return when the bench lets them.
 #[derive(Clone)]
 pub(crate) struct Node {
     pub(crate) cache: Cache<u64, u64, BoxError>,
@@ -59,14 +59,14 @@ impl Node {
             go: Semaphore::new(1),
             ended: AtomicU64::new(0),
         });
-        let cache = Cache::builder("numbers", Told(Arc::clone(&load)))
+        let cache = Cache::builder("numbers", GatedLoader(Arc::clone(&load)))
             .ttl(Duration::from_secs(600))
             .lease_ttl(Duration::from_secs(30))
             .lease_wait(Duration::from_secs(60))
             .l2(tier)
             .build()
             .map_err(BoxError::new)?;
-        // A key of its own, so that the first look-up's work is not measured.
+        // A key of its own, so that the work of the first look-up is not measured.
         let own = u64::MAX - u64::from(std::process::id());
         cache.get(&own).await.map_err(BoxError::new)?;
         for _ in 0..1_000 {
@@ -78,7 +78,7 @@ impl Node {
         Err("the channel is not proven".into())
     }
 
-    /// As many callers of one key, all of whom wait for it when this returns.
+    /// Callers of one key, all of which wait for it when this returns.
     pub(crate) async fn callers(&self, key: u64, many: u64) -> Vec<JoinHandle<u64>> {
         let call = || {
             let cache = self.cache.clone();
@@ -90,7 +90,7 @@ impl Node {
         waiting(many, call).await
     }
 
-    /// Lets the load return. Answers when it did.
+    /// Lets the load return.
     pub(crate) fn go(&self) {
         self.load.go.add_permits(1);
     }
@@ -100,22 +100,22 @@ impl Node {
     }
 }
 
-/// Tasks that all wait when this returns; each ends with the time at which it had what it waited for.
+/// Tasks that all wait when this returns. Each ends with the time at which its wait ended.
 pub(crate) async fn waiting<F>(many: u64, wait: impl Fn() -> F) -> Vec<JoinHandle<u64>>
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let there = Arc::new(AtomicU64::new(0));
+    let ready = Arc::new(AtomicU64::new(0));
     let mut tasks = Vec::new();
     for _ in 0..many {
-        let (wait, there) = (wait(), Arc::clone(&there));
+        let (wait, ready) = (wait(), Arc::clone(&ready));
         tasks.push(tokio::spawn(async move {
-            let (mut wait, mut told) = (pin!(wait), false);
+            let (mut wait, mut announced) = (pin!(wait), false);
             poll_fn(|context| {
                 let polled = wait.as_mut().poll(context);
-                if polled.is_pending() && !told {
-                    told = true;
-                    there.fetch_add(1, Ordering::SeqCst);
+                if polled.is_pending() && !announced {
+                    announced = true;
+                    ready.fetch_add(1, Ordering::SeqCst);
                 }
                 polled
             })
@@ -123,11 +123,11 @@ where
             nanos()
         }));
     }
-    until(|| there.load(Ordering::SeqCst) == many).await;
+    until(|| ready.load(Ordering::SeqCst) == many).await;
     tasks
 }
 
-/// The limit: as many tasks that wait for a `Notify`.
+/// The limit: tasks that wait for a `Notify`.
 pub(crate) async fn notified(notify: &Arc<Notify>, many: u64) -> Vec<JoinHandle<u64>> {
     let wait = || {
         let notify = Arc::clone(notify);
@@ -150,10 +150,10 @@ pub(crate) async fn until(holds: impl Fn() -> bool) {
     }
 }
 
-/// A bare client that hears one channel, and tells a `Notify` of each message.
+/// A bare client that is subscribed to one channel and notifies of each message.
 pub(crate) struct Bare {
     pub(crate) client: Client,
-    pub(crate) heard: Arc<Notify>,
+    pub(crate) received: Arc<Notify>,
     _subscriber: Client,
 }
 
@@ -162,32 +162,32 @@ const CHANNEL: &str = "bare";
 impl Bare {
     pub(crate) async fn new(url: &str) -> Result<Self, BoxError> {
         let (client, subscriber) = (client(url).await?, client(url).await?);
-        let heard = Arc::new(Notify::new());
+        let received = Arc::new(Notify::new());
         let mut messages = subscriber.message_rx();
         tokio::spawn({
-            let heard = Arc::clone(&heard);
+            let received = Arc::clone(&received);
             async move {
                 while messages.recv().await.is_ok() {
-                    heard.notify_waiters();
+                    received.notify_waiters();
                 }
             }
         });
         subscriber.subscribe(CHANNEL).await.map_err(BoxError::new)?;
-        // fred returns before the server has it.
-        let there = subscriber.ping::<fred::types::Value>(None).await;
-        there.map_err(BoxError::new)?;
+        // fred returns before the server has confirmed the subscription.
+        let ready = subscriber.ping::<fred::types::Value>(None).await;
+        ready.map_err(BoxError::new)?;
         Ok(Self {
             client,
-            heard,
+            received,
             _subscriber: subscriber,
         })
     }
 
-    /// Answers when it was sent.
+    /// Publishes a message and returns the time before it.
     pub(crate) async fn publish(&self) -> Result<u64, BoxError> {
         let sent = nanos();
-        let told = self.client.publish::<u64, _, _>(CHANNEL, "x").await;
-        told.map(|_| sent).map_err(BoxError::new)
+        let announced = self.client.publish::<u64, _, _>(CHANNEL, "x").await;
+        announced.map(|_| sent).map_err(BoxError::new)
     }
 }
 

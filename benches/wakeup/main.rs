@@ -1,13 +1,14 @@
-//! How soon 1,000 callers of one key have what one load of it brought, in one process and in others.
+//! How soon 1,000 callers of one key get the value of one load, in one process and in several.
 //!
 //! ```text
 //! cargo bench --bench wakeup
 //! ```
 //!
-//! From the load's return until each of them has the answer. The limits, in turns with that: as many
-//! tasks that a `tokio::sync::Notify` wakes, and a bare `PUBLISH` that a bare subscriber hears, which then
-//! wakes as many. Times of processes are compared on the clock of this machine. Needs a `redis-server`
-//! on the PATH, or named in `TIDEGATE_REDIS_SERVER`. `-- --test` only looks whether everything runs.
+//! Measured from the return of the load until each caller has its answer. There are two limits, in
+//! alternation with that: as many tasks woken by a `tokio::sync::Notify`, and a bare `PUBLISH` to a
+//! bare subscriber that then wakes as many. Times of different processes are compared on the clock
+//! of this machine. Needs a `redis-server` on the PATH, or named in `TIDEGATE_REDIS_SERVER`.
+//! `-- --test` only checks that everything runs.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
 async fn run(rounds: u64) -> Result<(), BoxError> {
     let server = Server::start()?;
     println!(
-        "| woken, of {CALLERS} callers, {rounds} rounds | p50 | p99 of the median round | p99 of all | max | yardstick |"
+        "| {CALLERS} woken callers, {rounds} rounds | p50 | p99 of the median round | p99 of all | max | goal |"
     );
     println!("|---|---|---|---|---|---|");
     in_one_process(&server.url(), rounds).await?;
@@ -107,14 +108,14 @@ async fn in_one_process(url: &str, rounds: u64) -> Result<(), BoxError> {
         let begun = notifies.await.map_err(BoxError::new)?;
         took[0].add(begun, &times(waiting).await?);
         took[1].add_load(&embedded, key).await?;
-        let waiting = notified(&bare.heard, 1).await;
+        let waiting = notified(&bare.received, 1).await;
         let begun = bare.publish().await?;
         took[2].add(begun, &times(waiting).await?);
         took[3].add_load(&remote, key).await?;
     }
     took[0].print("limit: `Notify`", "–");
     took[1].print("same process, embedded tier", "p99 ≤ 2 ms");
-    took[2].print("limit: `PUBLISH` until one has heard it", "–");
+    took[2].print("limit: `PUBLISH` to one subscriber", "–");
     took[3].print("same process, Redis", "p99 ≤ 2 ms");
     Ok(())
 }
@@ -140,36 +141,36 @@ async fn in_others(url: &str, rounds: u64) -> Result<(), BoxError> {
     let mut took: [Took; 3] = Default::default();
     for round in 0..rounds {
         for worker in &mut workers {
-            worker.tell(&format!("listen {each}")).await?;
-            worker.hear("listens").await?;
+            worker.send(&format!("listen {each}")).await?;
+            worker.expect_line("listens").await?;
         }
-        workers[0].tell("publish").await?;
-        let (mut sent, mut heard) = (None, Vec::new());
+        workers[0].send("publish").await?;
+        let (mut sent, mut received) = (None, Vec::new());
         for (number, worker) in workers.iter_mut().enumerate() {
             if number == 0 {
-                // Its answer and its callers' times come in any order.
-                let (at, times) = worker.sent_and_heard().await?;
+                // The answer of the publisher and the times of its tasks come in any order.
+                let (at, times) = worker.sent_and_received().await?;
                 sent = Some(at);
                 drop(times);
             } else {
-                heard.extend_from_slice(&worker.hear("at").await?[1..]);
+                received.extend_from_slice(&worker.expect_line("at").await?[1..]);
             }
         }
-        took[0].add(sent.unwrap_or_default(), &heard);
-        // Who loads takes turns.
+        took[0].add(sent.unwrap_or_default(), &received);
+        // The processes load in turns.
         let first = usize::try_from(round % PROCESSES).unwrap_or(0);
         let key = 1_000_000 + round;
-        workers[first].tell(&format!("get {key} {each}")).await?;
-        workers[first].hear("load").await?;
+        workers[first].send(&format!("get {key} {each}")).await?;
+        workers[first].expect_line("load").await?;
         for number in (0..workers.len()).filter(|number| *number != first) {
-            workers[number].tell(&format!("get {key} {each}")).await?;
-            workers[number].hear("lease").await?;
+            workers[number].send(&format!("get {key} {each}")).await?;
+            workers[number].expect_line("lease").await?;
         }
-        workers[first].tell("go").await?;
-        let own = workers[first].hear("at").await?;
+        workers[first].send("go").await?;
+        let own = workers[first].expect_line("at").await?;
         took[1].add(own[0], &own[1..]);
         for number in (0..workers.len()).filter(|number| *number != first) {
-            let others = workers[number].hear("at").await?;
+            let others = workers[number].expect_line("at").await?;
             took[2].add(own[0], &others[1..]);
         }
     }

@@ -1,10 +1,10 @@
-//! Processes with one cache: this bench, started again.
+//! Processes with one cache: this bench, started again as workers.
 //!
-//! | told | says |
+//! | order | answer |
 //! |---|---|
-//! | `get key n` | `load` or `lease` when all n callers wait for that; `at ended times…` when they were answered |
-//! | `go` | (lets the load return) |
-//! | `listen n` | `listens` when n tasks wait for a message; `at 0 times…` when it was there |
+//! | `get key n` | `load` or `lease` when n callers wait, then `at ended times…` of answers |
+//! | `go` | none: the load returns |
+//! | `listen n` | `listens` when n tasks wait for a message, then `at 0 times…` of its arrival |
 //! | `publish` | `sent time` |
 
 use std::process::Stdio;
@@ -17,13 +17,13 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::callers::{Bare, Node, notified, times};
 
-/// Where a worker finds the URL of its server.
+/// The variable with the URL of the server.
 pub(crate) const WORKER: &str = "TIDEGATE_WAKEUP_WORKER";
 
 pub(crate) struct Worker {
     _child: Child,
-    told: ChildStdin,
-    says: Lines<BufReader<ChildStdout>>,
+    stdin: ChildStdin,
+    stdout: Lines<BufReader<ChildStdout>>,
 }
 
 impl Worker {
@@ -32,26 +32,26 @@ impl Worker {
         let command = command.env(WORKER, url).kill_on_drop(true);
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(BoxError::new)?;
-        let (told, says) = (child.stdin.take(), child.stdout.take());
-        let (told, says) = told.zip(says).ok_or("no pipes")?;
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let (stdin, stdout) = stdin.zip(stdout).ok_or("no pipes")?;
         let mut worker = Self {
             _child: child,
-            told,
-            says: BufReader::new(says).lines(),
+            stdin,
+            stdout: BufReader::new(stdout).lines(),
         };
-        worker.hear("ready").await?;
+        worker.expect_line("ready").await?;
         Ok(worker)
     }
 
-    pub(crate) async fn tell(&mut self, order: &str) -> Result<(), BoxError> {
+    pub(crate) async fn send(&mut self, order: &str) -> Result<(), BoxError> {
         let line = format!("{order}\n");
-        let told = self.told.write_all(line.as_bytes()).await;
-        told.map_err(BoxError::new)
+        let stdin = self.stdin.write_all(line.as_bytes()).await;
+        stdin.map_err(BoxError::new)
     }
 
-    /// The numbers on the next line, which begins with this word.
-    pub(crate) async fn hear(&mut self, word: &str) -> Result<Vec<u64>, BoxError> {
-        let line = tokio::time::timeout(Duration::from_secs(60), self.says.next_line()).await;
+    /// The numbers on the next line, which must begin with `word`.
+    pub(crate) async fn expect_line(&mut self, word: &str) -> Result<Vec<u64>, BoxError> {
+        let line = tokio::time::timeout(Duration::from_secs(60), self.stdout.next_line()).await;
         let line = line.map_err(BoxError::new)?.map_err(BoxError::new)?;
         let line = line.ok_or("a worker has ended")?;
         let rest = line.strip_prefix(word);
@@ -62,25 +62,25 @@ impl Worker {
 }
 
 impl Worker {
-    /// The answers to `publish` and `listen`, in whatever order they come.
-    pub(crate) async fn sent_and_heard(&mut self) -> Result<(u64, Vec<u64>), BoxError> {
-        let (mut sent, mut heard) = (None, None);
-        while sent.is_none() || heard.is_none() {
-            let line = self.says.next_line().await.map_err(BoxError::new)?;
+    /// The answers to `publish` and `listen`, which come in any order.
+    pub(crate) async fn sent_and_received(&mut self) -> Result<(u64, Vec<u64>), BoxError> {
+        let (mut sent, mut received) = (None, None);
+        while sent.is_none() || received.is_none() {
+            let line = self.stdout.next_line().await.map_err(BoxError::new)?;
             let line = line.ok_or("a worker has ended")?;
             let (word, numbers) = line.split_once(' ').ok_or("a word and numbers")?;
             let numbers = numbers.split_whitespace().map(str::parse);
             let numbers: Vec<u64> = numbers.collect::<Result<_, _>>().map_err(BoxError::new)?;
             match word {
                 "sent" => sent = numbers.first().copied(),
-                _ => heard = Some(numbers),
+                _ => received = Some(numbers),
             }
         }
-        Ok((sent.unwrap_or_default(), heard.unwrap_or_default()))
+        Ok((sent.unwrap_or_default(), received.unwrap_or_default()))
     }
 }
 
-/// The body of a worker, which ends with its standard input.
+/// The main function of a worker, which ends with its standard input.
 pub(crate) async fn work(url: &str) -> Result<(), BoxError> {
     let redis = Redis::builder(url).timeout(Duration::from_secs(5));
     let node = Node::new(redis.connect().await.map_err(BoxError::new)?).await?;
@@ -94,7 +94,7 @@ pub(crate) async fn work(url: &str) -> Result<(), BoxError> {
             ("get", [key, many]) => drop(tokio::spawn(get(node.clone(), *key, *many))),
             ("go", []) => node.go(),
             ("listen", [many]) => {
-                let waiting = notified(&bare.heard, *many).await;
+                let waiting = notified(&bare.received, *many).await;
                 println!("listens");
                 tokio::spawn(async move { say(0, times(waiting).await) });
             }

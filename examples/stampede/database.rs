@@ -1,4 +1,4 @@
-//! The source of truth: a SQLite file with sales, and a query that is expensive.
+//! The source of truth: a SQLite file with sales, and an expensive query.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,26 +10,25 @@ use serde::{Deserialize, Serialize};
 use tidegate::BoxError;
 use tokio::sync::Semaphore;
 
-/// Connections of the whole fleet: as many queries run at once, the others wait their turn.
+/// Connections of the whole fleet: this many queries run at once, and others wait.
 pub(crate) const CONNECTIONS: usize = 16;
 
-/// What the query may take when it runs alone, and its share of the time when as many run at once as
-/// the database allows: 1,000 of them, from a strategy that sends 1,000, are to end within 15 s,
-/// whatever the machine is and does besides.
+/// The time of the query when it runs alone, and its share of the time when all connections are
+/// busy. A strategy that sends all 1,000 queries ends within 15 s, on any machine.
 const ALONE: Duration = Duration::from_millis(50);
 const SHARE: Duration = Duration::from_millis(15);
 
 const CITIES: u32 = 4;
 pub(crate) const TOP: usize = 10;
 
-/// The products that bring in most in one city: nobody made an index for this.
+/// The best-selling products of one city. There is no index for this.
 const QUERY: &str = "
     SELECT products.name, count(*), sum(sales.cents) AS revenue
     FROM sales JOIN products ON products.id = sales.product
     WHERE sales.city = ?1
     GROUP BY products.id ORDER BY revenue DESC LIMIT ?2";
 
-/// What the query answers: the value that is cached.
+/// The result of the query, which is the cached value.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct BestSellers(pub(crate) Vec<Product>);
 
@@ -40,7 +39,7 @@ pub(crate) struct Product {
     cents: u64,
 }
 
-/// One process's connections to the database.
+/// The database connections of one process.
 pub(crate) struct Database {
     idle: Mutex<Vec<Connection>>,
     places: Arc<Semaphore>,
@@ -60,7 +59,7 @@ impl Database {
         })
     }
 
-    /// Runs the query, beside the async threads, as soon as a connection is free.
+    /// Runs the query outside the async threads, as soon as a connection is free.
     pub(crate) async fn best_sellers(self: &Arc<Self>, city: u32) -> Result<BestSellers, BoxError> {
         let place = Arc::clone(&self.places)
             .acquire_owned()
@@ -93,8 +92,8 @@ impl Database {
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
-    // Without this, all connections of a process share one lock for their pages, and two queries
-    // at once are as slow as two after another.
+    // Without this, all connections of a process share one lock for their pages, and two concurrent
+    // queries take as long as two in a row.
     connection.pragma_update(None, "mmap_size", 1 << 28)?;
     Ok(connection)
 }
@@ -115,14 +114,14 @@ fn best_sellers(connection: &Connection, city: u32) -> rusqlite::Result<BestSell
 pub(crate) struct SalesFile {
     path: PathBuf,
     pub(crate) sales: u64,
-    /// What the query takes when it runs alone.
+    /// The time of the query when it runs alone.
     pub(crate) alone: Duration,
-    /// What it takes when it runs on all connections at once.
+    /// Its time when it runs on all connections at once.
     pub(crate) together: Duration,
 }
 
 impl SalesFile {
-    /// Makes a database that is as large as it must be for the query to take its time here.
+    /// Makes a database of the size at which the query takes the intended time on this machine.
     pub(crate) fn create() -> Result<Self, BoxError> {
         let name = format!("tidegate-stampede-{:016x}.sqlite", rand::random::<u64>());
         let path = std::env::temp_dir().join(name);
@@ -150,7 +149,7 @@ impl SalesFile {
              WITH RECURSIVE ids(id) AS (SELECT 0 UNION ALL SELECT id + 1 FROM ids WHERE id < 499)
              INSERT INTO products SELECT id, 'product ' || id FROM ids;",
         )?;
-        // A small table first, then as large a one as its times suggest, and once more.
+        // A small table first, then the size that its times suggest, and once more.
         let mut wanted = 20_000;
         for _ in 0..3 {
             self.grow(&connection, wanted)?;
@@ -165,7 +164,7 @@ impl SalesFile {
         Ok(())
     }
 
-    /// Adds rows until there are so many, and measures.
+    /// Adds rows up to `sales`, and measures.
     fn grow(&mut self, connection: &Connection, sales: u64) -> rusqlite::Result<()> {
         connection.execute(
             "WITH RECURSIVE n(i) AS (SELECT ?1 UNION ALL SELECT i + 1 FROM n WHERE i < ?2)

@@ -1,4 +1,4 @@
-//! The processes of a service: simulated in this one, or real.
+//! The processes of a service: simulated in this process, or real.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -18,7 +18,7 @@ use crate::options::{WORKER_URL, Work};
 use crate::redis;
 use crate::traffic::{self, Job, Outcome};
 
-/// Each process has its share of the connections that the database allows.
+/// The share of each process in the connections that the database allows.
 pub(crate) fn connections(processes: usize) -> usize {
     CONNECTIONS / processes
 }
@@ -29,7 +29,7 @@ pub(crate) enum Shared {
     Redis { url: String, client: Client },
 }
 
-/// All processes for one job: ready, the key filled where the phase asks for it.
+/// All processes for one job: they are ready, and the key is filled if the phase needs it.
 pub(crate) enum Fleet<'a> {
     Simulated {
         nodes: Vec<Arc<Node>>,
@@ -90,7 +90,7 @@ impl<'a> Fleet<'a> {
         })
     }
 
-    /// One request, so that the key is there.
+    /// One request, so that the key is filled.
     pub(crate) async fn fill(&mut self) -> Result<(), BoxError> {
         match self {
             Self::Simulated { nodes, .. } => nodes[0].answer().await,
@@ -140,7 +140,7 @@ impl<'a> Fleet<'a> {
     }
 }
 
-/// A real process: this program, started again. It is told what to do line by line, and killed when
+/// A real process: this program, started again. It follows orders line by line, and is killed when
 /// this is dropped.
 ///
 /// ```text
@@ -187,24 +187,24 @@ impl Worker {
             .map_err(BoxError::new)
     }
 
-    async fn hear(&mut self) -> Result<String, BoxError> {
+    async fn expect_line(&mut self) -> Result<String, BoxError> {
         let line = self.stdout.next_line().await.map_err(BoxError::new)?;
         line.ok_or_else(|| format!("process {} ended too early", self.index).into())
     }
 
     async fn expect(&mut self, word: &str) -> Result<(), BoxError> {
-        let line = self.hear().await?;
+        let line = self.expect_line().await?;
         if line != word {
             return Err(format!("process {} said {line:?} instead of {word:?}", self.index).into());
         }
         Ok(())
     }
 
-    /// Hears what it has to say about its requests, to the end.
+    /// Reads the answers of the worker to the end.
     async fn finish(mut self, answered: Arc<AtomicUsize>) -> Result<Outcome, BoxError> {
         let (mut outcome, mut answered_here) = (Outcome::default(), 0);
         loop {
-            let line = self.hear().await?;
+            let line = self.expect_line().await?;
             let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
             let numbers: Result<Vec<u64>, _> = rest.split_whitespace().map(str::parse).collect();
             match (word, numbers.map_err(BoxError::new)?) {

@@ -1,4 +1,4 @@
-//! A key-value store as the textbook strategies use it: Redis, or a small one inside this process.
+//! The key-value store of the textbook strategies: Redis, or a small store inside this process.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,11 +11,11 @@ use tidegate::fred::interfaces::ClientLike;
 use tidegate::fred::types::{ClusterHash, CustomCommand, FromValue, Value};
 use tokio::time::Instant;
 
-/// What a command to the embedded store takes at least, there and back, as to a server that is not
-/// far. Timers count whole milliseconds, so it is one or two.
+/// The least time of a command to the embedded store, as to a server nearby. Timers count whole
+/// milliseconds, so a command takes one or two.
 const ROUND_TRIP: Duration = Duration::from_millis(1);
 
-/// One process's client.
+/// The client of one process.
 pub(crate) enum Kv {
     Embedded(Arc<Embedded>),
     Redis(Client),
@@ -50,7 +50,8 @@ impl Kv {
         }
     }
 
-    /// `SET key value NX PX milliseconds`: whether it was stored, for there was nothing.
+    /// `SET key value NX PX milliseconds`. Returns whether the key was absent and the value was
+    /// stored.
     pub(crate) async fn set_nx_px(
         &self,
         key: &str,
@@ -140,7 +141,7 @@ impl Embedded {
         self.command(|entries| entries.remove(key)).await.map(drop)
     }
 
-    /// Carries out one command, in the middle of its round trip.
+    /// Carries out one command in the middle of its round trip.
     async fn command<T>(
         &self,
         what: impl FnOnce(&mut HashMap<String, (Vec<u8>, Instant)>) -> T,

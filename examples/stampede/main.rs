@@ -1,34 +1,36 @@
-//! A stampede, and four ways to meet it.
+//! A stampede, and four ways to answer it.
 //!
 //! ```text
 //! cargo run --release --example stampede
 //! ```
 //!
-//! A real SQLite database answers an expensive query. 1,000 requests want its result: first all at
-//! the same moment while nobody has it (a cold key), then in a steady stream during which it
-//! expires every second (a hot key). They come from four processes, and each process may be
+//! A real SQLite database answers an expensive query. 1,000 requests want its result. First they
+//! come all at the same moment while the key is absent (a cold key). Then they come in a steady
+//! stream while the key expires every second (a hot key). They come from four processes, each with
+//! one of these strategies:
 //!
-//! - without a cache;
-//! - cache-aside as every tutorial has it: `GET`, on a miss the query, `SET EX`;
-//! - the same with a lock: `SET NX PX`, and who does not get it sleeps for 50 ms and looks again;
+//! - no cache;
+//! - cache-aside as in tutorials: `GET`, on a miss the query, `SET EX`;
+//! - the same with a lock: `SET NX PX`, and a request without the lock sleeps for 50 ms and looks
+//!   again;
 //! - tidegate.
 //!
-//! At the end a table says how many queries reached the database, how long the requests took, and
+//! At the end a table shows how many queries reached the database, how long the requests took, and
 //! how many commands went to the shared tier.
 //!
-//! The database allows 16 queries at once, as one behind a connection pool does; each process has
-//! its share of them. The first two strategies send nearly all requests to the database, so the
-//! query must not be too slow if they are to end soon: the table is made as large as lets 1,000
-//! queries end within 15 seconds here, and one alone within 50 ms (about 30 ms on two cores). The
-//! whole takes about a minute.
+//! The database allows 16 queries at once, as behind a connection pool, and each process has its
+//! share of them. The first two strategies send nearly all requests to the database, so a slow
+//! query would take them very long. The table is as large as 1,000 queries within 15 seconds and
+//! one query within 50 ms allow on this machine (about 30 ms on two cores). The whole takes about a
+//! minute.
 //!
 //! # Simulated and real processes
 //!
-//! With nothing but Rust on the machine, processes are simulated: each has a cache (or a client) of
-//! its own, connections of its own, and shares an embedded tier with the others. The textbook
-//! strategies share a small key-value store that takes 1 to 2 ms for every command. tidegate shares
-//! an [`InProcess`](tidegate::InProcess), which takes no time; to compare, add as much for each of
-//! the three round trips of a load. Its commands are what `InProcess::commands` counts.
+//! Without a server, processes are simulated. Each has a cache (or a client) and connections of its
+//! own, and shares an embedded tier with the others. The textbook strategies share a small
+//! key-value store that takes 1 to 2 ms for every command. tidegate shares an
+//! [`InProcess`](tidegate::InProcess), which takes no time. For a comparison, add 1 to 2 ms for
+//! each of the three round trips of a load. `InProcess::commands` counts its commands.
 //!
 //! With Redis or Valkey everything is real. The example starts itself once per process:
 //!
@@ -37,9 +39,9 @@
 //! cargo run --release --example stampede -- --redis redis://host:6379 --processes 8
 //! ```
 //!
-//! Here commands are what the server counts (`INFO commandstats`). That includes the commands that
-//! tidegate's scripts run within the server, so tidegate sends fewer than the table says. Nobody
-//! else should use the server meanwhile, or their commands are counted too. All keys expire.
+//! The server counts the commands (`INFO commandstats`). Its count includes the commands inside
+//! tidegate's scripts, so tidegate sends fewer than the table shows. Commands of other clients of
+//! the server would be counted as well. All keys expire.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -78,8 +80,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    // Whatever the reason is for which this ends, what was started and made is dropped with it:
-    // the processes, the server, the database's file.
+    // For whatever reason this ends, the processes, the server and the database's file are dropped.
     let worker = matches!(command, Command::Work(_));
     let result = runtime.block_on(async {
         tokio::select! {
@@ -199,7 +200,7 @@ fn introduce(
     println!();
 }
 
-/// One strategy in one phase, with processes and a shared tier that know nothing of the one before.
+/// One strategy in one phase, with new processes and an empty shared tier.
 async fn measure(
     job: &Job,
     file: &SalesFile,
@@ -238,7 +239,7 @@ async fn measure(
     })
 }
 
-/// The claim, checked: one query, however many requests and processes.
+/// Checks the claim: one query, however many requests and processes there are.
 fn verdict(rows: &[Row], requests: usize, processes: usize) -> Result<(), BoxError> {
     let cold = rows
         .iter()
@@ -256,10 +257,10 @@ fn verdict(rows: &[Row], requests: usize, processes: usize) -> Result<(), BoxErr
     Ok(())
 }
 
-/// Ctrl-c, or what `kill` sends.
+/// Waits for Ctrl-c, or for the signal that `kill` sends.
 async fn interrupted(worker: bool) {
     if worker {
-        // Ctrl-c reaches the parent as well, which says so and ends its processes.
+        // Ctrl-c reaches the parent as well, which prints the message and ends its processes.
         let _ = tokio::signal::ctrl_c().await;
         return std::future::pending().await;
     }

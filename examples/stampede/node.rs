@@ -62,7 +62,7 @@ pub(crate) enum Tier {
 /// One process.
 pub(crate) struct Node {
     database: Arc<Database>,
-    /// The city whose report everybody wants, and its key for the textbook strategies.
+    /// The city whose report all requests want, and its key for the textbook strategies.
     city: u32,
     key: String,
     ttl: Duration,
@@ -77,7 +77,7 @@ enum How {
 }
 
 impl Node {
-    /// `name` keeps the entries of one run apart from those of another.
+    /// `name` keeps the entries of different runs apart.
     pub(crate) fn new(
         strategy: Strategy,
         tier: Tier,
@@ -135,7 +135,7 @@ impl Node {
         Ok(())
     }
 
-    /// What is written by hand first: look, load, store.
+    /// The first version by hand: look up, load, store.
     async fn cache_aside(&self, kv: &Kv) -> Result<BestSellers, BoxError> {
         if let Some(report) = kv.get(&self.key).await? {
             return decode(&report);
@@ -143,8 +143,7 @@ impl Node {
         self.load_and_store(kv).await
     }
 
-    /// What is written by hand after the first stampede: one may load, the others sleep and look
-    /// again.
+    /// The version after the first stampede: one request loads, the others sleep and look again.
     async fn lock_and_poll(&self, kv: &Kv) -> Result<BestSellers, BoxError> {
         const POLL: Duration = Duration::from_millis(50);
         const LOCK_TTL: Duration = Duration::from_secs(10);
@@ -158,7 +157,7 @@ impl Node {
                 tokio::time::sleep(POLL).await;
                 continue;
             }
-            // Look again, as careful versions do: the one before may have stored and unlocked
+            // Another look, as careful versions do: the holder before may have stored and unlocked
             // between the two commands above.
             let report = match kv.get(&self.key).await? {
                 Some(report) => decode(&report),
@@ -181,7 +180,7 @@ fn decode(report: &[u8]) -> Result<BestSellers, BoxError> {
     serde_json::from_slice(report).map_err(BoxError::new)
 }
 
-/// The whole of what a service writes for tidegate: this loader, and the builder below.
+/// All that a service writes for tidegate: this loader, and the builder below.
 struct Reports {
     database: Arc<Database>,
 }

@@ -21,7 +21,7 @@ Options:
 1,000 requests take about a minute on two cores: two of the four strategies send nearly all of
 them to the database.";
 
-/// What was asked for.
+/// The parsed command line.
 pub(crate) enum Command {
     Help,
     Run(Options),
@@ -35,7 +35,7 @@ pub(crate) struct Options {
     pub(crate) redis: Redis,
 }
 
-/// Which shared tier to use.
+/// The shared tier to use.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Redis {
     None,
@@ -43,7 +43,7 @@ pub(crate) enum Redis {
     Url(String),
 }
 
-/// What a process of the fleet needs to know.
+/// The settings of one process of the fleet.
 #[derive(Clone)]
 pub(crate) struct Work {
     pub(crate) index: usize,
@@ -57,7 +57,7 @@ const WORKER: &str = "--worker";
 pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Command, String> {
     let (mut requests, mut processes, mut redis) = (1000, None, None);
     while let Some(arg) = args.next() {
-        // Both `--requests 10` and `--requests=10`.
+        // Accepts `--requests 10` and `--requests=10`.
         let (name, mut inline) = match arg.split_once('=') {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
             None => (arg, None),
@@ -110,14 +110,14 @@ fn parse_redis(text: &str) -> Result<Redis, String> {
         "none" => Ok(Redis::None),
         "auto" => Ok(Redis::Auto),
         url if url.starts_with("redis://") => Ok(Redis::Url(url.to_owned())),
-        // Not repeated: it may hold a password.
+        // The message does not repeat the URL, which may hold a password.
         _ => Err("--redis takes redis://host:port (a single server), `auto` or `none`".to_owned()),
     }
 }
 
 impl Work {
-    /// The arguments that make a process do this. The URL is not among them: arguments are visible
-    /// to everyone on the machine, and it may hold a password.
+    /// The arguments that start such a process. The URL is not among them, because arguments are
+    /// visible to every user of the machine and the URL may hold a password.
     pub(crate) fn to_args(&self) -> Vec<String> {
         let job = &self.job;
         vec![

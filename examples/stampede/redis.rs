@@ -1,4 +1,4 @@
-//! A Redis server of our own, and how many commands a server has carried out.
+//! A Redis server of the example, and the commands that a server has carried out.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -31,7 +31,7 @@ pub(crate) struct OwnServer {
 
 impl OwnServer {
     pub(crate) async fn start() -> Result<Self, BoxError> {
-        // Somebody may take the port between the search and the start.
+        // Another process may take the port between the search and the start.
         for _ in 0..5 {
             if let Some(server) = Self::try_start().await? {
                 return Ok(server);
@@ -77,7 +77,7 @@ impl Drop for OwnServer {
     }
 }
 
-/// A connection with which the textbook strategies work, and their commands are counted.
+/// The connection of the textbook strategies, whose commands are counted.
 pub(crate) async fn connect(url: &str) -> Result<Client, BoxError> {
     let config = Config::from_url(url).map_err(BoxError::new)?;
     let client = Builder::from_config(config)
@@ -88,7 +88,7 @@ pub(crate) async fn connect(url: &str) -> Result<Client, BoxError> {
     Ok(client)
 }
 
-/// Commands that connections exchange about themselves.
+/// Commands of connections that belong to no strategy.
 const HOUSEKEEPING: [&str; 14] = [
     "auth",
     "client",
@@ -106,7 +106,7 @@ const HOUSEKEEPING: [&str; 14] = [
     "unsubscribe",
 ];
 
-/// How often each command was carried out so far, less the housekeeping.
+/// How often each command was carried out so far, without the housekeeping.
 pub(crate) async fn commands(client: &Client) -> Result<BTreeMap<String, u64>, BoxError> {
     let info = CustomCommand::new_static("INFO", ClusterHash::Random, false);
     let args = vec![Value::from_static_str("commandstats")];

@@ -1,4 +1,4 @@
-//! What is printed: progress while it runs, one table at the end.
+//! The output: progress while the example runs, and one table at the end.
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub(crate) struct Row {
     pub(crate) strategy: Strategy,
     pub(crate) phase: Phase,
     pub(crate) outcome: Outcome,
-    /// To the shared tier, by all processes together.
+    /// Commands to the shared tier, of all processes together.
     pub(crate) commands: u64,
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn table(rows: &[Row]) {
     }
 }
 
-/// The smallest value that so many per cent of all do not exceed.
+/// The smallest value that `percent` per cent of the values do not exceed.
 fn percentile(sorted: &[u64], percent: usize) -> u64 {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted
@@ -55,7 +55,7 @@ fn percentile(sorted: &[u64], percent: usize) -> u64 {
         .unwrap_or_default()
 }
 
-/// Microseconds as milliseconds, with as many digits as mean something.
+/// Microseconds as milliseconds, with three significant digits at most.
 fn ms(micros: u64) -> String {
     match micros {
         0..1_000 => format!("0.{micros:03}"),
@@ -64,7 +64,7 @@ fn ms(micros: u64) -> String {
     }
 }
 
-/// `12,345`
+/// `12345` as `12,345`.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();
@@ -77,7 +77,7 @@ pub(crate) fn grouped(number: u64) -> String {
     grouped
 }
 
-/// A line on stderr that says how far it is: overwritten on a terminal, else a new one now and then.
+/// A progress line on stderr: overwritten on a terminal, otherwise a new line from time to time.
 pub(crate) struct Progress {
     ticker: AbortHandle,
 }

@@ -1,4 +1,4 @@
-//! The requests: how many, when, and how long each one waited for its answer.
+//! The requests: how many, when, and how long each one waits for its answer.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use crate::node::{Node, Strategy};
 /// The two situations in which stampedes happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Nobody has the key, and everybody asks at the same moment.
+    /// The key is absent, and all requests come at the same moment.
     Cold,
-    /// The key is there, everybody asks all the time, and now and then it expires.
+    /// The key is cached, requests come all the time, and the key expires again and again.
     Hot,
 }
 
-/// How long the requests for the hot key keep coming.
+/// How long the requests for the hot key come.
 const HOT_FOR: Duration = Duration::from_secs(5);
 const HOT_TTL: Duration = Duration::from_secs(1);
 
@@ -29,7 +29,7 @@ impl Phase {
 
     pub(crate) fn title(self) -> String {
         match self {
-            Self::Cold => "cold key, everybody at once".to_owned(),
+            Self::Cold => "cold key, all at once".to_owned(),
             Self::Hot => {
                 let (ttl, long) = (HOT_TTL.as_secs(), HOT_FOR.as_secs());
                 format!("hot key, TTL {ttl} s, requests spread over {long} s")
@@ -51,7 +51,7 @@ impl Phase {
         }
     }
 
-    /// How long after the first request the last one comes.
+    /// The time from the first request to the last one.
     fn spread(self) -> Duration {
         match self {
             Self::Cold => Duration::ZERO,
@@ -76,16 +76,16 @@ pub(crate) struct Job {
     pub(crate) phase: Phase,
     pub(crate) requests: usize,
     pub(crate) processes: usize,
-    /// Unique, so that nothing is found that somebody else has stored.
+    /// A unique name, so that no entry of another job is found.
     pub(crate) name: String,
 }
 
-/// What came of it.
+/// The result of a job.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     /// Queries that reached the database.
     pub(crate) queries: u64,
-    /// How long each request took, in microseconds.
+    /// The duration of each request, in microseconds.
     pub(crate) latencies: Vec<u64>,
 }
 
@@ -96,8 +96,8 @@ impl Outcome {
     }
 }
 
-/// Sends the share of one process: of the requests 0, 1, 2, … every `processes`-th, from `index` on.
-/// All of them run side by side; a slow answer holds back none of those that follow.
+/// Sends the share of one process: every `processes`-th of the requests 0, 1, 2, …, from `index`
+/// on. All of them run concurrently, so a slow answer delays no later request.
 pub(crate) async fn send(
     node: Arc<Node>,
     job: Job,
@@ -106,7 +106,7 @@ pub(crate) async fn send(
 ) -> Result<Outcome, BoxError> {
     let queries_before = node.database().queries();
     let gap = job.phase.spread() / u32::try_from(job.requests).unwrap_or(u32::MAX);
-    // Time enough to get everybody to the line.
+    // Time for all processes to get ready.
     let start = Instant::now() + Duration::from_millis(50);
     let mut requests = JoinSet::new();
     for number in (index..job.requests).step_by(job.processes) {

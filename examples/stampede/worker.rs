@@ -1,4 +1,4 @@
-//! The other side of [`fleet::Worker`](crate::fleet::Worker): what a real process does.
+//! The child's side of [`fleet::Worker`](crate::fleet::Worker): the work of a real process.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -53,12 +53,12 @@ pub(crate) async fn work(work: Work) -> Result<(), BoxError> {
     }
 
     let answered = Arc::new(AtomicUsize::new(0));
-    let mut tell = tokio::time::interval(Duration::from_millis(100));
+    let mut ticks = tokio::time::interval(Duration::from_millis(100));
     let mut sending = tokio::spawn(traffic::send(node, job, index, Arc::clone(&answered)));
     let outcome = loop {
         tokio::select! {
             ended = &mut sending => break ended.map_err(BoxError::new)??,
-            _ = tell.tick() => println!("answered {}", answered.load(Ordering::Relaxed)),
+            _ = ticks.tick() => println!("answered {}", answered.load(Ordering::Relaxed)),
             order = orders.recv() => {
                 if order.is_none() {
                     return Err("the parent process is gone".into());
@@ -72,7 +72,7 @@ pub(crate) async fn work(work: Work) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The lines of stdin; closed when the parent has closed it, or is gone. A thread of its own, for
+/// The lines of stdin, closed when the parent closes it or ends. They are read by a thread, because
 /// tokio's stdin would keep the runtime from ending.
 fn orders() -> mpsc::UnboundedReceiver<String> {
     let (sender, receiver) = mpsc::unbounded_channel();

@@ -1,39 +1,39 @@
-//! Who to be in Redis, and which database: by URL and by builder, and what becomes of a password that
-//! is changed.
+//! Credentials and database numbers: by URL and by builder, and a password that changes at run
+//! time.
 
 use std::time::Duration;
 
 use tidegate::{BuildError, Cache, Channel, Event, Redis, RedisBuilder, RemoteError};
 use tokio::time::Instant;
 
+use crate::support::backend::{check_records, users};
 use crate::support::cluster::Cluster;
 use crate::support::events::Events;
 use crate::support::eventually;
-use crate::support::ground::{check_records, users};
 use crate::support::loader::Db;
 use crate::support::node::{Node, value};
 use crate::support::server::{Reply, Server};
 
 const TIMEOUT: Duration = Duration::from_millis(300);
-/// What a busy machine may add.
-const NOISE: Duration = Duration::from_secs(2);
-/// Everything in it that a URL has a meaning for.
+/// What a busy machine may add to any bound.
+const SLACK: Duration = Duration::from_secs(2);
+/// Contains every character that has a meaning in a URL.
 const PASSWORD: &str = "p@ss:w/r#d?%41 +ä\"'\\\r\nQUIT";
 const ENCODED: &str = "p%40ss%3Aw%2Fr%23d%3F%2541%20%2B%C3%A4%22%27%5C%0D%0AQUIT";
 
 fn node(db: &Db, redis: &Redis, events: &Events) -> Node {
     let builder = Cache::builder("users", db.clone()).ttl_jitter(0.0);
-    let builder = builder.on_event(events.teller());
+    let builder = builder.on_event(events.callback());
     Node::new(builder.l2(redis.clone()).build().expect("a cache"))
 }
 
-/// Look-ups are answered by the loader, in time.
-async fn goes_on(node: &Node, keys: std::ops::Range<u64>) {
+/// Look-ups are answered by the loader, within two timeouts.
+async fn answers_in_time(node: &Node, keys: std::ops::Range<u64>) {
     for key in keys {
         let begun = Instant::now();
         assert_eq!(value(node.get(key).await), format!("row {key}"));
         let took = begun.elapsed();
-        assert!(took < TIMEOUT * 2 + NOISE, "{took:?}");
+        assert!(took < TIMEOUT * 2 + SLACK, "{took:?}");
     }
 }
 
@@ -43,7 +43,7 @@ fn source(error: &RemoteError) -> String {
         .unwrap_or_default()
 }
 
-fn patient(url: &str) -> RedisBuilder {
+fn long_timeout_builder(url: &str) -> RedisBuilder {
     Redis::builder(url).timeout(Duration::from_secs(2))
 }
 
@@ -63,15 +63,15 @@ async fn a_user_logs_in_by_url_and_by_builder_with_any_password() {
     ];
     raw.send(&rule);
     if let Reply::Error(error) = raw.try_ask("ACL SETUSER app allchannels") {
-        // Redis 6.0 has no rights for channels.
+        // Redis 6.0 has no permissions for channels.
         assert!(error.contains("allchannels"), "{error}");
     }
     raw.ask("ACL SETUSER default off");
     let (port, db) = (server.port(), Db::default());
     let by_url = format!("redis://app:{ENCODED}@127.0.0.1:{port}");
     for builder in [
-        patient(&by_url),
-        patient(&server.url()).user("app", PASSWORD),
+        long_timeout_builder(&by_url),
+        long_timeout_builder(&server.url()).user("app", PASSWORD),
     ] {
         let redis = builder.clone().connect().await;
         let redis = redis.unwrap_or_else(|error| panic!("{builder:?}: {error:?}"));
@@ -85,12 +85,12 @@ async fn a_user_logs_in_by_url_and_by_builder_with_any_password() {
         a.check().await;
     }
     for builder in [
-        patient(&server.url()),
-        patient(&server.url()).user("app", ENCODED),
-        patient(&server.url()).user("nobody", PASSWORD),
-        patient(&format!("redis://:{ENCODED}@127.0.0.1:{port}")),
+        long_timeout_builder(&server.url()),
+        long_timeout_builder(&server.url()).user("app", ENCODED),
+        long_timeout_builder(&server.url()).user("nobody", PASSWORD),
+        long_timeout_builder(&format!("redis://:{ENCODED}@127.0.0.1:{port}")),
     ] {
-        let error = builder.connect().await.expect_err("somebody else");
+        let error = builder.connect().await.expect_err("wrong credentials");
         assert!(error.is_denied() && error.is_refused(), "{error:?}");
     }
 }
@@ -121,7 +121,9 @@ fn credentials_that_contradict_each_other_are_refused_by_name() {
 async fn a_database_is_named_by_its_url_and_a_wrong_one_is_an_error_of_connect() {
     let server = Server::start();
     let (mut raw, db) = (server.raw(), Db::default());
-    let redis = patient(&format!("{}/3", server.url())).connect().await;
+    let redis = long_timeout_builder(&format!("{}/3", server.url()))
+        .connect()
+        .await;
     let a = node(&db, &redis.expect("connect"), &Events::default());
     assert_eq!(value(a.get(1).await), "row 1");
     assert!(raw.get(&users(1)).is_none());
@@ -141,7 +143,7 @@ async fn a_database_is_named_by_its_url_and_a_wrong_one_is_an_error_of_connect()
         "{error:?}"
     );
     let b = node(&db, &wrong.open().expect("a handle"), &Events::default());
-    goes_on(&b, 2..5).await;
+    answers_in_time(&b, 2..5).await;
     eventually("health says it", async || {
         let denied = b.health().denied;
         denied.is_some_and(|denied| denied.contains("DB index"))
@@ -160,9 +162,9 @@ async fn a_database_of_a_cluster_is_refused_by_name() {
         "{error:?}"
     );
     let url = format!("redis-cluster://127.0.0.1:{}/0", cluster.nodes[0].port());
-    patient(&url).connect().await.expect("connect");
-    // A node asked as if it were alone.
-    let error = patient(&format!("{}/3", cluster.nodes[0].url()))
+    long_timeout_builder(&url).connect().await.expect("connect");
+    // One node of the cluster, connected to as a single server.
+    let error = long_timeout_builder(&format!("{}/3", cluster.nodes[0].url()))
         .connect()
         .await;
     let error = error.expect_err("no database 3");
@@ -172,7 +174,7 @@ async fn a_database_of_a_cluster_is_refused_by_name() {
     );
 }
 
-/// Connections that stand are not asked again for a password; those that are made anew are.
+/// The server asks new connections for the password, but not connections that are open already.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_password_that_changes_costs_the_shared_tier_until_it_changes_back() {
     let server = Server::start();
@@ -196,7 +198,7 @@ async fn a_password_that_changes_costs_the_shared_tier_until_it_changes_back() {
             denied.is_some_and(|denied| denied.contains("WRONGPASS"))
         })
         .await;
-        goes_on(&a, first..first + 10).await;
+        answers_in_time(&a, first..first + 10).await;
         assert!((first..first + 10).all(|key| raw.get(&users(key)).is_none()));
 
         raw.ask("CONFIG SET requirepass secret");

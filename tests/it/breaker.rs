@@ -1,22 +1,23 @@
-//! The breaker: a server that does not answer is not asked, and is found again.
+//! The circuit breaker: it stops commands to a server that does not answer, and finds the server
+//! again.
 
 use std::time::Duration;
 
 use tidegate::{Breaker, Cache, Event, Redis};
 use tokio::time::Instant;
 
+use crate::support::backend::{check_records, users};
 use crate::support::events::Events;
 use crate::support::eventually;
-use crate::support::ground::{check_records, users};
 use crate::support::loader::Db;
 use crate::support::node::{Node, value};
-use crate::support::proxy::{Proxy, Wire};
+use crate::support::proxy::{Proxy, ProxyMode};
 use crate::support::server::{Server, is_lease, url};
 
-/// Long, so that a command that is sent shows in the time that it takes.
+/// Long, so that a command that is sent shows in the time that a look-up takes.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-struct Scene {
+struct Fixture {
     server: Server,
     proxy: Proxy,
     db: Db,
@@ -24,7 +25,7 @@ struct Scene {
     a: Node,
 }
 
-impl Scene {
+impl Fixture {
     async fn new(breaker: Breaker) -> Self {
         let server = Server::start();
         let proxy = Proxy::to(server.port()).await;
@@ -35,7 +36,7 @@ impl Scene {
         let (db, events) = (Db::default(), Events::default());
         let builder = Cache::builder("users", db.clone())
             .ttl_jitter(0.0)
-            .on_event(events.teller())
+            .on_event(events.callback())
             .l2(redis);
         let a = Node::new(builder.build().expect("a cache"));
         a.get(100).await.expect("a load");
@@ -48,7 +49,7 @@ impl Scene {
         }
     }
 
-    /// Cold keys until the breaker has opened.
+    /// Looks up cold keys until the breaker has opened.
     async fn opens(&self) {
         for key in 1_000..1_100 {
             assert_eq!(value(self.a.get(key).await), format!("row {key}"));
@@ -59,7 +60,7 @@ impl Scene {
         panic!("it never opened");
     }
 
-    /// It closes without anyone's help, and loads fill L2 again.
+    /// The breaker closes by itself, and loads fill L2 again.
     async fn closes(&self) {
         eventually("it closes", async || {
             self.events.count(Event::BreakerClosed) == 1
@@ -84,67 +85,71 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_it_is_open_the_server_costs_nothing_and_a_repair_waits_until_it_closes() {
-    let scene = Scene::new(Breaker::new()).await;
-    scene.proxy.set(Wire::Swallow).await;
-    scene.opens().await;
+    let fixture = Fixture::new(Breaker::new()).await;
+    fixture.proxy.set(ProxyMode::BlackHole).await;
+    fixture.opens().await;
     let begun = Instant::now();
     for key in 0..40 {
-        assert_eq!(value(scene.a.get(key).await), format!("row {key}"));
+        assert_eq!(value(fixture.a.get(key).await), format!("row {key}"));
     }
-    let error = scene.a.invalidate(&100).await.expect_err("nobody was told");
+    let error = fixture
+        .a
+        .invalidate(&100)
+        .await
+        .expect_err("the server is unreachable");
     assert!(error.is_unreachable(), "{error}");
     let took = begun.elapsed();
     assert!(
         took < TIMEOUT * 8,
         "41 calls, each with its timeout, took {took:?}"
     );
-    assert_eq!(scene.a.health().pending_repairs, 1);
-    scene.proxy.set(Wire::Pass).await;
-    scene.closes().await;
+    assert_eq!(fixture.a.health().pending_repairs, 1);
+    fixture.proxy.set(ProxyMode::Pass).await;
+    fixture.closes().await;
     eventually("the invalidation was repeated", async || {
-        scene.a.health().pending_repairs == 0
+        fixture.a.health().pending_repairs == 0
     })
     .await;
-    scene.end().await;
+    fixture.end().await;
 }
 
-/// Nobody ends the connection, so nobody else would make a new one.
+/// Nothing ends the dead connection, so that only the breaker can replace it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_says_nothing_is_made_anew() {
-    let scene = Scene::new(Breaker::new()).await;
-    scene.proxy.set(Wire::DeadConnections).await;
-    scene.opens().await;
-    scene.closes().await;
-    scene.end().await;
+async fn a_connection_that_receives_nothing_is_replaced() {
+    let fixture = Fixture::new(Breaker::new()).await;
+    fixture.proxy.set(ProxyMode::DeadConnections).await;
+    fixture.opens().await;
+    fixture.closes().await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn errors_that_the_server_answers_do_not_open_it() {
-    let scene = Scene::new(Breaker::new().least_failures(1).failure_rate(0.01)).await;
-    let mut raw = scene.server.raw();
+    let fixture = Fixture::new(Breaker::new().least_failures(1).failure_rate(0.01)).await;
+    let mut raw = fixture.server.raw();
     raw.ask("CONFIG SET maxmemory 1");
     for key in 0..20 {
-        assert_eq!(value(scene.a.get(key).await), format!("row {key}"));
+        assert_eq!(value(fixture.a.get(key).await), format!("row {key}"));
     }
-    assert!(scene.a.stats().l2_failures > 0, "the server refused");
-    assert_eq!(scene.events.count(Event::BreakerOpened), 0);
+    assert!(fixture.a.stats().l2_failures > 0, "the server refused");
+    assert_eq!(fixture.events.count(Event::BreakerOpened), 0);
     raw.ask("CONFIG SET maxmemory 0");
-    scene.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_one_every_look_up_pays_its_timeout() {
-    let scene = Scene::new(Breaker::off()).await;
-    scene.proxy.set(Wire::Swallow).await;
+async fn without_a_breaker_every_look_up_waits_for_its_timeout() {
+    let fixture = Fixture::new(Breaker::off()).await;
+    fixture.proxy.set(ProxyMode::BlackHole).await;
     let begun = Instant::now();
     for key in 0..5 {
-        assert_eq!(value(scene.a.get(key).await), format!("row {key}"));
+        assert_eq!(value(fixture.a.get(key).await), format!("row {key}"));
     }
     assert!(begun.elapsed() >= TIMEOUT * 5, "{:?}", begun.elapsed());
-    assert_eq!(scene.events.count(Event::BreakerOpened), 0);
-    assert_eq!(scene.db.loads(), 6);
-    scene.proxy.set(Wire::Pass).await;
-    scene.end().await;
+    assert_eq!(fixture.events.count(Event::BreakerOpened), 0);
+    assert_eq!(fixture.db.loads(), 6);
+    fixture.proxy.set(ProxyMode::Pass).await;
+    fixture.end().await;
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Bad bytes are a miss.
+//! Bad bytes are a miss: damaged, foreign, too large, or of another version.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,37 +7,38 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidegate::{BoxError, Cache, Codec, CodecError, Source, loader_fn};
 
+use crate::support::backend::{Backend, users};
 use crate::support::eventually;
-use crate::support::ground::{Ground, users};
 use crate::support::loader::Db;
 use crate::support::node::{Node, answer, value};
 use crate::support::server::{Raw, Server, is_value};
 
-struct Scene {
-    ground: Ground,
+struct Fixture {
+    backend: Backend,
     raw: Raw,
     db: Db,
 }
 
-impl Scene {
+impl Fixture {
     fn new() -> Self {
         let server = Server::start();
         let raw = server.raw();
         Self {
-            ground: Ground::Redis(server),
+            backend: Backend::Redis(server),
             raw,
             db: Db::default(),
         }
     }
 
-    /// A process that keeps nothing in L1, so that every look-up reads the record.
+    /// A process without L1, so that each look-up reads the record.
     async fn reader(&self) -> Node {
-        self.ground
+        self.backend
             .node_with(&self.db, |builder| builder.l1_capacity(0))
             .await
     }
 
-    /// Puts bytes in the place of a record: a look-up loads, counts them and replaces them.
+    /// Puts bytes in place of a record. A look-up counts a decode failure, loads, and replaces the
+    /// bytes.
     async fn bad(&mut self, reader: &Node, bytes: &[u8], what: &str) {
         let before = reader.stats();
         self.raw.set(&users(1), bytes);
@@ -62,19 +63,19 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_record_is_a_miss_and_is_replaced() {
-    let mut scene = Scene::new();
-    let reader = scene.reader().await;
+    let mut fixture = Fixture::new();
+    let reader = fixture.reader().await;
     reader.get(1).await.expect("a load");
-    let record = scene.raw.get(&users(1)).expect("a record");
+    let record = fixture.raw.get(&users(1)).expect("a record");
     for bit in (0..record.len()).map(|at| at * 8 + at % 8) {
         let mut damaged = record.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
-        scene
+        fixture
             .bad(&reader, &damaged, &format!("bit {bit} flipped"))
             .await;
     }
     for length in 0..record.len() {
-        scene
+        fixture
             .bad(
                 &reader,
                 &record[..length],
@@ -83,33 +84,33 @@ async fn a_damaged_record_is_a_miss_and_is_replaced() {
             .await;
     }
     let longer = [record.as_slice(), b"more"].concat();
-    scene.bad(&reader, &longer, "with bytes behind it").await;
-    scene.ground.check(&[&reader]).await;
+    fixture.bad(&reader, &longer, "with bytes behind it").await;
+    fixture.backend.check(&[&reader]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn foreign_bytes_are_a_miss_and_are_replaced() {
-    let mut scene = Scene::new();
-    let reader = scene.reader().await;
+    let mut fixture = Fixture::new();
+    let reader = fixture.reader().await;
     reader.get(2).await.expect("a load");
-    let other = scene.raw.get(&users(2)).expect("a record");
-    scene
+    let other = fixture.raw.get(&users(2)).expect("a record");
+    fixture
         .bad(&reader, &other, "the record of another key")
         .await;
-    scene
+    fixture
         .bad(
             &reader,
             b"{\"name\": \"what the old cache wrote\"}",
             "a text",
         )
         .await;
-    scene
+    fixture
         .bad(&reader, &vec![0xff; 9 << 20], "nine megabytes")
         .await;
-    scene.ground.check(&[&reader]).await;
+    fixture.backend.check(&[&reader]).await;
 }
 
-/// Writes what it is given under the name of the codec with this id.
+/// Writes fixed bytes under the id of another codec.
 struct Forger(u8, &'static [u8]);
 
 impl Codec for Forger {
@@ -136,39 +137,39 @@ async fn a_record_of_another_codec_is_a_miss_and_is_replaced() {
 async fn an_intact_record_that_does_not_decode_is_a_miss_and_is_replaced() {
     forged(Forger(1, b"\x05row 1 and more"), "bytes left over").await;
     forged(Forger(1, b"\x02\xff\xff"), "not UTF-8").await;
-    // Would be an allocation of eight exabytes.
+    // A length that would allocate eight exabytes.
     let long = b"\xfd\xff\xff\xff\xff\xff\xff\xff\x7frow";
     forged(Forger(1, long), "a length of 2^63").await;
 }
 
 async fn forged(forger: Forger, what: &str) {
-    let mut scene = Scene::new();
-    let ours = scene.reader().await;
-    let theirs = scene
-        .ground
-        .node_with(&scene.db, |builder| builder.codec(forger))
+    let mut fixture = Fixture::new();
+    let ours = fixture.reader().await;
+    let theirs = fixture
+        .backend
+        .node_with(&fixture.db, |builder| builder.codec(forger))
         .await;
     theirs.get(1).await.expect("a load");
-    let record = scene.raw.get(&users(1)).expect("a record");
-    scene.bad(&ours, &record, what).await;
-    scene.ground.check(&[&ours, &theirs]).await;
+    let record = fixture.raw.get(&users(1)).expect("a record");
+    fixture.bad(&ours, &record, what).await;
+    fixture.backend.check(&[&ours, &theirs]).await;
 }
 
-/// Between its read of the bad bytes and its attempt at a lease, another process fills the key.
+/// Process b reads bad bytes. Before it asks for a lease, process a fills the key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_filled_since_a_record_was_found_unreadable_is_not_replaced() {
-    let mut scene = Scene::new();
-    let a = scene.reader().await;
-    let b = scene
-        .ground
-        .node_with(&scene.db, |builder| builder.max_concurrent_loads(1))
+    let mut fixture = Fixture::new();
+    let a = fixture.reader().await;
+    let b = fixture
+        .backend
+        .node_with(&fixture.db, |builder| builder.max_concurrent_loads(1))
         .await;
-    scene.raw.set(&users(1), b"what the old cache wrote");
-    let gate = scene.db.gate();
+    fixture.raw.set(&users(1), b"what the old cache wrote");
+    let gate = fixture.db.gate();
     let other = b.caller(2).await;
     gate.reached().await;
     let late = b.caller(1).await;
-    eventually("it has read, and waits for a place", async || {
+    eventually("it has read, and waits for a permit", async || {
         b.stats().decode_failures == 1
     })
     .await;
@@ -176,46 +177,46 @@ async fn what_was_filled_since_a_record_was_found_unreadable_is_not_replaced() {
     gate.open();
     assert_eq!(value(answer(other).await), "row 2");
     assert_eq!(value(answer(late).await), "row 1");
-    assert_eq!((scene.db.loads(), b.stats().l2_hits), (2, 1));
-    scene.ground.check(&[&a, &b]).await;
+    assert_eq!((fixture.db.loads(), b.stats().l2_hits), (2, 1));
+    fixture.backend.check(&[&a, &b]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_value_too_large_for_a_record_is_answered_and_not_stored() {
-    let mut scene = Scene::new();
-    scene.db.write(1, &"x".repeat(2_000));
-    let a = scene
-        .ground
-        .node_with(&scene.db, |builder| builder.max_record_bytes(1_024))
+    let mut fixture = Fixture::new();
+    fixture.db.write(1, &"x".repeat(2_000));
+    let a = fixture
+        .backend
+        .node_with(&fixture.db, |builder| builder.max_record_bytes(1_024))
         .await;
     assert_eq!(value(a.get(1).await).len(), 2_000);
     assert_eq!((a.stats().encode_failures, a.stats().fills), (1, 0));
-    assert_eq!(scene.raw.get(&users(1)), None);
-    scene.ground.check(&[&a]).await;
+    assert_eq!(fixture.raw.get(&users(1)), None);
+    fixture.backend.check(&[&a]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_versions_record_is_replaced_and_a_newer_ones_is_left_alone() {
-    let mut scene = Scene::new();
-    let old = scene
-        .ground
-        .node_with(&scene.db, |builder| builder.schema_version(1))
+    let mut fixture = Fixture::new();
+    let old = fixture
+        .backend
+        .node_with(&fixture.db, |builder| builder.schema_version(1))
         .await;
-    let new = scene
-        .ground
-        .node_with(&scene.db, |builder| builder.schema_version(2))
+    let new = fixture
+        .backend
+        .node_with(&fixture.db, |builder| builder.schema_version(2))
         .await;
-    scene.db.write(1, "first");
+    fixture.db.write(1, "first");
     assert_eq!(value(old.get(1).await), "first");
-    scene.db.write(1, "second");
-    // Older: a miss, replaced.
+    fixture.db.write(1, "second");
+    // The older record is a miss and is replaced.
     assert_eq!(value(new.get(1).await), "second");
     assert_eq!((new.stats().decode_failures, new.stats().fills), (1, 1));
-    let record = scene.raw.get(&users(1)).expect("a record");
-    // Newer: a load of its own, and the record stays.
-    let old_again = scene
-        .ground
-        .node_with(&scene.db, |builder| builder.schema_version(1))
+    let record = fixture.raw.get(&users(1)).expect("a record");
+    // The newer record is bypassed: the process loads for itself, and the record stays.
+    let old_again = fixture
+        .backend
+        .node_with(&fixture.db, |builder| builder.schema_version(1))
         .await;
     assert_eq!(value(old_again.get(1).await), "second");
     let stats = old_again.stats();
@@ -228,55 +229,63 @@ async fn an_older_versions_record_is_replaced_and_a_newer_ones_is_left_alone() {
         ),
         (1, 0, 1, 0)
     );
-    assert_eq!(scene.raw.get(&users(1)), Some(record));
+    assert_eq!(fixture.raw.get(&users(1)), Some(record));
     let entry = old_again
         .get_entry(1)
         .await
         .expect("a look-up")
         .expect("an entry");
     assert_eq!(entry.source(), Source::L1, "not loaded again and again");
-    // One invalidation reaches all of them.
-    scene.db.write(1, "third");
+    // One invalidation reaches the processes of both versions.
+    fixture.db.write(1, "third");
     old.invalidate(&1).await.expect("an invalidation");
     for node in [&new, &old_again] {
-        eventually("it has heard", async || node.peek(&1).is_none()).await;
+        eventually("the change has arrived", async || node.peek(&1).is_none()).await;
         assert_eq!(value(node.get(1).await), "third");
     }
-    scene.ground.check(&[&old, &new, &old_again]).await;
+    fixture.backend.check(&[&old, &new, &old_again]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_record_has_the_expiry_of_what_it_says() {
-    let mut scene = Scene::new();
-    scene.db.delete(2);
+async fn every_record_has_the_expiry_of_its_kind() {
+    let mut fixture = Fixture::new();
+    fixture.db.delete(2);
     let (ttl, negative) = (Duration::from_secs(100), Duration::from_secs(50));
-    let a = scene
-        .ground
-        .node_with(&scene.db, |builder| builder.ttl(ttl).negative_ttl(negative))
+    let a = fixture
+        .backend
+        .node_with(&fixture.db, |builder| {
+            builder.ttl(ttl).negative_ttl(negative)
+        })
         .await;
-    let gate = scene.db.gate();
+    let gate = fixture.db.gate();
     let caller = a.caller(1).await;
     gate.reached().await;
-    let lease = scene.raw.pttl(&users(1));
+    let lease = fixture.raw.pttl(&users(1));
     assert!((1..=60_000).contains(&lease), "a lease for {lease} ms");
     gate.open();
     assert_eq!(value(answer(caller).await), "row 1");
     a.get(2).await.expect("a load");
     a.insert(3, "by hand".to_owned()).await.expect("an insert");
     for (key, most) in [(1, 100_000), (2, 50_000), (3, 100_000)] {
-        let pttl = scene.raw.pttl(&users(key));
+        let pttl = fixture.raw.pttl(&users(key));
         assert!(
             (most - 30_000..=most).contains(&pttl),
             "{key} for {pttl} ms"
         );
     }
-    scene.ground.check(&[&a]).await;
+    fixture.backend.check(&[&a]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_of_any_bytes_and_any_length_reach_their_own_record_and_nobody_elses() {
+async fn keys_of_any_bytes_and_any_length_reach_their_own_record_and_no_other() {
     let server = Server::start();
-    let redis = || async { server.patient().connect().await.expect("connect") };
+    let redis = || async {
+        server
+            .long_timeout_builder()
+            .connect()
+            .await
+            .expect("connect")
+    };
     let load = || loader_fn(|key: Vec<u8>| async move { Ok::<_, BoxError>(format!("{key:?}")) });
     let a = Cache::builder("users", load())
         .l2(redis().await)
@@ -321,6 +330,6 @@ async fn keys_of_any_bytes_and_any_length_reach_their_own_record_and_nobody_else
     );
     a.invalidate_many(&keys).await.expect("an invalidation");
     let gone = || keys.iter().all(|key| b.peek(key).is_none());
-    eventually("the other process has heard of each", async || gone()).await;
+    eventually("the change has arrived", async || gone()).await;
     assert!(server.raw().entries("*").is_empty());
 }

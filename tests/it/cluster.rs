@@ -1,4 +1,4 @@
-//! A cluster of real servers: every primary is heard, and proven.
+//! A cluster of real servers: L1 depends on the channel of every primary.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::support::eventually;
 use crate::support::loader::Db;
 use crate::support::node::{Node, value};
 
-/// The channel lease: longer than a busy machine stops a test for.
+/// The channel lease: longer than a busy machine pauses a test.
 const LEASE: Duration = Duration::from_secs(1);
 const NODES: usize = 3;
 
@@ -50,11 +50,11 @@ async fn source(node: &Node, key: u64) -> Source {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_one_process_changes_on_any_node_the_other_drops() {
+async fn a_change_by_one_process_on_any_node_reaches_the_other() {
     let (cluster, db) = (Cluster::start(NODES).await, Db::default());
     let (a, b) = (process(&cluster, &db).await, process(&cluster, &db).await);
     let keys: Vec<u64> = (0..60).collect();
-    let homes: HashSet<usize> = keys.iter().map(|key| cluster.home(*key)).collect();
+    let homes: HashSet<usize> = keys.iter().map(|key| cluster.primary_of(*key)).collect();
     assert_eq!(homes.len(), NODES, "every node has some");
     for key in &keys {
         assert_eq!(value(a.get(*key).await), format!("row {key}"));
@@ -88,8 +88,8 @@ async fn what_one_process_changes_on_any_node_the_other_drops() {
     a.check().await;
 }
 
-/// The marks are on one node, the key on another: nothing of it is answered from L1 while its own
-/// node is silent.
+/// The watermarks are on one node and the key on another. No entry is answered from L1 while the
+/// node of its key is silent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l1_is_not_used_while_any_primary_is_silent() {
     let (cluster, db) = (Cluster::start(NODES).await, Db::default());
@@ -117,7 +117,7 @@ async fn l1_is_not_used_while_any_primary_is_silent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_that_moves_fails_no_look_up_and_its_key_is_still_heard_of() {
+async fn a_slot_that_moves_fails_no_look_up_and_changes_of_its_key_still_arrive() {
     let (cluster, db) = (Cluster::start(NODES).await, Db::default());
     let (a, b) = (process(&cluster, &db).await, process(&cluster, &db).await);
     let key = cluster.keys()[0];
@@ -125,18 +125,19 @@ async fn a_slot_that_moves_fails_no_look_up_and_its_key_is_still_heard_of() {
     assert_eq!(value(b.get(key).await), format!("row {key}"));
     let gaps = b.stats().gaps;
     let slot = cluster.slot(key);
-    cluster.opens(slot, 0, 1);
+    cluster.begin_slot_migration(slot, 0, 1);
     assert_eq!(value(a.get(key).await), format!("row {key}"));
-    cluster.carries(slot, 0, 1);
-    // Between the two nodes a script may find neither: then it is an error, and repeated.
+    cluster.move_keys_of_slot(slot, 0, 1);
+    // While the slot moves, a script may find it on neither node. The call then fails and is
+    // repeated.
     db.write(key, "new");
-    let told = a.invalidate(&key).await;
-    cluster.settles(slot, 1);
+    let result = a.invalidate(&key).await;
+    cluster.assign_slot(slot, 1);
     eventually("the invalidation is confirmed", async || {
         a.health().pending_repairs == 0
     })
     .await;
-    assert!(told.is_ok() || a.stats().repairs == 1);
+    assert!(result.is_ok() || a.stats().repairs == 1);
     eventually("b has noticed that the slot moved", async || {
         b.stats().gaps > gaps
     })

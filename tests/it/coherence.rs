@@ -1,21 +1,22 @@
-//! The invalidation bus on a real server: lost connections, silent ones, holes in what was said.
+//! The invalidation bus on a real server: lost and silent connections, and gaps in sequence
+//! numbers.
 
 use std::time::Duration;
 
 use tidegate::{Cache, CacheBuilder, Channel, Event, Redis, Source};
 use tokio::time::Instant;
 
+use crate::support::backend::users;
 use crate::support::events::Events;
 use crate::support::eventually;
-use crate::support::ground::users;
 use crate::support::loader::Db;
 use crate::support::node::{Node, answer, begin, value};
-use crate::support::proxy::{Proxy, Wire};
-use crate::support::server::{Raw, Reply, Server, is_value, patient};
+use crate::support::proxy::{Proxy, ProxyMode};
+use crate::support::server::{Raw, Reply, Server, is_value, long_timeout_builder};
 
 const LEASE: Duration = Duration::from_millis(600);
 /// What a busy machine may add to any bound.
-const NOISE: Duration = Duration::from_secs(2);
+const SLACK: Duration = Duration::from_secs(2);
 const CHANNEL: &[u8] = b"tidegate:users::bus";
 
 const INVALIDATE: u8 = 1;
@@ -36,7 +37,11 @@ fn build(
 }
 
 async fn node(db: &Db, server: &Server) -> Node {
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     build(db, redis, |builder| builder)
 }
 
@@ -45,7 +50,7 @@ async fn source(node: &Node, key: u64) -> Source {
     entry.expect("an entry").source()
 }
 
-/// Puts a key into L1, and sees that it is used.
+/// Puts a key into L1 and waits until L1 answers it.
 async fn warm(node: &Node, key: u64) {
     eventually("L1 is used", async || {
         node.get(key).await.expect("a look-up");
@@ -66,11 +71,14 @@ fn message(operation: u8, origin: u8, number: u64, key: &[u8]) -> Vec<u8> {
 }
 
 fn publish(raw: &mut Raw, message: &[u8]) {
-    let heard = raw.send(&[b"PUBLISH", CHANNEL, message]);
-    assert!(matches!(heard, Reply::Number(1..)), "nobody listens");
+    let subscribers = raw.send(&[b"PUBLISH", CHANNEL, message]);
+    assert!(
+        matches!(subscribers, Reply::Number(1..)),
+        "there is no subscriber"
+    );
 }
 
-/// Nothing comes between them.
+/// Publishes messages in one script, so that no other message comes between them.
 fn publish_together(raw: &mut Raw, messages: &[Vec<u8>]) {
     let script = b"for at = 2, #ARGV do redis.call('PUBLISH', ARGV[1], ARGV[at]) end return 1";
     let mut args: Vec<&[u8]> = vec![b"EVAL", script, b"0", CHANNEL];
@@ -78,21 +86,26 @@ fn publish_together(raw: &mut Raw, messages: &[Vec<u8>]) {
     raw.send(&args);
 }
 
-/// Nothing else happens than beats: waits until there were so many.
-async fn beats(raw: &mut Raw, how_many: u64) {
+/// Waits for this many heartbeats, on a server that runs no other scripts meanwhile.
+async fn heartbeats(raw: &mut Raw, how_many: u64) {
     let before = raw.calls("evalsha");
-    eventually("beats go on", async || {
+    eventually("heartbeats continue", async || {
         raw.calls("evalsha") >= before + how_many
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_lost_subscription_an_entry_is_read_once_for_all_who_want_it() {
+async fn after_a_lost_subscription_an_entry_is_read_once_for_all_its_callers() {
     let (server, db) = (Server::start(), Db::default());
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let (a, mut raw) = (
-        // What is asked while the server stands still is joined for that long.
+        // A flight older than the channel lease is not joined, so the lease must outlast the stop
+        // of the server.
         build(&db, redis, |builder| {
             builder.channel_lease(Duration::from_secs(10))
         }),
@@ -107,9 +120,9 @@ async fn after_a_lost_subscription_an_entry_is_read_once_for_all_who_want_it() {
     })
     .await;
     assert!(a.peek(&1).is_none(), "read before, and answered from L1");
-    monitor.seen();
+    monitor.command_names();
     let before = a.stats();
-    // Nobody is answered before all have asked.
+    // The server stands still until all callers have asked, so that no caller is answered before.
     server.stop();
     let callers = a.callers(50, 1).await;
     server.resume();
@@ -122,19 +135,27 @@ async fn after_a_lost_subscription_an_entry_is_read_once_for_all_who_want_it() {
         (50, 49, 0),
         "revalidated, together"
     );
-    let reads = monitor.seen().iter().filter(|name| *name == "GET").count();
+    let reads = monitor
+        .command_names()
+        .iter()
+        .filter(|name| *name == "GET")
+        .count();
     assert_eq!(reads, 1);
     assert_eq!(db.loads(), 1);
     a.check().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_number_that_is_missing_makes_everything_be_looked_at_again() {
+async fn a_missing_sequence_number_makes_every_entry_be_revalidated() {
     let (server, db) = (Server::start(), Db::default());
     let events = Events::default();
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let (a, mut raw) = (
-        build(&db, redis, |builder| builder.on_event(events.teller())),
+        build(&db, redis, |builder| builder.on_event(events.callback())),
         server.raw(),
     );
     for key in 1..=20 {
@@ -149,9 +170,9 @@ async fn a_number_that_is_missing_makes_everything_be_looked_at_again() {
     .await;
     let begun = Instant::now();
     publish(&mut raw, &message(INVALIDATE, 9, 8, b"999"));
-    eventually("the hole is noticed", async || a.stats().gaps == 1).await;
+    eventually("the gap is noticed", async || a.stats().gaps == 1).await;
     assert!(
-        begun.elapsed() < LEASE + NOISE,
+        begun.elapsed() < LEASE + SLACK,
         "after {:?}",
         begun.elapsed()
     );
@@ -164,16 +185,16 @@ async fn a_number_that_is_missing_makes_everything_be_looked_at_again() {
     for key in 1..=20 {
         assert_eq!(source(&a, key).await, Source::L1);
     }
-    // Once: it goes on from there.
+    // One gap, one event: the sequence goes on from the new number.
     publish(&mut raw, &message(INVALIDATE, 9, 9, b"999"));
-    beats(&mut raw, 6).await;
+    heartbeats(&mut raw, 6).await;
     assert_eq!((a.stats().gaps, events.count(Event::Gap)), (1, 1));
     assert_eq!(source(&a, 1).await, Source::L1);
     a.check().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn numbers_that_come_twice_or_in_another_order_change_nothing() {
+async fn sequence_numbers_that_repeat_or_arrive_out_of_order_change_nothing() {
     let (server, db) = (Server::start(), Db::default());
     let (a, mut raw) = (node(&db, &server).await, server.raw());
     warm(&a, 1).await;
@@ -184,7 +205,7 @@ async fn numbers_that_come_twice_or_in_another_order_change_nothing() {
         .map(|(number, operation)| message(operation, 9, number, b"999"))
         .collect();
     publish_together(&mut raw, &messages);
-    // And another one's numbers are its own.
+    // The numbers of each origin are counted separately.
     for number in [70, 71, 70] {
         publish(&mut raw, &message(INVALIDATE, 8, number, b"999"));
     }
@@ -192,32 +213,35 @@ async fn numbers_that_come_twice_or_in_another_order_change_nothing() {
         a.stats().remote_invalidations >= 8
     })
     .await;
-    beats(&mut raw, 6).await;
+    heartbeats(&mut raw, 6).await;
     assert_eq!(a.stats().remote_invalidations, 8, "each counts once");
     assert_eq!(a.stats().gaps, 0);
     assert_eq!(source(&a, 1).await, Source::L1, "it was left alone");
-    // What comes again was done with when it came first.
+    // A message that arrives twice is applied once.
     publish(&mut raw, &message(EXPIRE, 9, 11, b"1"));
     eventually("it was dropped", async || a.peek(&1).is_none()).await;
     assert_eq!(source(&a, 1).await, Source::L2);
     publish(&mut raw, &message(EXPIRE, 9, 11, b"1"));
-    beats(&mut raw, 2).await;
+    heartbeats(&mut raw, 2).await;
     assert_eq!(source(&a, 1).await, Source::L1);
     assert_eq!((a.stats().gaps, db.loads()), (0, 1));
     a.check().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_not_understood_is_a_gap() {
+async fn a_message_that_cannot_be_parsed_is_a_gap() {
     let (server, db) = (Server::start(), Db::default());
     let (a, mut raw) = (node(&db, &server).await, server.raw());
-    for (told, text) in [b"".as_slice(), b"hello", &message(99, 9, 1, b"1")]
+    for (before, text) in [b"".as_slice(), b"hello", &message(99, 9, 1, b"1")]
         .into_iter()
         .enumerate()
     {
         warm(&a, 1).await;
         publish(&mut raw, text);
-        eventually("it is noticed", async || a.stats().gaps == told as u64 + 1).await;
+        eventually("it is noticed", async || {
+            a.stats().gaps == before as u64 + 1
+        })
+        .await;
         assert_eq!(source(&a, 1).await, Source::L2);
     }
     assert_eq!(db.loads(), 1);
@@ -225,11 +249,15 @@ async fn what_is_not_understood_is_a_gap() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn operators_hear_of_the_channel_going_and_coming() {
+async fn events_tell_when_the_channel_goes_down_and_up() {
     let (server, db, events) = (Server::start(), Db::default(), Events::default());
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let (a, mut raw) = (
-        build(&db, redis, |builder| builder.on_event(events.teller())),
+        build(&db, redis, |builder| builder.on_event(events.callback())),
         server.raw(),
     );
     warm(&a, 1).await;
@@ -260,11 +288,15 @@ async fn operators_hear_of_the_channel_going_and_coming() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_listener_that_panics_harms_nobody() {
+async fn an_event_callback_that_panics_harms_no_look_up() {
     let (server, db) = (Server::start(), Db::default());
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let a = build(&db, redis, |builder| {
-        builder.on_event(|event| panic!("the test told this listener to panic: {event:?}"))
+        builder.on_event(|event| panic!("a panic that the test asked for: {event:?}"))
     });
     warm(&a, 1).await;
     server.raw().ask("CLIENT KILL TYPE pubsub");
@@ -273,23 +305,26 @@ async fn a_listener_that_panics_harms_nobody() {
     a.check().await;
 }
 
-/// Commands get through, and the connection that listens is dead without anyone having said so.
+/// Commands get through, but the connection of the subscription is dead and reports no error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_subscription_on_a_connection_that_stands_is_noticed_within_the_lease_and_replaced()
 {
     let (server, db, events) = (Server::start(), Db::default(), Events::default());
     let proxy = Proxy::to(server.port()).await;
-    let redis = patient(proxy.port()).connect().await.expect("connect");
-    let a = build(&db, redis, |builder| builder.on_event(events.teller()));
+    let redis = long_timeout_builder(proxy.port())
+        .connect()
+        .await
+        .expect("connect");
+    let a = build(&db, redis, |builder| builder.on_event(events.callback()));
     let b = node(&db, &server).await;
     for key in [1, 2] {
         db.write(key, "old");
         warm(&a, key).await;
     }
-    proxy.set(Wire::DeadSubscriptions).await;
+    proxy.set(ProxyMode::DeadSubscriptions).await;
     db.write(1, "new");
     b.invalidate(&1).await.expect("an invalidation");
-    let told = Instant::now();
+    let invalidated = Instant::now();
     let (mut last_old, mut from_l2) = (None, false);
     eventually("the connection is replaced", async || {
         let asked = Instant::now();
@@ -298,33 +333,33 @@ async fn a_dead_subscription_on_a_connection_that_stands_is_noticed_within_the_l
             assert_eq!(entry.source(), Source::L1, "only L1 can be wrong");
             last_old = Some(asked);
         }
-        // The other one is there, and is not used either.
+        // L1 holds key 2 as well and does not answer it either.
         from_l2 |= source(&a, 2).await == Source::L2;
         events.count(Event::ChannelUp) == 2
     })
     .await;
     assert!(
-        last_old.is_none_or(|asked| asked < told + LEASE),
+        last_old.is_none_or(|asked| asked < invalidated + LEASE),
         "answered {:?} after the invalidation",
-        last_old.map(|asked| asked - told)
+        last_old.map(|asked| asked - invalidated)
     );
     assert!(from_l2, "L1 was used all the time");
-    let told = events.all();
-    assert!(told.contains(&Event::ChannelSilent), "{told:?}");
-    assert!(told.contains(&Event::Gap), "{told:?}");
-    // Without any help.
+    let all = events.all();
+    assert!(all.contains(&Event::ChannelSilent), "{all:?}");
+    assert!(all.contains(&Event::Gap), "{all:?}");
+    // The connection recovers without any help.
     warm(&a, 1).await;
     assert_eq!(value(a.get(1).await), "new");
     db.write(1, "newer");
     b.invalidate(&1).await.expect("an invalidation");
-    eventually("it has heard", async || a.peek(&1).is_none()).await;
+    eventually("the change has arrived", async || a.peek(&1).is_none()).await;
     assert_eq!(value(a.get(1).await), "newer");
     for node in [&a, &b] {
         node.check().await;
     }
 }
 
-/// The whole server stands still: nothing is proven, nothing is reachable.
+/// The whole server stands still: no heartbeat and no command is answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stands_still_ends_the_use_of_l1_within_the_lease() {
     let (server, db) = (Server::start(), Db::default());
@@ -348,7 +383,7 @@ async fn a_server_that_stands_still_ends_the_use_of_l1_within_the_lease() {
     })
     .await;
     assert!(last.is_none_or(|asked| asked < stopped + LEASE));
-    // With no grace every look-up asks the source.
+    // Without a grace period each look-up asks the source.
     let loads = db.loads();
     for more in 1..=3 {
         assert_eq!(value(a.get(1).await), "row 1");
@@ -361,7 +396,7 @@ async fn a_server_that_stands_still_ends_the_use_of_l1_within_the_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_there_is_used_for_the_grace_when_the_server_cannot_be_reached() {
+async fn l1_answers_for_the_grace_period_when_the_server_cannot_be_reached() {
     let (mut server, db) = (Server::start(), Db::default());
     let grace = Duration::from_secs(2);
     let redis = Redis::builder(&server.url())
@@ -374,7 +409,7 @@ async fn what_was_there_is_used_for_the_grace_when_the_server_cannot_be_reached(
     server.kill();
     let killed = Instant::now();
     eventually("it has noticed", async || {
-        // A look-up of something else finds out that the server is not there.
+        // The look-up of another key finds out that the server is unreachable.
         a.get(2).await.expect("a look-up");
         a.health().channel == Channel::Down && !a.health().l2_reachable
     })
@@ -396,15 +431,15 @@ async fn what_was_there_is_used_for_the_grace_when_the_server_cannot_be_reached(
     a.check().await;
 }
 
-/// The state of an entry is 16 bytes behind its head.
+/// The state of an entry is the 16 bytes after the first 20.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_expiry_sets_the_state_of_the_record_and_keeps_its_life() {
+async fn an_expiry_sets_the_state_of_the_record_and_keeps_its_ttl() {
     let (server, db) = (Server::start(), Db::default());
     let (a, mut raw) = (node(&db, &server).await, server.raw());
     a.get(1).await.expect("a load");
     let before = raw.get(&users(1)).expect("a record");
     assert!(is_value(&before) && before[20..36] == [0; 16]);
-    let life = raw.pttl(&users(1));
+    let ttl = raw.pttl(&users(1));
     a.expire(&1).await.expect("an expiry");
     let after = raw.get(&users(1)).expect("the record is kept");
     assert_eq!(
@@ -414,11 +449,11 @@ async fn an_expiry_sets_the_state_of_the_record_and_keeps_its_life() {
     );
     assert!(is_value(&after) && after[20..36] != [0; 16]);
     let left = raw.pttl(&users(1));
-    assert!(left > 0 && left <= life, "{left} of {life} ms");
+    assert!(left > 0 && left <= ttl, "{left} of {ttl} ms");
     a.expire(&1).await.expect("an expiry");
     let again = raw.get(&users(1)).expect("the record is kept");
     assert_ne!(after[20..36], again[20..36], "each has its own mark");
-    // The next look-up replaces it.
+    // The next look-up replaces the record.
     assert_eq!(source(&a, 1).await, Source::Loader);
     let replaced = raw.get(&users(1)).expect("a record");
     assert!(is_value(&replaced) && replaced[20..36] == [0; 16]);
@@ -432,7 +467,7 @@ async fn an_expiry_sets_the_state_of_the_record_and_keeps_its_life() {
 async fn an_invalidation_that_failed_is_not_waited_for() {
     let (server, db) = (Server::start(), Db::default());
     let proxy = Proxy::to(server.port()).await;
-    let redis = patient(proxy.port())
+    let redis = long_timeout_builder(proxy.port())
         .timeout(Duration::from_millis(300))
         .connect()
         .await
@@ -440,7 +475,7 @@ async fn an_invalidation_that_failed_is_not_waited_for() {
     let minute = Duration::from_secs(60);
     let a = build(&db, redis, |builder| builder.degraded_l1_ttl(minute));
     warm(&a, 1).await;
-    proxy.set(Wire::Refuse).await;
+    proxy.set(ProxyMode::Refuse).await;
     let waits = {
         let a = a.clone();
         begin(async move { a.invalidate_everywhere(&1).await }).await

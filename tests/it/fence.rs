@@ -1,20 +1,20 @@
-//! The fence in L2, where no message helps: whatever removes the lease makes the fill lose.
+//! The fence in L2, without any message: a fill is refused once its lease is gone, however it went.
 
 use std::time::{Duration, Instant};
 
+use crate::support::backend::{Backend, users};
 use crate::support::eventually;
-use crate::support::ground::{Ground, users};
 use crate::support::loader::Db;
 use crate::support::node::{Node, answer, value};
 use crate::support::server::{Raw, Server, is_lease};
 
-/// A load stands at its gate while `meanwhile` happens to its lease behind everyone's back; then it
-/// ends, and its fill must be refused.
-async fn refused(meanwhile: impl FnOnce(&mut Raw)) -> (Ground, Db, Node) {
+/// `meanwhile` changes the key in Redis while a load waits at its gate. The fill of that load must
+/// be refused.
+async fn refused(meanwhile: impl FnOnce(&mut Raw)) -> (Backend, Db, Node) {
     let server = Server::start();
     let mut raw = server.raw();
-    let (ground, db) = (Ground::Redis(server), Db::default());
-    let a = ground.node(&db).await;
+    let (backend, db) = (Backend::Redis(server), Db::default());
+    let a = backend.node(&db).await;
     db.write(1, "old");
     let gate = db.gate();
     let callers = a.callers(5, 1).await;
@@ -29,32 +29,32 @@ async fn refused(meanwhile: impl FnOnce(&mut Raw)) -> (Ground, Db, Node) {
     assert_eq!((a.stats().fills, a.stats().fills_refused), (0, 1));
     assert!(a.peek(&1).is_none(), "a refused value is kept in L1");
     assert_eq!(value(a.get(1).await), "new");
-    (ground, db, a)
+    (backend, db, a)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plain_del_by_another_client_during_a_load_refuses_its_fill() {
-    let (ground, db, a) = refused(|raw| {
+    let (backend, db, a) = refused(|raw| {
         raw.ask(&format!("DEL {}", users(1)));
     })
     .await;
     assert_eq!((db.loads(), a.stats().fills), (2, 1));
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flush_of_the_server_during_a_load_refuses_its_fill() {
-    let (ground, db, a) = refused(|raw| {
+    let (backend, db, a) = refused(|raw| {
         raw.ask("FLUSHALL");
     })
     .await;
     assert_eq!((db.loads(), a.stats().fills), (2, 1));
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_that_the_server_evicts_refuses_its_fill() {
-    let (ground, db, a) = refused(|raw| {
+    let (backend, db, a) = refused(|raw| {
         raw.ask("CONFIG SET maxmemory-policy allkeys-lru");
         raw.ask("CONFIG SET maxmemory 1");
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -65,22 +65,22 @@ async fn a_lease_that_the_server_evicts_refuses_its_fill() {
     })
     .await;
     assert_eq!((db.loads(), a.stats().fills), (2, 1));
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plain_set_by_another_client_during_a_load_refuses_its_fill() {
-    let (ground, db, a) = refused(|raw| raw.set(&users(1), b"something else")).await;
+    let (backend, db, a) = refused(|raw| raw.set(&users(1), b"something else")).await;
     assert_eq!((db.loads(), a.stats().decode_failures), (2, 1));
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_that_was_lost_is_not_released_for_its_new_holder() {
     let server = Server::start();
     let mut raw = server.raw();
-    let (ground, db) = (Ground::Redis(server), Db::default());
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (backend, db) = (Backend::Redis(server), Db::default());
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let (first, second) = (db.gate(), db.gate());
     let loses = a.caller(1).await;
     first.reached().await;
@@ -94,25 +94,25 @@ async fn a_lease_that_was_lost_is_not_released_for_its_new_holder() {
     second.open();
     assert_eq!(value(answer(holds).await), "row 1");
     assert_eq!((a.stats().fills_refused, b.stats().fills), (1, 1));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_renewal_leaves_what_has_replaced_the_lease_as_it_is() {
     let server = Server::start();
     let mut raw = server.raw();
-    let (ground, db) = (Ground::Redis(server), Db::default());
+    let (backend, db) = (Backend::Redis(server), Db::default());
     let lease = Duration::from_millis(600);
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| builder.lease_ttl(lease))
         .await;
-    let b = ground.node(&db).await;
+    let b = backend.node(&db).await;
     let gate = db.gate();
     let loses = a.caller(1).await;
     gate.reached().await;
     b.insert(1, "new".to_owned()).await.expect("an insert");
-    // Beats are scripts, too: two processes send as many in two periods, each three times as long as
-    // it takes to the first renewal.
+    // Heartbeats run scripts as well. Two processes send four in two heartbeat periods, and a
+    // period is three times as long as the time to the first renewal.
     let before = raw.calls("evalsha");
     eventually("a renewal has been tried", async || {
         raw.calls("evalsha") > before + 4
@@ -122,16 +122,16 @@ async fn a_renewal_leaves_what_has_replaced_the_lease_as_it_is() {
     gate.open();
     assert_eq!(value(answer(loses).await), "row 1");
     assert_eq!(a.stats().fills_refused, 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-/// An entry may be in L1 alone.
+/// The entry may be in L1 alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_invalidation_is_announced_where_l2_holds_nothing_too() {
     let server = Server::start();
     let mut raw = server.raw();
-    let (ground, db) = (Ground::Redis(server), Db::default());
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (backend, db) = (Backend::Redis(server), Db::default());
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     a.get(1).await.expect("a load");
     assert!(a.peek(&1).is_some());
     raw.ask(&format!("DEL {}", users(1)));
@@ -140,5 +140,5 @@ async fn an_invalidation_is_announced_where_l2_holds_nothing_too() {
         a.peek(&1).is_none()
     })
     .await;
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }

@@ -9,10 +9,10 @@ use tidegate::fred::types::config::Config;
 use tidegate::{Cache, Redis, Source};
 use tokio::time::Instant;
 
-use crate::support::ground::{check_records, users};
+use crate::support::backend::{check_records, users};
 use crate::support::loader::Db;
 use crate::support::node::{Node, value};
-use crate::support::server::{Server, free_port, patient, url};
+use crate::support::server::{Server, free_port, long_timeout_builder, url};
 use crate::support::{eventually, within};
 
 fn node(db: &Db, redis: &Redis) -> Node {
@@ -29,7 +29,7 @@ async fn connecting_to_a_closed_port_is_an_error_and_not_a_wait() {
     let url = url(free_port());
     let error = within("an answer", Redis::connect(&url))
         .await
-        .expect_err("nobody listens there");
+        .expect_err("no server on this port");
     assert!(error.is_unreachable(), "{error:?}");
     assert!(
         std::error::Error::source(&error).is_some(),
@@ -44,13 +44,13 @@ async fn two_prefixes_on_one_server_never_meet() {
     one.write(1, "one");
     other.write(1, "other");
     let a = server
-        .patient()
+        .long_timeout_builder()
         .prefix("tidegate-a")
         .connect()
         .await
         .expect("connect");
     let b = server
-        .patient()
+        .long_timeout_builder()
         .prefix("tidegate-b")
         .connect()
         .await
@@ -66,7 +66,8 @@ async fn two_prefixes_on_one_server_never_meet() {
     keys.sort_unstable();
     assert_eq!(keys, ["tidegate-a:users:1", "tidegate-b:users:1"]);
     b.invalidate(&1).await.expect("an invalidation");
-    // What one says before the other hears it later, on one connection and in order.
+    // One connection delivers messages in order, so what b said first has arrived when this
+    // returns.
     a.invalidate(&2).await.expect("an invalidation");
     assert!(a.peek(&1).is_some());
     assert_eq!(a.stats().remote_invalidations, 0);
@@ -91,7 +92,14 @@ async fn a_pool_that_the_service_has_already_is_used_and_survives() {
     let redis = Redis::from_pool(pool.clone());
     let (a, b) = (
         node(&db, &redis),
-        node(&db, &server.patient().connect().await.expect("connect")),
+        node(
+            &db,
+            &server
+                .long_timeout_builder()
+                .connect()
+                .await
+                .expect("connect"),
+        ),
     );
     assert_eq!(value(a.get(1).await), "row 1");
     let entry = b.get_entry(1).await.expect("a look-up").expect("an entry");
@@ -115,17 +123,18 @@ async fn dropping_all_handles_closes_their_connections() {
     let mut raw = server.raw();
     let db = Db::default();
     let connected = server
-        .patient()
+        .long_timeout_builder()
         .connections(2)
         .connect()
         .await
         .expect("connect");
-    let opened = server.patient().open().expect("a handle");
+    let opened = server.long_timeout_builder().open().expect("a handle");
     let (a, b) = (node(&db, &connected), node(&db, &opened));
     for node in [&a, &b] {
         assert_eq!(value(node.get(1).await), "row 1");
     }
-    // This client; two connections and one for the bus; one and one for the bus.
+    // This client, two connections and a subscription of one handle, one and a subscription of the
+    // other.
     assert_eq!(raw.clients(), 6);
     for node in [&a, &b] {
         node.check().await;
@@ -140,7 +149,11 @@ async fn dropping_all_handles_closes_their_connections() {
 async fn a_closed_cache_answers_closed_and_does_not_end_the_others() {
     let server = Server::start();
     let db = Db::default();
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let (a, b) = (node(&db, &redis), node(&db, &redis));
     let gate = db.gate();
     let caller = a.caller(1).await;
@@ -167,7 +180,7 @@ async fn a_closed_cache_answers_closed_and_does_not_end_the_others() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handle_to_a_server_that_is_not_there_works_without_it_and_heals() {
     let port = free_port();
-    let redis = patient(port)
+    let redis = long_timeout_builder(port)
         .timeout(Duration::from_secs(15))
         .open()
         .expect("a handle");
@@ -191,7 +204,7 @@ async fn a_handle_to_a_server_that_is_not_there_works_without_it_and_heals() {
     );
     assert!(
         a.invalidate(&1).await.is_err(),
-        "nobody else can have heard of it"
+        "no other process can have received it"
     );
     assert!(a.peek(&1).is_none());
 
@@ -204,8 +217,15 @@ async fn a_handle_to_a_server_that_is_not_there_works_without_it_and_heals() {
         raw.get(&users(key)).is_some()
     })
     .await;
-    let b = node(&db, &server.patient().connect().await.expect("connect"));
-    eventually("invalidations of others are heard", async || {
+    let b = node(
+        &db,
+        &server
+            .long_timeout_builder()
+            .connect()
+            .await
+            .expect("connect"),
+    );
+    eventually("invalidations of others arrive", async || {
         assert_eq!(value(a.get(key).await), format!("row {key}"));
         b.invalidate(&key).await.expect("an invalidation");
         a.stats().remote_invalidations > 0

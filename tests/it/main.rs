@@ -1,7 +1,9 @@
-//! The promises of the crate, on the embedded tier and on real servers.
+//! Integration tests of the promises, on the embedded tier and on real servers.
 
 #[cfg(test)]
 mod access;
+#[cfg(test)]
+mod acl;
 #[cfg(test)]
 mod breaker;
 mod bytes;
@@ -14,8 +16,6 @@ mod commands;
 #[cfg(test)]
 mod contract;
 #[cfg(test)]
-mod endurance;
-#[cfg(test)]
 mod failover;
 #[cfg(test)]
 mod fence;
@@ -26,14 +26,10 @@ mod hostile;
 #[cfg(test)]
 mod many;
 #[cfg(test)]
-mod marks;
-#[cfg(test)]
 mod processes;
 #[cfg(test)]
 mod reconnect;
 mod repairs;
-#[cfg(test)]
-mod rights;
 #[cfg(test)]
 #[cfg(feature = "sealed")]
 mod sealed;
@@ -51,6 +47,10 @@ mod telemetry;
 mod tls;
 #[cfg(test)]
 mod trouble;
+#[cfg(test)]
+mod trouble_under_load;
+#[cfg(test)]
+mod watermarks;
 #[cfg(test)]
 #[cfg(feature = "write-behind")]
 mod write_behind;

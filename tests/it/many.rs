@@ -1,4 +1,4 @@
-//! Many keys at once, on real servers: round trips, clusters, processes, and a server that is gone.
+//! `get_many` on real servers: round trips, clusters, several processes, and a server that is gone.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -6,54 +6,57 @@ use std::time::Duration;
 use tidegate::{Batching, Cache, CacheBuilder, Channel};
 
 use crate::cluster::process_with;
+use crate::support::backend::{Backend, check_records, users};
 use crate::support::cluster::Cluster;
 use crate::support::eventually;
 use crate::support::fleet::{Settings, Worker};
-use crate::support::ground::{Ground, check_records, users};
 use crate::support::loader::Db;
 use crate::support::node::{Node, answer, values};
-use crate::support::proxy::{Proxy, Wire};
-use crate::support::server::{Monitor, Server, patient};
+use crate::support::proxy::{Proxy, ProxyMode};
+use crate::support::server::{Monitor, Server, long_timeout_builder};
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// The timeout of commands where nothing is to time out.
-const PATIENT: Duration = Duration::from_secs(10);
+/// The timeout of commands in tests in which none should time out.
+const LONG_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn rows(keys: impl IntoIterator<Item = u64>) -> Vec<String> {
     keys.into_iter().map(|key| format!("row {key}")).collect()
 }
 
 fn batched(builder: CacheBuilder<Db>) -> CacheBuilder<Db> {
-    // No beat in a test, and nothing is waited for on the way to a load.
+    // No heartbeat runs during a test, and no window delays a load.
     let alone = Batching::new().window(Duration::ZERO);
     builder.batched(alone).channel_lease(10 * MINUTE)
 }
 
-/// A process whose client takes turns with the server: everything that it sends in one turn was sent
-/// before it had any answer to it.
-struct TurnByTurn {
+/// A process whose commands and replies alternate in turns: everything that it sends in one turn
+/// was sent before any reply to it.
+struct Lockstep {
     proxy: Proxy,
     monitor: Monitor,
     node: Node,
     turn: u64,
 }
 
-impl TurnByTurn {
+impl Lockstep {
     async fn new(server: &Server, db: &Db) -> Self {
         let proxy = Proxy::to(server.port()).await;
-        let redis = patient(proxy.port()).connect().await.expect("connect");
+        let redis = long_timeout_builder(proxy.port())
+            .connect()
+            .await
+            .expect("connect");
         let builder = Cache::builder("users", db.clone()).ttl_jitter(0.0);
         let builder = batched(builder).lease_ttl(MINUTE).l2(redis);
         let node = Node::new(builder.build().expect("settings that make sense"));
-        // Scripts and the marks are known.
+        // The server knows the scripts, and the process the watermarks.
         node.get(1_000_000).await.expect("a load");
         eventually("the channel is proven", async || {
             node.health().channel == Channel::Proven
         })
         .await;
         let mut monitor = server.monitor();
-        monitor.seen();
-        proxy.set(Wire::TurnByTurn(0)).await;
+        monitor.command_names();
+        proxy.set(ProxyMode::Lockstep(0)).await;
         Self {
             proxy,
             monitor,
@@ -62,19 +65,24 @@ impl TurnByTurn {
         }
     }
 
-    /// Waits until these commands and no others have come, and lets them be answered.
+    /// Waits until exactly these commands have arrived, and lets the server answer them.
     async fn turn(&mut self, command: &str, count: usize) {
-        let mut seen = Vec::new();
+        let mut names = Vec::new();
         eventually("all is sent before anything is answered", async || {
             let of_the_cache = |name: &String| !["PING", "TIME"].contains(&name.as_str());
-            seen.extend(self.monitor.seen().into_iter().filter(of_the_cache));
-            seen.len() >= count
+            names.extend(
+                self.monitor
+                    .command_names()
+                    .into_iter()
+                    .filter(of_the_cache),
+            );
+            names.len() >= count
         })
         .await;
-        assert!(seen.iter().all(|name| name == command), "{seen:?}");
-        assert_eq!(seen.len(), count);
+        assert!(names.iter().all(|name| name == command), "{names:?}");
+        assert_eq!(names.len(), count);
         self.turn += 1;
-        self.proxy.set(Wire::TurnByTurn(self.turn)).await;
+        self.proxy.set(ProxyMode::Lockstep(self.turn)).await;
     }
 }
 
@@ -82,11 +90,11 @@ impl TurnByTurn {
 async fn a_thousand_keys_are_one_round_trip_from_l2_and_three_if_they_are_cold() {
     let (server, db) = (Server::start(), Db::default());
     let (mut a, mut b) = (
-        TurnByTurn::new(&server, &db).await,
-        TurnByTurn::new(&server, &db).await,
+        Lockstep::new(&server, &db).await,
+        Lockstep::new(&server, &db).await,
     );
-    db.forget();
-    a.monitor.seen();
+    db.reset_counts();
+    a.monitor.command_names();
     let keys: Vec<u64> = (0..1_000).collect();
     let cold = a.node.many_caller(&keys).await;
     a.turn("MGET", 1).await;
@@ -94,47 +102,47 @@ async fn a_thousand_keys_are_one_round_trip_from_l2_and_three_if_they_are_cold()
     a.turn("EVALSHA", 1_000).await;
     assert_eq!(values(answer(cold).await), rows(keys.clone()));
     assert_eq!((db.batches().len(), db.loads()), (1, 1_000));
-    b.monitor.seen();
+    b.monitor.command_names();
     let warm = b.node.many_caller(&keys).await;
     b.turn("MGET", 1).await;
     assert_eq!(values(answer(warm).await), rows(keys));
-    assert!(a.monitor.seen().iter().all(|name| name == "MGET"));
+    assert!(a.monitor.command_names().iter().all(|name| name == "MGET"));
     check_records(&server);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_on_all_nodes_of_a_cluster_are_loaded_once_and_read_where_they_are() {
     let (cluster, db) = (Cluster::start(3).await, Db::default());
-    let process = || process_with(&cluster, &db, PATIENT, batched);
+    let process = || process_with(&cluster, &db, LONG_TIMEOUT, batched);
     let (a, b) = (process().await, process().await);
-    db.forget();
+    db.reset_counts();
     let keys: Vec<u64> = (0..300).collect();
-    let homes: HashSet<usize> = keys.iter().map(|key| cluster.home(*key)).collect();
+    let homes: HashSet<usize> = keys.iter().map(|key| cluster.primary_of(*key)).collect();
     assert_eq!(homes.len(), 3, "every node has some");
-    // Both at once, from either end.
+    // Both at once, one of them in reverse order.
     let backwards: Vec<u64> = keys.iter().rev().copied().collect();
     let (first, second) = (a.many_caller(&keys).await, b.many_caller(&backwards).await);
     assert_eq!(values(answer(first).await), rows(keys.clone()));
     assert_eq!(values(answer(second).await), rows(backwards.clone()));
     assert_eq!(db.loads(), 300, "each of them once");
     let c = process().await;
-    db.forget();
+    db.reset_counts();
     let mut monitors: Vec<Monitor> = cluster.nodes.iter().map(Server::monitor).collect();
     assert_eq!(values(c.get_many(&backwards).await), rows(backwards));
     for monitor in &mut monitors {
-        let mut seen = monitor.seen();
+        let mut names = monitor.command_names();
         assert!(
-            !seen.iter().any(|name| name.starts_with("EVAL")),
-            "{seen:?}"
+            !names.iter().any(|name| name.starts_with("EVAL")),
+            "{names:?}"
         );
-        seen.retain(|name| name == "GET" || name == "MGET");
-        assert!((50..=150).contains(&seen.len()), "{seen:?}");
+        names.retain(|name| name == "GET" || name == "MGET");
+        assert!((50..=150).contains(&names.len()), "{names:?}");
     }
     assert_eq!(db.loads(), 0);
-    // What one changes on any node the other drops.
+    // A change by one process on any node reaches the L1 of the others.
     let changed: Vec<(u64, String)> = keys.iter().map(|key| (*key, "new".to_owned())).collect();
     a.insert_many(changed).await.expect("inserts");
-    eventually("c has heard of all", async || {
+    eventually("the change has arrived", async || {
         keys.iter().all(|key| c.peek(key).is_none())
     })
     .await;
@@ -146,11 +154,11 @@ async fn keys_on_all_nodes_of_a_cluster_are_loaded_once_and_read_where_they_are(
     }
 }
 
-/// A key of a batch that is changed while it is loaded, on each node of a cluster.
+/// Keys of a batch are changed while the batch is loaded, one on each node of the cluster.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_a_cluster_a_key_that_is_changed_while_its_batch_is_loaded_is_not_stored() {
     let (cluster, db) = (Cluster::start(3).await, Db::default());
-    let process = || process_with(&cluster, &db, PATIENT, batched);
+    let process = || process_with(&cluster, &db, LONG_TIMEOUT, batched);
     let (a, b) = (process().await, process().await);
     let changed = cluster.keys();
     let keys: Vec<u64> = (0..50)
@@ -193,34 +201,35 @@ async fn eight_processes_with_overlapping_batches_load_each_of_1000_keys_once() 
         workers.push(Worker::with(Settings::new(server.port(), MINUTE)).await);
     }
     for worker in &mut workers {
-        worker.tell("many 0 1000 6").await;
+        worker.send("many 0 1000 6").await;
     }
     let mut loads = 0;
     for worker in &mut workers {
-        assert_eq!(worker.hear("many").await, "3000", "answers that were right");
+        assert_eq!(
+            worker.expect_line("many").await,
+            "3000",
+            "answers that were right"
+        );
     }
     for worker in &mut workers {
         loads += worker.stats().await[0];
     }
     let there = server.raw().entries("tidegate:users:*").len() as u64;
-    assert_eq!(
-        loads, there,
-        "each key that anybody asked for was loaded once"
-    );
+    assert_eq!(loads, there, "each key was loaded once");
     assert!(there > 900, "{there}");
     check_records(&server);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_gone_costs_a_batch_no_error_and_one_load() {
-    let (ground, db) = (Ground::redis(), Db::default());
-    let a = ground.node_with(&db, batched).await;
+    let (backend, db) = (Backend::redis(), Db::default());
+    let a = backend.node_with(&db, batched).await;
     let keys: Vec<u64> = (0..200).collect();
     a.get_many(&keys[..100]).await;
-    let Ground::Redis(mut server) = ground else {
+    let Backend::Redis(mut server) = backend else {
         unreachable!("it was made a moment ago")
     };
-    db.forget();
+    db.reset_counts();
     server.kill();
     assert_eq!(values(a.get_many(&keys).await), rows(keys.clone()));
     let loaded: HashSet<u64> = db.batches().into_iter().flatten().collect();
@@ -248,14 +257,14 @@ async fn a_node_of_a_cluster_that_is_silent_costs_the_keys_of_the_others_nothing
     let (a, b) = (process().await, process().await);
     let keys: Vec<u64> = (0..60).collect();
     a.get_many(&keys).await;
-    db.forget();
+    db.reset_counts();
     cluster.nodes[2].stop();
     let got = b.get_many(&keys).await;
     cluster.nodes[2].resume();
     assert_eq!(values(got), rows(keys.clone()));
     let loaded: HashSet<u64> = db.batches().into_iter().flatten().collect();
     assert!(
-        loaded.iter().all(|key| cluster.home(*key) == 2),
+        loaded.iter().all(|key| cluster.primary_of(*key) == 2),
         "{loaded:?}"
     );
     b.check().await;

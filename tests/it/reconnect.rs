@@ -1,23 +1,23 @@
-//! A fleet whose server comes back: what it asks of the server, and of the source.
+//! A fleet whose server comes back: what its reconnection costs the server and the source.
 
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use crate::support::backend::check_records;
 use crate::support::fleet::{Settings, Worker, commit};
-use crate::support::ground::check_records;
 use crate::support::server::{Raw, Server};
 use crate::support::within;
 
 const PROCESSES: u64 = 50;
-/// Keys that all of them ask for all the time.
+/// The number of keys that all processes ask for all the time.
 const HOT: u64 = 10;
-/// Long enough for the longest pause between two attempts to connect, twice.
+/// Twice the longest pause between two attempts to connect.
 const OUTAGE: Duration = Duration::from_millis(2500);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Does it to all of them at once.
+/// Does the same with all workers at once.
 async fn all<T: Send + 'static, F>(
     workers: Vec<Worker>,
     what: fn(Worker) -> F,
@@ -26,13 +26,13 @@ where
     F: Future<Output = (Worker, T)> + Send + 'static,
 {
     let mut tasks: JoinSet<_> = workers.into_iter().map(what).collect();
-    let (mut back, mut said) = (Vec::new(), Vec::new());
+    let (mut back, mut answers) = (Vec::new(), Vec::new());
     while let Some(done) = within("a worker answers", tasks.join_next()).await {
         let (worker, answer) = done.expect("a worker");
         back.push(worker);
-        said.push(answer);
+        answers.push(answer);
     }
-    (back, said)
+    (back, answers)
 }
 
 async fn loads(workers: Vec<Worker>) -> (Vec<Worker>, u64) {
@@ -44,7 +44,7 @@ async fn loads(workers: Vec<Worker>) -> (Vec<Worker>, u64) {
     (workers, loads.iter().sum())
 }
 
-/// Everyone uses L1, and has asked for all keys since.
+/// Waits until all workers use L1 and have asked for all keys since.
 async fn proven(mut workers: Vec<Worker>) -> Vec<Worker> {
     let deadline = Instant::now() + MINUTE;
     loop {
@@ -55,7 +55,7 @@ async fn proven(mut workers: Vec<Worker>) -> Vec<Worker> {
         .await;
         if channels.iter().all(|channel| channel == "Proven") {
             return all(back, |mut worker| async {
-                worker.ask("turned", "turned").await;
+                worker.ask("round", "round").await;
                 (worker, ())
             })
             .await
@@ -70,7 +70,7 @@ async fn proven(mut workers: Vec<Worker>) -> Vec<Worker> {
     }
 }
 
-/// When connections came, in hundreds of milliseconds.
+/// New connections in each tenth of a second.
 async fn arrivals(mut raw: Raw) -> Vec<u64> {
     let mut total = || -> u64 {
         let total = raw.info("total_connections_received").expect("a number");
@@ -87,14 +87,14 @@ async fn arrivals(mut raw: Raw) -> Vec<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fifty_processes_that_come_back_storm_neither_the_server_nor_the_source() {
+async fn fifty_processes_that_reconnect_overload_neither_the_server_nor_the_source() {
     let mut server = Server::start();
-    let truth = server.dir().join("truth");
-    commit(&truth, "row");
+    let source_file = server.dir().join("truth");
+    commit(&source_file, "row");
     let settings = Settings {
-        // What was read before the outage is answered until it ends.
+        // Entries from before the outage are answered until its end.
         degraded: MINUTE,
-        truth: Some(truth),
+        source_file: Some(source_file),
         ..Settings::new(server.port(), MINUTE)
     };
     let mut starting = JoinSet::new();
@@ -103,7 +103,7 @@ async fn fifty_processes_that_come_back_storm_neither_the_server_nor_the_source(
     }
     let mut workers = starting.join_all().await;
     for worker in &mut workers {
-        worker.tell(&format!("hot {HOT} 50")).await;
+        worker.send(&format!("poll {HOT} 50")).await;
     }
     workers = proven(workers).await;
     let (mut workers, cold) = loads(workers).await;
@@ -112,12 +112,12 @@ async fn fifty_processes_that_come_back_storm_neither_the_server_nor_the_source(
     server.kill();
     let killed = Instant::now();
     sleep(OUTAGE / 2).await;
-    // One that nobody has asked for before: everyone loads it for himself.
+    // No process has asked for this key before, so each loads it for itself.
     for worker in &mut workers {
-        worker.tell(&format!("get {HOT} 1")).await;
+        worker.send(&format!("get {HOT} 1")).await;
     }
     let (mut workers, _) = all(workers, |mut worker| async {
-        let got = worker.hear(&format!("got {HOT}")).await;
+        let got = worker.expect_line(&format!("got {HOT}")).await;
         (worker, got)
     })
     .await;
@@ -128,16 +128,16 @@ async fn fifty_processes_that_come_back_storm_neither_the_server_nor_the_source(
     let came = tokio::spawn(arrivals(server.raw()));
     workers = proven(workers).await;
     for worker in &mut workers {
-        worker.tell(&format!("get {HOT} 1")).await;
+        worker.send(&format!("get {HOT} 1")).await;
     }
     let (workers, _) = all(workers, |mut worker| async {
-        let got = worker.hear(&format!("got {HOT}")).await;
+        let got = worker.expect_line(&format!("got {HOT}")).await;
         (worker, got)
     })
     .await;
     let (workers, gets) = all(workers, |mut worker| async {
         let gets: u64 = worker
-            .ask("cool", "cooled")
+            .ask("stop_polling", "polled")
             .await
             .parse()
             .expect("a number");
@@ -153,22 +153,23 @@ async fn fifty_processes_that_come_back_storm_neither_the_server_nor_the_source(
          {again} afterwards; connections in each tenth of a second {came:?}",
         gets.iter().sum::<u64>(),
     );
-    // What was in L1 is answered: the other key, by everyone for himself.
+    // L1 answers the hot keys. Each process loads the other key once.
     assert!(alone <= PROCESSES + HOT, "{alone} loads while down");
-    // The server is empty: each key once in the fleet. As often again is for a machine that stops.
+    // The server is empty: the fleet loads each key once. Twice that is allowed on a machine that
+    // pauses.
     assert!(again <= 2 * (HOT + 1), "{again} loads afterwards");
     let each = HOT + 1;
     for (command, of_each_process) in [
-        // The line to the bus, and once more if it was not ready.
+        // The subscription, and once more if the server was not ready.
         ("subscribe", 2),
         ("ping", 4),
-        // Both connections, and probes.
+        // Both connections of each process, and probes.
         ("time", 8),
-        // A key is read, looked at twice where its lease is asked for, and read when that was waited for.
+        // A key is read, read twice by the acquire script, and read again after a wait.
         ("get", 4 * each),
-        // Leases, and beats.
+        // Leases and heartbeats.
         ("evalsha", each + 10),
-        // Who asks before the server knows a script: a beat, a lease, a fill.
+        // Requests before the server knows a script: a heartbeat, a lease, a fill.
         ("eval", 3),
         ("publish", 10),
         ("script|load", 0),

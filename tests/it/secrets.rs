@@ -1,4 +1,4 @@
-//! A password appears nowhere but where it is sent.
+//! No secret appears in errors, events or debug output.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -15,17 +15,17 @@ const SECRET: &str = "5ecret-w0rd";
 const TIMEOUT: Duration = Duration::from_millis(300);
 
 #[track_caller]
-fn keeps(text: &str) {
+fn assert_no_secret(text: &str) {
     assert!(!text.contains(SECRET), "{text}");
 }
 
-/// Everything that can be said of an error, and of what caused it.
+/// Checks the text of an error and of all its causes.
 #[track_caller]
-fn error_keeps(error: impl std::error::Error) {
-    keeps(&format!("{error} {error:?} {error:#?}"));
+fn assert_error_has_no_secret(error: impl std::error::Error) {
+    assert_no_secret(&format!("{error} {error:?} {error:#?}"));
     let mut source = error.source();
     while let Some(error) = source {
-        keeps(&format!("{error} {error:?} {error:#?}"));
+        assert_no_secret(&format!("{error} {error:?} {error:#?}"));
         source = error.source();
     }
 }
@@ -47,21 +47,21 @@ fn no_url_that_is_refused_appears_in_its_error() {
         format!("redis-sentinel://app:{SECRET}@host"),
         SECRET.to_owned(),
     ] {
-        error_keeps(Redis::open(&url).expect_err("it makes no sense"));
+        assert_error_has_no_secret(Redis::open(&url).expect_err("it makes no sense"));
         let builder = Redis::builder(&url);
-        keeps(&format!("{builder:?} {builder:#?}"));
+        assert_no_secret(&format!("{builder:?} {builder:#?}"));
     }
     let builder = Redis::builder(&format!("redis://app:{SECRET}@host")).user("app", SECRET);
-    keeps(&format!("{builder:?} {builder:#?}"));
-    error_keeps(builder.open().expect_err("twice"));
+    assert_no_secret(&format!("{builder:?} {builder:#?}"));
+    assert_error_has_no_secret(builder.open().expect_err("twice"));
     let empty = Redis::builder("redis://host").user("", SECRET);
-    error_keeps(empty.open().expect_err("nobody"));
+    assert_error_has_no_secret(empty.open().expect_err("no user"));
     let sentinels = Redis::builder("redis-sentinel://host?sentinelServiceName=a");
     let spaced = format!("{SECRET} {SECRET}");
-    error_keeps(sentinels.user("app", &spaced).open().expect_err("a space"));
+    assert_error_has_no_secret(sentinels.user("app", &spaced).open().expect_err("a space"));
 }
 
-/// A server that does not know a command repeats what it was sent.
+/// Includes servers that repeat an unknown command in their answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_error_of_a_connection_and_no_event_has_the_password() {
     let right = Server::start();
@@ -73,14 +73,14 @@ async fn no_error_of_a_connection_and_no_event_has_the_password() {
     let denied = Server::start();
     let rule = format!("ACL SETUSER app on >{SECRET} ~* +@all -set -time -evalsha");
     denied.raw().ask(&rule);
-    let nobody = url(free_port());
+    let no_server = url(free_port());
     for (what, url, name) in [
         ("a wrong password", right.url(), "app"),
         ("AUTH is not known", without.url(), "app"),
         ("HELLO is not known", old.url(), "default"),
         ("a password where there is none", open.url(), "default"),
         ("rights are missing", denied.url(), "app"),
-        ("nobody is there", nobody.clone(), "app"),
+        ("no server", no_server.clone(), "app"),
         ("a wrong database", format!("{}/99", denied.url()), "app"),
         ("TLS", right.url().replace("redis://", "rediss://"), "app"),
         (
@@ -101,20 +101,20 @@ async fn no_error_of_a_connection_and_no_event_has_the_password() {
             Redis::builder(&url).user(name, SECRET),
         ] {
             let builder = builder.timeout(TIMEOUT).connect_timeout(TIMEOUT);
-            let builder = ours(builder, &url);
-            keeps(&format!("{builder:?} {builder:#?}"));
+            let builder = with_own_ca(builder, &url);
+            assert_no_secret(&format!("{builder:?} {builder:#?}"));
             match builder.clone().connect().await {
-                Ok(redis) => keeps(&format!("{redis:?} {redis:#?}")),
-                Err(error) => said(what, &error),
+                Ok(redis) => assert_no_secret(&format!("{redis:?} {redis:#?}")),
+                Err(error) => print_and_check(what, &error),
             }
-            goes_on(builder.open().expect(what)).await;
+            check_opened_handle(builder.open().expect(what)).await;
         }
     }
 }
 
-/// Trusts somebody, for a system need not.
+/// Names a CA, because the machine may have none.
 #[cfg(feature = "tls")]
-fn ours(builder: tidegate::RedisBuilder, url: &str) -> tidegate::RedisBuilder {
+fn with_own_ca(builder: tidegate::RedisBuilder, url: &str) -> tidegate::RedisBuilder {
     match url.starts_with("rediss") {
         true => builder.tls(crate::support::tls::Authority::new().trusted()),
         false => builder,
@@ -122,36 +122,36 @@ fn ours(builder: tidegate::RedisBuilder, url: &str) -> tidegate::RedisBuilder {
 }
 
 #[cfg(not(feature = "tls"))]
-fn ours(builder: tidegate::RedisBuilder, _: &str) -> tidegate::RedisBuilder {
+fn with_own_ca(builder: tidegate::RedisBuilder, _: &str) -> tidegate::RedisBuilder {
     builder
 }
 
 #[track_caller]
-fn said(what: &str, error: &RemoteError) {
+fn print_and_check(what: &str, error: &RemoteError) {
     println!(
         "{what}: {error}: {}",
         error.source().map(ToString::to_string).unwrap_or_default()
     );
-    error_keeps(error);
+    assert_error_has_no_secret(error);
 }
 
-/// What an opened handle and its cache say of themselves.
-async fn goes_on(redis: Redis) {
+/// Checks everything that an opened handle and its cache print.
+async fn check_opened_handle(redis: Redis) {
     let (db, events) = (Db::default(), Events::default());
-    let builder = Cache::builder("users", db.clone()).on_event(events.teller());
+    let builder = Cache::builder("users", db.clone()).on_event(events.callback());
     let builder = builder.l2(redis.clone());
-    keeps(&format!("{builder:?}"));
+    assert_no_secret(&format!("{builder:?}"));
     let a = Node::new(builder.build().expect("a cache"));
     for key in 0..3 {
         assert_eq!(value(a.get(key).await), format!("row {key}"));
     }
     if let Err(error) = a.invalidate(&1).await {
-        error_keeps(&error);
+        assert_error_has_no_secret(&error);
     }
     if let Err(error) = a.insert(1, "row 1".to_owned()).await {
-        error_keeps(&error);
+        assert_error_has_no_secret(&error);
     }
-    keeps(&format!(
+    assert_no_secret(&format!(
         "{redis:?} {:?} {:?} {:?}",
         *a,
         a.health(),
@@ -163,25 +163,25 @@ async fn goes_on(redis: Redis) {
     .await;
 }
 
-/// Keys of certificates, too.
+/// The same for the private keys of certificates.
 #[cfg(feature = "tls")]
 #[test]
 fn no_private_key_appears_in_settings_and_their_errors() {
     use crate::support::tls::Authority;
     let authority = Authority::new();
-    let signed = authority.named("app");
-    let line = signed
+    let certificate = authority.named("app");
+    let line = certificate
         .key
         .lines()
         .nth(1)
         .expect("a line of the key")
         .to_owned();
     let other = authority.named("other");
-    let broken = signed.key.replace("-----BEGIN", "-----");
+    let broken = certificate.key.replace("-----BEGIN", "-----");
     for (chain, key) in [
-        (&other.chain, &signed.key),
-        (&signed.key, &signed.key),
-        (&signed.chain, &broken),
+        (&other.chain, &certificate.key),
+        (&certificate.key, &certificate.key),
+        (&certificate.chain, &broken),
     ] {
         let tls = authority.trusted().client_certificate(chain, key);
         let builder = Redis::builder("rediss://host").tls(tls.clone());

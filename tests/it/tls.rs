@@ -1,20 +1,20 @@
-//! TLS: what connects, what does not, and that no look-up fails of it.
+//! TLS: which certificates are trusted, and that no look-up fails when one is not.
 
 use std::time::Duration;
 
 use tidegate::{BuildError, Cache, Channel, Redis, RedisBuilder, RemoteError, Source, Tls};
 use tokio::time::Instant;
 
-use crate::support::ground::{check_records, users};
+use crate::support::backend::{check_records, users};
 use crate::support::loader::Db;
 use crate::support::node::{Node, value};
 use crate::support::server::{Reply, Server};
-use crate::support::tls::{Authority, Clients, Papers, TlsServer, start};
+use crate::support::tls::{Authority, CertFiles, ClientCerts, TlsServer, start};
 use crate::support::{eventually, within};
 
 const TIMEOUT: Duration = Duration::from_millis(300);
-/// What a busy machine may add.
-const NOISE: Duration = Duration::from_secs(2);
+/// What a busy machine may add to any bound.
+const SLACK: Duration = Duration::from_secs(2);
 
 fn builder(url: &str, tls: Tls) -> RedisBuilder {
     Redis::builder(url).tls(tls).timeout(Duration::from_secs(2))
@@ -32,7 +32,7 @@ async fn proven(node: &Node) {
     .await;
 }
 
-/// Commands, scripts and the bus, between two processes.
+/// Two processes use commands, scripts and the invalidation bus.
 async fn works(redis: [&Redis; 2], server: &Server) {
     server.raw().ask("FLUSHALL");
     let db = Db::default();
@@ -50,7 +50,7 @@ async fn works(redis: [&Redis; 2], server: &Server) {
     .await;
     db.write(1, "new");
     b.invalidate(&1).await.expect("an invalidation");
-    eventually("it has heard", async || a.peek(&1).is_none()).await;
+    eventually("the change has arrived", async || a.peek(&1).is_none()).await;
     assert_eq!(value(a.get(1).await), "new");
     for node in [&a, &b] {
         assert_eq!(node.stats().l2_failures, 0);
@@ -62,7 +62,7 @@ async fn works(redis: [&Redis; 2], server: &Server) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_processes_share_a_server_over_tls() {
     let authority = Authority::new();
-    let server = TlsServer::start(&authority, &authority.server(), Clients::Anybody);
+    let server = TlsServer::start(&authority, &authority.server(), ClientCerts::NotAsked);
     let connect = || builder(&server.url(), authority.trusted()).connect();
     let (a, b) = (
         connect().await.expect("connect"),
@@ -76,7 +76,7 @@ async fn two_processes_share_a_server_over_tls() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_certificate_is_shown_where_it_is_asked_for() {
     let (authority, other) = (Authority::new(), Authority::new());
-    let server = TlsServer::start(&authority, &authority.server(), Clients::Certified);
+    let server = TlsServer::start(&authority, &authority.server(), ClientCerts::Required);
     let with = |authority_of_client: &Authority| {
         let client = authority_of_client.named("app");
         authority
@@ -90,7 +90,7 @@ async fn a_client_certificate_is_shown_where_it_is_asked_for() {
     refused(&server.url(), Some(with(&other)), &server.plain).await;
 }
 
-/// `connect` has an error, and with `open` every look-up is answered by the loader, in time.
+/// `connect` fails, and with `open` the loader answers every look-up in time.
 async fn refused(url: &str, tls: Option<Tls>, server: &Server) -> RemoteError {
     server.raw().ask("FLUSHALL");
     let builder = || {
@@ -109,7 +109,7 @@ async fn refused(url: &str, tls: Option<Tls>, server: &Server) -> RemoteError {
         let begun = Instant::now();
         assert_eq!(value(a.get(key).await), format!("row {key}"));
         let took = begun.elapsed();
-        assert!(took < TIMEOUT * 2 + NOISE, "{took:?}");
+        assert!(took < TIMEOUT * 2 + SLACK, "{took:?}");
     }
     assert!(!a.health().l2_reachable);
     assert!(server.raw().keys("*").is_empty(), "nothing has got through");
@@ -124,9 +124,9 @@ fn source(error: &RemoteError) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whom_nobody_knows_is_not_trusted_and_no_look_up_fails_of_it() {
+async fn an_unknown_issuer_is_not_trusted_and_fails_no_look_up() {
     let (authority, other) = (Authority::new(), Authority::new());
-    let server = TlsServer::start(&authority, &authority.server(), Clients::Anybody);
+    let server = TlsServer::start(&authority, &authority.server(), ClientCerts::NotAsked);
     let error = refused(&server.url(), Some(other.trusted()), &server.plain).await;
     assert!(
         error.is_tls() && source(&error).contains("UnknownIssuer"),
@@ -143,7 +143,7 @@ async fn whom_nobody_knows_is_not_trusted_and_no_look_up_fails_of_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_that_has_expired_is_not_trusted() {
     let authority = Authority::new();
-    let server = TlsServer::start(&authority, &authority.expired(), Clients::Anybody);
+    let server = TlsServer::start(&authority, &authority.expired(), ClientCerts::NotAsked);
     for tls in [authority.trusted(), authority.trusted().any_server_name()] {
         let error = refused(&server.url(), Some(tls), &server.plain).await;
         assert!(
@@ -157,7 +157,7 @@ async fn a_certificate_that_has_expired_is_not_trusted() {
 async fn a_certificate_of_another_name_is_not_trusted_unless_that_name_is_asked_for() {
     let authority = Authority::new();
     let certificate = authority.named("redis.internal");
-    let server = TlsServer::start(&authority, &certificate, Clients::Anybody);
+    let server = TlsServer::start(&authority, &certificate, ClientCerts::NotAsked);
     let other = authority.trusted().server_name("other.internal");
     for tls in [authority.trusted(), other] {
         let error = refused(&server.url(), Some(tls), &server.plain).await;
@@ -179,10 +179,10 @@ async fn a_certificate_of_another_name_is_not_trusted_unless_that_name_is_asked_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_end_without_tls_is_an_error_and_not_a_wait() {
     let authority = Authority::new();
-    let server = TlsServer::start(&authority, &authority.server(), Clients::Anybody);
+    let server = TlsServer::start(&authority, &authority.server(), ClientCerts::NotAsked);
     let plain = server.plain.url().replace("redis://", "rediss://");
     let error = refused(&plain, Some(authority.trusted()), &server.plain).await;
-    // Redis waits for more of what is no command.
+    // Redis takes the TLS handshake for an incomplete command and waits for the rest.
     assert!(
         error.is_timeout() && source(&error).contains("TLS"),
         "{error:?}"
@@ -195,13 +195,13 @@ async fn one_end_without_tls_is_an_error_and_not_a_wait() {
     );
 }
 
-/// The nodes of a cluster are known by what they announce.
+/// The processes reach the nodes at the addresses that the cluster announces.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_is_reached_over_tls_alone() {
     let authority = Authority::new();
-    let papers = Papers::new(&authority, &authority.server(), Clients::Anybody);
+    let cert_files = CertFiles::new(&authority, &authority.server(), ClientCerts::NotAsked);
     let server = start(
-        &papers,
+        &cert_files,
         &["--tls-cluster", "yes", "--cluster-announce-ip", "127.0.0.1"],
         Server::start_in_cluster_with,
     );
@@ -217,7 +217,7 @@ async fn a_cluster_is_reached_over_tls_alone() {
         String::from_utf8_lossy(&info).contains("cluster_state:ok")
     })
     .await;
-    let url = format!("rediss-cluster://127.0.0.1:{}", papers.port);
+    let url = format!("rediss-cluster://127.0.0.1:{}", cert_files.port);
     let redis = builder(&url, authority.trusted())
         .connect()
         .await
@@ -230,11 +230,11 @@ async fn a_cluster_is_reached_over_tls_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_is_found_by_its_sentinels_over_tls() {
     let authority = Authority::new();
-    let server = TlsServer::start(&authority, &authority.server(), Clients::Anybody);
-    let papers = Papers::new(&authority, &authority.server(), Clients::Anybody);
-    // It talks to what it watches with TLS.
-    let watched = server.papers.port;
-    let sentinel = start(&papers, &["--tls-replication", "yes"], |more| {
+    let server = TlsServer::start(&authority, &authority.server(), ClientCerts::NotAsked);
+    let cert_files = CertFiles::new(&authority, &authority.server(), ClientCerts::NotAsked);
+    // The sentinel uses TLS to the servers that it watches.
+    let watched = server.cert_files.port;
+    let sentinel = start(&cert_files, &["--tls-replication", "yes"], |more| {
         Server::sentinel_with(watched, more)
     });
     eventually("the sentinel sees the primary", async || {
@@ -249,7 +249,7 @@ async fn a_primary_is_found_by_its_sentinels_over_tls() {
     .await;
     let url = format!(
         "rediss-sentinel://127.0.0.1:{}?sentinelServiceName=main",
-        papers.port
+        cert_files.port
     );
     let redis = builder(&url, authority.trusted())
         .connect()
@@ -259,37 +259,40 @@ async fn a_primary_is_found_by_its_sentinels_over_tls() {
 }
 
 #[test]
-fn what_tls_cannot_be_set_up_with_is_refused_by_name() {
+fn tls_settings_that_cannot_work_are_refused_by_name() {
     let authority = Authority::new();
     let refused = |url: &str, tls: Tls| {
         let refused = Redis::builder(url).tls(tls).open();
         refused.expect_err("a setting that makes no sense")
     };
     let rediss = |tls| refused("rediss://host", tls);
-    let signed = authority.named("app");
+    let certificate = authority.named("app");
     let another = authority.named("app");
     for (tls, words) in [
         (
             Tls::new().ca("no certificate"),
             "ca: there is no certificate",
         ),
-        (Tls::new().ca(&signed.key), "ca: there is no certificate"),
+        (
+            Tls::new().ca(&certificate.key),
+            "ca: there is no certificate",
+        ),
         (
             authority
                 .trusted()
-                .client_certificate(&signed.key, &signed.key),
+                .client_certificate(&certificate.key, &certificate.key),
             "client_certificate: there is no certificate",
         ),
         (
             authority
                 .trusted()
-                .client_certificate(&signed.chain, &signed.chain),
+                .client_certificate(&certificate.chain, &certificate.chain),
             "client_certificate: there is no private key",
         ),
         (
             authority
                 .trusted()
-                .client_certificate(&signed.chain, &another.key),
+                .client_certificate(&certificate.chain, &another.key),
             "client_certificate: ",
         ),
     ] {
@@ -316,10 +319,11 @@ fn what_tls_cannot_be_set_up_with_is_refused_by_name() {
     }
 }
 
-/// Where a worker finds its URL.
+/// The variable in which a worker finds its URL.
 const URL: &str = "TIDEGATE_TLS_URL";
 
-/// Not a test, but the body of a process that trusts its system: returns at once in a test run.
+/// Not a test but the main function of a worker that trusts the system's CAs. In a test run it
+/// returns at once.
 #[tokio::test]
 async fn system_worker() {
     if let Ok(url) = std::env::var(URL) {
@@ -335,10 +339,10 @@ async fn system_worker() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_cas_of_the_system_are_trusted_where_no_others_are_named() {
+async fn the_cas_of_the_system_are_trusted_when_no_others_are_named() {
     let (authority, other) = (Authority::new(), Authority::new());
-    let server = TlsServer::start(&authority, &authority.server(), Clients::Anybody);
-    let elsewhere = Papers::new(&other, &other.server(), Clients::Anybody);
+    let server = TlsServer::start(&authority, &authority.server(), ClientCerts::NotAsked);
+    let elsewhere = CertFiles::new(&other, &other.server(), ClientCerts::NotAsked);
     let try_with = |file: String| async {
         let mut command = tokio::process::Command::new(std::env::current_exe().expect("a binary"));
         command.args(["--exact", "tls::system_worker", "--nocapture"]);
@@ -351,17 +355,17 @@ async fn the_cas_of_the_system_are_trusted_where_no_others_are_named() {
             .expect("a worker");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    let said = try_with(server.papers.path("ca.pem")).await;
-    assert!(said.contains("@@ Ok(Redis"), "{said}");
-    let said = try_with(elsewhere.path("ca.pem")).await;
+    let output = try_with(server.cert_files.path("ca.pem")).await;
+    assert!(output.contains("@@ Ok(Redis"), "{output}");
+    let output = try_with(elsewhere.path("ca.pem")).await;
     assert!(
-        said.contains("@@ Err((true") && said.contains("UnknownIssuer"),
-        "{said}"
+        output.contains("@@ Err((true") && output.contains("UnknownIssuer"),
+        "{output}"
     );
-    let said = try_with(elsewhere.path("none.pem")).await;
+    let output = try_with(elsewhere.path("none.pem")).await;
     assert!(
-        said.contains("@@ Err(") && said.contains("no CA certificates"),
-        "{said}"
+        output.contains("@@ Err(") && output.contains("no CA certificates"),
+        "{output}"
     );
     assert!(server.plain.raw().get(&users(1)).is_none());
 }

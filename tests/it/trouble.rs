@@ -1,4 +1,4 @@
-//! Redis trouble is not request trouble.
+//! Trouble with Redis does not become trouble of look-ups.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,17 +7,17 @@ use std::time::Duration;
 use tidegate::{Cache, Redis, Source};
 use tokio::time::{Instant, sleep};
 
+use crate::support::backend::{check_records, users};
 use crate::support::eventually;
-use crate::support::ground::{check_records, users};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, value};
-use crate::support::proxy::{Proxy, Wire};
-use crate::support::server::{Raw, Reply, Server, is_lease, patient};
+use crate::support::proxy::{Proxy, ProxyMode};
+use crate::support::server::{Raw, Reply, Server, is_lease, long_timeout_builder};
 
 /// What a busy machine may add to any bound.
-const NOISE: Duration = Duration::from_secs(2);
+const SLACK: Duration = Duration::from_secs(2);
 
-struct Scene {
+struct Fixture {
     server: Server,
     raw: Raw,
     proxy: Proxy,
@@ -25,13 +25,13 @@ struct Scene {
     a: Node,
 }
 
-impl Scene {
-    /// A cache that reaches its server through a wire; the connection and the scripts are there.
+impl Fixture {
+    /// A cache that reaches its server through a proxy and has used its scripts once.
     async fn new(timeout: Duration) -> Self {
         let server = Server::start();
         let raw = server.raw();
         let proxy = Proxy::to(server.port()).await;
-        let redis = patient(proxy.port())
+        let redis = long_timeout_builder(proxy.port())
             .timeout(timeout)
             .connect()
             .await
@@ -49,9 +49,9 @@ impl Scene {
         }
     }
 
-    /// Cold keys, one after the other and many callers at once: everyone is answered within `bound`
-    /// and by one load per key.
-    async fn goes_on(&self, keys: std::ops::Range<u64>, bound: Duration) {
+    /// Cold keys one after the other, with 20 callers each. All callers are answered within
+    /// `bound`, by one load per key.
+    async fn look_ups_succeed(&self, keys: std::ops::Range<u64>, bound: Duration) {
         for key in keys {
             let loads = self.db.loads();
             let begun = Instant::now();
@@ -59,12 +59,12 @@ impl Scene {
                 assert_eq!(value(answer(caller).await), format!("row {key}"));
             }
             let took = begun.elapsed();
-            assert!(took < bound + NOISE, "key {key} took {took:?}");
+            assert!(took < bound + SLACK, "key {key} took {took:?}");
             assert_eq!(self.db.loads(), loads + 1, "key {key} was not coalesced");
         }
     }
 
-    /// Without anyone's help, loads fill L2 again.
+    /// Waits until loads fill L2 again and L1 is used again. The cache recovers by itself.
     async fn heals(&mut self, first: u64) {
         let mut key = first;
         eventually("loads fill L2 again", async || {
@@ -102,122 +102,126 @@ const TIMEOUT: Duration = Duration::from_millis(300);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_refused_cost_each_get_one_timeout_at_most_and_heal() {
-    let mut scene = Scene::new(TIMEOUT).await;
-    scene.proxy.set(Wire::Refuse).await;
-    scene.goes_on(0..20, TIMEOUT).await;
-    scene.proxy.set(Wire::Pass).await;
-    scene.heals(1_000).await;
-    scene.end().await;
+    let mut fixture = Fixture::new(TIMEOUT).await;
+    fixture.proxy.set(ProxyMode::Refuse).await;
+    fixture.look_ups_succeed(0..20, TIMEOUT).await;
+    fixture.proxy.set(ProxyMode::Pass).await;
+    fixture.heals(1_000).await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_black_hole_costs_each_get_one_timeout_at_most_and_heals() {
-    let mut scene = Scene::new(TIMEOUT).await;
-    scene.proxy.set(Wire::Swallow).await;
-    scene.goes_on(0..4, TIMEOUT).await;
-    assert!(scene.a.stats().l2_failures >= 4);
-    scene.proxy.set(Wire::Pass).await;
-    scene.heals(1_000).await;
-    scene.end().await;
+    let mut fixture = Fixture::new(TIMEOUT).await;
+    fixture.proxy.set(ProxyMode::BlackHole).await;
+    fixture.look_ups_succeed(0..4, TIMEOUT).await;
+    assert!(fixture.a.stats().l2_failures >= 4);
+    fixture.proxy.set(ProxyMode::Pass).await;
+    fixture.heals(1_000).await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_black_hole_that_opens_during_a_load_costs_one_timeout_and_leaves_no_lease() {
-    let mut scene = Scene::new(TIMEOUT).await;
-    let gate = scene.db.gate();
-    let caller = scene.a.caller(1).await;
+    let mut fixture = Fixture::new(TIMEOUT).await;
+    let gate = fixture.db.gate();
+    let caller = fixture.a.caller(1).await;
     gate.reached().await;
-    scene.proxy.set(Wire::Swallow).await;
+    fixture.proxy.set(ProxyMode::BlackHole).await;
     let begun = Instant::now();
     gate.open();
     assert_eq!(value(answer(caller).await), "row 1");
-    assert!(begun.elapsed() < TIMEOUT + NOISE, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < TIMEOUT + SLACK, "{:?}", begun.elapsed());
     assert!(
-        scene.a.peek(&1).is_none(),
-        "nobody knows whether it was stored"
+        fixture.a.peek(&1).is_none(),
+        "the outcome of the fill is unknown"
     );
-    scene.proxy.set(Wire::Pass).await;
+    fixture.proxy.set(ProxyMode::Pass).await;
     eventually("the lease ends", async || {
-        !scene
+        !fixture
             .raw
             .get(&users(1))
             .is_some_and(|record| is_lease(&record))
     })
     .await;
-    scene.heals(1_000).await;
-    scene.end().await;
+    fixture.heals(1_000).await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_slower_than_the_timeout_costs_each_get_one_timeout_at_most() {
-    let mut scene = Scene::new(TIMEOUT).await;
-    scene.proxy.set(Wire::Slow(TIMEOUT * 3)).await;
-    scene.goes_on(0..3, TIMEOUT).await;
-    scene.proxy.set(Wire::Pass).await;
-    scene.heals(1_000).await;
-    scene.end().await;
+    let mut fixture = Fixture::new(TIMEOUT).await;
+    fixture.proxy.set(ProxyMode::Slow(TIMEOUT * 3)).await;
+    fixture.look_ups_succeed(0..3, TIMEOUT).await;
+    fixture.proxy.set(ProxyMode::Pass).await;
+    fixture.heals(1_000).await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_cut_fail_no_get() {
-    let mut scene = Scene::new(Duration::from_secs(2)).await;
-    scene.db.behave(Behaviour {
+    let mut fixture = Fixture::new(Duration::from_secs(2)).await;
+    fixture.db.behave(Behaviour {
         takes: Duration::from_millis(1),
         ..Behaviour::default()
     });
     for round in 0..10 {
         let mut callers = Vec::new();
         for key in 0..20 {
-            callers.extend(scene.a.callers(2, round * 100 + key).await);
+            callers.extend(fixture.a.callers(2, round * 100 + key).await);
             if key == 10 {
-                scene.proxy.cut();
+                fixture.proxy.cut();
             }
         }
         for caller in callers {
             answer(caller).await.expect("an answer");
         }
     }
-    scene.heals(10_000).await;
+    fixture.heals(10_000).await;
     eventually("leases of those moments have ended", async || {
-        let keys = scene.raw.keys("tidegate*");
+        let keys = fixture.raw.keys("tidegate*");
         !keys
             .iter()
-            .any(|key| scene.raw.get(key).is_some_and(|record| is_lease(&record)))
+            .any(|key| fixture.raw.get(key).is_some_and(|record| is_lease(&record)))
     })
     .await;
-    scene.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_stopped_costs_one_timeout_and_heals_when_it_goes_on() {
-    let mut scene = Scene::new(TIMEOUT).await;
-    scene.server.stop();
-    scene.goes_on(0..4, TIMEOUT).await;
+    let mut fixture = Fixture::new(TIMEOUT).await;
+    fixture.server.stop();
+    fixture.look_ups_succeed(0..4, TIMEOUT).await;
     assert!(
-        scene
+        fixture
             .a
             .invalidate(&1)
             .await
             .is_err_and(|error| error.is_timeout() || error.is_unreachable())
     );
-    scene.server.resume();
-    scene.heals(1_000).await;
+    fixture.server.resume();
+    fixture.heals(1_000).await;
     eventually("leases of those moments have ended", async || {
         !(0..4).any(|key| {
-            scene
+            fixture
                 .raw
                 .get(&users(key))
                 .is_some_and(|record| is_lease(&record))
         })
     })
     .await;
-    scene.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_during_traffic_fails_no_get() {
     let mut server = Server::start();
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let db = Db::default();
     let a = node(&db, &redis);
     let ends = Arc::new(AtomicBool::new(false));
@@ -256,88 +260,93 @@ async fn a_server_that_is_killed_during_traffic_fails_no_get() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_out_of_memory_answers_no_get_with_an_error_and_keeps_no_lease() {
-    let mut scene = Scene::new(Duration::from_secs(2)).await;
-    // Full when the load begins.
-    scene.raw.ask("CONFIG SET maxmemory-policy noeviction");
-    scene.raw.ask("CONFIG SET maxmemory 1");
-    scene.goes_on(0..3, Duration::ZERO).await;
-    scene.raw.ask("CONFIG SET maxmemory 0");
-    assert!(scene.raw.entries("tidegate*").is_empty());
-    // Full when it ends.
-    let gate = scene.db.gate();
-    let callers = scene.a.callers(5, 10).await;
+    let mut fixture = Fixture::new(Duration::from_secs(2)).await;
+    // The memory is full when the load begins.
+    fixture.raw.ask("CONFIG SET maxmemory-policy noeviction");
+    fixture.raw.ask("CONFIG SET maxmemory 1");
+    fixture.look_ups_succeed(0..3, Duration::ZERO).await;
+    fixture.raw.ask("CONFIG SET maxmemory 0");
+    assert!(fixture.raw.entries("tidegate*").is_empty());
+    // The memory is full when the load ends.
+    let gate = fixture.db.gate();
+    let callers = fixture.a.callers(5, 10).await;
     gate.reached().await;
-    scene.raw.ask("CONFIG SET maxmemory 1");
+    fixture.raw.ask("CONFIG SET maxmemory 1");
     gate.open();
     for caller in callers {
         assert_eq!(value(answer(caller).await), "row 10");
     }
     assert_eq!(
-        scene.raw.get(&users(10)),
+        fixture.raw.get(&users(10)),
         None,
         "a lease without a load holds others up"
     );
-    scene
+    fixture
         .a
         .invalidate(&10)
         .await
         .expect("removing needs no memory");
-    scene.raw.ask("CONFIG SET maxmemory 0");
-    scene.heals(1_000).await;
-    scene.end().await;
+    fixture.raw.ask("CONFIG SET maxmemory 0");
+    fixture.heals(1_000).await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_a_replica_fails_no_get() {
-    let mut scene = Scene::new(Duration::from_secs(2)).await;
-    assert_eq!(value(scene.a.get(50).await), "row 50");
-    scene.raw.ask("REPLICAOF 127.0.0.1 1");
-    scene.goes_on(0..5, Duration::ZERO).await;
+    let mut fixture = Fixture::new(Duration::from_secs(2)).await;
+    assert_eq!(value(fixture.a.get(50).await), "row 50");
+    fixture.raw.ask("REPLICAOF 127.0.0.1 1");
+    fixture.look_ups_succeed(0..5, Duration::ZERO).await;
     assert!(
-        scene
+        fixture
             .a
             .invalidate(&50)
             .await
             .is_err_and(|error| error.is_refused())
     );
-    assert!(scene.a.peek(&50).is_none());
-    scene.raw.ask("REPLICAOF NO ONE");
-    scene.heals(1_000).await;
-    scene.end().await;
+    assert!(fixture.a.peek(&50).is_none());
+    fixture.raw.ask("REPLICAOF NO ONE");
+    fixture.heals(1_000).await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_of_another_type_fails_no_get_and_is_removed_by_an_invalidation() {
-    let mut scene = Scene::new(Duration::from_secs(2)).await;
-    scene.raw.ask(&format!("RPUSH {} what is this", users(1)));
-    scene.goes_on(1..2, Duration::ZERO).await;
-    scene.a.invalidate(&1).await.expect("an invalidation");
-    scene.goes_on(1..2, Duration::ZERO).await;
-    assert!(scene.raw.get(&users(1)).is_some());
-    scene.end().await;
+    let mut fixture = Fixture::new(Duration::from_secs(2)).await;
+    fixture.raw.ask(&format!("RPUSH {} what is this", users(1)));
+    fixture.look_ups_succeed(1..2, Duration::ZERO).await;
+    fixture.a.invalidate(&1).await.expect("an invalidation");
+    fixture.look_ups_succeed(1..2, Duration::ZERO).await;
+    assert!(fixture.raw.get(&users(1)).is_some());
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_read_before_the_subscription_was_lost_is_answered_from_l1_afterwards() {
-    let mut scene = Scene::new(Duration::from_secs(2)).await;
-    let other = scene.server.patient().connect().await.expect("connect");
-    let b = node(&scene.db, &other);
+    let mut fixture = Fixture::new(Duration::from_secs(2)).await;
+    let other = fixture
+        .server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
+    let b = node(&fixture.db, &other);
     for key in 0..100 {
-        assert_eq!(value(scene.a.get(key).await), format!("row {key}"));
+        assert_eq!(value(fixture.a.get(key).await), format!("row {key}"));
     }
     assert_eq!(value(b.get(1).await), "row 1");
-    scene.db.write(1, "new");
-    // Nobody hears of this one.
-    scene.raw.ask("CLIENT KILL TYPE pubsub");
-    scene.raw.ask(&format!("DEL {}", users(1)));
+    fixture.db.write(1, "new");
+    // No process receives a message of this change.
+    fixture.raw.ask("CLIENT KILL TYPE pubsub");
+    fixture.raw.ask(&format!("DEL {}", users(1)));
     eventually("the loss is noticed", async || {
-        (0..100).all(|key| scene.a.peek(&key).is_none())
+        (0..100).all(|key| fixture.a.peek(&key).is_none())
     })
     .await;
-    assert_eq!(value(scene.a.get(1).await), "new");
-    let loads = scene.db.loads();
+    assert_eq!(value(fixture.a.get(1).await), "new");
+    let loads = fixture.db.loads();
     for key in 2..100 {
-        let entry = scene
+        let entry = fixture
             .a
             .get_entry(key)
             .await
@@ -345,50 +354,53 @@ async fn nothing_read_before_the_subscription_was_lost_is_answered_from_l1_after
             .expect("an entry");
         assert_eq!(entry.source(), Source::L2, "revalidated, not loaded");
     }
-    assert_eq!(scene.db.loads(), loads);
-    scene.heals(1_000).await;
-    // And the new subscription works.
-    scene.a.get(1).await.expect("a look-up");
+    assert_eq!(fixture.db.loads(), loads);
+    fixture.heals(1_000).await;
+    // The new subscription works.
+    fixture.a.get(1).await.expect("a look-up");
     b.invalidate(&1).await.expect("an invalidation");
-    eventually("it has heard", async || scene.a.peek(&1).is_none()).await;
+    eventually("the change has arrived", async || {
+        fixture.a.peek(&1).is_none()
+    })
+    .await;
     b.check().await;
-    scene.end().await;
+    fixture.end().await;
 }
 
-/// The client says that it has subscribed before the server has.
+/// The client library reports a subscription before the server has confirmed it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l1_is_not_used_before_the_server_has_confirmed_the_subscription() {
-    let mut scene = Scene::new(Duration::from_millis(500)).await;
-    let redis = patient(scene.proxy.port())
+    let mut fixture = Fixture::new(Duration::from_millis(500)).await;
+    let redis = long_timeout_builder(fixture.proxy.port())
         .connect()
         .await
         .expect("connect");
-    // The silence is not noticed while it lasts, which would make good for anything.
-    let builder = Cache::builder("users", scene.db.clone()).ttl_jitter(0.0);
+    // A long channel lease, so that the test does not pass only because the proof runs out.
+    let builder = Cache::builder("users", fixture.db.clone()).ttl_jitter(0.0);
     let builder = builder.channel_lease(Duration::from_secs(60));
     let b = Node::new(builder.l2(redis).build().expect("a cache"));
-    scene.proxy.set(Wire::Hold("SUBSCRIBE")).await;
+    fixture.proxy.set(ProxyMode::Hold("SUBSCRIBE")).await;
     assert_eq!(value(b.get(1).await), "row 1");
     let entry = b.get_entry(1).await.expect("a look-up").expect("an entry");
     assert_eq!(entry.source(), Source::L2);
     assert_eq!(value(b.get(2).await), "row 2");
-    // Nobody would have heard of these.
+    // The subscription does not exist yet, so no message of these changes reaches process b.
     for key in [1, 2] {
-        scene.db.write(key, "new");
-        scene.a.invalidate(&key).await.expect("an invalidation");
+        fixture.db.write(key, "new");
+        fixture.a.invalidate(&key).await.expect("an invalidation");
     }
     assert_eq!(value(b.get(1).await), "new");
-    scene.proxy.set(Wire::Pass).await;
+    fixture.proxy.set(ProxyMode::Pass).await;
     eventually("L1 is used", async || {
         assert_eq!(value(b.get(1).await), "new");
         b.peek(&1).is_some()
     })
     .await;
-    // Read before the server had the subscription, and not since.
+    // This entry was read before the subscription existed, and not since.
     assert_eq!(value(b.get(2).await), "new");
     b.check().await;
-    scene.heals(1_000).await;
-    scene.end().await;
+    fixture.heals(1_000).await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -396,7 +408,10 @@ async fn a_wrong_password_fails_connect_and_no_get() {
     let server = Server::start();
     let mut raw = server.raw();
     raw.ask("CONFIG SET requirepass secret");
-    assert!(server.patient().connect().await.is_err(), "no password");
+    assert!(
+        server.long_timeout_builder().connect().await.is_err(),
+        "no password"
+    );
     let url = |password: &str| format!("redis://:{password}@127.0.0.1:{}", server.port());
     let wrong = Redis::builder(&url("guess")).timeout(TIMEOUT);
     assert!(wrong.clone().connect().await.is_err(), "a wrong password");
@@ -406,7 +421,7 @@ async fn a_wrong_password_fails_connect_and_no_get() {
         let begun = Instant::now();
         assert_eq!(value(a.get(key).await), format!("row {key}"));
         assert!(
-            begun.elapsed() < TIMEOUT * 2 + NOISE,
+            begun.elapsed() < TIMEOUT * 2 + SLACK,
             "{:?}",
             begun.elapsed()
         );
@@ -424,7 +439,7 @@ async fn a_wrong_password_fails_connect_and_no_get() {
     }
 }
 
-/// The rights that `guide::operations` names are enough.
+/// The ACL rules that `guide::operations` names are enough.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_with_the_rights_that_the_guide_names_can_do_everything() {
     const RIGHTS: &str = "~tidegate:* &tidegate:* +get +mget +set +del +unlink +getrange +setrange +pttl +pexpire \
@@ -434,7 +449,7 @@ async fn a_user_with_the_rights_that_the_guide_names_can_do_everything() {
     let mut raw = server.raw();
     let user = format!("ACL SETUSER app reset on >secret {RIGHTS}");
     if matches!(raw.try_ask(&user), Reply::Error(_)) {
-        // Redis 6.0 has no rights for channels.
+        // Redis 6.0 has no permissions for channels.
         raw.ask(&user.replace("&tidegate:* ", ""));
     }
     let url = format!("redis://app:secret@127.0.0.1:{}", server.port());

@@ -1,6 +1,6 @@
-//! What is explored. Several small configurations reach more than one large one.
+//! The configurations that are explored. Several small ones reach more than one large one.
 
-use crate::state::{Config, Faults, How};
+use crate::state::{Config, Faults, WriteKind};
 
 const NO_FAULTS: Faults = Faults {
     expiries: 0,
@@ -9,14 +9,14 @@ const NO_FAULTS: Faults = Faults {
     crashes: 0,
     cuts: 0,
     duplicates: 0,
-    alone: 0,
-    untold: 0,
+    without_lease: 0,
+    change_fails: 0,
     failures: 0,
     unknown_fills: 0,
     fail_overs: 0,
 };
 
-/// What the others begin with: two processes, nothing in L2.
+/// The base of the others: two processes, nothing in L2, no faults.
 const PLAIN: Config = Config {
     name: "",
     warm: false,
@@ -33,7 +33,7 @@ pub(crate) const ONE_PROCESS: Config = Config {
     name: "one process",
     processes: 1,
     gets: [3, 0, 0],
-    writes: &[(0, How::Invalidate), (0, How::Invalidate)],
+    writes: &[(0, WriteKind::Invalidate), (0, WriteKind::Invalidate)],
     faults: Faults {
         expiries: 1,
         evictions: 1,
@@ -49,7 +49,7 @@ pub(crate) const TWO_PROCESSES: Config = Config {
     name: "two processes",
     warm: true,
     gets: [2, 2, 0],
-    writes: &[(0, How::Invalidate)],
+    writes: &[(0, WriteKind::Invalidate)],
     faults: Faults {
         evictions: 1,
         duplicates: 1,
@@ -61,10 +61,10 @@ pub(crate) const TWO_PROCESSES: Config = Config {
 pub(crate) const TWO_WRITERS: Config = Config {
     name: "two writers",
     gets: [1, 1, 0],
-    writes: &[(0, How::Invalidate), (1, How::Invalidate)],
+    writes: &[(0, WriteKind::Invalidate), (1, WriteKind::Invalidate)],
     faults: Faults {
         expiries: 1,
-        alone: 1,
+        without_lease: 1,
         evictions: 1,
         duplicates: 1,
         ..NO_FAULTS
@@ -76,7 +76,7 @@ pub(crate) const THREE_PROCESSES: Config = Config {
     name: "three processes",
     processes: 3,
     gets: [1, 1, 1],
-    writes: &[(0, How::Invalidate)],
+    writes: &[(0, WriteKind::Invalidate)],
     faults: Faults {
         expiries: 1,
         ..NO_FAULTS
@@ -87,7 +87,7 @@ pub(crate) const THREE_PROCESSES: Config = Config {
 pub(crate) const CRASH: Config = Config {
     name: "a crash",
     gets: [2, 1, 0],
-    writes: &[(0, How::Invalidate)],
+    writes: &[(0, WriteKind::Invalidate)],
     faults: Faults {
         crashes: 1,
         expiries: 1,
@@ -100,7 +100,7 @@ pub(crate) const CUT: Config = Config {
     name: "a lost connection",
     warm: true,
     gets: [1, 2, 0],
-    writes: &[(0, How::Invalidate)],
+    writes: &[(0, WriteKind::Invalidate)],
     faults: Faults {
         cuts: 1,
         evictions: 1,
@@ -110,7 +110,7 @@ pub(crate) const CUT: Config = Config {
 };
 
 pub(crate) const WAITERS: Config = Config {
-    name: "waiters that hear nothing",
+    name: "waiters without messages",
     gets: [2, 1, 0],
     faults: Faults {
         crashes: 1,
@@ -126,9 +126,9 @@ pub(crate) const REPAIR: Config = Config {
     name: "an invalidation that fails",
     warm: true,
     gets: [1, 1, 0],
-    writes: &[(0, How::Invalidate), (0, How::Invalidate)],
+    writes: &[(0, WriteKind::Invalidate), (0, WriteKind::Invalidate)],
     faults: Faults {
-        untold: 1,
+        change_fails: 1,
         ..NO_FAULTS
     },
     ..PLAIN
@@ -139,7 +139,7 @@ pub(crate) const REFRESH: Config = Config {
     warm: true,
     gets: [1, 1, 0],
     refreshes: [1, 0, 0],
-    writes: &[(0, How::Invalidate)],
+    writes: &[(0, WriteKind::Invalidate)],
     faults: Faults {
         agings: 1,
         evictions: 1,
@@ -153,7 +153,7 @@ pub(crate) const EXPIRE: Config = Config {
     warm: true,
     gets: [0, 1, 0],
     refreshes: [1, 0, 0],
-    writes: &[(0, How::Expire), (1, How::Invalidate)],
+    writes: &[(0, WriteKind::Expire), (1, WriteKind::Invalidate)],
     faults: Faults {
         agings: 1,
         evictions: 1,
@@ -166,7 +166,11 @@ pub(crate) const INSERT: Config = Config {
     name: "insert",
     warm: true,
     gets: [0, 1, 0],
-    writes: &[(0, How::Insert), (1, How::Invalidate), (1, How::Insert)],
+    writes: &[
+        (0, WriteKind::Insert),
+        (1, WriteKind::Invalidate),
+        (1, WriteKind::Insert),
+    ],
     faults: Faults {
         evictions: 1,
         ..NO_FAULTS
@@ -178,7 +182,7 @@ pub(crate) const LEASE: Config = Config {
     name: "the channel lease",
     warm: true,
     gets: [0, 2, 0],
-    writes: &[(0, How::InvalidateEverywhere)],
+    writes: &[(0, WriteKind::InvalidateEverywhere)],
     lease: 2,
     ticks: 4,
     ..PLAIN
@@ -187,7 +191,7 @@ pub(crate) const LEASE: Config = Config {
 pub(crate) const LEASE_AND_CUT: Config = Config {
     name: "the lease and a lost connection",
     gets: [0, 1, 0],
-    writes: &[(0, How::Invalidate)],
+    writes: &[(0, WriteKind::Invalidate)],
     faults: Faults {
         cuts: 1,
         ..NO_FAULTS

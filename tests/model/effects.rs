@@ -1,8 +1,9 @@
-//! What a step does to the state: the scripts at L2, and what a process does under one lock.
+//! The effects of steps: the scripts that L2 carries out, and what a process does under one lock.
 
 use crate::rules::{Model, Rule};
 use crate::state::{
-    At, Done, Flight, How, Kind, Link, Message, Process, Record, State, Under, Write,
+    FillAgainst, Flight, Kind, Message, Process, Progress, Record, Stage, State, Subscription,
+    Write, WriteKind,
 };
 
 // ---- a flight at L2 ----------------------------------------------------------------------------
@@ -15,28 +16,28 @@ pub(crate) fn read(model: &Model<'_>, to: &mut State, index: usize) {
     };
     let flight = &mut to.flights[index];
     let is_value = record.kind == Kind::Value;
-    (flight.at, flight.token) = match record.kind {
+    (flight.stage, flight.token) = match record.kind {
         Kind::Value if flight.refreshes => {
-            flight.under = Under::Value;
-            (At::Load, record.token)
+            flight.fill_against = FillAgainst::Value;
+            (Stage::Load, record.token)
         }
-        Kind::Value if record.stale => (At::Acquire, record.token),
+        Kind::Value if record.stale => (Stage::Acquire, record.token),
         Kind::Value => {
-            (flight.version, flight.keeps) = (record.version, true);
-            (At::Land, 0)
+            (flight.version, flight.enters_l1) = (record.version, true);
+            (Stage::Complete, 0)
         }
-        Kind::Absent | Kind::Lease => (At::Acquire, 0),
-        Kind::Failed => (At::LandFailed, 0),
+        Kind::Absent | Kind::Lease => (Stage::Acquire, 0),
+        Kind::Failed => (Stage::CompleteWithError, 0),
     };
     if !flight.registered {
-        if is_value && flight.at == At::Land {
-            flight.at = At::Reply;
+        if is_value && flight.stage == Stage::Complete {
+            flight.stage = Stage::Reply;
         } else {
             flight.registered = true;
         }
     }
-    if flight.at == At::Acquire && !model.has(Rule::AcquireThenLoad) {
-        (flight.at, flight.token) = (At::Load, 0);
+    if flight.stage == Stage::Acquire && !model.has(Rule::AcquireThenLoad) {
+        (flight.stage, flight.token) = (Stage::Load, 0);
     }
 }
 
@@ -52,8 +53,12 @@ pub(crate) fn acquire(model: &Model<'_>, to: &mut State, index: usize) {
         let token = new_token(model, to, to.flights[index].process);
         to.l2 = Record::of(Kind::Lease, token);
         let flight = &mut to.flights[index];
-        flight.at = if flight.loaded { At::Fill } else { At::Load };
-        (flight.under, flight.token, flight.loaded) = (Under::Lease, token, false);
+        flight.stage = if flight.loaded {
+            Stage::Fill
+        } else {
+            Stage::Load
+        };
+        (flight.fill_against, flight.token, flight.loaded) = (FillAgainst::Lease, token, false);
         return;
     }
     let flight = &mut to.flights[index];
@@ -61,53 +66,54 @@ pub(crate) fn acquire(model: &Model<'_>, to: &mut State, index: usize) {
     match to.l2.kind {
         Kind::Value if to.l2.stale => flight.token = to.l2.token,
         Kind::Value => {
-            (flight.at, flight.version, flight.keeps) = (At::Land, to.l2.version, true);
+            (flight.stage, flight.version, flight.enters_l1) =
+                (Stage::Complete, to.l2.version, true);
         }
-        Kind::Failed => flight.at = At::LandFailed,
+        Kind::Failed => flight.stage = Stage::CompleteWithError,
         Kind::Lease | Kind::Absent => {
             to.l2.waited_for = true;
-            flight.at = At::Wait;
+            flight.stage = Stage::Wait;
         }
     }
 }
 
 pub(crate) fn loaded(model: &Model<'_>, flight: &mut Flight, version: u8) {
     flight.version = version;
-    match flight.under {
-        Under::Lease | Under::Value => flight.at = At::Fill,
-        Under::Alone => ends(flight, true),
-        Under::Nothing => {
+    match flight.fill_against {
+        FillAgainst::Lease | FillAgainst::Value => flight.stage = Stage::Fill,
+        FillAgainst::NoFill => finish(flight, true),
+        FillAgainst::Nothing => {
             assert!(
                 !model.has(Rule::AcquireThenLoad),
                 "a load runs under something"
             );
-            (flight.at, flight.loaded) = (At::Acquire, true);
+            (flight.stage, flight.loaded) = (Stage::Acquire, true);
         }
     }
 }
 
 /// The flight has its answer.
-pub(crate) fn ends(flight: &mut Flight, keeps: bool) {
-    (flight.at, flight.keeps) = (At::Land, keeps);
-    (flight.under, flight.token, flight.lost) = (Under::Nothing, 0, false);
+pub(crate) fn finish(flight: &mut Flight, enters_l1: bool) {
+    (flight.stage, flight.enters_l1) = (Stage::Complete, enters_l1);
+    (flight.fill_against, flight.token, flight.lost) = (FillAgainst::Nothing, 0, false);
 }
 
-/// The flight has an error instead.
-pub(crate) fn fails(flight: &mut Flight) {
-    ends(flight, false);
-    flight.at = At::LandFailed;
+/// The flight has an error as its answer.
+pub(crate) fn finish_with_error(flight: &mut Flight) {
+    finish(flight, false);
+    flight.stage = Stage::CompleteWithError;
 }
 
 /// The flight loads without a lease.
-pub(crate) fn alone(flight: &mut Flight) {
-    (flight.at, flight.under, flight.token) = (At::Load, Under::Alone, 0);
+pub(crate) fn without_lease(flight: &mut Flight) {
+    (flight.stage, flight.fill_against, flight.token) = (Stage::Load, FillAgainst::NoFill, 0);
     flight.registered = true;
 }
 
-/// Whether the record that the load began under is still there.
-pub(crate) fn holds_still(state: &State, index: usize) -> bool {
+/// Whether the record against which the fill is compared is still in L2.
+pub(crate) fn still_holds(state: &State, index: usize) -> bool {
     let flight = &state.flights[index];
-    let kind = if flight.under == Under::Lease {
+    let kind = if flight.fill_against == FillAgainst::Lease {
         Kind::Lease
     } else {
         Kind::Value
@@ -115,9 +121,9 @@ pub(crate) fn holds_still(state: &State, index: usize) -> bool {
     state.l2.kind == kind && state.l2.token == flight.token
 }
 
-/// What the script of the fill compares.
+/// Whether the script of the fill stores its value.
 pub(crate) fn may_fill(model: &Model<'_>, state: &State, index: usize) -> bool {
-    holds_still(state, index)
+    still_holds(state, index)
         || !model.has(Rule::CompareAtFill)
         || (!model.has(Rule::AbsentIsRefused) && state.l2.kind == Kind::Absent)
 }
@@ -127,20 +133,21 @@ pub(crate) fn fill(model: &Model<'_>, to: &mut State, index: usize) {
     if stores {
         wake_waiters(to);
         let flight = to.flights[index];
-        let token = if flight.under == Under::Lease {
+        let token = if flight.fill_against == FillAgainst::Lease {
             flight.token
         } else {
             new_token(model, to, flight.process)
         };
         to.l2 = Record::value(flight.version, token);
     }
-    ends(&mut to.flights[index], stores);
+    finish(&mut to.flights[index], stores);
 }
 
 /// A token that is no longer in L2.
 const GONE: u8 = u8::MAX;
 
-/// A token that nobody has. One that nobody has any more is as good as new.
+/// A token that is in no record and in no flight. A token that was used before and is gone counts
+/// as new.
 fn new_token(model: &Model<'_>, state: &State, process: u8) -> u8 {
     if !model.has(Rule::UniqueToken) {
         return process + 1;
@@ -155,8 +162,8 @@ fn new_token(model: &Model<'_>, state: &State, process: u8) -> u8 {
         .expect("few tokens are taken")
 }
 
-/// What a token is makes no difference, only whether it is the one in L2: a token that L2 has lost
-/// never comes back.
+/// Only one property of a token matters, whether it is the one in L2, because a token that L2 has
+/// lost never comes back. So all other tokens get the same number.
 pub(crate) fn rename_tokens(to: &mut State) {
     let there = to.l2.token;
     let mut flights = to.flights.iter_mut();
@@ -166,7 +173,8 @@ pub(crate) fn rename_tokens(to: &mut State) {
     to.l2.token = to.l2.token.min(1);
 }
 
-/// Removes whatever L2 holds. Whoever held a lease has lost it, through no fault of the others.
+/// Removes the record of L2. Its holder has lost the lease, which is no violation of the other
+/// processes.
 pub(crate) fn remove(to: &mut State) {
     if to.l2.kind == Kind::Lease {
         for flight in &mut to.flights {
@@ -183,21 +191,21 @@ pub(crate) fn commit(to: &mut State, index: usize) {
     to.writes[index].version = to.source;
 }
 
-/// For the oracle: from now on L2 must not hold anything older.
-pub(crate) fn told(to: &mut State, index: usize, how: How) {
+/// For the oracle: from now on L2 must hold nothing older.
+pub(crate) fn change_executed(to: &mut State, index: usize, write_kind: WriteKind) {
     let version = to.writes[index].version;
     to.changed = to.changed.max(version);
-    if how != How::Expire {
+    if write_kind != WriteKind::Expire {
         to.invalidated = to.invalidated.max(version);
     }
 }
 
-pub(crate) fn execute(model: &Model<'_>, to: &mut State, index: usize, how: How) {
+pub(crate) fn execute(model: &Model<'_>, to: &mut State, index: usize, write_kind: WriteKind) {
     let by = model.config.writes[index].0;
     let write = to.writes[index];
     let was_there = to.l2.kind != Kind::Absent;
-    match how {
-        How::Expire if to.l2.kind == Kind::Value => {
+    match write_kind {
+        WriteKind::Expire if to.l2.kind == Kind::Value => {
             to.l2.stale = true;
             if model.has(Rule::ExpireNewToken) {
                 to.l2.token = new_token(model, to, by);
@@ -206,55 +214,64 @@ pub(crate) fn execute(model: &Model<'_>, to: &mut State, index: usize, how: How)
         _ if to.l2.kind == Kind::Lease && !model.has(Rule::InvalidateLease) => {}
         _ => remove(to),
     }
-    if how == How::Insert {
+    if write_kind == WriteKind::Insert {
         to.l2 = Record::value(write.version, new_token(model, to, by));
     }
-    // A process ignores its own messages, so it is not sent them here.
-    let published = write.done == Done::Announced;
+    // A process ignores its own messages, so they are not sent to it here.
+    let published = write.progress == Progress::Announced;
     if !published && (was_there || model.has(Rule::AlwaysPublish)) {
         publish(to, Some(usize::from(by)), Message::Changed(write.version));
     }
-    to.writes[index].done = Done::Executed;
-    to.writes[index].settles = to.processes[usize::from(by)].repairs;
+    to.writes[index].progress = Progress::Executed;
+    to.writes[index].pending_repair = to.processes[usize::from(by)].repairs;
     if model.has(Rule::CommitThenInvalidate) {
-        told(to, index, how);
+        change_executed(to, index, write_kind);
     }
 }
 
-pub(crate) fn returns(model: &Model<'_>, to: &mut State, index: usize, process: usize, how: How) {
-    // Its own eviction does not disturb an insert.
-    let undisturbed = !to.writes[index].disturbed || !model.has(Rule::InsertUndisturbed);
+pub(crate) fn returns(
+    model: &Model<'_>,
+    to: &mut State,
+    index: usize,
+    process: usize,
+    write_kind: WriteKind,
+) {
+    // The eviction by the insert itself does not count as a change meanwhile.
+    let not_overtaken = !to.writes[index].overtaken || !model.has(Rule::InsertUnlessOvertaken);
     if model.has(Rule::L2ThenEvict) {
-        forget(model, to, process);
+        clear_local(model, to, process);
     }
     let version = to.writes[index].version;
     let now = to.now;
     let here: &mut Process = &mut to.processes[process];
-    if how == How::Insert && undisturbed {
+    if write_kind == WriteKind::Insert && not_overtaken {
         here.l1 = Some(version);
     }
     here.knows = here.knows.max(version);
-    let settles = std::mem::take(&mut to.writes[index].settles);
-    if how != How::Expire && (here.repairs == settles || !model.has(Rule::SettleEarlier)) {
+    let pending_repair = std::mem::take(&mut to.writes[index].pending_repair);
+    if write_kind != WriteKind::Expire
+        && (here.repairs == pending_repair || !model.has(Rule::ClearEarlierRepairs))
+    {
         here.repairs = 0;
     }
     let write: &mut Write = &mut to.writes[index];
-    write.disturbed = false;
+    write.overtaken = false;
     write.returned = if model.config.lease > 0 { now } else { 0 };
-    write.done = if !model.has(Rule::CommitThenInvalidate) {
-        Done::Premature
-    } else if how == How::InvalidateEverywhere {
-        Done::WaitsOut
+    write.progress = if !model.has(Rule::CommitThenInvalidate) {
+        Progress::Premature
+    } else if write_kind == WriteKind::InvalidateEverywhere {
+        Progress::WaitsForLease
     } else {
-        Done::All
+        Progress::All
     };
 }
 
-/// L2 was not told. The caller hears an error, and still nothing older is answered here.
-pub(crate) fn untold(model: &Model<'_>, to: &mut State, index: usize, process: usize) {
-    forget(model, to, process);
+/// L2 has not carried the change out. The caller gets an error, and this process still answers
+/// nothing older.
+pub(crate) fn change_fails(model: &Model<'_>, to: &mut State, index: usize, process: usize) {
+    clear_local(model, to, process);
     let write = &mut to.writes[index];
-    (write.done, write.dropped) = (Done::All, true);
+    (write.progress, write.dropped) = (Progress::All, true);
     let version = write.version;
     let here = &mut to.processes[process];
     here.knows = here.knows.max(version);
@@ -263,7 +280,8 @@ pub(crate) fn untold(model: &Model<'_>, to: &mut State, index: usize, process: u
     }
 }
 
-/// L2 is told after all; what the process has from the source itself since then is good.
+/// The repair reaches L2. Values that the process has loaded from the source since the change are
+/// current.
 pub(crate) fn repair(to: &mut State, process: usize) {
     let version = std::mem::take(&mut to.processes[process].repairs);
     remove(to);
@@ -274,7 +292,8 @@ pub(crate) fn repair(to: &mut State, process: usize) {
 
 // ---- a process ---------------------------------------------------------------------------------
 
-/// Messages are published by the script that changes L2, to whoever is subscribed then.
+/// The script that changes L2 publishes the message to all processes that are subscribed at that
+/// moment.
 pub(crate) fn publish(to: &mut State, except: Option<usize>, message: Message) {
     for (index, process) in to.processes.iter_mut().enumerate() {
         if process.is_subscribed() && except != Some(index) {
@@ -283,38 +302,38 @@ pub(crate) fn publish(to: &mut State, except: Option<usize>, message: Message) {
     }
 }
 
-/// The lease that is about to go: who waits for it is told. (Only who waits: to others a wake-up
-/// means nothing.)
+/// Wakes the processes that wait for a lease which is about to go. A wake-up changes nothing in
+/// others.
 pub(crate) fn wake_waiters(to: &mut State) {
     if to.l2.kind != Kind::Lease || !to.l2.waited_for {
         return;
     }
     for index in 0..to.processes.len() {
         let mut flights = to.flights.iter();
-        let waits =
-            flights.any(|flight| usize::from(flight.process) == index && flight.at == At::Wait);
+        let waits = flights
+            .any(|flight| usize::from(flight.process) == index && flight.stage == Stage::Wait);
         if waits && to.processes[index].is_subscribed() {
             to.processes[index].send(Message::Wake);
         }
     }
 }
 
-pub(crate) fn hear(model: &Model<'_>, to: &mut State, process: usize) {
+pub(crate) fn process_message(model: &Model<'_>, to: &mut State, process: usize) {
     match to.processes[process].inbox[0] {
         Message::None => {}
         Message::Changed(version) => {
-            forget(model, to, process);
+            clear_local(model, to, process);
             let here = &mut to.processes[process];
             here.knows = here.knows.max(version);
         }
         Message::Wake => {
             for flight in &mut to.flights {
-                if usize::from(flight.process) == process && flight.at == At::Wait {
-                    flight.at = At::ReadL2;
+                if usize::from(flight.process) == process && flight.stage == Stage::Wait {
+                    flight.stage = Stage::ReadL2;
                 }
             }
         }
-        Message::Beat(sent) => {
+        Message::Heartbeat(sent) => {
             let counts_from = if model.has(Rule::LeaseFromSending) {
                 sent
             } else {
@@ -326,33 +345,35 @@ pub(crate) fn hear(model: &Model<'_>, to: &mut State, process: usize) {
     }
 }
 
-/// What a change or a gap does here: L1 is emptied, flights are detached, inserts are disturbed.
-pub(crate) fn forget(model: &Model<'_>, to: &mut State, process: usize) {
+/// The effect of a change or of a gap in a process: L1 is emptied, flights are detached, and
+/// inserts that are under way are marked as overtaken.
+pub(crate) fn clear_local(model: &Model<'_>, to: &mut State, process: usize) {
     to.processes[process].l1 = None;
     for flight in &mut to.flights {
-        if flight.flies() && usize::from(flight.process) == process {
+        if flight.in_use() && usize::from(flight.process) == process {
             detach(model, flight);
         }
     }
-    for (write, (by, how)) in to.writes.iter_mut().zip(model.config.writes) {
-        let under_way = !matches!(write.done, Done::Nothing | Done::All);
-        write.disturbed |= under_way && *how == How::Insert && usize::from(*by) == process;
+    for (write, (by, write_kind)) in to.writes.iter_mut().zip(model.config.writes) {
+        let under_way = !matches!(write.progress, Progress::Nothing | Progress::All);
+        write.overtaken |=
+            under_way && *write_kind == WriteKind::Insert && usize::from(*by) == process;
     }
 }
 
 pub(crate) fn detach(model: &Model<'_>, flight: &mut Flight) {
     flight.joinable &= !model.has(Rule::JoinCurrent);
     flight.fenced |= flight.registered;
-    if flight.at == At::Wait {
-        flight.at = At::ReadL2;
+    if flight.stage == Stage::Wait {
+        flight.stage = Stage::ReadL2;
     }
 }
 
-/// The process is gone, and another takes its place. What it had in L2 stays.
+/// The process dies and a new one takes its place. What it had in L2 stays there.
 pub(crate) fn crash(model: &Model<'_>, to: &mut State, process: usize) {
     let here = to.processes[process];
     to.processes[process] = Process {
-        link: Link::Down,
+        subscription: Subscription::Down,
         gets: here.gets,
         refreshes: here.refreshes,
         ..Process::default()
@@ -363,9 +384,11 @@ pub(crate) fn crash(model: &Model<'_>, to: &mut State, process: usize) {
         }
     }
     for (write, (by, _)) in to.writes.iter_mut().zip(model.config.writes) {
-        if usize::from(*by) == process && !matches!(write.done, Done::Nothing | Done::All) {
-            (write.done, write.dropped) = (Done::All, true);
-            (write.disturbed, write.settles) = (false, 0);
+        if usize::from(*by) == process
+            && !matches!(write.progress, Progress::Nothing | Progress::All)
+        {
+            (write.progress, write.dropped) = (Progress::All, true);
+            (write.overtaken, write.pending_repair) = (false, 0);
         }
     }
 }

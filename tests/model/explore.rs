@@ -1,20 +1,21 @@
-//! Breadth first through every state, so that the first counterexample is a shortest one.
+//! Breadth-first search through all states, so that the first counterexample found is a shortest
+//! one.
 
 use std::hash::{Hash, Hasher};
 
-use crate::next::Next;
 use crate::rules::{Model, Violation};
 use crate::state::State;
-use crate::step::{Step, Taken};
+use crate::step::{Step, StepTaken};
+use crate::transitions::Transitions;
 
-/// What an exploration came to.
+/// The result of an exploration.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) states: usize,
-    /// The longest of the shortest ways to a state.
+    /// The largest distance of a state from the first one.
     pub(crate) depth: usize,
-    /// Which kinds of steps were taken.
-    pub(crate) taken: Kinds,
+    /// The kinds of steps that were taken.
+    pub(crate) taken: StepKinds,
     pub(crate) found: Option<Counterexample>,
 }
 
@@ -23,14 +24,14 @@ pub(crate) struct Counterexample {
     pub(crate) violation: Violation,
     pub(crate) first: State,
     /// Each step with the state that it leads to.
-    pub(crate) steps: Vec<(Taken, State)>,
+    pub(crate) steps: Vec<(StepTaken, State)>,
 }
 
-/// The kinds of steps that occur, one bit each.
+/// A set of kinds of steps, one bit each.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Kinds(u64);
+pub(crate) struct StepKinds(u64);
 
-impl Kinds {
+impl StepKinds {
     pub(crate) fn add(&mut self, step: Step) {
         self.0 |= 1 << step as u32;
     }
@@ -44,21 +45,22 @@ impl Kinds {
     }
 }
 
-/// Where a state came from, and by which step.
+/// A state, the state before it, and the step between them.
 #[derive(Clone, Copy)]
 struct Node {
     state: State,
     parent: u32,
-    step: Option<Taken>,
+    step: Option<StepTaken>,
 }
 
-/// Explores everything, or up to the first `wanted` violation. Without one wanted any will do.
+/// Explores all states, or stops at the first `wanted` violation. Without `wanted` it stops at any
+/// violation.
 pub(crate) fn explore(model: &Model<'_>, wanted: Option<Violation>) -> Report {
     let start = model.config.start();
     let mut report = Report {
         states: 0,
         depth: 0,
-        taken: Kinds::default(),
+        taken: StepKinds::default(),
         found: None,
     };
     let mut nodes = vec![Node {
@@ -76,7 +78,7 @@ pub(crate) fn explore(model: &Model<'_>, wanted: Option<Violation>) -> Report {
             report.depth += 1;
         }
         let state = nodes[at].state;
-        Next::of(model, &state, &mut next);
+        Transitions::of(model, &state, &mut next);
         let idle = !next.iter().any(|((step, _), _)| step.is_due());
         if let Some(violation) = model.violation(&state, idle, wanted) {
             report.found = Some(Counterexample {
@@ -102,7 +104,7 @@ pub(crate) fn explore(model: &Model<'_>, wanted: Option<Violation>) -> Report {
     report
 }
 
-fn way_to(nodes: &[Node], mut at: usize) -> Vec<(Taken, State)> {
+fn way_to(nodes: &[Node], mut at: usize) -> Vec<(StepTaken, State)> {
     let mut steps = Vec::new();
     while let Some(step) = nodes[at].step {
         steps.push((step, nodes[at].state));
@@ -112,16 +114,16 @@ fn way_to(nodes: &[Node], mut at: usize) -> Vec<(Taken, State)> {
     steps
 }
 
-/// Which states are known: an open table of their numbers, with a part of their hashes beside.
+/// The known states: an open-addressing table of their numbers, each with half of its hash.
 #[derive(Default)]
 struct Index {
-    /// The hash's upper half, and the number plus one; zero is free.
+    /// The upper half of the hash, and the number plus one. Zero is a free slot.
     slots: Vec<(u32, u32)>,
     used: usize,
 }
 
 impl Index {
-    /// Whether the state is new. It is then taken to be the next node.
+    /// Whether the state is new. A new state becomes the next node.
     fn find_or_add(&mut self, nodes: &[Node], hash: u64, state: &State) -> bool {
         if self.used * 2 >= self.slots.len() {
             self.grow(nodes);
@@ -171,7 +173,7 @@ fn hash(state: &State) -> u64 {
     hasher.finish()
 }
 
-/// Multiplies and folds: quick also without optimisation, and nobody attacks it.
+/// A hasher that is fast also without optimisation. It needs no protection against chosen input.
 struct Fold(u64);
 
 const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -1,64 +1,70 @@
-//! The protocol, explored exhaustively: every interleaving of a few calls on one key, within bounds.
+//! A model of the protocol, explored exhaustively: every interleaving of a few calls on one key.
 //!
-//! The model is written by hand after the design and the engine; it shares no code with the crate.
-//! The full protocol must have no counterexample in any configuration, and each rule that is
-//! switched off must have one, of the kind that the rule is there to prevent. `--nocapture` shows the
-//! configurations with their states, and a shortest counterexample of every rule.
+//! The model is written by hand after the design and the engine, and shares no code with the crate.
+//! The full protocol must have no counterexample in any configuration. Each rule that is switched
+//! off must have one, of the kind that the rule prevents. `--nocapture` prints the configurations
+//! with their numbers of states, and a shortest counterexample for every rule.
 //!
-//! **What is in it.** A get looks into L1, joins the flight of its key or leads one. A flight reads
-//! L2, acquires, waits, loads, fills, lands and stores into L1; each of these is a step of its own,
-//! and anything may come between two of them. A refresh fills against the value that it read before
-//! its load. `invalidate`, `invalidate_everywhere`, `insert` and `expire`: commit, L2, reply. L2 holds
-//! one record: a value, a lease, the mark of a failed load, or nothing. Messages are published in the
-//! step that changes L2, arrive later in the order of their connection, may come twice, and are lost
-//! only with their connection. What can fail: leases expire under their holders, values age and are
-//! evicted, processes crash and are replaced, connections die unnoticed and come back, loads fail, L2
-//! does not answer a flight or cannot be told of an invalidation, nobody hears what became of a fill.
-//! With a channel lease time is counted in ticks, and each process proves its channel with beats
-//! through its own queue.
+//! **Processes.** A get looks into L1, and joins the flight of its key or leads one. A flight reads
+//! L2, acquires a lease, waits, loads, fills, completes and stores into L1. Each of these is a step
+//! of its own, and any other step may come between two of them. A refresh fills against the value
+//! that it read before its load. `invalidate`, `invalidate_everywhere`, `insert` and `expire`
+//! commit, change L2 and return.
 //!
-//! **The oracle.** The source is a counter; a commit takes the next version. In every state:
+//! **L2 and messages.** L2 holds one record: a value, a lease, a failure mark, or nothing. Messages
+//! are published in the step that changes L2. They arrive later in the order of their connection,
+//! may arrive twice, and are lost only with their connection. With a channel lease, time is counted
+//! in ticks, and each process proves its channel with heartbeats through its own queue.
 //!
-//! - P1: one load per process, apart from detached ones;
-//! - P2: one load under a living lease in the fleet, from the grant to the fill;
-//! - P3: L2 holds nothing older than a change that it has carried out, L1 nothing older than a change
-//!   that its process knows of, and no get is answered with less than its process knew when it began,
-//!   nor with less than an `invalidate_everywhere` that had returned anywhere;
-//! - P4: no L1 hit misses a change that returned H ago;
-//! - a process that is connected and has heard everything answers nothing old from L1;
-//! - where nothing is left to do, no flight and no lease is left.
+//! **Faults.** Leases expire under their holders. Values age and are evicted. Processes crash and
+//! are replaced. Connections die unnoticed and come back. Loads fail. L2 does not answer a flight,
+//! or does not carry an invalidation out. The outcome of a fill stays unknown.
 //!
-//! A process knows of a change when its own call returns or when it has heard the message. An L1 hit
-//! is no step: what L1 would answer is looked at in every state. A lease removed by a change or by
-//! its expiry does not count for P2 any more. After `expire` the old value may stay in L2, but stale.
+//! **The oracle.** The source is a counter, and a commit takes the next version. In every state:
 //!
-//! **How it is kept small.** A request and its execution are one step, and so is a reply with what it
-//! leads to, unless something that comes between would matter: a get's answer from L2 and its landing,
-//! or what L2 has carried out for a write and its return, are two steps. A timer ends only when the lease that
-//! it waits for is gone: earlier it changes nothing. A token is only ever compared with the one in L2,
-//! so there are two: that one, and any other. A process that never gets sends no beats. A detached
-//! flight that has its answer is gone at once.
+//! - One load per process, apart from detached ones.
+//! - One load per fleet under a lease that lasts, from the grant to the fill.
+//! - No stale fill: L2 holds nothing older than a change that it has carried out, and L1 nothing
+//!   older than a change that its process knows of. No get is answered with less than its process
+//!   knew when it began, nor with less than an `invalidate_everywhere` that had returned in any
+//!   process.
+//! - Bounded staleness: no L1 hit misses a change that returned H ago, where H is the channel
+//!   lease.
+//! - A process that is connected and has processed all messages answers nothing old from L1.
+//! - When no step is left to do, no flight and no lease is left.
 //!
-//! **The rules.** R1 to R17 are all here, D1 to D11 are what the design adds. R12 comes in the form
-//! that this protocol relies on: what was loaded without a lease enters L1, so every invalidation is
-//! announced. R13, R15 and R17 are about things around the protocol: a replica of L2, a replica of the
-//! source, a fail-over. With the rule there is none of it, without it there is one that lags. R16 asks
-//! writers that insert to take turns, from the commit to L2; that is the callers' part.
+//! A process knows of a change when its own call has returned or when it has processed the message.
+//! An L1 hit is no step: the answer that L1 would give is checked in every state. A lease that a
+//! change removed, or that expired, does not count for the second point. After `expire` the old
+//! value may stay in L2, but stale.
 //!
-//! **What is left out.** Other keys: stripes, batches, the budget of absences. Answers past their TTL
-//! (stale-while-revalidate, stale-if-error), though not the stale values themselves. The election of
-//! one refresher. Places for loads. What L1 answers while L2 cannot be reached, and an `insert` or
-//! `expire` that L2 cannot be told of. `hold_off`. Records of other versions. A script that is carried
-//! out long after its caller gave it up. How long anything takes, apart from H; that nobody goes round
-//! in circles for ever. Memory orderings, which are not the protocol's.
+//! **Why it stays small.** A request and its execution are one step, and so is a reply with its
+//! effects, unless a step in between would matter. Two such cases are two steps: a get's answer
+//! from L2 and its completion, and a change that L2 has carried out and its return. A timer ends
+//! only when the lease that it waits for is gone, because earlier it changes nothing. A token is
+//! only compared with the one in L2, so there are two tokens: that one, and any other. A process
+//! without gets sends no heartbeats. A detached flight with an answer is gone at once.
+//!
+//! **The rules.** Each rule is a variant of `Rule` and is switched off in one case below.
+//! Announcing every invalidation matters because a value that was loaded without a lease enters L1.
+//! The rules about replicas (reading L2 and the source from the primary) and about fail-over
+//! concern the surroundings of the protocol: with the rule there is no replica, without it there is
+//! one that lags. The rule that inserts take turns, from the commit to L2, is the duty of the
+//! callers.
+//!
+//! **What is left out.** Other keys, and with them batches and the budget of absences. Answers past
+//! their TTL, though not the stale values themselves. The election of one refresher. Permits for
+//! loads. What L1 answers while L2 cannot be reached, and an `insert` or `expire` that fails.
+//! `hold_off`. Records of other versions. A script that runs long after its caller gave up.
+//! Durations other than H, and endless loops. Memory orderings, which are below the protocol.
 
 mod configs;
 mod effects;
 mod explore;
-mod next;
 mod rules;
 mod state;
 mod step;
+mod transitions;
 
 use std::fmt::Write;
 use std::sync::Mutex;
@@ -69,186 +75,186 @@ use configs::{
     CONFIGS, CUT, EXPIRE, INSERT, LEASE, ONE_PROCESS, REPAIR, THREE_PROCESSES, TWO_PROCESSES,
     TWO_WRITERS, WAITERS,
 };
-use explore::{Kinds, explore};
+use explore::{StepKinds, explore};
 use rules::{Model, Rule, Violation};
 use state::Config;
 use step::Step;
 
-/// A rule, what it says, where it is missed, and what goes wrong then.
+/// A rule, its text, the configuration that needs it, and the violation without it.
 struct Case(Rule, &'static str, &'static Config, Violation);
 
 const CASES: &[Case] = &[
     Case(
         Rule::UniqueToken,
-        "R1: a token belongs to one load, not to a process",
+        "a token belongs to one load, not to a process",
         &ONE_PROCESS,
         Violation::OldInL2,
     ),
     Case(
         Rule::AcquireThenLoad,
-        "R2: acquire, then load",
+        "acquire, then load",
         &ONE_PROCESS,
         Violation::OldInL2,
     ),
     Case(
         Rule::CompareAtFill,
-        "R3: the fill compares what it replaces",
+        "the fill compares what it replaces",
         &ONE_PROCESS,
         Violation::OldInL2,
     ),
     Case(
         Rule::InvalidateLease,
-        "R4: an invalidation removes the lease too",
+        "an invalidation removes the lease too",
         &ONE_PROCESS,
         Violation::OldInL2,
     ),
     Case(
         Rule::AbsentIsRefused,
-        "R5: where nothing is, a fill is refused",
+        "without a record, a fill is refused",
         &ONE_PROCESS,
         Violation::OldInL2,
     ),
     Case(
         Rule::RemoveThenPublish,
-        "R6: remove, then publish",
+        "remove, then publish",
         &TWO_PROCESSES,
         Violation::OldInL1,
     ),
     Case(
         Rule::RegisterThenRead,
-        "R7: a flight registers before it reads",
+        "a flight registers before it reads",
         &TWO_PROCESSES,
         Violation::OldInL1,
     ),
     Case(
         Rule::CheckWithStore,
-        "R8: the check of the fence and the store into L1 are one",
+        "the check of the fence and the store into L1 are one",
         &TWO_PROCESSES,
         Violation::OldInL1,
     ),
     Case(
         Rule::JoinCurrent,
-        "R9: a detached flight is not joined",
+        "a detached flight is not joined",
         &ONE_PROCESS,
         Violation::OldAnswer,
     ),
     Case(
         Rule::L2ThenEvict,
-        "R10: L2 first, then L1",
+        "change L2 first, then evict L1",
         &TWO_PROCESSES,
         Violation::OldInL1,
     ),
     Case(
         Rule::EvictWithoutCaller,
-        "R10: also when the caller goes away",
+        "L1 is evicted also when the caller goes away",
         &TWO_PROCESSES,
         Violation::Missed,
     ),
     Case(
-        Rule::SubscribeThenForget,
-        "R11: subscribe, then forget, then use L1",
+        Rule::SubscribeThenClear,
+        "subscribe, then clear, then use L1",
         &CUT,
         Violation::Missed,
     ),
     Case(
         Rule::AlwaysPublish,
-        "R12: what is loaded alone enters L1 only because every invalidation is announced",
+        "every invalidation is announced, as loads without a lease enter L1",
         &TWO_WRITERS,
         Violation::Missed,
     ),
     Case(
         Rule::ReadPrimary,
-        "R13: L2 is read where it is written",
+        "L2 is read from the primary",
         &TWO_PROCESSES,
         Violation::OldInL1,
     ),
     Case(
         Rule::CommitThenInvalidate,
-        "R14: commit, then invalidate",
+        "commit, then invalidate",
         &ONE_PROCESS,
         Violation::OldInL2,
     ),
     Case(
         Rule::LoadPrimary,
-        "R15: a load sees what was committed before it",
+        "a load sees all commits before it",
         &ONE_PROCESS,
         Violation::OldInL2,
     ),
     Case(
         Rule::InsertInTurn,
-        "R16: inserts of one key take turns",
+        "inserts of one key take turns",
         &INSERT,
         Violation::OldInL2,
     ),
     Case(
         Rule::KeepWrites,
-        "R17: L2 loses no write",
+        "L2 loses no write",
         &ONE_PROCESS,
         Violation::OldInL2,
     ),
     Case(
         Rule::ExpireNewToken,
-        "D1: expire gives a new token",
+        "expire gives the value a new token",
         &EXPIRE,
         Violation::OldInL2,
     ),
     Case(
-        Rule::InsertUndisturbed,
-        "D2: an insert enters L1 only if nothing changed its key meanwhile",
+        Rule::InsertUnlessOvertaken,
+        "an insert enters L1 only if nothing changed its key meanwhile",
         &INSERT,
         Violation::OldInL1,
     ),
     Case(
         Rule::WaitWithTimer,
-        "D3: who waits has a timer too",
+        "a waiter has a timer beside the wake-up",
         &WAITERS,
         Violation::Stuck,
     ),
     Case(
         Rule::RespectLease,
-        "D4: another's lease is left alone",
+        "the lease of another process is left alone",
         &THREE_PROCESSES,
         Violation::TwoLoadsInFleet,
     ),
     Case(
         Rule::Coalesce,
-        "D5: a get joins the flight of its key",
+        "a get joins the flight of its key",
         &ONE_PROCESS,
         Violation::TwoLoadsInProcess,
     ),
     Case(
         Rule::ChannelLease,
-        "D6: L1 answers within the channel lease only",
+        "L1 answers within the channel lease only",
         &LEASE,
         Violation::OlderThanLease,
     ),
     Case(
         Rule::LeaseFromSending,
-        "D7: the channel lease counts from the sending of the beat",
+        "the channel lease counts from the sending of the heartbeat",
         &LEASE,
         Violation::OlderThanLease,
     ),
     Case(
-        Rule::BeatInQueue,
-        "D8: beats and messages share one queue",
+        Rule::HeartbeatInQueue,
+        "heartbeats and messages share one queue",
         &LEASE,
         Violation::OlderThanLease,
     ),
     Case(
         Rule::JoinWithinLease,
-        "D9: out of the channel lease, a flight older than H is not joined",
+        "after the channel lease, a flight older than H is not joined",
         &LEASE,
         Violation::OldAnswer,
     ),
     Case(
         Rule::RepairThenRead,
-        "D10: a key that L2 could not be told of is not read from L2 before L2 has been told",
+        "a key whose change failed is not read from L2 before its repair",
         &REPAIR,
         Violation::OldInL1,
     ),
     Case(
-        Rule::SettleEarlier,
-        "D11: a confirmed change settles only the repairs that were pending before it was sent",
+        Rule::ClearEarlierRepairs,
+        "a confirmed change clears only the repairs that were pending before it was sent",
         &REPAIR,
         Violation::OldInL1,
     ),
@@ -280,7 +286,7 @@ fn the_protocol_has_no_counterexample() {
             );
             if let Some(found) = &report.found {
                 text += "\n";
-                text += &step::tell(&model, found);
+                text += &step::describe(&model, found);
             }
             let mut results = results.lock().expect("nothing panics with it");
             results.push((number, text, report));
@@ -292,7 +298,7 @@ fn the_protocol_has_no_counterexample() {
     });
     let mut results = results.into_inner().expect("nothing panics with it");
     results.sort_by_key(|(number, ..)| *number);
-    let (mut kinds, mut states, mut broken) = (Kinds::default(), 0, Vec::new());
+    let (mut kinds, mut states, mut broken) = (StepKinds::default(), 0, Vec::new());
     for (_, text, report) in &results {
         println!("{text}");
         kinds.join(report.taken);
@@ -303,7 +309,7 @@ fn the_protocol_has_no_counterexample() {
     }
     println!("{states} states in all");
     assert!(broken.is_empty(), "{}", broken.join("\n"));
-    // A model in which something never happens proves nothing about it.
+    // A model in which a step never happens proves nothing about that step.
     let mut never = Step::OF_THE_PROTOCOL.to_vec();
     never.retain(|step| !kinds.has(*step));
     assert!(
@@ -313,7 +319,7 @@ fn the_protocol_has_no_counterexample() {
 }
 
 #[test]
-fn each_rule_that_is_switched_off_has_one() {
+fn each_rule_that_is_switched_off_has_a_counterexample() {
     let mut held = Vec::new();
     for Case(rule, says, config, violation) in CASES {
         let explored = CONFIGS.iter().any(|other| other.name == config.name);
@@ -332,7 +338,7 @@ fn each_rule_that_is_switched_off_has_one() {
             Some(found) => {
                 let steps = found.steps.len();
                 writeln!(text, ", {} states): {steps} steps", report.states).expect("a string");
-                text += &step::tell(&model, found);
+                text += &step::describe(&model, found);
             }
             None => {
                 text += ")";

@@ -1,95 +1,96 @@
-//! The rules of the protocol, each of which can be switched off, and what must never happen.
+//! The rules of the protocol, each of which can be switched off, and the violations that must never
+//! happen.
 
 use std::fmt;
 
-use crate::state::{At, Config, Done, Kind, Link, Message, State};
+use crate::state::{Config, Kind, Message, Progress, Stage, State, Subscription};
 
-/// R1 to R17, and what the design adds to them.
+/// The rules of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// R1: a token belongs to one load, not to a process.
+    /// A token belongs to one load, not to a process.
     UniqueToken,
-    /// R2: the lease is acquired before the source is read.
+    /// The lease is acquired before the source is read.
     AcquireThenLoad,
-    /// R3: the fill compares and stores in one script.
+    /// The fill compares and stores in one script.
     CompareAtFill,
-    /// R4: an invalidation removes the lease as well.
+    /// An invalidation removes the lease as well.
     InvalidateLease,
-    /// R5: where nothing is, the fill is refused.
+    /// Without a record in L2 the fill is refused.
     AbsentIsRefused,
-    /// R6: the message follows the removal.
+    /// The message follows the removal.
     RemoveThenPublish,
-    /// R7: a flight registers before its read is sent.
+    /// A flight registers before its read is sent.
     RegisterThenRead,
-    /// R8: the check of the fence and the store into L1 are one.
+    /// The check of the fence and the store into L1 are one step.
     CheckWithStore,
-    /// R9: a detached flight is not joined.
+    /// A detached flight is not joined.
     JoinCurrent,
-    /// R10: L1 is evicted after L2 has answered.
+    /// L1 is evicted after L2 has answered.
     L2ThenEvict,
-    /// R10: and also when the caller goes away.
+    /// L1 is evicted also when the caller goes away.
     EvictWithoutCaller,
-    /// R11: subscribe, then forget what was read before.
-    SubscribeThenForget,
-    /// R12: an invalidation is announced also where L2 held nothing, because what was loaded alone
-    /// enters L1.
+    /// A process subscribes first and then clears what it read before.
+    SubscribeThenClear,
+    /// An invalidation is announced also when L2 held nothing, because a value that was loaded
+    /// without a lease enters L1.
     AlwaysPublish,
-    /// R13: L2 is read where it is written.
+    /// L2 is read from the server that is written to.
     ReadPrimary,
-    /// R14: the commit comes first.
+    /// The commit comes before the invalidation.
     CommitThenInvalidate,
-    /// R15: the loader sees what was committed before it began.
+    /// The loader sees what was committed before it began.
     LoadPrimary,
-    /// R16: writers that insert take turns.
+    /// Writers that insert take turns.
     InsertInTurn,
-    /// R17: no fail-over loses a write.
+    /// No fail-over loses a write.
     KeepWrites,
-    /// D1: `expire` gives the value that it leaves a new token.
+    /// `expire` gives a new token to the value that it leaves.
     ExpireNewToken,
-    /// D2: an insert enters L1 only if nothing changed its key meanwhile.
-    InsertUndisturbed,
-    /// D3: whoever waits for a lease has a timer beside the wake-up.
+    /// An insert enters L1 only if no other change of its key came meanwhile.
+    InsertUnlessOvertaken,
+    /// A process that waits for a lease has a timer beside the wake-up.
     WaitWithTimer,
-    /// D4: another's lease is left alone.
+    /// The lease of another process is left alone.
     RespectLease,
-    /// D5: a get joins the flight that is there.
+    /// A get joins the running flight of its key.
     Coalesce,
-    /// D6: L1 answers only within the channel lease.
+    /// L1 answers only within the channel lease.
     ChannelLease,
-    /// D7: the channel lease counts from when the beat was sent.
+    /// The channel lease counts from the sending of the heartbeat.
     LeaseFromSending,
-    /// D8: beats take the same way as the messages.
-    BeatInQueue,
-    /// D9: when the channel lease has run out, a flight older than it is not joined.
+    /// Heartbeats and messages share one queue.
+    HeartbeatInQueue,
+    /// After the end of the channel lease, a flight older than H is not joined.
     JoinWithinLease,
-    /// D10: a key that L2 could not be told of is not read from L2 before L2 has been told.
+    /// A key whose change failed at L2 is not read from L2 before its repair.
     RepairThenRead,
-    /// D11: a change that L2 has confirmed settles the repairs that were pending before it was sent,
-    /// not those that came while its reply was under way.
-    SettleEarlier,
+    /// A confirmed change clears only the repairs that were pending before it was sent, not those
+    /// that came while its reply was under way.
+    ClearEarlierRepairs,
 }
 
 /// What must never happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Violation {
-    /// P3: a get that began after a change had returned here, or had been heard of here, is
-    /// answered with an older version.
+    /// A get is answered with an older version than a change that had returned here, or whose
+    /// message was processed here, before the get began.
     OldAnswer,
-    /// P3: L2 holds a value older than a change that it has carried out.
+    /// L2 holds a value older than a change that it has carried out.
     OldInL2,
-    /// P3: L1 holds a value older than a change that returned here or was heard of here.
+    /// L1 holds a value older than a change that returned here or whose message was processed here.
     OldInL1,
-    /// A process that is connected and has heard everything answers an older version from L1.
+    /// A process that is connected and has processed all messages answers an older version from L1.
     Missed,
-    /// P4: an L1 hit misses a change that returned H ago.
+    /// An L1 hit misses a change that returned H ago.
     OlderThanLease,
-    /// P3: somebody can still answer what `invalidate_everywhere` has invalidated.
+    /// A process can still answer what `invalidate_everywhere` has invalidated.
     NotEverywhere,
-    /// P1: two loads in one process, neither of them detached.
+    /// Two loads in one process, neither of them detached.
     TwoLoadsInProcess,
-    /// P2: two loads under leases, both holders alive, no lease expired, no change between.
+    /// Two loads under leases: both holders live, no lease has expired, and no change came between.
     TwoLoadsInFleet,
-    /// Nothing is left to do, and a flight or a lease is there.
+    /// No step is left to do, and a flight or a lease is left.
     Stuck,
 }
 
@@ -99,14 +100,16 @@ impl Violation {
             Self::OldAnswer => "a get is answered with a version older than it must see",
             Self::OldInL2 => "L2 holds a version older than a change that it has carried out",
             Self::OldInL1 => "L1 holds a version older than a change that this process knows of",
-            Self::Missed => "a process that has heard everything answers an old version from L1",
+            Self::Missed => {
+                "a process that has processed all messages answers an old version from L1"
+            }
             Self::OlderThanLease => "an L1 hit misses a change that returned H ago",
             Self::NotEverywhere => {
                 "an old version is answered after invalidate_everywhere returned"
             }
             Self::TwoLoadsInProcess => "two loads in one process, neither detached",
             Self::TwoLoadsInFleet => "two loads in the fleet, both with a living lease",
-            Self::Stuck => "nothing is left to do, and a flight or a lease is left behind",
+            Self::Stuck => "no step is left, and a flight or a lease is left behind",
         }
     }
 }
@@ -132,7 +135,7 @@ impl Model<'_> {
     /// What L1 of a process would answer now.
     pub(crate) fn l1_answer(&self, state: &State, process: usize) -> Option<u8> {
         let process = &state.processes[process];
-        let up = matches!(process.link, Link::Up | Link::Cut);
+        let up = matches!(process.subscription, Subscription::Up | Subscription::Cut);
         (up && self.within_lease(state, process.lease_until)).then_some(process.l1)?
     }
 
@@ -140,13 +143,13 @@ impl Model<'_> {
         self.config.lease == 0 || !self.has(Rule::ChannelLease) || state.now < lease_until
     }
 
-    /// Whether an L2 replica lags behind anywhere.
+    /// Whether there is a replica of L2 that lags.
     pub(crate) fn replicates(&self) -> bool {
         !self.has(Rule::ReadPrimary) || !self.has(Rule::KeepWrites)
     }
 
-    /// The first thing that is wrong with a state, `wanted` before all others. `idle`: no process
-    /// has anything left to do in it.
+    /// The first violation in a state, `wanted` before all others. `idle`: no process has a step
+    /// left to do.
     pub(crate) fn violation(
         &self,
         state: &State,
@@ -180,13 +183,14 @@ impl Model<'_> {
                 let old = self
                     .l1_answer(state, process)
                     .is_some_and(|l1| l1 < state.changed);
-                old && state.processes[process].link == Link::Up && !self.is_to_hear(state, process)
+                old && state.processes[process].subscription == Subscription::Up
+                    && !self.has_unprocessed_change(state, process)
             }),
             Violation::OlderThanLease => processes.any(|process| {
                 self.config.lease > 0
                     && self.l1_answer(state, process).is_some_and(|l1| {
                         state.writes.iter().any(|write| {
-                            matches!(write.done, Done::WaitsOut | Done::All)
+                            matches!(write.progress, Progress::WaitsForLease | Progress::All)
                                 && !write.dropped
                                 && write.version > l1
                                 && state.now >= write.returned + self.config.lease
@@ -211,24 +215,29 @@ impl Model<'_> {
                     > 1
             }
             Violation::Stuck => {
-                // Whoever waits out the channel lease waits for nothing but time.
-                let is_over = |done| matches!(done, Done::All | Done::WaitsOut);
-                idle && (state.flights.iter().any(|flight| flight.at != At::Free)
+                // A write that waits for the channel lease waits for time alone.
+                let is_over =
+                    |progress| matches!(progress, Progress::All | Progress::WaitsForLease);
+                idle && (state
+                    .flights
+                    .iter()
+                    .any(|flight| flight.stage != Stage::Free)
                     || state.l2.kind == Kind::Lease
-                    || !state.writes.iter().all(|write| is_over(write.done)))
+                    || !state.writes.iter().all(|write| is_over(write.progress)))
             }
         }
     }
 
-    /// Whether a change that L2 has carried out is still on its way to a process.
-    fn is_to_hear(&self, state: &State, process: usize) -> bool {
+    /// Whether a change that L2 has carried out has not been processed by a process yet.
+    fn has_unprocessed_change(&self, state: &State, process: usize) -> bool {
         let messages = state.processes[process].inbox.iter();
         let mut own = state.writes.iter().zip(self.config.writes);
         messages
             .into_iter()
             .any(|message| matches!(message, Message::Changed(_)))
-            || own
-                .any(|(write, (by, _))| usize::from(*by) == process && write.done == Done::Executed)
+            || own.any(|(write, (by, _))| {
+                usize::from(*by) == process && write.progress == Progress::Executed
+            })
     }
 }
 

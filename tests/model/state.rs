@@ -1,6 +1,7 @@
-//! What the model is in: one key, its source of truth, L2, the processes, and what is under way.
+//! The state of the model: one key, its source of truth, L2, the processes, and the calls under
+//! way.
 
-/// The most that a configuration may ask for.
+/// Upper bounds of what a configuration may ask for.
 pub(crate) const PROCESSES: usize = 3;
 pub(crate) const FLIGHTS: usize = 5;
 pub(crate) const WRITES: usize = 3;
@@ -12,9 +13,9 @@ pub(crate) struct Record {
     pub(crate) kind: Kind,
     pub(crate) token: u8,
     pub(crate) version: u8,
-    /// A value past its TTL, kept for what it is worth.
+    /// A value past its TTL.
     pub(crate) stale: bool,
-    /// A lease that somebody waits for.
+    /// A lease for which a process waits.
     pub(crate) waited_for: bool,
 }
 
@@ -24,7 +25,7 @@ pub(crate) enum Kind {
     Absent,
     Lease,
     Value,
-    /// The mark of a failed load.
+    /// A failure mark.
     Failed,
 }
 
@@ -53,48 +54,48 @@ impl Record {
     }
 }
 
-/// One message of the bus, as one process will hear it.
+/// A message of the bus in the inbox of one process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Message {
     #[default]
     None,
-    /// The key was invalidated, inserted or expired. The version is for the oracle: it is not sent.
+    /// The key was invalidated, inserted or expired. The version is not sent, it is for the oracle.
     Changed(u8),
-    /// A lease that somebody waits for is gone.
+    /// A lease for which a process waits is gone.
     Wake,
-    /// The process to itself, with the time at which it was sent.
-    Beat(u8),
+    /// From the process to itself, with the time at which it was sent.
+    Heartbeat(u8),
 }
 
 /// The subscription of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) enum Link {
+pub(crate) enum Subscription {
     #[default]
     Up,
-    /// Dead, and the process has not noticed: it hears nothing.
+    /// Dead without notice: nothing arrives.
     Cut,
     /// Dead, and the process knows.
     Down,
-    /// The server has it again; the process has not yet forgotten what it read before.
+    /// Confirmed by the server. The process has not cleared what it read before.
     Subscribed,
-    /// Forgotten, but not subscribed: the wrong order.
-    Forgotten,
+    /// Cleared, but not subscribed: the wrong order.
+    Cleared,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Process {
     pub(crate) l1: Option<u8>,
-    pub(crate) link: Link,
+    pub(crate) subscription: Subscription,
     /// L1 answers before this time.
     pub(crate) lease_until: u8,
     pub(crate) inbox: [Message; INBOX],
     /// Calls that have not begun.
     pub(crate) gets: u8,
     pub(crate) refreshes: u8,
-    /// The newest version that L2 could not be told of: it is to be told before it is read again.
+    /// The newest version whose change failed at L2. It must be repaired before L2 is read again.
     pub(crate) repairs: u8,
-    /// For the oracle: the newest version of which this process knows that it is there, because a
-    /// change of its own returned or a message was processed.
+    /// For the oracle: the newest version that this process knows of, from a change of its own that
+    /// returned or from a message that it processed.
     pub(crate) knows: u8,
 }
 
@@ -104,69 +105,72 @@ impl Process {
         *free.expect("a configuration sends no more messages than an inbox holds") = message;
     }
 
-    pub(crate) fn hear(&mut self) {
+    pub(crate) fn pop_message(&mut self) {
         self.inbox.copy_within(1.., 0);
         self.inbox[INBOX - 1] = Message::None;
     }
 
     pub(crate) fn is_subscribed(&self) -> bool {
-        matches!(self.link, Link::Up | Link::Subscribed)
+        matches!(
+            self.subscription,
+            Subscription::Up | Subscription::Subscribed
+        )
     }
 }
 
-/// Where a flight is: what it does next.
+/// The stage of a flight: what it does next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) enum At {
+pub(crate) enum Stage {
     #[default]
     Free,
     ReadL2,
-    /// L2 has answered with a value, and the reply is under way (only without R7).
+    /// L2 has answered with a value, and the reply is under way (only without `RegisterThenRead`).
     Reply,
     Acquire,
     Wait,
     Load,
-    /// The load failed: the lease is to be replaced by a mark.
-    Mark,
+    /// The load failed, and a failure mark is to replace the lease.
+    MarkFailure,
     Fill,
-    Land,
-    /// Checked that it may store into L1, not yet stored (only without R8).
+    Complete,
+    /// It may store into L1 and has not stored yet (only without `CheckWithStore`).
     Store,
-    LandFailed,
+    CompleteWithError,
 }
 
-/// What a load runs under, and its fill is compared with.
+/// The record against which the fill of a load is compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) enum Under {
+pub(crate) enum FillAgainst {
     #[default]
     Nothing,
     Lease,
-    /// The value that it refreshes.
+    /// The value that is refreshed.
     Value,
     /// No fill.
-    Alone,
+    NoFill,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Flight {
-    pub(crate) at: At,
+    pub(crate) stage: Stage,
     pub(crate) process: u8,
-    pub(crate) under: Under,
-    /// Of the lease or the value that it runs under, or of the stale value that it will replace.
+    pub(crate) fill_against: FillAgainst,
+    /// The token of that record, or of the stale value that the lease will replace.
     pub(crate) token: u8,
-    /// What it has read or loaded.
+    /// The version that was read or loaded.
     pub(crate) version: u8,
-    /// Loads although there is a value.
+    /// A load is wanted although there is a value.
     pub(crate) refreshes: bool,
-    /// In the table: later callers join it.
+    /// In the flight table: later callers join it.
     pub(crate) joinable: bool,
-    /// A change or a gap came since it registered: it stores nothing in L1.
+    /// A change or a gap came since it registered, so it stores nothing in L1.
     pub(crate) fenced: bool,
     pub(crate) registered: bool,
     /// Its answer may enter L1.
-    pub(crate) keeps: bool,
-    /// It has loaded before it acquired (only without R2).
+    pub(crate) enters_l1: bool,
+    /// It has loaded before it acquired (only without `AcquireThenLoad`).
     pub(crate) loaded: bool,
-    /// When it began; counted only where there is a channel lease.
+    /// When it began. Counted only with a channel lease.
     pub(crate) begun: u8,
     /// For the oracle: the newest version that one of its callers must see.
     pub(crate) needs: u8,
@@ -175,71 +179,72 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    pub(crate) fn flies(&self) -> bool {
-        self.at != At::Free
+    pub(crate) fn in_use(&self) -> bool {
+        self.stage != Stage::Free
     }
 
-    /// From the grant to the fill: wider than the load itself.
+    /// From the grant to the fill, which is longer than the load itself.
     pub(crate) fn holds(&self) -> bool {
-        self.under == Under::Lease && matches!(self.at, At::Load | At::Fill | At::Mark)
+        self.fill_against == FillAgainst::Lease
+            && matches!(self.stage, Stage::Load | Stage::Fill | Stage::MarkFailure)
     }
 
     pub(crate) fn loads(&self) -> bool {
-        matches!(self.at, At::Load | At::Fill | At::Mark)
+        matches!(self.stage, Stage::Load | Stage::Fill | Stage::MarkFailure)
     }
 }
 
-/// Where a write is: what it has done.
+/// The progress of a write: what it has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) enum Done {
+pub(crate) enum Progress {
     #[default]
     Nothing,
     Committed,
-    /// Evicted here, L2 not yet told (only without R10).
+    /// L1 is evicted and L2 is not changed yet (only without `L2ThenEvict`).
     Evicted,
-    /// Announced, L2 not yet changed (only without R6).
+    /// Announced, and L2 is not changed yet (only without `RemoveThenPublish`).
     Announced,
-    /// L2 has carried it out, the reply is under way.
+    /// L2 has carried it out, and the reply is under way.
     Executed,
-    /// `invalidate_everywhere`: waits until nobody can have missed it.
-    WaitsOut,
-    /// L2 has answered, the source has not committed (only without R14).
+    /// `invalidate_everywhere` waits until no process can have missed it.
+    WaitsForLease,
+    /// L2 has answered, and the source has not committed (only without `CommitThenInvalidate`).
     Premature,
     All,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Write {
-    pub(crate) done: Done,
+    pub(crate) progress: Progress,
     pub(crate) version: u8,
-    /// The repair that was pending when L2 was told.
-    pub(crate) settles: u8,
+    /// The repair that was pending when the change was sent.
+    pub(crate) pending_repair: u8,
     /// An insert whose key was changed while it was under way.
-    pub(crate) disturbed: bool,
-    /// When it returned; counted only where there is a channel lease.
+    pub(crate) overtaken: bool,
+    /// When it returned. Counted only with a channel lease.
     pub(crate) returned: u8,
-    /// Its process crashed or its caller went away: nothing was promised.
+    /// Its process crashed or its caller went away, so nothing was promised.
     pub(crate) dropped: bool,
 }
 
-/// What may still go wrong.
+/// The faults that may still happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Faults {
     /// Leases that expire under a living holder.
     pub(crate) expiries: u8,
     /// Values of L2 that pass their TTL.
     pub(crate) agings: u8,
-    /// Entries that L1 or L2 drops: expired or evicted.
+    /// Entries that L1 or L2 drops.
     pub(crate) evictions: u8,
     pub(crate) crashes: u8,
     pub(crate) cuts: u8,
     pub(crate) duplicates: u8,
     /// Flights that L2 does not answer, or that wait for longer than `lease_wait`.
-    pub(crate) alone: u8,
-    /// Invalidations that L2 does not answer and does not carry out.
-    pub(crate) untold: u8,
+    pub(crate) without_lease: u8,
+    /// Invalidations that L2 neither answers nor carries out.
+    pub(crate) change_fails: u8,
     pub(crate) failures: u8,
-    /// Fills of which nobody knows what became.
+    /// Fills whose outcome stays unknown.
     pub(crate) unknown_fills: u8,
     pub(crate) fail_overs: u8,
 }
@@ -249,45 +254,45 @@ pub(crate) struct State {
     /// The newest committed version.
     pub(crate) source: u8,
     pub(crate) l2: Record,
-    /// L2's replica, where somebody could read it.
+    /// The replica of L2, if it is read.
     pub(crate) replica: Record,
     pub(crate) now: u8,
     pub(crate) processes: [Process; PROCESSES],
     pub(crate) flights: [Flight; FLIGHTS],
     pub(crate) writes: [Write; WRITES],
     pub(crate) faults: Faults,
-    /// For the oracle: the newest version that L2 was told of by invalidations and inserts; by
-    /// expiries too; and by `invalidate_everywhere` that has returned.
+    /// For the oracle: the newest version that L2 has carried out, by invalidations and inserts, by
+    /// expiries as well, and by an `invalidate_everywhere` that has returned.
     pub(crate) invalidated: u8,
     pub(crate) changed: u8,
     pub(crate) everywhere: u8,
-    /// For the oracle: a caller was just answered with less than it must see.
+    /// For the oracle: a caller was answered with less than it must see.
     pub(crate) old_answer: bool,
 }
 
 /// What a write does after its commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum How {
+pub(crate) enum WriteKind {
     Invalidate,
     InvalidateEverywhere,
     Insert,
     Expire,
 }
 
-/// Bounds of one exploration.
+/// The bounds of one exploration.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Config {
     pub(crate) name: &'static str,
     /// Whether L2 holds version 0 at first.
     pub(crate) warm: bool,
-    /// Gets per process; a process takes part if it is within `processes`.
+    /// Processes that take part, and the gets of each.
     pub(crate) processes: usize,
     pub(crate) gets: [u8; PROCESSES],
     pub(crate) refreshes: [u8; PROCESSES],
-    /// Process and kind.
-    pub(crate) writes: &'static [(u8, How)],
+    /// The process and the kind of each write.
+    pub(crate) writes: &'static [(u8, WriteKind)],
     pub(crate) faults: Faults,
-    /// The channel lease H in ticks, and how far time goes. No channel lease where it is zero.
+    /// The channel lease H and the end of time, in ticks. Zero means no channel lease.
     pub(crate) lease: u8,
     pub(crate) ticks: u8,
 }
@@ -301,8 +306,8 @@ impl Config {
         if refreshes.iter().any(|refreshes| *refreshes > 0) {
             bounds += &format!(", refreshes {refreshes:?}");
         }
-        for (process, how) in self.writes {
-            bounds += &format!(", P{process} {how:?}");
+        for (process, write_kind) in self.writes {
+            bounds += &format!(", P{process} {write_kind:?}");
         }
         let faults = &self.faults;
         for (name, faults) in [
@@ -312,8 +317,8 @@ impl Config {
             ("crashes", faults.crashes),
             ("cuts", faults.cuts),
             ("duplicates", faults.duplicates),
-            ("flights alone", faults.alone),
-            ("failed invalidations", faults.untold),
+            ("flights without a lease", faults.without_lease),
+            ("failed invalidations", faults.change_fails),
             ("failed loads", faults.failures),
             ("unknown fills", faults.unknown_fills),
         ] {
@@ -346,10 +351,10 @@ impl Config {
             process.lease_until = self.lease;
         }
         for process in start.processes.iter_mut().skip(self.processes) {
-            process.link = Link::Down;
+            process.subscription = Subscription::Down;
         }
         for write in start.writes.iter_mut().skip(self.writes.len()) {
-            write.done = Done::All;
+            write.progress = Progress::All;
             write.dropped = true;
         }
         start

@@ -1,5 +1,5 @@
-//! Processes of a fleet: this binary, run by itself. A child reads commands from its input, answers with lines, and
-//! ends with its input.
+//! Processes of a fleet: this binary, started as a child. A child reads commands from its input,
+//! answers with lines, and ends with its input.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ChildStdin, Command, Stdio};
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncBufReadExt;
 
 use crate::contenders::named;
-use crate::drive::Drive;
-use crate::peer::{Fault, Instance, Setup};
+use crate::peer::{BoxError, Instance, Setup};
 use crate::source::Source;
 use crate::table::micros;
+use crate::traffic::Traffic;
 
-/// A running child, from its parent's side; it ends with this value.
+/// A running child, from its parent's side. It ends when this value is dropped.
 pub(crate) struct Child {
     process: std::process::Child,
     input: ChildStdin,
@@ -23,7 +23,7 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    pub(crate) fn start(slug: &str, url: &str) -> Result<Self, Fault> {
+    pub(crate) fn start(slug: &str, url: &str) -> Result<Self, BoxError> {
         let mut process = Command::new(std::env::current_exe()?)
             .args(["child", slug, url])
             .stdin(Stdio::piped())
@@ -44,19 +44,23 @@ impl Child {
             input,
             lines,
         };
-        let ready = child.hear("ready", Duration::from_secs(30))?;
+        let ready = child.expect_line("ready", Duration::from_secs(30))?;
         ready
             .map(|_| child)
             .ok_or_else(|| format!("{slug} is not ready").into())
     }
 
-    pub(crate) fn tell(&mut self, command: &str) -> Result<(), Fault> {
+    pub(crate) fn send(&mut self, command: &str) -> Result<(), BoxError> {
         writeln!(self.input, "{command}")?;
         Ok(())
     }
 
-    /// The rest of the next line that begins so; nothing, if it does not come in time.
-    pub(crate) fn hear(&self, word: &str, within: Duration) -> Result<Option<String>, Fault> {
+    /// The rest of the next line that begins with `word`, or `None` when it does not come in time.
+    pub(crate) fn expect_line(
+        &self,
+        word: &str,
+        within: Duration,
+    ) -> Result<Option<String>, BoxError> {
         let deadline = Instant::now() + within;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -72,8 +76,8 @@ impl Child {
         }
     }
 
-    /// With `SIGKILL`.
-    pub(crate) fn kill(&mut self) -> Result<(), Fault> {
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) -> Result<(), BoxError> {
         self.process.kill()?;
         self.process.wait()?;
         Ok(())
@@ -87,15 +91,15 @@ impl Drop for Child {
     }
 }
 
-/// What a child says when all its callers have their answers.
-pub(crate) struct Asked {
+/// The line that a child prints when all its callers have been answered.
+pub(crate) struct AskResult {
     pub(crate) loads: u64,
     pub(crate) failed: u64,
     pub(crate) micros: Vec<f64>,
 }
 
-impl Asked {
-    pub(crate) fn parse(line: &str) -> Result<Self, Fault> {
+impl AskResult {
+    pub(crate) fn parse(line: &str) -> Result<Self, BoxError> {
         let mut words = line.split_whitespace();
         let mut next = || words.next().ok_or("a short line");
         let (loads, failed) = (next()?.parse()?, next()?.parse()?);
@@ -111,9 +115,9 @@ impl Asked {
     }
 }
 
-/// The child's side.
-pub(crate) fn run(slug: &str, url: &str) -> Result<(), Fault> {
-    let who = named(slug).ok_or("nobody of this name")?;
+/// The main function of a child.
+pub(crate) fn run(slug: &str, url: &str) -> Result<(), BoxError> {
+    let who = named(slug).ok_or("no contender of this name")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -121,12 +125,12 @@ pub(crate) fn run(slug: &str, url: &str) -> Result<(), Fault> {
     runtime.block_on(async {
         let source = Source::new();
         let peer = (who.open)(Setup::new(url, source)).await?;
-        // Connections and what else a first look-up makes.
+        // The first look-up makes the connections.
         peer.get(u64::from(std::process::id())).await?;
         tokio::time::sleep(Duration::from_millis(100)).await;
         say("ready");
         let mut commands = tokio::io::BufReader::new(tokio::io::stdin()).lines();
-        let mut drive = None;
+        let mut traffic = None;
         while let Some(line) = commands.next_line().await? {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words[..] {
@@ -134,17 +138,17 @@ pub(crate) fn run(slug: &str, url: &str) -> Result<(), Fault> {
                     source.takes(Duration::from_micros(micros.parse()?));
                     ask(&peer, source, id.parse()?, callers.parse()?).await;
                 }
-                ["drive", tasks, micros] => {
-                    drive = Some(Drive::start(&peer, tasks.parse()?).await?);
+                ["traffic", tasks, micros] => {
+                    traffic = Some(Traffic::start(&peer, tasks.parse()?).await?);
                     source.takes(Duration::from_micros(micros.parse()?));
                 }
                 ["phase", number] => {
-                    if let Some(drive) = &drive {
-                        drive.phase(number.parse()?);
+                    if let Some(traffic) = &traffic {
+                        traffic.phase(number.parse()?);
                     }
                 }
                 ["stop"] => {
-                    for line in drive.take().ok_or("nothing to stop")?.stop().await {
+                    for line in traffic.take().ok_or("nothing to stop")?.stop().await {
                         say(&line);
                     }
                     say("done");
@@ -165,7 +169,7 @@ fn say(line: &str) {
 /// Many callers of one key at once.
 async fn ask(peer: &Instance, source: &'static Source, id: u64, callers: usize) {
     let before = source.loads();
-    let told = tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         while source.loads() == before {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -187,7 +191,7 @@ async fn ask(peer: &Instance, source: &'static Source, id: u64, callers: usize) 
         });
     }
     let failed: u64 = running.join_all().await.into_iter().sum();
-    told.abort();
+    task.abort();
     let latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
     let listed: Vec<String> = latencies.iter().map(|took| format!("{took:.1}")).collect();
     say(&format!(

@@ -1,31 +1,31 @@
-//! tidegate beside its peers and its limits, in one run, taking turns.
+//! tidegate beside its peers and its limits, in alternation within one run.
 //!
 //! ```text
-//! cargo run --release -p tidegate-peers                                   # all tables, about a quarter of an hour
-//! cargo run --release -p tidegate-peers -- --write benches/RESULTS.md     # the file that is kept
-//! cargo run --release -p tidegate-peers -- --quick                        # only whether everything runs, a minute
-//! cargo run --release -p tidegate-peers -- hits outage                    # some of the tables
-//! cargo run --release -p tidegate-peers -- l2 --only tidegate,by-hand     # some of the rows, beside the limits
+//! cargo run --release -p tidegate-peers                                # all tables, 15 minutes
+//! cargo run --release -p tidegate-peers -- --write benches/RESULTS.md  # and write the file
+//! cargo run --release -p tidegate-peers -- --quick                     # a check that all runs
+//! cargo run --release -p tidegate-peers -- hits outage                 # some of the tables
+//! cargo run --release -p tidegate-peers -- l2 --only tidegate,by-hand  # some of the rows
 //! ```
 //!
-//! It starts its own servers and processes, and leaves nothing behind. Needs a `redis-server` on the PATH, or named in
-//! `TIDEGATE_REDIS_SERVER`.
+//! The program starts its own servers and processes, and leaves nothing behind. Needs a
+//! `redis-server` on the PATH, or named in `TIDEGATE_REDIS_SERVER`.
 
 use std::process::ExitCode;
 use std::time::Instant;
 
-use self::cells::{CELLS, Scale};
-use self::peer::Fault;
+use self::measurements::{MEASUREMENTS, Scale};
+use self::peer::BoxError;
 
-mod cells;
 mod child;
 mod contenders;
-mod drive;
+mod measurements;
 mod peer;
 mod report;
 mod server;
 mod source;
 mod table;
+mod traffic;
 
 fn main() -> ExitCode {
     quiet_panics();
@@ -54,7 +54,7 @@ struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
-    fn parse(words: &[&'a str]) -> Result<Self, Fault> {
+    fn parse(words: &[&'a str]) -> Result<Self, BoxError> {
         let mut wanted = Self::default();
         let mut rest = words.iter().copied();
         while let Some(word) = rest.next() {
@@ -69,9 +69,9 @@ impl<'a> Wanted<'a> {
                 "--write" => {
                     wanted.file = Some(rest.next().ok_or("--write needs the name of a file")?)
                 }
-                name if CELLS.iter().any(|cell| cell.0 == name) => wanted.tables.push(name),
+                name if MEASUREMENTS.iter().any(|cell| cell.0 == name) => wanted.tables.push(name),
                 name => {
-                    let all = CELLS.map(|(name, _)| name).join(", ");
+                    let all = MEASUREMENTS.map(|(name, _)| name).join(", ");
                     return Err(format!("there is no table '{name}'; there are: {all}").into());
                 }
             }
@@ -86,7 +86,7 @@ impl<'a> Wanted<'a> {
     }
 }
 
-fn run(words: &[&str]) -> Result<(), Fault> {
+fn run(words: &[&str]) -> Result<(), BoxError> {
     let wanted = Wanted::parse(words)?;
     if let Some(slugs) = wanted.only {
         contenders::only(slugs)?;
@@ -97,7 +97,7 @@ fn run(words: &[&str]) -> Result<(), Fault> {
     }
     let load = report::load_average();
     let (mut text, mut failed) = (String::new(), Vec::new());
-    for (name, measure) in CELLS {
+    for (name, measure) in MEASUREMENTS {
         if !wanted.tables.is_empty() && !wanted.tables.contains(&name) {
             continue;
         }
@@ -123,7 +123,7 @@ fn run(words: &[&str]) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Loaders panic on purpose here, in dozens.
+/// Hides the panics that loaders make on purpose.
 fn quiet_panics() {
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

@@ -1,4 +1,4 @@
-//! What every contender can do, whatever it calls it.
+//! The operations that every contender has, under one name.
 
 use std::error::Error;
 use std::future::Future;
@@ -7,19 +7,19 @@ use std::pin::Pin;
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use crate::source::{Held, Source};
+use crate::source::{CachedUser, Source};
 
-pub(crate) type Fault = Box<dyn Error + Send + Sync>;
-pub(crate) type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
+pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub(crate) type Instance = Arc<dyn Peer>;
-pub(crate) type Opening = Later<'static, Result<Instance, Fault>>;
+pub(crate) type Opening = BoxFuture<'static, Result<Instance, BoxError>>;
 
-/// What an instance is made of.
+/// The ingredients of an instance.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) url: String,
     pub(crate) source: &'static Source,
-    /// Entries that L1 has room for.
+    /// The capacity of L1, in entries.
     pub(crate) capacity: u64,
 }
 
@@ -33,28 +33,28 @@ impl Setup {
     }
 }
 
-/// TTL of everything, longer than any measurement.
+/// The TTL of everything, longer than any measurement.
 pub(crate) const TTL: Duration = Duration::from_secs(3_600);
 
-/// One instance, with an L1 and connections of its own.
+/// One instance with an L1 and connections of its own.
 pub(crate) trait Peer: Send + Sync + 'static {
-    /// Gets, or loads and stores, with a key that is a number.
-    fn get(&self, id: u64) -> Later<'_, Result<Held, Fault>>;
+    /// Gets, or loads and stores, with a number as the key.
+    fn get(&self, id: u64) -> BoxFuture<'_, Result<CachedUser, BoxError>>;
 
-    /// The same with a key that is a string. Contenders with typed keys keep these in a second cache.
-    fn get_by_name<'a>(&'a self, name: &'a str) -> Later<'a, Result<Held, Fault>>;
+    /// The same with a string as the key. Contenders with typed keys keep these in a second cache.
+    fn get_by_name<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<CachedUser, BoxError>>;
 
-    fn invalidate(&self, id: u64) -> Later<'_, Result<(), Fault>>;
+    fn invalidate(&self, id: u64) -> BoxFuture<'_, Result<(), BoxError>>;
 
-    /// How many of them are there, where many can be asked for in one call.
-    fn get_many(&self, _ids: Vec<u64>) -> Option<Later<'_, Result<usize, Fault>>> {
+    /// How many of the keys exist, if the contender has a call for many keys.
+    fn get_many(&self, _ids: Vec<u64>) -> Option<BoxFuture<'_, Result<usize, BoxError>>> {
         None
     }
 
-    /// Looks up what L1 holds, in a loop without boxes.
-    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, Fault>;
+    /// Looks up keys that L1 holds, in a loop without boxed futures.
+    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, BoxError>;
 
-    fn close(&self) -> Later<'_, ()> {
+    fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
 }
@@ -62,19 +62,19 @@ pub(crate) trait Peer: Send + Sync + 'static {
 /// Keys that one thread looks up one after the other.
 pub(crate) struct Draws<'a> {
     pub(crate) ids: &'a [u64],
-    /// Where keys are strings: by their numbers.
+    /// The string keys by their numbers, for look-ups by string.
     pub(crate) names: Option<&'a [String]>,
-    /// Where the threads meet before they begin.
+    /// All threads wait here before they begin.
     pub(crate) barrier: &'a Barrier,
 }
 
 impl<'a> Draws<'a> {
-    /// For contenders whose look-ups are futures.
+    /// Runs look-ups that are futures.
     pub(crate) fn spin<A, B, T, U>(
         &self,
         by_id: impl Fn(u64) -> A,
         by_name: impl Fn(&'a str, u64) -> B,
-    ) -> Result<Duration, Fault>
+    ) -> Result<Duration, BoxError>
     where
         A: Future<Output = T>,
         B: Future<Output = U>,
@@ -101,7 +101,7 @@ impl<'a> Draws<'a> {
         })
     }
 
-    /// For contenders whose look-ups block.
+    /// Runs look-ups that block.
     pub(crate) fn spin_blocking<T, U>(
         &self,
         by_id: impl Fn(u64) -> T,
@@ -130,7 +130,7 @@ fn named(names: &[String], id: u64) -> Option<(&str, u64)> {
     Some((name, id))
 }
 
-/// What has no look-ups in L1, or no tier but it.
-pub(crate) fn unable<T>(what: &'static str) -> Result<T, Fault> {
+/// The error of a contender that cannot do a measurement.
+pub(crate) fn unsupported<T>(what: &'static str) -> Result<T, BoxError> {
     Err(what.into())
 }

@@ -1,4 +1,4 @@
-//! A `redis-server`, what it says about its work, and a proxy that counts.
+//! A `redis-server`, statistics of its work, and a proxy that counts.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -10,16 +10,16 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::peer::Fault;
+use crate::peer::BoxError;
 
-/// A server on a port of its own that keeps nothing on disk; it ends with this value.
+/// A server on a port of its own that keeps nothing on disk. It ends when this value is dropped.
 pub(crate) struct Server {
     child: Child,
     port: u16,
 }
 
 impl Server {
-    pub(crate) fn start() -> Result<Self, Fault> {
+    pub(crate) fn start() -> Result<Self, BoxError> {
         let port = free_port()?;
         let child = spawn(port)?;
         let mut server = Self { child, port };
@@ -35,20 +35,20 @@ impl Server {
         self.port
     }
 
-    /// With `SIGKILL`.
-    pub(crate) fn kill(&mut self) -> Result<(), Fault> {
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) -> Result<(), BoxError> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
-    /// On the same port, with nothing in it.
-    pub(crate) fn restart(&mut self) -> Result<(), Fault> {
+    /// Starts the server again on the same port, empty.
+    pub(crate) fn restart(&mut self) -> Result<(), BoxError> {
         self.child = spawn(self.port)?;
         self.answers()
     }
 
-    fn answers(&mut self) -> Result<(), Fault> {
+    fn answers(&mut self) -> Result<(), BoxError> {
         let deadline = Instant::now() + Duration::from_secs(10);
         while self.ask("PING").is_err() {
             if let Some(status) = self.child.try_wait()? {
@@ -62,12 +62,12 @@ impl Server {
         Ok(())
     }
 
-    fn connection(&self) -> Result<TcpStream, Fault> {
+    fn connection(&self) -> Result<TcpStream, BoxError> {
         Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?)
     }
 
-    /// One command without arguments that hold blanks; a reply that is a string.
-    pub(crate) fn ask(&self, command: &str) -> Result<String, Fault> {
+    /// Sends one command whose arguments contain no blanks. Returns a reply that is a string.
+    pub(crate) fn ask(&self, command: &str) -> Result<String, BoxError> {
         let mut stream = BufReader::new(self.connection()?);
         stream
             .get_mut()
@@ -83,8 +83,8 @@ impl Server {
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// Seconds of CPU that the server has taken since it began.
-    pub(crate) fn cpu(&self) -> Result<f64, Fault> {
+    /// Seconds of CPU that the server has used since its start.
+    pub(crate) fn cpu(&self) -> Result<f64, BoxError> {
         let info = self.ask("INFO cpu")?;
         let seconds = |name| field(&info, name).and_then(|text| text.parse::<f64>().ok());
         let both = seconds("used_cpu_user").zip(seconds("used_cpu_sys"));
@@ -92,19 +92,19 @@ impl Server {
             .ok_or_else(|| "INFO cpu has no CPU times".into())
     }
 
-    pub(crate) fn version(&self) -> Result<String, Fault> {
+    pub(crate) fn version(&self) -> Result<String, BoxError> {
         let info = self.ask("INFO server")?;
         Ok(field(&info, "redis_version").unwrap_or("?").to_owned())
     }
 
-    /// From now on, every command is written down.
-    pub(crate) fn watch(&self) -> Result<Watch, Fault> {
+    /// Records every command from now on.
+    pub(crate) fn record_commands(&self) -> Result<CommandLog, BoxError> {
         let mut stream = self.connection()?;
         stream.write_all(b"MONITOR\r\n")?;
         stream.set_read_timeout(Some(Duration::from_millis(200)))?;
         let mut ok = [0; 5];
         stream.read_exact(&mut ok)?;
-        Ok(Watch(stream))
+        Ok(CommandLog(stream))
     }
 }
 
@@ -120,7 +120,7 @@ impl Drop for Server {
     }
 }
 
-fn spawn(port: u16) -> Result<Child, Fault> {
+fn spawn(port: u16) -> Result<Child, BoxError> {
     let named = std::env::var("TIDEGATE_REDIS_SERVER");
     let binary = named.unwrap_or_else(|_| "redis-server".to_owned());
     Command::new(&binary)
@@ -139,9 +139,9 @@ fn spawn(port: u16) -> Result<Child, Fault> {
         })
 }
 
-/// Below the ports that the system gives to clients: one that reconnects to a server that is down
-/// could be given its port, and would talk to itself.
-fn free_port() -> Result<u16, Fault> {
+/// Below the ports that the system gives to outgoing connections: a client that reconnects to a
+/// server that is down could get the server's port and connect to itself.
+fn free_port() -> Result<u16, BoxError> {
     for _ in 0..100 {
         let port = 20_000 + rand::random::<u16>() % 10_000;
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
@@ -151,19 +151,19 @@ fn free_port() -> Result<u16, Fault> {
     Err("none of a hundred ports is free".into())
 }
 
-/// Commands as `MONITOR` tells them.
-pub(crate) struct Watch(TcpStream);
+/// The commands that `MONITOR` prints.
+pub(crate) struct CommandLog(TcpStream);
 
-/// How often each command was sent by clients, and run by scripts.
+/// How often each command was sent by clients, and how often it was run by scripts.
 #[derive(Default)]
 pub(crate) struct Commands {
     pub(crate) sent: BTreeMap<String, u64>,
     pub(crate) in_scripts: BTreeMap<String, u64>,
 }
 
-impl Watch {
-    /// Everything until nothing has come for a while.
-    pub(crate) fn end(self) -> Result<Commands, Fault> {
+impl CommandLog {
+    /// Reads until nothing has arrived for a while.
+    pub(crate) fn end(self) -> Result<Commands, BoxError> {
         let mut reader = BufReader::new(self.0);
         let (mut commands, mut line) = (Commands::default(), String::new());
         loop {
@@ -186,7 +186,7 @@ impl Watch {
 }
 
 impl Commands {
-    /// `+1763769600.123456 [0 127.0.0.1:50000] "GET" "key"`, or `[0 lua]` within scripts.
+    /// `+1763769600.123456 [0 127.0.0.1:50000] "GET" "key"`, or `[0 lua]` inside scripts.
     fn count(&mut self, line: &str) {
         let Some((origin, command)) = line.split_once("] \"") else {
             return;
@@ -202,22 +202,22 @@ impl Commands {
     }
 }
 
-/// Counts what clients write, which for one command after the other is round trips.
+/// Counts the writes of clients. With one command at a time these are round trips.
 pub(crate) struct Proxy {
     port: u16,
     writes: Arc<AtomicU64>,
 }
 
 impl Proxy {
-    /// On the runtime that calls it; it ends with that.
-    pub(crate) async fn before(server: &Server) -> Result<Self, Fault> {
+    /// Runs on the current runtime and ends with it.
+    pub(crate) async fn before(server: &Server) -> Result<Self, BoxError> {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let (port, to) = (listener.local_addr()?.port(), server.port());
         let writes = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&writes);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass_on(client, to, Arc::clone(&counter)));
+                tokio::spawn(relay(client, to, Arc::clone(&counter)));
             }
         });
         Ok(Self { port, writes })
@@ -232,7 +232,7 @@ impl Proxy {
     }
 }
 
-async fn pass_on(client: tokio::net::TcpStream, to: u16, writes: Arc<AtomicU64>) {
+async fn relay(client: tokio::net::TcpStream, to: u16, writes: Arc<AtomicU64>) {
     let Ok(server) = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, to)).await else {
         return;
     };

@@ -1,4 +1,4 @@
-//! What is cached, and the source of truth that it comes from.
+//! The cached values, and the source of truth that they come from.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// About 100 bytes, and as many more as the source is told.
+/// About 100 bytes, plus the length of its notes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct User {
     pub(crate) id: u64,
-    /// Which state of the source this is.
+    /// The revision of the source at the time of the load.
     pub(crate) revision: u64,
     name: String,
     mail: String,
@@ -19,10 +19,10 @@ pub(crate) struct User {
     notes: String,
 }
 
-/// What a look-up answers: a user, or that there is none.
-pub(crate) type Held = Option<Arc<User>>;
+/// The answer of a look-up: a user, or an absence.
+pub(crate) type CachedUser = Option<Arc<User>>;
 
-/// Keys from here on name nobody.
+/// Keys from here on are absent.
 pub(crate) const ABSENT: u64 = 1 << 40;
 
 /// The loader's own error.
@@ -37,7 +37,7 @@ impl fmt::Display for Failed {
 
 impl std::error::Error for Failed {}
 
-/// What the loader panics with, so that nothing of it is printed.
+/// The payload of the loader's panic, by which it is recognised and not printed.
 pub(crate) const PANIC: &str = "the loader panics on purpose";
 
 const ANSWERS: u8 = 0;
@@ -50,17 +50,18 @@ pub(crate) struct Source {
     loads: AtomicU64,
     delay: AtomicU64,
     revision: AtomicU64,
-    manner: AtomicU8,
+    mode: AtomicU8,
     notes: usize,
 }
 
 impl Source {
-    /// Of small values. It is leaked: a loader that clones an `Arc` for each call would be measured, too.
+    /// A source of small values. It is leaked, because the clone of an `Arc` per call would be
+    /// measured.
     pub(crate) fn new() -> &'static Self {
         Box::leak(Box::default())
     }
 
-    /// Of values of about 1 KB.
+    /// A source of values of about 1 KB.
     pub(crate) fn of_kilobytes() -> &'static Self {
         Box::leak(Box::new(Self {
             notes: 900,
@@ -68,21 +69,21 @@ impl Source {
         }))
     }
 
-    /// One load takes so long.
+    /// Sets the duration of a load.
     pub(crate) fn takes(&self, delay: Duration) {
         let micros = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
         self.delay.store(micros, Relaxed);
     }
 
     pub(crate) fn fails(&self) {
-        self.manner.store(FAILS, Relaxed);
+        self.mode.store(FAILS, Relaxed);
     }
 
     pub(crate) fn panics_once(&self) {
-        self.manner.store(PANICS_ONCE, Relaxed);
+        self.mode.store(PANICS_ONCE, Relaxed);
     }
 
-    /// What is loaded from now on is another state than before.
+    /// Begins a new revision and returns it.
     pub(crate) fn changes(&self) -> u64 {
         self.revision.fetch_add(1, Relaxed) + 1
     }
@@ -93,23 +94,23 @@ impl Source {
 
     pub(crate) async fn load(&self, id: u64) -> Result<Option<User>, Failed> {
         self.loads.fetch_add(1, Relaxed);
-        // A database reads first, and takes its time to answer.
+        // A database reads first and then takes its time to answer.
         let found = (id < ABSENT).then(|| self.user(id));
         let delay = self.delay.load(Relaxed);
         if delay > 0 {
             tokio::time::sleep(Duration::from_micros(delay)).await;
         }
-        match self.manner.load(Relaxed) {
+        match self.mode.load(Relaxed) {
             FAILS => Err(Failed),
             PANICS_ONCE => {
-                self.manner.store(ANSWERS, Relaxed);
+                self.mode.store(ANSWERS, Relaxed);
                 std::panic::panic_any(PANIC)
             }
             _ => Ok(found),
         }
     }
 
-    pub(crate) async fn held(&self, id: u64) -> Result<Held, Failed> {
+    pub(crate) async fn load_shared(&self, id: u64) -> Result<CachedUser, Failed> {
         Ok(self.load(id).await?.map(Arc::new))
     }
 
@@ -125,12 +126,12 @@ impl Source {
     }
 }
 
-/// The key of a user where keys are strings.
+/// The key of a user as a string.
 pub(crate) fn name_of(id: u64) -> String {
     format!("user:{id}")
 }
 
-/// The way back.
+/// The number of a key that is a string.
 pub(crate) fn id_of(name: &str) -> u64 {
     name.rsplit(':')
         .next()
@@ -138,15 +139,15 @@ pub(crate) fn id_of(name: &str) -> u64 {
         .unwrap_or_default()
 }
 
-/// As bare fred and the tiers of ours store it.
-pub(crate) fn encode(held: &Held) -> Result<Vec<u8>, bincode::error::EncodeError> {
-    bincode::serde::encode_to_vec(held, bincode::config::standard())
+/// The encoding of bare fred and of the tiers of ours.
+pub(crate) fn encode(cached: &CachedUser) -> Result<Vec<u8>, bincode::error::EncodeError> {
+    bincode::serde::encode_to_vec(cached, bincode::config::standard())
 }
 
-/// What cannot be decoded is not there.
-pub(crate) fn decode(bytes: &[u8]) -> Option<Held> {
+/// Bytes that cannot be decoded count as absent.
+pub(crate) fn decode(bytes: &[u8]) -> Option<CachedUser> {
     const LIMIT: usize = 1 << 20;
     let config = bincode::config::standard().with_limit::<LIMIT>();
     let decoded = bincode::serde::decode_from_slice(bytes, config);
-    decoded.ok().map(|(held, _)| held)
+    decoded.ok().map(|(cached, _)| cached)
 }

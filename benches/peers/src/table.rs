@@ -1,9 +1,9 @@
-//! Medians, spreads, and Markdown.
+//! Tables in Markdown, medians and quartiles.
 
 use std::fmt::Write;
 use std::time::Duration;
 
-/// One table, with what was measured above it and its notes below.
+/// One table with its title and the method of its measurement.
 pub(crate) struct Table {
     title: String,
     method: String,
@@ -22,14 +22,14 @@ impl Table {
         }
     }
 
-    pub(crate) fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+    pub(crate) fn row(&mut self, measurements: Vec<String>) {
+        self.rows.push(measurements);
     }
 
     pub(crate) fn markdown(&self) -> String {
         let mut text = format!("## {}\n\n{}\n\n", self.title, wrapped(&self.method));
-        let mut line = |cells: &[String]| {
-            let _ = writeln!(text, "| {} |", cells.join(" | "));
+        let mut line = |measurements: &[String]| {
+            let _ = writeln!(text, "| {} |", measurements.join(" | "));
         };
         line(&self.head);
         line(&vec!["---".to_owned(); self.head.len()]);
@@ -38,12 +38,12 @@ impl Table {
     }
 }
 
-/// In lines of about 120 characters.
+/// Wraps text at 100 characters.
 pub(crate) fn wrapped(text: &str) -> String {
     let (mut out, mut length) = (String::new(), 0);
     for word in text.split_whitespace() {
         let width = word.chars().count();
-        if length > 0 && length + 1 + width > 120 {
+        if length > 0 && length + 1 + width > 100 {
             out.push('\n');
             length = 0;
         }
@@ -57,7 +57,7 @@ pub(crate) fn wrapped(text: &str) -> String {
     out
 }
 
-/// Measured values of one cell, in its unit.
+/// The measured values of one cell, in its unit.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Values(Vec<f64>);
 
@@ -66,7 +66,7 @@ impl Values {
         self.0.push(value);
     }
 
-    /// The value below which this share of them lies, from 0 to 1.
+    /// The quantile of this share, from 0 to 1.
     pub(crate) fn at(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
@@ -85,22 +85,28 @@ impl Values {
         self.at(0.5)
     }
 
-    /// The median, and the quartiles where there are enough for them.
-    pub(crate) fn spread(&self) -> String {
+    /// Two cells: the median, and the quartiles. With fewer than five values, the smallest and the
+    /// largest take the place of the quartiles.
+    pub(crate) fn spread(&self) -> [String; 2] {
+        if self.0.is_empty() {
+            return [number(f64::NAN), number(f64::NAN)];
+        }
         let (low, high) = if self.0.len() < 5 {
             (self.at(0.0), self.at(1.0))
         } else {
             (self.at(0.25), self.at(0.75))
         };
         let [low, high, median] = [low, high, self.median()].map(number);
-        if low == high {
-            median
-        } else {
-            format!("{median} ({low}–{high})")
-        }
+        [median, format!("{low}–{high}")]
     }
 
-    /// These, each as a multiple of the limit of its round.
+    /// Three cells: those of [`Self::spread`], and the median multiple of the limit.
+    pub(crate) fn beside(&self, limit: &Self) -> [String; 3] {
+        let [median, quartiles] = self.spread();
+        [median, quartiles, times(self.per(limit).median())]
+    }
+
+    /// Each value as a multiple of the limit in the same round.
     pub(crate) fn per(&self, limit: &Self) -> Self {
         Self(
             self.0
@@ -118,7 +124,7 @@ impl FromIterator<f64> for Values {
     }
 }
 
-/// With three digits that mean something.
+/// A number with three significant digits.
 pub(crate) fn number(value: f64) -> String {
     if value.is_nan() {
         "–".to_owned()
@@ -152,7 +158,7 @@ fn grouped(value: f64) -> String {
     text
 }
 
-/// A multiple, with two digits after the point.
+/// A multiple with two digits after the point.
 pub(crate) fn times(ratio: f64) -> String {
     if ratio.is_nan() {
         "–".to_owned()
@@ -175,7 +181,7 @@ pub(crate) fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// Of a count that is far below what a float holds exactly.
+/// For counts far below the precision of a float.
 #[expect(clippy::cast_precision_loss, reason = "counts of repetitions")]
 pub(crate) fn count(of: u64) -> f64 {
     of as f64

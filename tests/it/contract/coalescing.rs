@@ -1,4 +1,4 @@
-//! One load for everyone, and callers that do not depend on each other.
+//! One load for all concurrent callers of a key, and no caller depends on another.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use tidegate::{BoxError, Error, Loaded, Source, loader_fn};
 use tokio::time::{Instant, sleep};
 
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, value};
 
@@ -15,7 +15,7 @@ on_both_tiers! {
     ten_concurrent_misses_are_one_read_and_one_load
     a_thousand_concurrent_misses_are_one_read_and_one_load
     ten_thousand_concurrent_misses_are_one_read_and_one_load
-    an_error_is_shared_by_all_who_wait_and_held_off
+    an_error_is_shared_by_all_waiters_and_held_off
     a_thousand_callers_of_a_failing_load_are_answered_when_it_fails
     the_first_caller_may_go_away
     the_last_caller_may_go_away
@@ -23,16 +23,16 @@ on_both_tiers! {
     all_callers_may_go_away
     a_panic_reaches_every_waiter_and_the_next_get_loads_again
     a_load_that_hangs_is_cut_off_and_its_key_is_free_again
-    a_loader_that_asks_for_its_own_key_is_told_so
+    a_loader_that_asks_for_its_own_key_gets_a_load_cycle_error
     a_loader_may_ask_for_another_key
 }
 
-async fn misses(ground: Ground, how_many: usize) {
+async fn misses(backend: Backend, how_many: usize) {
     let db = Db::default();
-    let a = ground.node(&db).await;
-    // Connections, subscriptions and scripts are there.
+    let a = backend.node(&db).await;
+    // The first load opens the connections, subscribes and stores the scripts.
     a.get(2).await.expect("a load");
-    let mut watch = ground.watch();
+    let mut counter = backend.command_counter();
     let gate = db.gate();
     let callers = a.callers(how_many, 1).await;
     gate.reached().await;
@@ -40,31 +40,31 @@ async fn misses(ground: Ground, how_many: usize) {
     for caller in callers {
         assert_eq!(value(answer(caller).await), "row 1");
     }
-    let (loads, commands) = (db.loads(), watch.commands());
+    let (loads, commands) = (db.loads(), counter.commands());
     assert_eq!(
         (loads, commands),
         (2, 3),
         "loads, and commands: one read, one lease, one fill"
     );
     assert_eq!(a.stats().coalesced, how_many as u64 - 1);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn ten_concurrent_misses_are_one_read_and_one_load(ground: Ground) {
-    misses(ground, 10).await;
+async fn ten_concurrent_misses_are_one_read_and_one_load(backend: Backend) {
+    misses(backend, 10).await;
 }
 
-async fn a_thousand_concurrent_misses_are_one_read_and_one_load(ground: Ground) {
-    misses(ground, 1_000).await;
+async fn a_thousand_concurrent_misses_are_one_read_and_one_load(backend: Backend) {
+    misses(backend, 1_000).await;
 }
 
-async fn ten_thousand_concurrent_misses_are_one_read_and_one_load(ground: Ground) {
-    misses(ground, 10_000).await;
+async fn ten_thousand_concurrent_misses_are_one_read_and_one_load(backend: Backend) {
+    misses(backend, 10_000).await;
 }
 
-async fn an_error_is_shared_by_all_who_wait_and_held_off(ground: Ground) {
+async fn an_error_is_shared_by_all_waiters_and_held_off(backend: Backend) {
     let db = Db::default();
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| {
             builder.error_backoff(Duration::from_secs(60))
         })
@@ -89,7 +89,7 @@ async fn an_error_is_shared_by_all_who_wait_and_held_off(ground: Ground) {
         "one error, shared"
     );
     assert_eq!(errors[0].to_string(), "the database is down");
-    // Later callers hear of it without another attempt; an invalidation ends that.
+    // Later callers get the error without another load, until an invalidation.
     for _ in 0..50 {
         assert!(matches!(a.get(1).await, Err(Error::Load(_))));
     }
@@ -97,10 +97,10 @@ async fn an_error_is_shared_by_all_who_wait_and_held_off(ground: Ground) {
     db.behave(Behaviour::default());
     a.invalidate(&1).await.expect("an invalidation");
     assert_eq!(value(a.get(1).await), "row 1");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_thousand_callers_of_a_failing_load_are_answered_when_it_fails(ground: Ground) {
+async fn a_thousand_callers_of_a_failing_load_are_answered_when_it_fails(backend: Backend) {
     let db = Db::default();
     let takes = Duration::from_millis(100);
     db.behave(Behaviour {
@@ -108,7 +108,7 @@ async fn a_thousand_callers_of_a_failing_load_are_answered_when_it_fails(ground:
         takes,
         ..Behaviour::default()
     });
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| {
             builder.error_backoff(Duration::from_secs(60))
         })
@@ -119,18 +119,18 @@ async fn a_thousand_callers_of_a_failing_load_are_answered_when_it_fails(ground:
     }
     let took = begun.elapsed();
     assert_eq!(db.loads(), 1);
-    // One after the other they would take 100 seconds.
+    // One load after the other would take 100 seconds.
     assert!(
         took >= takes && took < takes + Duration::from_secs(2),
         "{took:?}"
     );
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-/// Five callers of one load; those that `leave` chooses are dropped while it runs.
-async fn dropped(ground: Ground, leave: impl Fn(usize) -> bool) {
+/// Five callers of one load. The callers that `leave` chooses are dropped while the load runs.
+async fn dropped(backend: Backend, leave: impl Fn(usize) -> bool) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let gate = db.gate();
     let mut stay = Vec::new();
     for (at, caller) in a.callers(5, 1).await.into_iter().enumerate() {
@@ -149,32 +149,32 @@ async fn dropped(ground: Ground, leave: impl Fn(usize) -> bool) {
     eventually("the value is in L1", async || a.peek(&1).is_some()).await;
     let entry = b.get_entry(1).await.expect("a look-up").expect("an entry");
     assert_eq!((entry.source(), db.loads()), (Source::L2, 1));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn the_first_caller_may_go_away(ground: Ground) {
-    dropped(ground, |at| at == 0).await;
+async fn the_first_caller_may_go_away(backend: Backend) {
+    dropped(backend, |at| at == 0).await;
 }
 
-async fn the_last_caller_may_go_away(ground: Ground) {
-    dropped(ground, |at| at == 4).await;
+async fn the_last_caller_may_go_away(backend: Backend) {
+    dropped(backend, |at| at == 4).await;
 }
 
-async fn all_callers_but_one_may_go_away(ground: Ground) {
-    dropped(ground, |at| at != 2).await;
+async fn all_callers_but_one_may_go_away(backend: Backend) {
+    dropped(backend, |at| at != 2).await;
 }
 
-async fn all_callers_may_go_away(ground: Ground) {
-    dropped(ground, |_| true).await;
+async fn all_callers_may_go_away(backend: Backend) {
+    dropped(backend, |_| true).await;
 }
 
-async fn a_panic_reaches_every_waiter_and_the_next_get_loads_again(ground: Ground) {
+async fn a_panic_reaches_every_waiter_and_the_next_get_loads_again(backend: Backend) {
     let db = Db::default();
     let backoff = Duration::from_millis(1500);
-    let held = ground
+    let held = backend
         .node_with(&db, |builder| builder.error_backoff(backoff))
         .await;
-    let at_once = ground
+    let at_once = backend
         .named("at once", db.clone(), |builder| {
             builder.error_backoff(Duration::ZERO)
         })
@@ -206,18 +206,18 @@ async fn a_panic_reaches_every_waiter_and_the_next_get_loads_again(ground: Groun
         (value(held.get(1).await).as_str(), db.loads()),
         ("row 1", 4)
     );
-    ground.check(&[&held, &at_once]).await;
+    backend.check(&[&held, &at_once]).await;
 }
 
-async fn a_load_that_hangs_is_cut_off_and_its_key_is_free_again(ground: Ground) {
+async fn a_load_that_hangs_is_cut_off_and_its_key_is_free_again(backend: Backend) {
     let db = Db::default();
     let limit = Duration::from_millis(300);
     let settings = |builder: tidegate::CacheBuilder<Db>| {
         builder.load_timeout(limit).error_backoff(Duration::ZERO)
     };
     let (a, b) = (
-        ground.node_with(&db, settings).await,
-        ground.node_with(&db, settings).await,
+        backend.node_with(&db, settings).await,
+        backend.node_with(&db, settings).await,
     );
     db.behave(Behaviour {
         hangs: true,
@@ -233,18 +233,18 @@ async fn a_load_that_hangs_is_cut_off_and_its_key_is_free_again(ground: Ground) 
         "{took:?}"
     );
     db.behave(Behaviour::default());
-    // No lease holds the other process up, and this one may try again.
+    // No lease is left that the other process would wait for, and this process may load again.
     assert_eq!(value(b.get(1).await), "row 1");
     assert_eq!(value(a.get(1).await), "row 1");
     assert_eq!(db.loads(), 2);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
 type Handle = Arc<OnceLock<Node>>;
 
-/// A loader that asks its own cache for what `asks` makes of its key.
+/// A cache whose loader looks up `asks(key)` in the same cache before it answers.
 async fn asking(
-    ground: &Ground,
+    backend: &Backend,
     asks: impl Fn(u64) -> Option<u64> + Clone + Send + Sync + 'static,
 ) -> Node {
     let handle = Handle::default();
@@ -266,28 +266,28 @@ async fn asking(
             )))
         }
     });
-    let node = ground.named("users", loader, |builder| builder).await;
+    let node = backend.named("users", loader, |builder| builder).await;
     assert!(handle.set(node.clone()).is_ok());
     node
 }
 
-async fn a_loader_that_asks_for_its_own_key_is_told_so(ground: Ground) {
-    let a = asking(&ground, Some).await;
+async fn a_loader_that_asks_for_its_own_key_gets_a_load_cycle_error(backend: Backend) {
+    let a = asking(&backend, Some).await;
     match answer(a.caller(1).await).await {
         Err(Error::Load(error)) => {
             assert_eq!(error.to_string(), Error::<BoxError>::LoadCycle.to_string())
         }
         other => panic!("{other:?}"),
     }
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_loader_may_ask_for_another_key(ground: Ground) {
-    let a = asking(&ground, |key| key.checked_sub(1)).await;
+async fn a_loader_may_ask_for_another_key(backend: Backend) {
+    let a = asking(&backend, |key| key.checked_sub(1)).await;
     assert_eq!(
         value(answer(a.caller(2).await).await),
         "row 2 of row 1 of row 0"
     );
     assert_eq!(a.stats().loads, 3);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }

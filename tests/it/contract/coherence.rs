@@ -1,7 +1,7 @@
-//! What one process changes, the others hear of.
+//! Changes by one process reach the L1 of the others.
 
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
 use crate::support::loader::Db;
 use crate::support::node::value;
 
@@ -12,9 +12,9 @@ on_both_tiers! {
     a_thousand_keys_invalidated_together_all_arrive
 }
 
-async fn an_invalidation_is_seen_by_the_other_process(ground: Ground) {
+async fn an_invalidation_is_seen_by_the_other_process(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     for node in [&a, &b] {
         node.get(1).await.expect("a look-up");
     }
@@ -28,12 +28,12 @@ async fn an_invalidation_is_seen_by_the_other_process(ground: Ground) {
     assert_eq!(value(b.get(1).await), "new");
     assert_eq!(value(a.get(1).await), "new");
     assert_eq!(db.loads(), 2);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn an_insert_is_seen_by_the_other_process(ground: Ground) {
+async fn an_insert_is_seen_by_the_other_process(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     for node in [&a, &b] {
         node.get(1).await.expect("a look-up");
     }
@@ -44,16 +44,16 @@ async fn an_insert_is_seen_by_the_other_process(ground: Ground) {
     .await;
     assert_eq!(value(b.get(1).await), "new");
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn own_messages_evict_nothing(ground: Ground) {
+async fn own_messages_evict_nothing(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     a.get(2).await.expect("a load");
     b.get(2).await.expect("a look-up");
     a.insert(1, "by hand".to_owned()).await.expect("an insert");
-    // What is on its way to the other process has come back here as well.
+    // The message that the other process has received has reached this process as well.
     eventually("the message has arrived", async || {
         b.stats().remote_invalidations == 1
     })
@@ -65,12 +65,12 @@ async fn own_messages_evict_nothing(ground: Ground) {
         "by hand"
     );
     assert_eq!(a.stats().remote_invalidations, 0);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_thousand_keys_invalidated_together_all_arrive(ground: Ground) {
+async fn a_thousand_keys_invalidated_together_all_arrive(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let keys: Vec<u64> = (0..1_000).collect();
     for node in [&a, &b] {
         for &key in &keys {
@@ -86,5 +86,5 @@ async fn a_thousand_keys_invalidated_together_all_arrive(ground: Ground) {
     .await;
     assert!(keys.iter().all(|key| b.peek(key).is_none()));
     assert_eq!(b.stats().gaps, 0, "none was lost");
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }

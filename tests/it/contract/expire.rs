@@ -1,21 +1,21 @@
-//! `expire`: not fresh any more, for anyone, and the value stays in the shared tier.
+//! `expire`: an entry is no longer fresh for any process, and its value stays in the shared tier.
 
 use tidegate::Source;
 
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
 use crate::support::loader::Db;
 use crate::support::node::{Node, answer, value};
 
 on_both_tiers! {
-    an_expired_entry_is_loaded_again_by_everyone
+    an_expired_entry_is_loaded_again_by_every_process
     an_expiry_keeps_the_record_and_an_invalidation_keeps_none
     a_load_from_before_an_expiry_is_stored_nowhere
     a_load_from_before_an_expiry_by_another_process_is_stored_nowhere
     a_second_expiry_during_the_load_after_the_first_refuses_it
     an_own_expiry_evicts_nothing_that_was_loaded_after_it
     an_absence_that_expired_is_asked_for_again
-    an_expiry_of_a_key_that_nobody_has_leaves_nothing
+    an_expiry_of_an_absent_key_leaves_nothing
 }
 
 async fn source(node: &Node, key: u64) -> Source {
@@ -23,9 +23,9 @@ async fn source(node: &Node, key: u64) -> Source {
     entry.expect("an entry").source()
 }
 
-async fn an_expired_entry_is_loaded_again_by_everyone(ground: Ground) {
+async fn an_expired_entry_is_loaded_again_by_every_process(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     for node in [&a, &b] {
         node.get(1).await.expect("a look-up");
     }
@@ -44,68 +44,68 @@ async fn an_expired_entry_is_loaded_again_by_everyone(ground: Ground) {
         (2, 1, 1),
         "the record was replaced, once"
     );
-    let cold = ground.node(&db).await;
+    let cold = backend.node(&db).await;
     assert_eq!(source(&cold, 1).await, Source::L2);
-    ground.check(&[&a, &b, &cold]).await;
+    backend.check(&[&a, &b, &cold]).await;
 }
 
-async fn an_expiry_keeps_the_record_and_an_invalidation_keeps_none(ground: Ground) {
+async fn an_expiry_keeps_the_record_and_an_invalidation_keeps_none(backend: Backend) {
     let db = Db::default();
-    let a = ground.node(&db).await;
+    let a = backend.node(&db).await;
     for key in [1, 2] {
         a.get(key).await.expect("a load");
     }
-    assert_eq!(ground.records(), 2);
+    assert_eq!(backend.records(), 2);
     a.expire(&1).await.expect("an expiry");
-    assert_eq!(ground.records(), 2);
+    assert_eq!(backend.records(), 2);
     a.invalidate(&2).await.expect("an invalidation");
-    assert_eq!(ground.records(), 1);
+    assert_eq!(backend.records(), 1);
     a.invalidate(&1).await.expect("an invalidation");
-    assert_eq!(ground.records(), 0);
-    ground.check(&[&a]).await;
+    assert_eq!(backend.records(), 0);
+    backend.check(&[&a]).await;
 }
 
-/// A load stands at its gate while somebody says that the key is not fresh.
-async fn expired_meanwhile(ground: &Ground, db: &Db, a: &Node, by: &Node) {
+/// Process `by` expires the key while a load of process `a` waits at its gate.
+async fn expired_meanwhile(backend: &Backend, db: &Db, a: &Node, by: &Node) {
     db.write(1, "old");
     let gate = db.gate();
     let caller = a.caller(1).await;
     gate.reached().await;
     db.write(1, "new");
-    let heard = a.stats().remote_invalidations;
+    let invalidations_before = a.stats().remote_invalidations;
     by.expire(&1).await.expect("an expiry");
     gate.open();
     assert_eq!(value(answer(caller).await), "old", "it asked before");
     assert_eq!((a.stats().fills, a.stats().fills_refused), (0, 1));
     if by.stats().expirations > a.stats().expirations {
         eventually("the message has arrived", async || {
-            a.stats().remote_invalidations > heard
+            a.stats().remote_invalidations > invalidations_before
         })
         .await;
     }
     assert!(a.peek(&1).is_none());
-    assert_eq!(ground.records(), 0);
+    assert_eq!(backend.records(), 0);
     assert_eq!(value(a.get(1).await), "new");
     assert_eq!(db.loads(), 2);
 }
 
-async fn a_load_from_before_an_expiry_is_stored_nowhere(ground: Ground) {
+async fn a_load_from_before_an_expiry_is_stored_nowhere(backend: Backend) {
     let db = Db::default();
-    let a = ground.node(&db).await;
-    expired_meanwhile(&ground, &db, &a, &a).await;
-    ground.check(&[&a]).await;
+    let a = backend.node(&db).await;
+    expired_meanwhile(&backend, &db, &a, &a).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_load_from_before_an_expiry_by_another_process_is_stored_nowhere(ground: Ground) {
+async fn a_load_from_before_an_expiry_by_another_process_is_stored_nowhere(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
-    expired_meanwhile(&ground, &db, &a, &b).await;
-    ground.check(&[&a, &b]).await;
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
+    expired_meanwhile(&backend, &db, &a, &b).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_second_expiry_during_the_load_after_the_first_refuses_it(ground: Ground) {
+async fn a_second_expiry_during_the_load_after_the_first_refuses_it(backend: Backend) {
     let db = Db::default();
-    let a = ground.node(&db).await;
+    let a = backend.node(&db).await;
     db.write(1, "first");
     a.get(1).await.expect("a load");
     a.expire(&1).await.expect("an expiry");
@@ -120,28 +120,28 @@ async fn a_second_expiry_during_the_load_after_the_first_refuses_it(ground: Grou
     assert!(a.peek(&1).is_none());
     assert_eq!(value(a.get(1).await), "third");
     assert_eq!((db.loads(), a.stats().fills_refused), (3, 1));
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn an_own_expiry_evicts_nothing_that_was_loaded_after_it(ground: Ground) {
+async fn an_own_expiry_evicts_nothing_that_was_loaded_after_it(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     for node in [&a, &b] {
         node.get(2).await.expect("a look-up");
     }
     a.expire(&1).await.expect("an expiry");
     a.get(1).await.expect("a load");
-    // What reaches the other process has come back here as well.
+    // The messages that the other process has received have reached this process as well.
     a.expire(&2).await.expect("an expiry");
     eventually("the messages have arrived", async || b.peek(&2).is_none()).await;
     assert!(a.peek(&1).is_some());
     assert_eq!(a.stats().remote_invalidations, 0);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn an_absence_that_expired_is_asked_for_again(ground: Ground) {
+async fn an_absence_that_expired_is_asked_for_again(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     db.delete(1);
     assert_eq!(a.get(1).await.expect("a look-up"), None);
     db.write(1, "here now");
@@ -149,15 +149,15 @@ async fn an_absence_that_expired_is_asked_for_again(ground: Ground) {
     assert_eq!(value(b.get(1).await), "here now");
     assert_eq!(value(a.get(1).await), "here now");
     assert_eq!(db.loads(), 2);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn an_expiry_of_a_key_that_nobody_has_leaves_nothing(ground: Ground) {
+async fn an_expiry_of_an_absent_key_leaves_nothing(backend: Backend) {
     let db = Db::default();
-    let a = ground.node(&db).await;
+    let a = backend.node(&db).await;
     a.expire(&1).await.expect("an expiry");
-    assert_eq!(ground.records(), 0);
+    assert_eq!(backend.records(), 0);
     a.get(1).await.expect("a load");
     assert!(a.peek(&1).is_some());
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }

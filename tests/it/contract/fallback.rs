@@ -1,20 +1,23 @@
-//! Old values for the case that a load fails, or is late.
+//! Stale values as the answer when a load fails or takes too long.
 
 use std::time::Duration;
 
 use tidegate::{Error, Freshness};
 use tokio::time::{Instant, sleep};
 
+use crate::support::aging::{
+    fresh, has_fresh, make_stale, old, with_freshness, with_stale_if_error,
+    with_stale_while_revalidate,
+};
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
-use crate::support::life::{aged, falls_back, fresh, has_fresh, old, revalidates, seen};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{answer, value};
 
 on_both_tiers! {
     a_failed_load_is_answered_with_the_old_value
     a_panic_and_a_timeout_are_answered_with_the_old_value
-    whoever_waits_for_a_load_elsewhere_that_fails_has_the_old_value_at_once
+    waiters_for_a_load_elsewhere_that_fails_get_the_old_value_at_once
     after_its_window_the_error_is_answered
     after_an_expiry_every_process_has_the_old_value_for_the_case_of_an_error
     after_an_expiry_nothing_old_is_answered_while_it_is_loaded
@@ -26,34 +29,37 @@ on_both_tiers! {
 
 const SOON: Duration = Duration::from_millis(100);
 
-async fn a_failed_load_is_answered_with_the_old_value(ground: Ground) {
+async fn a_failed_load_is_answered_with_the_old_value(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, falls_back).await;
-    let b = ground.node_with(&db, falls_back).await;
-    aged(&db, &[&a, &b], 1).await;
-    let cold = ground.node_with(&db, falls_back).await;
+    let a = backend.node_with(&db, with_stale_if_error).await;
+    let b = backend.node_with(&db, with_stale_if_error).await;
+    make_stale(&db, &[&a, &b], 1).await;
+    let cold = backend.node_with(&db, with_stale_if_error).await;
     db.behave(Behaviour::fails());
     for node in [&a, &b, &cold] {
         assert!(node.peek(&1).is_none(), "not to be had without an error");
         for _ in 0..10 {
-            assert_eq!(seen(node.get_entry(1).await), old(Freshness::StaleOnError));
+            assert_eq!(
+                with_freshness(node.get_entry(1).await),
+                old(Freshness::StaleOnError)
+            );
         }
         assert_eq!(node.stats().stale_hits, 10);
     }
     assert_eq!(db.loads(), 1, "the others do not take turns");
-    ground.check(&[&a, &b, &cold]).await;
+    backend.check(&[&a, &b, &cold]).await;
 }
 
-async fn a_panic_and_a_timeout_are_answered_with_the_old_value(ground: Ground) {
+async fn a_panic_and_a_timeout_are_answered_with_the_old_value(backend: Backend) {
     let db = Db::default();
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| {
-            falls_back(builder)
+            with_stale_if_error(builder)
                 .load_timeout(Duration::from_millis(300))
                 .error_backoff(Duration::ZERO)
         })
         .await;
-    aged(&db, &[&a], 1).await;
+    make_stale(&db, &[&a], 1).await;
     let panics = Behaviour {
         panics: true,
         ..Behaviour::default()
@@ -64,20 +70,23 @@ async fn a_panic_and_a_timeout_are_answered_with_the_old_value(ground: Ground) {
     };
     for behaviour in [panics, hangs] {
         db.behave(behaviour);
-        assert_eq!(seen(a.get_entry(1).await), old(Freshness::StaleOnError));
+        assert_eq!(
+            with_freshness(a.get_entry(1).await),
+            old(Freshness::StaleOnError)
+        );
     }
     db.behave(Behaviour::default());
     db.write(1, "new");
-    assert_eq!(seen(a.get_entry(1).await), fresh("new"));
+    assert_eq!(with_freshness(a.get_entry(1).await), fresh("new"));
     assert_eq!((db.loads(), a.stats().load_failures), (3, 2));
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn whoever_waits_for_a_load_elsewhere_that_fails_has_the_old_value_at_once(ground: Ground) {
+async fn waiters_for_a_load_elsewhere_that_fails_get_the_old_value_at_once(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, falls_back).await;
-    let b = ground.node_with(&db, falls_back).await;
-    aged(&db, &[&a, &b], 1).await;
+    let a = backend.node_with(&db, with_stale_if_error).await;
+    let b = backend.node_with(&db, with_stale_if_error).await;
+    make_stale(&db, &[&a, &b], 1).await;
     db.behave(Behaviour::fails());
     let gate = db.gate();
     let mut callers = a.callers(20, 1).await;
@@ -93,56 +102,61 @@ async fn whoever_waits_for_a_load_elsewhere_that_fails_has_the_old_value_at_once
         assert_eq!(value(answer(caller).await), "old");
     }
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn after_its_window_the_error_is_answered(ground: Ground) {
+async fn after_its_window_the_error_is_answered(backend: Backend) {
     let db = Db::default();
-    let settings = |builder| falls_back(builder).stale_if_error(SOON);
-    let a = ground.node_with(&db, settings).await;
-    let b = ground.node_with(&db, settings).await;
-    aged(&db, &[&a, &b], 1).await;
+    let settings = |builder| with_stale_if_error(builder).stale_if_error(SOON);
+    let a = backend.node_with(&db, settings).await;
+    let b = backend.node_with(&db, settings).await;
+    make_stale(&db, &[&a, &b], 1).await;
     sleep(SOON).await;
     db.behave(Behaviour::fails());
     assert!(matches!(a.get(1).await, Err(Error::Load(_))));
     assert!(matches!(b.get(1).await, Err(Error::LoadFailedElsewhere)));
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn after_an_expiry_every_process_has_the_old_value_for_the_case_of_an_error(ground: Ground) {
+async fn after_an_expiry_every_process_has_the_old_value_for_the_case_of_an_error(
+    backend: Backend,
+) {
     let db = Db::default();
     db.write(1, "old");
-    let a = ground.node_with(&db, falls_back).await;
-    let b = ground.node_with(&db, falls_back).await;
+    let a = backend.node_with(&db, with_stale_if_error).await;
+    let b = backend.node_with(&db, with_stale_if_error).await;
     for node in [&a, &b] {
         node.get(1).await.expect("a look-up");
     }
-    let cold = ground.node_with(&db, falls_back).await;
+    let cold = backend.node_with(&db, with_stale_if_error).await;
     b.expire(&1).await.expect("an expiry");
-    eventually("the other process has heard", async || a.peek(&1).is_none()).await;
+    eventually("the change has arrived", async || a.peek(&1).is_none()).await;
     db.behave(Behaviour::fails());
     for node in [&a, &b, &cold] {
-        assert_eq!(seen(node.get_entry(1).await), old(Freshness::StaleOnError));
+        assert_eq!(
+            with_freshness(node.get_entry(1).await),
+            old(Freshness::StaleOnError)
+        );
     }
     assert_eq!(db.loads(), 2);
-    let told = db.reloads();
-    assert_eq!((told.len(), told[0].previous.as_str()), (1, "old"));
-    assert_eq!(told[0].freshness, Freshness::Stale);
-    ground.check(&[&a, &b, &cold]).await;
+    let reloads = db.reloads();
+    assert_eq!((reloads.len(), reloads[0].previous.as_str()), (1, "old"));
+    assert_eq!(reloads[0].freshness, Freshness::Stale);
+    backend.check(&[&a, &b, &cold]).await;
 }
 
-async fn after_an_expiry_nothing_old_is_answered_while_it_is_loaded(ground: Ground) {
+async fn after_an_expiry_nothing_old_is_answered_while_it_is_loaded(backend: Backend) {
     let db = Db::default();
-    let settings = |builder| falls_back(revalidates(builder));
-    let a = ground.node_with(&db, settings).await;
-    let b = ground.node_with(&db, settings).await;
+    let settings = |builder| with_stale_if_error(with_stale_while_revalidate(builder));
+    let a = backend.node_with(&db, settings).await;
+    let b = backend.node_with(&db, settings).await;
     db.write(1, "old");
     for node in [&a, &b] {
         node.get(1).await.expect("a look-up");
     }
     a.expire(&1).await.expect("an expiry");
-    eventually("the other process has heard", async || b.peek(&1).is_none()).await;
+    eventually("the change has arrived", async || b.peek(&1).is_none()).await;
     db.write(1, "new");
     let gate = db.gate();
     let mut callers = a.callers(5, 1).await;
@@ -158,38 +172,43 @@ async fn after_an_expiry_nothing_old_is_answered_while_it_is_loaded(ground: Grou
         assert_eq!(value(answer(caller).await), "new");
     }
     assert_eq!(db.loads(), 2);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn after_an_invalidation_no_process_has_anything_to_fall_back_on(ground: Ground) {
+async fn after_an_invalidation_no_process_has_anything_to_fall_back_on(backend: Backend) {
     let db = Db::default();
-    let settings = |builder| falls_back(revalidates(builder)).error_backoff(Duration::ZERO);
-    let a = ground.node_with(&db, settings).await;
-    let b = ground.node_with(&db, settings).await;
-    aged(&db, &[&a, &b], 1).await;
+    let settings = |builder| {
+        with_stale_if_error(with_stale_while_revalidate(builder)).error_backoff(Duration::ZERO)
+    };
+    let a = backend.node_with(&db, settings).await;
+    let b = backend.node_with(&db, settings).await;
+    make_stale(&db, &[&a, &b], 1).await;
     b.invalidate(&1).await.expect("an invalidation");
-    eventually("the other process has heard", async || a.peek(&1).is_none()).await;
+    eventually("the change has arrived", async || a.peek(&1).is_none()).await;
     db.behave(Behaviour::fails());
-    let cold = ground.node_with(&db, settings).await;
+    let cold = backend.node_with(&db, settings).await;
     for node in [&a, &b, &cold] {
         assert!(matches!(node.get(1).await, Err(Error::Load(_))));
     }
     assert!(db.reloads().is_empty());
-    ground.check(&[&a, &b, &cold]).await;
+    backend.check(&[&a, &b, &cold]).await;
 }
 
-async fn past_the_soft_timeout_the_old_value_is_answered_and_the_late_one_stored(ground: Ground) {
+async fn past_the_soft_timeout_the_old_value_is_answered_and_the_late_one_stored(backend: Backend) {
     let db = Db::default();
-    let settings = |builder| falls_back(builder).load_soft_timeout(SOON);
-    let a = ground.node_with(&db, settings).await;
-    let b = ground.node_with(&db, settings).await;
-    aged(&db, &[&a, &b], 1).await;
-    let cold = ground.node_with(&db, settings).await;
+    let settings = |builder| with_stale_if_error(builder).load_soft_timeout(SOON);
+    let a = backend.node_with(&db, settings).await;
+    let b = backend.node_with(&db, settings).await;
+    make_stale(&db, &[&a, &b], 1).await;
+    let cold = backend.node_with(&db, settings).await;
     db.write(1, "new");
     let gate = db.gate();
     for node in [&a, &b, &cold] {
         let asked = Instant::now();
-        assert_eq!(seen(node.get_entry(1).await), old(Freshness::Stale));
+        assert_eq!(
+            with_freshness(node.get_entry(1).await),
+            old(Freshness::Stale)
+        );
         assert!(asked.elapsed() >= SOON, "{:?}", asked.elapsed());
     }
     gate.reached().await;
@@ -201,13 +220,15 @@ async fn past_the_soft_timeout_the_old_value_is_answered_and_the_late_one_stored
         .await;
     }
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b, &cold]).await;
+    backend.check(&[&a, &b, &cold]).await;
 }
 
-async fn without_an_old_value_the_soft_timeout_ends_no_wait(ground: Ground) {
+async fn without_an_old_value_the_soft_timeout_ends_no_wait(backend: Backend) {
     let db = Db::default();
-    let a = ground
-        .node_with(&db, |builder| falls_back(builder).load_soft_timeout(SOON))
+    let a = backend
+        .node_with(&db, |builder| {
+            with_stale_if_error(builder).load_soft_timeout(SOON)
+        })
         .await;
     let gate = db.gate();
     let caller = a.caller(1).await;
@@ -216,25 +237,30 @@ async fn without_an_old_value_the_soft_timeout_ends_no_wait(ground: Ground) {
     assert!(!caller.is_finished());
     gate.open();
     assert_eq!(value(answer(caller).await), "row 1");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_process_that_keeps_nothing_itself_has_what_the_shared_tier_has(ground: Ground) {
+async fn a_process_that_keeps_nothing_itself_has_what_the_shared_tier_has(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, falls_back).await;
-    let b = ground.node_with(&db, |builder| falls_back(builder).l1_capacity(0));
+    let a = backend.node_with(&db, with_stale_if_error).await;
+    let b = backend.node_with(&db, |builder| with_stale_if_error(builder).l1_capacity(0));
     let (b, c) = (
         b.await,
-        ground
-            .node_with(&db, |builder| revalidates(builder).l1_capacity(0))
+        backend
+            .node_with(&db, |builder| {
+                with_stale_while_revalidate(builder).l1_capacity(0)
+            })
             .await,
     );
-    aged(&db, &[&a], 1).await;
+    make_stale(&db, &[&a], 1).await;
     db.write(1, "new");
     db.behave(Behaviour::fails());
     for _ in 0..5 {
-        assert_eq!(seen(b.get_entry(1).await), old(Freshness::StaleOnError));
-        assert_eq!(seen(c.get_entry(1).await), old(Freshness::Stale));
+        assert_eq!(
+            with_freshness(b.get_entry(1).await),
+            old(Freshness::StaleOnError)
+        );
+        assert_eq!(with_freshness(c.get_entry(1).await), old(Freshness::Stale));
     }
     eventually("nothing is under way", async || {
         format!("{:?}", *c).contains("flights: 0,")
@@ -243,11 +269,11 @@ async fn a_process_that_keeps_nothing_itself_has_what_the_shared_tier_has(ground
     assert_eq!(db.loads(), 1);
     db.behave(Behaviour::default());
     a.expire(&1).await.expect("an expiry");
-    eventually("they have heard", async || {
-        seen(b.get_entry(1).await) == fresh("new")
+    eventually("the change has arrived", async || {
+        with_freshness(b.get_entry(1).await) == fresh("new")
     })
     .await;
-    assert_eq!(seen(c.get_entry(1).await), fresh("new"));
+    assert_eq!(with_freshness(c.get_entry(1).await), fresh("new"));
     assert_eq!(db.loads(), 2);
-    ground.check(&[&a, &b, &c]).await;
+    backend.check(&[&a, &b, &c]).await;
 }

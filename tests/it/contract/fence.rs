@@ -1,10 +1,10 @@
-//! No stale fill: what a load read before an invalidation or an insert is stored nowhere after it.
-//! Every order of events is forced with gates.
+//! No stale fill: a value that a load read before an invalidation or an insert is not stored after
+//! it. Gates force each order of events.
 
 use tidegate::Source;
 
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
 use crate::support::loader::Db;
 use crate::support::node::{Node, answer, value};
 
@@ -16,12 +16,12 @@ on_both_tiers! {
     an_insert_during_a_load_wins
     an_invalidation_by_another_process_keeps_the_value_of_a_running_load_out
     an_insert_by_another_process_wins_over_a_running_load
-    an_invalidation_frees_those_who_wait_for_another_process
+    an_invalidation_frees_the_waiters_of_another_process
 }
 
-/// What a process that has never seen the key finds.
-async fn elsewhere(ground: &Ground, db: &Db) -> (String, Source) {
-    let node = ground.node(db).await;
+/// The answer of a process that has not looked the key up before.
+async fn elsewhere(backend: &Backend, db: &Db) -> (String, Source) {
+    let node = backend.node(db).await;
     let entry = node
         .get_entry(1)
         .await
@@ -31,9 +31,9 @@ async fn elsewhere(ground: &Ground, db: &Db) -> (String, Source) {
     (entry.value().as_str().to_owned(), entry.source())
 }
 
-async fn an_invalidation_during_a_load_keeps_its_value_out_of_both_tiers(ground: Ground) {
+async fn an_invalidation_during_a_load_keeps_its_value_out_of_both_tiers(backend: Backend) {
     let db = Db::default();
-    let a = ground.node(&db).await;
+    let a = backend.node(&db).await;
     db.write(1, "old");
     let gate = db.gate();
     let caller = a.caller(1).await;
@@ -44,17 +44,17 @@ async fn an_invalidation_during_a_load_keeps_its_value_out_of_both_tiers(ground:
     assert_eq!(value(answer(caller).await), "old", "it asked before");
     assert!(a.peek(&1).is_none());
     assert_eq!(
-        elsewhere(&ground, &db).await,
+        elsewhere(&backend, &db).await,
         ("new".to_owned(), Source::Loader)
     );
     assert_eq!(value(a.get(1).await), "new");
     assert_eq!(db.loads(), 2);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_get_after_an_invalidation_begins_a_new_load(ground: Ground) {
+async fn a_get_after_an_invalidation_begins_a_new_load(backend: Backend) {
     let db = Db::default();
-    let a = ground.node(&db).await;
+    let a = backend.node(&db).await;
     db.write(1, "old");
     let (first, second) = (db.gate(), db.gate());
     let early = a.caller(1).await;
@@ -69,11 +69,11 @@ async fn a_get_after_an_invalidation_begins_a_new_load(ground: Ground) {
     first.open();
     assert_eq!(value(answer(early).await), "old");
     assert_eq!(db.loads(), 2);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-/// A load, an invalidation, and a second load while the first one runs.
-async fn two_loads(ground: &Ground, db: &Db, a: &Node, the_first_ends_first: bool) {
+/// A load, an invalidation, and a second load that begins while the first one runs.
+async fn two_loads(backend: &Backend, db: &Db, a: &Node, the_first_ends_first: bool) {
     db.write(1, "old");
     let (first, second) = (db.gate(), db.gate());
     let early = a.caller(1).await;
@@ -100,30 +100,30 @@ async fn two_loads(ground: &Ground, db: &Db, a: &Node, the_first_ends_first: boo
     );
     let entry = a.peek(&1).expect("the second load was stored");
     assert_eq!(entry.value().as_str(), "new");
-    assert_eq!(elsewhere(ground, db).await, ("new".to_owned(), Source::L2));
+    assert_eq!(elsewhere(backend, db).await, ("new".to_owned(), Source::L2));
     assert_eq!((db.loads(), a.stats().fills), (2, 1));
-    ground.check(&[a]).await;
+    backend.check(&[a]).await;
 }
 
 async fn a_load_from_before_an_invalidation_neither_fills_nor_frees_what_the_next_load_holds(
-    ground: Ground,
+    backend: Backend,
 ) {
     let db = Db::default();
-    let a = ground.node(&db).await;
-    two_loads(&ground, &db, &a, true).await;
+    let a = backend.node(&db).await;
+    two_loads(&backend, &db, &a, true).await;
 }
 
 async fn a_load_from_before_an_invalidation_does_not_replace_what_the_next_load_filled(
-    ground: Ground,
+    backend: Backend,
 ) {
     let db = Db::default();
-    let a = ground.node(&db).await;
-    two_loads(&ground, &db, &a, false).await;
+    let a = backend.node(&db).await;
+    two_loads(&backend, &db, &a, false).await;
 }
 
-async fn an_insert_during_a_load_wins(ground: Ground) {
+async fn an_insert_during_a_load_wins(backend: Backend) {
     let db = Db::default();
-    let a = ground.node(&db).await;
+    let a = backend.node(&db).await;
     db.write(1, "old");
     let gate = db.gate();
     let caller = a.caller(1).await;
@@ -133,16 +133,18 @@ async fn an_insert_during_a_load_wins(ground: Ground) {
     assert_eq!(value(answer(caller).await), "old");
     assert_eq!(value(a.get(1).await), "inserted");
     assert_eq!(
-        elsewhere(&ground, &db).await,
+        elsewhere(&backend, &db).await,
         ("inserted".to_owned(), Source::L2)
     );
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn an_invalidation_by_another_process_keeps_the_value_of_a_running_load_out(ground: Ground) {
+async fn an_invalidation_by_another_process_keeps_the_value_of_a_running_load_out(
+    backend: Backend,
+) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     db.write(1, "old");
     let (first, second) = (db.gate(), db.gate());
     let caller = a.caller(1).await;
@@ -153,7 +155,7 @@ async fn an_invalidation_by_another_process_keeps_the_value_of_a_running_load_ou
         a.stats().remote_invalidations == 1
     })
     .await;
-    // The next one asks again, although the first load still runs.
+    // The next look-up begins a load of its own although the first load still runs.
     let late = a.caller(1).await;
     second.reached().await;
     first.open();
@@ -163,12 +165,12 @@ async fn an_invalidation_by_another_process_keeps_the_value_of_a_running_load_ou
     assert_eq!(value(answer(late).await), "new");
     assert_eq!(value(b.get(1).await), "new");
     assert_eq!((db.loads(), b.stats().l2_hits), (2, 1));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn an_insert_by_another_process_wins_over_a_running_load(ground: Ground) {
+async fn an_insert_by_another_process_wins_over_a_running_load(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let gate = db.gate();
     let caller = a.caller(1).await;
     gate.reached().await;
@@ -178,12 +180,12 @@ async fn an_insert_by_another_process_wins_over_a_running_load(ground: Ground) {
     assert_eq!(value(a.get(1).await), "inserted");
     assert_eq!(value(b.get(1).await), "inserted");
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn an_invalidation_frees_those_who_wait_for_another_process(ground: Ground) {
+async fn an_invalidation_frees_the_waiters_of_another_process(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let (first, second) = (db.gate(), db.gate());
     let holder = a.caller(1).await;
     first.reached().await;
@@ -193,11 +195,12 @@ async fn an_invalidation_frees_those_who_wait_for_another_process(ground: Ground
     })
     .await;
     a.invalidate(&1).await.expect("an invalidation");
-    // The lease that it waited for is gone: it loads, long before that lease would have ended.
+    // The lease that the process waited for is gone. The process loads long before that lease would
+    // end.
     second.reached().await;
     second.open();
     assert_eq!(value(answer(waiter).await), "row 1");
     first.open();
     assert_eq!(value(answer(holder).await), "row 1");
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }

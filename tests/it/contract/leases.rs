@@ -1,12 +1,12 @@
-//! One load per fleet.
+//! One load per fleet: a lease in the shared tier elects the process that loads.
 
 use std::time::Duration;
 
 use tidegate::{BoxError, Error, Loaded, Source, loader_fn};
 use tokio::time::{Instant, sleep};
 
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, value};
 
@@ -25,11 +25,11 @@ on_both_tiers! {
 
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-async fn processes_that_want_one_key_share_one_load(ground: Ground) {
+async fn processes_that_want_one_key_share_one_load(backend: Backend) {
     let db = Db::default();
     let mut nodes = Vec::new();
     for _ in 0..4 {
-        nodes.push(ground.node(&db).await);
+        nodes.push(backend.node(&db).await);
     }
     let gate = db.gate();
     let mut callers = Vec::new();
@@ -50,12 +50,12 @@ async fn processes_that_want_one_key_share_one_load(ground: Ground) {
         assert_eq!(value(answer(caller).await), "row 1");
     }
     assert_eq!(db.loads(), 1);
-    ground.check(&nodes.iter().collect::<Vec<_>>()).await;
+    backend.check(&nodes.iter().collect::<Vec<_>>()).await;
 }
 
-async fn waiters_are_woken_by_the_fill(ground: Ground) {
+async fn waiters_are_woken_by_the_fill(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let gate = db.gate();
     let holder = a.caller(1).await;
     gate.reached().await;
@@ -69,20 +69,20 @@ async fn waiters_are_woken_by_the_fill(ground: Ground) {
     for waiter in waiters {
         assert_eq!(value(answer(waiter).await), "row 1");
     }
-    // The lease would have ended a minute later.
+    // Without the wake-up, the waiters would wait for a minute, the TTL of the lease.
     assert!(filled.elapsed() < AT_ONCE, "{:?}", filled.elapsed());
     assert_eq!(value(answer(holder).await), "row 1");
     assert_eq!((db.loads(), b.stats().l2_hits), (1, 100));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_load_longer_than_its_lease_keeps_it(ground: Ground) {
+async fn a_load_longer_than_its_lease_keeps_it(backend: Backend) {
     let db = Db::default();
     let lease = Duration::from_millis(600);
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| builder.lease_ttl(lease))
         .await;
-    let b = ground
+    let b = backend
         .node_with(&db, |builder| builder.lease_ttl(lease))
         .await;
     let gate = db.gate();
@@ -95,16 +95,16 @@ async fn a_load_longer_than_its_lease_keeps_it(ground: Ground) {
     assert_eq!(value(answer(holder).await), "row 1");
     assert_eq!(value(answer(waiter).await), "row 1");
     assert_eq!((db.loads(), a.stats().fills, b.stats().l2_hits), (1, 1, 1));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_failed_load_frees_its_lease_and_the_others_do_not_take_turns(ground: Ground) {
+async fn a_failed_load_frees_its_lease_and_the_others_do_not_take_turns(backend: Backend) {
     let db = Db::default();
     let backoff = Duration::from_secs(60);
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| builder.error_backoff(backoff))
         .await;
-    let b = ground
+    let b = backend
         .node_with(&db, |builder| builder.error_backoff(backoff))
         .await;
     db.behave(Behaviour {
@@ -131,22 +131,22 @@ async fn a_failed_load_frees_its_lease_and_the_others_do_not_take_turns(ground: 
     assert_eq!(db.loads(), 1);
     db.behave(Behaviour::default());
     a.invalidate(&1).await.expect("an invalidation");
-    eventually("the other process has heard", async || {
+    eventually("the change has arrived", async || {
         let got = b.get(1).await;
         got.is_ok_and(|found| found.is_some_and(|row| *row == "row 1"))
     })
     .await;
     assert_eq!(value(a.get(1).await), "row 1");
     assert_eq!(db.loads(), 2);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_panic_leaves_no_lease(ground: Ground) {
+async fn a_panic_leaves_no_lease(backend: Backend) {
     let db = Db::default();
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| builder.error_backoff(Duration::ZERO))
         .await;
-    let b = ground.node(&db).await;
+    let b = backend.node(&db).await;
     db.behave(Behaviour {
         panics: true,
         ..Behaviour::default()
@@ -155,12 +155,12 @@ async fn a_panic_leaves_no_lease(ground: Ground) {
     db.behave(Behaviour::default());
     assert_eq!(value(b.get(1).await), "row 1");
     assert_eq!(b.stats().lease_waits, 0);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_load_that_all_callers_left_leaves_no_lease(ground: Ground) {
+async fn a_load_that_all_callers_left_leaves_no_lease(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     db.behave(Behaviour {
         do_not_store: true,
         ..Behaviour::default()
@@ -174,14 +174,14 @@ async fn a_load_that_all_callers_left_leaves_no_lease(ground: Ground) {
     a.check().await;
     let entry = b.get_entry(1).await.expect("a look-up").expect("an entry");
     assert_eq!((entry.source(), b.stats().lease_waits), (Source::Loader, 0));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-/// A value that its codec refuses when it says so.
+/// A value that its codec refuses to encode when the field is `true`.
 #[derive(Debug, serde::Deserialize)]
-struct Picky(bool);
+struct Unencodable(bool);
 
-impl serde::Serialize for Picky {
+impl serde::Serialize for Unencodable {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if self.0 {
             Err(serde::ser::Error::custom("not this one"))
@@ -191,14 +191,15 @@ impl serde::Serialize for Picky {
     }
 }
 
-async fn a_value_that_cannot_be_encoded_is_answered_and_leaves_no_lease(ground: Ground) {
-    let loader =
-        || loader_fn(|key: u64| async move { Ok::<_, BoxError>(Loaded::found(Picky(key == 1))) });
-    let a: Node<Picky> = ground.named("picky", loader(), |builder| builder).await;
-    let b: Node<Picky> = ground.named("picky", loader(), |builder| builder).await;
+async fn a_value_that_cannot_be_encoded_is_answered_and_leaves_no_lease(backend: Backend) {
+    let loader = || {
+        loader_fn(|key: u64| async move { Ok::<_, BoxError>(Loaded::found(Unencodable(key == 1))) })
+    };
+    let a: Node<Unencodable> = backend.named("picky", loader(), |builder| builder).await;
+    let b: Node<Unencodable> = backend.named("picky", loader(), |builder| builder).await;
     for node in [&a, &b] {
-        let picky = node.get(1).await.expect("an answer").expect("a value");
-        assert!(picky.0);
+        let unencodable = node.get(1).await.expect("an answer").expect("a value");
+        assert!(unencodable.0);
         assert!(
             node.peek(&1).is_none(),
             "it is kept in L1 although no other process can have it"
@@ -211,14 +212,14 @@ async fn a_value_that_cannot_be_encoded_is_answered_and_leaves_no_lease(ground: 
         assert!(!node.get(2).await.expect("an answer").expect("a value").0);
     }
     assert_eq!(b.stats().l2_hits, 1, "the other values are shared");
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_lease_that_was_lost_is_not_given_back_for_its_new_holder(ground: Ground) {
+async fn a_lease_that_was_lost_is_not_given_back_for_its_new_holder(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let (first, second) = (db.gate(), db.gate());
-    // Its lease is given back, not filled against.
+    // The loader asks not to store the value, so the holder releases its lease instead of a fill.
     db.behave(Behaviour {
         do_not_store: true,
         ..Behaviour::default()
@@ -234,14 +235,14 @@ async fn a_lease_that_was_lost_is_not_given_back_for_its_new_holder(ground: Grou
     second.open();
     assert_eq!(value(answer(holds).await), "row 1");
     assert_eq!((b.stats().fills, b.stats().fills_refused), (1, 0));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_waiter_that_has_waited_enough_loads_by_itself_and_does_not_fill(ground: Ground) {
+async fn a_waiter_that_has_waited_enough_loads_by_itself_and_does_not_fill(backend: Backend) {
     let db = Db::default();
     let wait = Duration::from_millis(300);
-    let a = ground.node(&db).await;
-    let b = ground
+    let a = backend.node(&db).await;
+    let b = backend
         .node_with(&db, |builder| builder.lease_wait(wait))
         .await;
     let gate = db.gate();
@@ -259,13 +260,13 @@ async fn a_waiter_that_has_waited_enough_loads_by_itself_and_does_not_fill(groun
         (1, 0),
         "it has kept its lease"
     );
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn caches_of_different_names_do_not_share_leases(ground: Ground) {
+async fn caches_of_different_names_do_not_share_leases(backend: Backend) {
     let (users, orders) = (Db::default(), Db::default());
-    let a = ground.node(&users).await;
-    let b = ground
+    let a = backend.node(&users).await;
+    let b = backend
         .named("orders", orders.clone(), |builder| builder)
         .await;
     let gate = users.gate();
@@ -275,5 +276,5 @@ async fn caches_of_different_names_do_not_share_leases(ground: Ground) {
     assert_eq!((orders.loads(), b.stats().lease_waits), (1, 0));
     gate.open();
     assert_eq!(value(answer(holder).await), "row 1");
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }

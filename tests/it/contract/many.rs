@@ -1,4 +1,4 @@
-//! Many keys at once: each has its own outcome, and they share the round trips and the load.
+//! `get_many`: each key has its own outcome, and the keys share round trips and loads.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
@@ -9,11 +9,11 @@ use tidegate::{
     BatchLoader, Batching, BoxError, CacheBuilder, Error, Freshness, Loaded, Loader, Source,
 };
 
+use crate::support::aging::{LONG, make_stale, with_stale_while_revalidate};
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
-use crate::support::life::{LONG, aged, revalidates};
 use crate::support::loader::{Behaviour, Db};
-use crate::support::node::{Got, Node, answer, value, values};
+use crate::support::node::{GetResult, Node, answer, value, values};
 
 on_both_tiers! {
     a_mix_of_all_kinds_of_keys_comes_back_in_order_from_one_load
@@ -27,13 +27,13 @@ on_both_tiers! {
     a_batch_that_panics_is_an_error_of_its_keys
     a_batch_that_hangs_is_cut_off_and_its_keys_are_free_again
     all_callers_of_a_batch_may_go_away
-    a_large_batch_is_loaded_in_chunks_so_many_at_once
+    a_large_batch_is_loaded_in_chunks_with_bounded_concurrency
     a_batch_is_one_load_among_the_concurrent_ones
-    a_batch_that_gets_no_place_is_overloaded
+    a_batch_that_gets_no_permit_is_overloaded
     without_a_batch_loader_each_key_is_loaded_by_itself_64_at_once
     what_is_not_in_the_answer_is_cached_as_absent_and_an_error_is_not
-    what_the_loader_says_of_each_value_holds
-    a_batch_loader_that_asks_for_one_of_its_keys_is_told_so
+    tags_and_do_not_store_hold_for_each_value_of_a_batch
+    a_batch_loader_that_asks_for_one_of_its_keys_gets_a_load_cycle_error
     stale_values_of_a_batch_are_answered_and_refreshed_together
     an_unchanged_value_of_a_batch_is_kept
     many_inserts_and_invalidations_reach_every_process
@@ -54,17 +54,17 @@ fn sorted(mut keys: Vec<u64>) -> Vec<u64> {
     keys
 }
 
-/// Each with its own error.
-fn errors(got: &[Got], what: impl Fn(&Error<BoxError>) -> bool) -> bool {
+/// Whether every key has an error of this kind.
+fn errors(got: &[GetResult], what: impl Fn(&Error<BoxError>) -> bool) -> bool {
     got.iter().all(|got| got.as_ref().is_err_and(&what))
 }
 
-async fn a_mix_of_all_kinds_of_keys_comes_back_in_order_from_one_load(ground: Ground) {
+async fn a_mix_of_all_kinds_of_keys_comes_back_in_order_from_one_load(backend: Backend) {
     let db = Db::default();
     let settings = |builder: CacheBuilder<Db>| batched(builder).error_backoff(LONG);
     let (a, b) = (
-        ground.node_with(&db, settings).await,
-        ground.node(&db).await,
+        backend.node_with(&db, settings).await,
+        backend.node(&db).await,
     );
     let [in_l1, in_l2, in_flight, absent, absent_in_l1, failing] = [1, 2, 3, 4, 5, 6];
     db.delete(absent);
@@ -78,7 +78,7 @@ async fn a_mix_of_all_kinds_of_keys_comes_back_in_order_from_one_load(ground: Gr
     let gate = db.gate();
     let loading = a.caller(in_flight).await;
     gate.reached().await;
-    db.forget();
+    db.reset_counts();
     let before = a.stats();
 
     let keys = [
@@ -113,40 +113,40 @@ async fn a_mix_of_all_kinds_of_keys_comes_back_in_order_from_one_load(ground: Gr
     assert_eq!((stats.l1_hits, stats.l2_hits), (3, 1), "{stats:?}");
     assert_eq!((stats.misses, stats.coalesced), (7, 2), "{stats:?}");
     assert_eq!((stats.loads, stats.batch_loads), (3, 1), "{stats:?}");
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn keys_that_l2_has_are_one_command(ground: Ground) {
+async fn keys_that_l2_has_are_one_command(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let keys: Vec<u64> = (0..1_000).collect();
     a.get_many(&keys).await;
     b.get(2_000).await.expect("a load");
-    db.forget();
-    let mut watch = ground.watch();
+    db.reset_counts();
+    let mut counter = backend.command_counter();
     assert_eq!(values(b.get_many(&keys).await), rows(keys.clone()));
-    assert_eq!((watch.commands(), db.loads()), (1, 0));
+    assert_eq!((counter.commands(), db.loads()), (1, 0));
     assert_eq!(b.stats().l2_hits, 1_000);
     assert_eq!(values(b.get_many(&keys).await), rows(keys));
-    assert_eq!((watch.commands(), b.stats().l1_hits), (0, 1_000));
-    ground.check(&[&a, &b]).await;
+    assert_eq!((counter.commands(), b.stats().l1_hits), (0, 1_000));
+    backend.check(&[&a, &b]).await;
 }
 
-async fn cold_keys_are_one_read_and_then_a_lease_and_a_fill_for_each(ground: Ground) {
+async fn cold_keys_are_one_read_and_then_a_lease_and_a_fill_for_each(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, batched).await;
+    let a = backend.node_with(&db, batched).await;
     a.get(2_000).await.expect("a load");
-    db.forget();
+    db.reset_counts();
     let keys: Vec<u64> = (0..100).collect();
-    let mut watch = ground.watch();
+    let mut counter = backend.command_counter();
     assert_eq!(values(a.get_many(&keys).await), rows(keys.clone()));
-    assert_eq!((watch.commands(), db.batches()), (201, vec![keys]));
-    ground.check(&[&a]).await;
+    assert_eq!((counter.commands(), db.batches()), (201, vec![keys]));
+    backend.check(&[&a]).await;
 }
 
-async fn a_key_that_is_being_loaded_is_joined_not_loaded_again(ground: Ground) {
+async fn a_key_that_is_being_loaded_is_joined_not_loaded_again(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, batched).await;
+    let a = backend.node_with(&db, batched).await;
     let gate = db.gate();
     let first = a.many_caller(&[1, 2, 3]).await;
     gate.reached().await;
@@ -157,12 +157,12 @@ async fn a_key_that_is_being_loaded_is_joined_not_loaded_again(ground: Ground) {
     assert_eq!(values(answer(second).await), rows(2..5));
     assert_eq!(db.batches(), [vec![1, 2, 3], vec![4]]);
     assert_eq!(a.stats().coalesced, 2);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn single_look_ups_join_a_batch(ground: Ground) {
+async fn single_look_ups_join_a_batch(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, batched).await;
+    let a = backend.node_with(&db, batched).await;
     let gate = db.gate();
     let many = a.many_caller(&[1, 2]).await;
     gate.reached().await;
@@ -171,14 +171,14 @@ async fn single_look_ups_join_a_batch(ground: Ground) {
     assert_eq!(value(answer(single).await), "row 2");
     assert_eq!(values(answer(many).await), rows(1..3));
     assert_eq!(db.loads(), 2);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn overlapping_batches_of_two_processes_load_each_key_once(ground: Ground) {
+async fn overlapping_batches_of_two_processes_load_each_key_once(backend: Backend) {
     let db = Db::default();
     let (a, b) = (
-        ground.node_with(&db, batched).await,
-        ground.node_with(&db, batched).await,
+        backend.node_with(&db, batched).await,
+        backend.node_with(&db, batched).await,
     );
     let (gate, other_gate) = (db.gate(), db.gate());
     let first = a.many_caller(&[1, 2, 3]).await;
@@ -186,7 +186,7 @@ async fn overlapping_batches_of_two_processes_load_each_key_once(ground: Ground)
     let second = b.many_caller(&[2, 3, 4]).await;
     other_gate.reached().await;
     assert_eq!(db.batches(), [vec![1, 2, 3], vec![4]]);
-    // The other process holds these two up, and nobody else.
+    // The other process delays keys 2 and 3, and no other key.
     other_gate.open();
     let four = b.caller(4).await;
     assert_eq!(value(answer(four).await), "row 4");
@@ -194,14 +194,17 @@ async fn overlapping_batches_of_two_processes_load_each_key_once(ground: Ground)
     assert_eq!(values(answer(first).await), rows(1..4));
     assert_eq!(values(answer(second).await), rows(2..5));
     assert_eq!(db.loads(), 4);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
 async fn a_key_that_is_changed_while_its_batch_is_loaded_is_not_stored_and_the_others_are(
-    ground: Ground,
+    backend: Backend,
 ) {
     let db = Db::default();
-    let (a, b) = (ground.node_with(&db, batched).await, ground.node(&db).await);
+    let (a, b) = (
+        backend.node_with(&db, batched).await,
+        backend.node(&db).await,
+    );
     let gate = db.gate();
     let asked = a.many_caller(&[1, 2, 3, 4]).await;
     gate.reached().await;
@@ -220,18 +223,18 @@ async fn a_key_that_is_changed_while_its_batch_is_loaded_is_not_stored_and_the_o
             ["new", "new", "new", "row 4"]
         );
     }
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_batch_that_fails_fails_its_own_keys_and_leaves_no_lease(ground: Ground) {
+async fn a_batch_that_fails_fails_its_own_keys_and_leaves_no_lease(backend: Backend) {
     let db = Db::default();
     let settings = |builder: CacheBuilder<Db>| batched(builder).error_backoff(LONG);
     let (a, b) = (
-        ground.node_with(&db, settings).await,
-        ground.node_with(&db, settings).await,
+        backend.node_with(&db, settings).await,
+        backend.node_with(&db, settings).await,
     );
     a.get(4).await.expect("a load");
-    db.forget();
+    db.reset_counts();
     let gate = db.gate();
     db.behave(Behaviour::fails());
     let asked = a.many_caller(&[1, 2, 4]).await;
@@ -249,7 +252,7 @@ async fn a_batch_that_fails_fails_its_own_keys_and_leaves_no_lease(ground: Groun
         got[2].as_ref().ok().and_then(|row| row.as_deref()),
         Some(&"row 4".to_owned())
     );
-    // Held off here and elsewhere, each key by itself.
+    // Both keys are held off in both processes.
     assert!(errors(&a.get_many(&[1, 2]).await, |error| matches!(
         error,
         Error::Load(_)
@@ -259,13 +262,13 @@ async fn a_batch_that_fails_fails_its_own_keys_and_leaves_no_lease(ground: Groun
         Error::LoadFailedElsewhere
     )));
     assert_eq!(db.batches().len(), 2);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_batch_that_panics_is_an_error_of_its_keys(ground: Ground) {
+async fn a_batch_that_panics_is_an_error_of_its_keys(backend: Backend) {
     let db = Db::default();
     let settings = |builder: CacheBuilder<Db>| batched(builder).error_backoff(Duration::ZERO);
-    let a = ground.node_with(&db, settings).await;
+    let a = backend.node_with(&db, settings).await;
     db.behave(Behaviour {
         panics: true,
         ..Behaviour::default()
@@ -277,12 +280,12 @@ async fn a_batch_that_panics_is_an_error_of_its_keys(ground: Ground) {
     );
     db.behave(Behaviour::default());
     assert_eq!(values(a.get_many(&[1, 2]).await), rows(1..3));
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_batch_that_hangs_is_cut_off_and_its_keys_are_free_again(ground: Ground) {
+async fn a_batch_that_hangs_is_cut_off_and_its_keys_are_free_again(backend: Backend) {
     let db = Db::default();
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| {
             batched(builder)
                 .load_timeout(Duration::from_millis(200))
@@ -305,12 +308,12 @@ async fn a_batch_that_hangs_is_cut_off_and_its_keys_are_free_again(ground: Groun
         rows(1..3),
         "the place is free"
     );
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn all_callers_of_a_batch_may_go_away(ground: Ground) {
+async fn all_callers_of_a_batch_may_go_away(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, batched).await;
+    let a = backend.node_with(&db, batched).await;
     let gate = db.gate();
     let asked = a.many_caller(&[1, 2]).await;
     gate.reached().await;
@@ -322,12 +325,12 @@ async fn all_callers_of_a_batch_may_go_away(ground: Ground) {
     })
     .await;
     assert_eq!(db.batches(), [vec![1, 2]]);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_large_batch_is_loaded_in_chunks_so_many_at_once(ground: Ground) {
+async fn a_large_batch_is_loaded_in_chunks_with_bounded_concurrency(backend: Backend) {
     let db = Db::default();
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| {
             builder.batched(Batching::new().max_size(10).concurrency(2))
         })
@@ -349,12 +352,12 @@ async fn a_large_batch_is_loaded_in_chunks_so_many_at_once(ground: Ground) {
     assert!(batches.iter().all(|batch| batch.len() <= 10));
     let loaded: HashSet<u64> = batches.into_iter().flatten().collect();
     assert_eq!((loaded.len(), db.loads()), (35, 35));
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_batch_is_one_load_among_the_concurrent_ones(ground: Ground) {
+async fn a_batch_is_one_load_among_the_concurrent_ones(backend: Backend) {
     let db = Db::default();
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| batched(builder).max_concurrent_loads(1))
         .await;
     let gate = db.gate();
@@ -367,12 +370,12 @@ async fn a_batch_is_one_load_among_the_concurrent_ones(ground: Ground) {
     assert_eq!(values(answer(first).await), rows(1..4));
     assert_eq!(values(answer(second).await), rows(4..6));
     assert_eq!(value(answer(third).await), "row 6");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_batch_that_gets_no_place_is_overloaded(ground: Ground) {
+async fn a_batch_that_gets_no_permit_is_overloaded(backend: Backend) {
     let db = Db::default();
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| {
             batched(builder)
                 .max_concurrent_loads(1)
@@ -386,7 +389,8 @@ async fn a_batch_that_gets_no_place_is_overloaded(ground: Ground) {
     let gate = db.gate();
     let first = a.many_caller(&[1, 2]).await;
     gate.reached().await;
-    // It has a place for as long as a load may take, and those who come now wait no longer.
+    // The first batch has the only permit for as long as a load may take. The second batch waits no
+    // longer than that.
     let second = a.many_caller(&[3, 4]).await;
     let got = answer(second).await;
     assert_eq!(got.len(), 2);
@@ -395,12 +399,12 @@ async fn a_batch_that_gets_no_place_is_overloaded(ground: Ground) {
     assert!(errors(&got, fails), "{got:?}");
     gate.open();
     answer(first).await;
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn without_a_batch_loader_each_key_is_loaded_by_itself_64_at_once(ground: Ground) {
+async fn without_a_batch_loader_each_key_is_loaded_by_itself_64_at_once(backend: Backend) {
     let db = Db::default();
-    let a = ground.node(&db).await;
+    let a = backend.node(&db).await;
     let gates: Vec<_> = (0..64).map(|_| db.gate()).collect();
     let keys: Vec<u64> = (0..100).collect();
     let asked = a.many_caller(&keys).await;
@@ -413,39 +417,39 @@ async fn without_a_batch_loader_each_key_is_loaded_by_itself_64_at_once(ground: 
     }
     assert_eq!(values(answer(asked).await), rows(keys));
     assert_eq!(db.loads(), 100);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn what_is_not_in_the_answer_is_cached_as_absent_and_an_error_is_not(ground: Ground) {
+async fn what_is_not_in_the_answer_is_cached_as_absent_and_an_error_is_not(backend: Backend) {
     let db = Db::default();
     let settings = |builder: CacheBuilder<Db>| batched(builder).error_backoff(Duration::ZERO);
     let (a, b) = (
-        ground.node_with(&db, settings).await,
-        ground.node(&db).await,
+        backend.node_with(&db, settings).await,
+        backend.node(&db).await,
     );
     db.delete(2);
     db.behave(Behaviour::fails());
     let got = a.get_many(&[1, 2]).await;
     assert!(errors(&got, |error| matches!(error, Error::Load(_))));
-    assert_eq!(ground.records(), 0, "nothing was found out");
+    assert_eq!(backend.records(), 0, "nothing was found out");
     db.behave(Behaviour::default());
     assert_eq!(values(a.get_many(&[1, 2]).await), ["row 1", "-"]);
-    db.forget();
+    db.reset_counts();
     for node in [&a, &b] {
         assert_eq!(values(node.get_many(&[2, 1]).await), ["-", "row 1"]);
     }
     assert_eq!(db.loads(), 0);
     assert_eq!(a.stats().negative_hits, 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn what_the_loader_says_of_each_value_holds(ground: Ground) {
+async fn tags_and_do_not_store_hold_for_each_value_of_a_batch(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, batched).await;
+    let a = backend.node_with(&db, batched).await;
     db.tag(1, &["red"]);
     a.get_many(&[1, 2]).await;
     a.invalidate_tag("red").await.expect("an invalidation");
-    db.forget();
+    db.reset_counts();
     a.get_many(&[1, 2]).await;
     assert_eq!(db.batches(), [[1]]);
     db.behave(Behaviour {
@@ -453,7 +457,7 @@ async fn what_the_loader_says_of_each_value_holds(ground: Ground) {
         ..Behaviour::default()
     });
     assert_eq!(values(a.get_many(&[3, 4]).await), rows(3..5));
-    db.forget();
+    db.reset_counts();
     assert_eq!(values(a.get_many(&[3, 4]).await), rows(3..5));
     assert_eq!(db.loads(), 2, "stored nowhere");
     let entries = a.get_many_entries(&[3, 2]).await;
@@ -464,7 +468,7 @@ async fn what_the_loader_says_of_each_value_holds(ground: Ground) {
     assert_eq!(sources, [Some(Source::Loader), Some(Source::L1)]);
 }
 
-/// Asks its cache for a key while it loads.
+/// A loader that looks up keys in its own cache while it loads a batch.
 #[derive(Clone, Default)]
 struct Nested(Arc<OnceLock<Node>>);
 
@@ -493,26 +497,27 @@ impl BatchLoader for Nested {
     }
 }
 
-async fn a_batch_loader_that_asks_for_one_of_its_keys_is_told_so(ground: Ground) {
+async fn a_batch_loader_that_asks_for_one_of_its_keys_gets_a_load_cycle_error(backend: Backend) {
     let nested = Nested::default();
-    // One by one where they are single: the loader's own look-up of another key is no batch.
+    // The loader looks up another key of the same cache, and that look-up must not wait for a
+    // batch.
     let alone = Batching::new().window(Duration::ZERO);
-    let node = ground
+    let node = backend
         .named("users", nested.clone(), |builder| builder.batched(alone))
         .await;
     nested.0.set(node.clone()).ok().expect("only once");
     node.get(100).await.expect("a load");
     let got = values(node.get_many(&[1, 2]).await);
     assert_eq!(got, ["1 beside row 100", "2 beside row 100"]);
-    ground.check(&[&node]).await;
+    backend.check(&[&node]).await;
 }
 
-async fn stale_values_of_a_batch_are_answered_and_refreshed_together(ground: Ground) {
+async fn stale_values_of_a_batch_are_answered_and_refreshed_together(backend: Backend) {
     let db = Db::default();
-    let settings = |builder: CacheBuilder<Db>| batched(revalidates(builder));
-    let a = ground.node_with(&db, settings).await;
+    let settings = |builder: CacheBuilder<Db>| batched(with_stale_while_revalidate(builder));
+    let a = backend.node_with(&db, settings).await;
     for key in [1, 2, 3] {
-        aged(&db, &[&a], key).await;
+        make_stale(&db, &[&a], key).await;
         db.write(key, "new");
     }
     let gate = db.gate();
@@ -541,7 +546,7 @@ async fn stale_values_of_a_batch_are_answered_and_refreshed_together(ground: Gro
     );
 }
 
-async fn an_unchanged_value_of_a_batch_is_kept(ground: Ground) {
+async fn an_unchanged_value_of_a_batch_is_kept(backend: Backend) {
     let db = Db::default();
     let settings = |builder: CacheBuilder<Db>| {
         builder
@@ -549,12 +554,12 @@ async fn an_unchanged_value_of_a_batch_is_kept(ground: Ground) {
             .refresh_ahead(0.0)
             .stale_if_error(LONG)
     };
-    let a = ground.node_with(&db, settings).await;
+    let a = backend.node_with(&db, settings).await;
     a.get_many(&[1, 2]).await;
     for key in [1, 2] {
         a.expire(&key).await.expect("an expiry");
     }
-    db.forget();
+    db.reset_counts();
     db.behave(Behaviour {
         unchanged: true,
         ..Behaviour::default()
@@ -564,12 +569,12 @@ async fn an_unchanged_value_of_a_batch_is_kept(ground: Ground) {
     let got = a.get_many(&[3]).await;
     let unknown = |error: &Error<BoxError>| matches!(error, Error::UnchangedWithoutPrevious);
     assert!(errors(&got, unknown), "{got:?}");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn many_inserts_and_invalidations_reach_every_process(ground: Ground) {
+async fn many_inserts_and_invalidations_reach_every_process(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let keys: Vec<u64> = (0..600).collect();
     b.get_many(&keys).await;
     let entries = keys.iter().map(|key| (*key, format!("written {key}")));
@@ -577,16 +582,16 @@ async fn many_inserts_and_invalidations_reach_every_process(ground: Ground) {
     assert_eq!(a.stats().inserts, 600);
     let written: Vec<String> = keys.iter().map(|key| format!("written {key}")).collect();
     assert_eq!(values(a.get_many(&keys).await), written);
-    eventually("the other has heard", async || b.peek(&599).is_none()).await;
+    eventually("the change has arrived", async || b.peek(&599).is_none()).await;
     assert_eq!(values(b.get_many(&keys).await), written);
     b.invalidate_many(&keys).await.expect("invalidations");
     assert_eq!(values(b.get_many(&keys).await), rows(keys.clone()));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_stream_of_keys_is_answered_in_order(ground: Ground) {
+async fn a_stream_of_keys_is_answered_in_order(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, batched).await;
+    let a = backend.node_with(&db, batched).await;
     db.delete(7);
     let found: Vec<_> = a.get_stream(stream::iter(0..2_500)).collect().await;
     assert_eq!(found.len(), 2_500);
@@ -597,33 +602,33 @@ async fn a_stream_of_keys_is_answered_in_order(ground: Ground) {
     }
     let sizes: Vec<usize> = db.batches().iter().map(Vec::len).collect();
     assert_eq!(sizes, [1_000, 1_000, 500]);
-    // Keys that come one by one are answered one by one.
-    let (tell, told) = tokio::sync::mpsc::unbounded_channel();
-    let told = stream::unfold(told, |mut told| async {
-        told.recv().await.map(|key| (key, told))
+    // Keys that arrive one at a time are answered one at a time.
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    let receiver = stream::unfold(receiver, |mut receiver| async {
+        receiver.recv().await.map(|key| (key, receiver))
     });
-    let mut found = a.get_stream(told);
+    let mut found = a.get_stream(receiver);
     for key in [3_001, 3_000] {
-        tell.send(key).expect("somebody listens");
+        sender.send(key).expect("the receiver lives");
         let (answered, row) = found.next().await.expect("an answer");
         assert_eq!((answered, value(row)), (key, format!("row {key}")));
     }
-    drop(tell);
+    drop(sender);
     assert!(found.next().await.is_none());
     assert!(found.next().await.is_none(), "and stays so");
 }
 
-async fn no_keys_are_no_work_and_a_closed_cache_says_so_for_each(ground: Ground) {
+async fn no_keys_are_no_work_and_a_closed_cache_says_so_for_each(backend: Backend) {
     let db = Db::default();
-    let a = ground.node(&db).await;
-    // Whatever belongs to the connection is through.
+    let a = backend.node(&db).await;
+    // The first load opens the connection, which costs commands of its own.
     a.get(1).await.expect("a load");
-    let mut watch = ground.watch();
+    let mut counter = backend.command_counter();
     assert!(a.get_many(&[]).await.is_empty());
     a.insert_many([] as [(u64, String); 0])
         .await
         .expect("nothing");
-    assert_eq!(watch.commands(), 0);
+    assert_eq!(counter.commands(), 0);
     a.close().await;
     let got = a.get_many(&[1, 2]).await;
     assert!(got.len() == 2 && errors(&got, |error| matches!(error, Error::Closed)));

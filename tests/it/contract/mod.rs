@@ -1,24 +1,24 @@
-//! What holds on every shared tier: the same functions run on `InProcess` and on Redis. Several
-//! caches of one name on one tier stand for several processes.
+//! The contract of the shared tier: each test runs on `InProcess` and on Redis. Several caches of
+//! one name on one tier stand for several processes.
 
 mod backoff;
+mod batch_window;
 mod coalescing;
 mod coherence;
 mod expire;
 mod fallback;
 mod fence;
-mod gather;
 mod leases;
 mod many;
-mod marks;
 mod races;
+mod random_traffic;
 mod reads;
 mod refresh;
 mod reload;
 mod stale;
-mod storm;
 mod values;
 mod versions;
 mod waiting;
 mod warm;
+mod watermarks;
 mod writes;

@@ -1,11 +1,14 @@
-//! Refreshes against what changes their keys, by the same process and by another: what is older is
-//! stored nowhere, and takes nothing away from whoever comes after it.
+//! Refreshes that run while their key changes, in the same process or in another. The older value
+//! is stored nowhere, and the refresh releases no lease or claim of a later load.
 
 use tidegate::{Error, Loaded};
 
+use crate::support::aging::{
+    TTL, fresh, has_fresh, make_stale, with_freshness, with_stale_if_error,
+    with_stale_while_revalidate,
+};
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
-use crate::support::life::{TTL, aged, falls_back, fresh, has_fresh, revalidates, seen};
 use crate::support::loader::{Db, Gate};
 use crate::support::node::{Node, answer, value};
 
@@ -26,30 +29,30 @@ on_both_tiers! {
     refreshes_by_hand_in_two_processes_are_one_load
 }
 
-/// Two processes have "old", past its TTL. One refreshes it: its load has read "older" and stands at
-/// the gate. The source says "new" by now.
-struct Scene {
-    ground: Ground,
+/// Two processes hold "old", which is past its TTL. One of them refreshes it: the load has read
+/// "older" and waits at the gate. The source holds "new" by now.
+struct Fixture {
+    backend: Backend,
     db: Db,
     a: Node,
     b: Node,
     gate: Gate,
 }
 
-impl Scene {
-    async fn new(ground: Ground) -> Self {
+impl Fixture {
+    async fn new(backend: Backend) -> Self {
         let db = Db::default();
-        let settings = |builder| falls_back(revalidates(builder));
-        let a = ground.node_with(&db, settings).await;
-        let b = ground.node_with(&db, settings).await;
-        aged(&db, &[&a, &b], 1).await;
+        let settings = |builder| with_stale_if_error(with_stale_while_revalidate(builder));
+        let a = backend.node_with(&db, settings).await;
+        let b = backend.node_with(&db, settings).await;
+        make_stale(&db, &[&a, &b], 1).await;
         db.write(1, "older");
         let gate = db.gate();
         assert_eq!(value(a.get(1).await), "old");
         gate.reached().await;
         db.write(1, "new");
         Self {
-            ground,
+            backend,
             db,
             a,
             b,
@@ -61,7 +64,7 @@ impl Scene {
         if here { &self.a } else { &self.b }
     }
 
-    /// The refresh ends, and nothing of it is anywhere.
+    /// The refresh ends, its fill is refused, and no L1 holds its value.
     async fn is_refused(&self) {
         let before = self.a.stats();
         self.gate.open();
@@ -74,16 +77,19 @@ impl Scene {
         }
     }
 
-    /// All have this in the end, after so many loads.
+    /// In the end all processes answer `right`, after `loads` loads.
     async fn ends_with(self, right: &str, loads: u64) {
         for node in [&self.a, &self.b] {
-            eventually("it has heard", async || has_no_old(node)).await;
-            assert_eq!(seen(node.get_entry(1).await), fresh(right));
+            eventually("the change has arrived", async || has_no_old(node)).await;
+            assert_eq!(with_freshness(node.get_entry(1).await), fresh(right));
         }
-        let cold = self.ground.node_with(&self.db, revalidates).await;
+        let cold = self
+            .backend
+            .node_with(&self.db, with_stale_while_revalidate)
+            .await;
         assert_eq!(value(cold.get(1).await), right);
         assert_eq!(self.db.loads(), loads);
-        self.ground.check(&[&self.a, &self.b, &cold]).await;
+        self.backend.check(&[&self.a, &self.b, &cold]).await;
     }
 }
 
@@ -92,75 +98,77 @@ fn has_no_old(node: &Node) -> bool {
         .is_none_or(|entry| entry.value().as_str() != "old")
 }
 
-async fn invalidated(ground: Ground, here: bool) {
-    let scene = Scene::new(ground).await;
-    let by = scene.by(here);
+async fn invalidated(backend: Backend, here: bool) {
+    let fixture = Fixture::new(backend).await;
+    let by = fixture.by(here);
     by.invalidate(&1).await.expect("an invalidation");
-    scene.is_refused().await;
-    scene.ends_with("new", 2).await;
+    fixture.is_refused().await;
+    fixture.ends_with("new", 2).await;
 }
 
-async fn an_invalidation_during_a_refresh_here_refuses_it(ground: Ground) {
-    invalidated(ground, true).await;
+async fn an_invalidation_during_a_refresh_here_refuses_it(backend: Backend) {
+    invalidated(backend, true).await;
 }
 
-async fn an_invalidation_during_a_refresh_elsewhere_refuses_it(ground: Ground) {
-    invalidated(ground, false).await;
+async fn an_invalidation_during_a_refresh_elsewhere_refuses_it(backend: Backend) {
+    invalidated(backend, false).await;
 }
 
-async fn expired(ground: Ground, here: bool) {
-    let scene = Scene::new(ground).await;
-    scene.by(here).expire(&1).await.expect("an expiry");
-    scene.is_refused().await;
-    scene.ends_with("new", 2).await;
+async fn expired(backend: Backend, here: bool) {
+    let fixture = Fixture::new(backend).await;
+    fixture.by(here).expire(&1).await.expect("an expiry");
+    fixture.is_refused().await;
+    fixture.ends_with("new", 2).await;
 }
 
-async fn an_expiry_during_a_refresh_here_refuses_it(ground: Ground) {
-    expired(ground, true).await;
+async fn an_expiry_during_a_refresh_here_refuses_it(backend: Backend) {
+    expired(backend, true).await;
 }
 
-async fn an_expiry_during_a_refresh_elsewhere_refuses_it(ground: Ground) {
-    expired(ground, false).await;
+async fn an_expiry_during_a_refresh_elsewhere_refuses_it(backend: Backend) {
+    expired(backend, false).await;
 }
 
-async fn inserted(ground: Ground, here: bool) {
-    let scene = Scene::new(ground).await;
-    let insert = scene.by(here).insert(1, "by hand".to_owned());
+async fn inserted(backend: Backend, here: bool) {
+    let fixture = Fixture::new(backend).await;
+    let insert = fixture.by(here).insert(1, "by hand".to_owned());
     insert.await.expect("an insert");
-    scene.is_refused().await;
-    scene.ends_with("by hand", 1).await;
+    fixture.is_refused().await;
+    fixture.ends_with("by hand", 1).await;
 }
 
-async fn an_insert_during_a_refresh_here_stays(ground: Ground) {
-    inserted(ground, true).await;
+async fn an_insert_during_a_refresh_here_stays(backend: Backend) {
+    inserted(backend, true).await;
 }
 
-async fn an_insert_during_a_refresh_elsewhere_stays(ground: Ground) {
-    inserted(ground, false).await;
+async fn an_insert_during_a_refresh_elsewhere_stays(backend: Backend) {
+    inserted(backend, false).await;
 }
 
-/// Byte for byte what was there when the refresh began, and not what it was.
-async fn the_same_value_inserted_during_a_refresh_discards_it(ground: Ground) {
-    let scene = Scene::new(ground).await;
+/// The inserted bytes are the same as those that the refresh began with, but the record is another
+/// one.
+async fn the_same_value_inserted_during_a_refresh_discards_it(backend: Backend) {
+    let fixture = Fixture::new(backend).await;
     let same = Loaded::found("old".to_owned()).ttl(TTL * 100);
-    scene.b.insert(1, same).await.expect("an insert");
-    scene.is_refused().await;
-    eventually("it has heard", async || {
-        seen(scene.a.get_entry(1).await) == fresh("old")
+    fixture.b.insert(1, same).await.expect("an insert");
+    fixture.is_refused().await;
+    eventually("the change has arrived", async || {
+        with_freshness(fixture.a.get_entry(1).await) == fresh("old")
     })
     .await;
-    assert_eq!(seen(scene.b.get_entry(1).await), fresh("old"));
-    assert_eq!(scene.db.loads(), 1);
-    scene.ground.check(&[&scene.a, &scene.b]).await;
+    assert_eq!(with_freshness(fixture.b.get_entry(1).await), fresh("old"));
+    assert_eq!(fixture.db.loads(), 1);
+    fixture.backend.check(&[&fixture.a, &fixture.b]).await;
 }
 
-/// The record stays where it is, and is dead; so is what replaces it.
-async fn invalidated_as_a_whole(ground: Ground, tag: Option<&str>) {
+/// The watermark makes the record invalid, and also the record that the refresh would put in its
+/// place.
+async fn invalidated_as_a_whole(backend: Backend, tag: Option<&str>) {
     let db = Db::default();
     db.tag(1, &["t"]);
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a, &b], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a, &b], 1).await;
     db.write(1, "older");
     let gate = db.gate();
     assert_eq!(value(a.get(1).await), "old");
@@ -176,105 +184,108 @@ async fn invalidated_as_a_whole(ground: Ground, tag: Option<&str>) {
     a.check().await;
     assert_eq!(value(answer(caller).await), "new");
     for node in [&a, &b] {
-        eventually("it has heard", async || {
-            seen(node.get_entry(1).await) == fresh("new")
+        eventually("the change has arrived", async || {
+            with_freshness(node.get_entry(1).await) == fresh("new")
         })
         .await;
     }
-    let cold = ground.node_with(&db, revalidates).await;
+    let cold = backend.node_with(&db, with_stale_while_revalidate).await;
     assert_eq!(value(cold.get(1).await), "new");
     assert_eq!(db.loads(), 2);
-    ground.check(&[&a, &b, &cold]).await;
+    backend.check(&[&a, &b, &cold]).await;
 }
 
-async fn an_invalidation_of_a_tag_during_a_refresh_outlives_it(ground: Ground) {
-    invalidated_as_a_whole(ground, Some("t")).await;
+async fn an_invalidation_of_a_tag_during_a_refresh_outlives_it(backend: Backend) {
+    invalidated_as_a_whole(backend, Some("t")).await;
 }
 
-async fn an_invalidation_of_everything_during_a_refresh_outlives_it(ground: Ground) {
-    invalidated_as_a_whole(ground, None).await;
+async fn an_invalidation_of_everything_during_a_refresh_outlives_it(backend: Backend) {
+    invalidated_as_a_whole(backend, None).await;
 }
 
-async fn a_refresh_that_was_refused_takes_no_claim_from_its_successor(ground: Ground) {
-    let scene = Scene::new(ground).await;
-    scene.b.expire(&1).await.expect("an expiry");
-    let second = scene.db.gate();
-    let successor = scene.b.refresher(1).await;
+async fn a_refresh_that_was_refused_takes_no_claim_from_its_successor(backend: Backend) {
+    let fixture = Fixture::new(backend).await;
+    fixture.b.expire(&1).await.expect("an expiry");
+    let second = fixture.db.gate();
+    let successor = fixture.b.refresher(1).await;
     second.reached().await;
-    scene.is_refused().await;
-    // A third one still has to wait for the second.
-    let cold = scene.ground.node_with(&scene.db, revalidates).await;
+    fixture.is_refused().await;
+    // A third process still has to wait for the second refresh.
+    let cold = fixture
+        .backend
+        .node_with(&fixture.db, with_stale_while_revalidate)
+        .await;
     let waits = cold.refresher(1).await;
     eventually("it waits", async || cold.stats().lease_waits == 1).await;
     second.open();
     assert_eq!(value(answer(successor).await), "new");
     assert_eq!(value(answer(waits).await), "new");
-    assert_eq!((scene.b.stats().fills, cold.stats().loads), (1, 0));
-    scene.ground.check(&[&cold]).await;
-    scene.ends_with("new", 2).await;
+    assert_eq!((fixture.b.stats().fills, cold.stats().loads), (1, 0));
+    fixture.backend.check(&[&cold]).await;
+    fixture.ends_with("new", 2).await;
 }
 
-async fn a_refresh_that_was_overtaken_is_refused(ground: Ground) {
-    let scene = Scene::new(ground).await;
-    scene.b.expire(&1).await.expect("an expiry");
-    assert_eq!(value(scene.b.refresh(&1).await), "new");
-    scene.is_refused().await;
-    scene.ends_with("new", 2).await;
+async fn a_refresh_that_was_overtaken_is_refused(backend: Backend) {
+    let fixture = Fixture::new(backend).await;
+    fixture.b.expire(&1).await.expect("an expiry");
+    assert_eq!(value(fixture.b.refresh(&1).await), "new");
+    fixture.is_refused().await;
+    fixture.ends_with("new", 2).await;
 }
 
-async fn a_load_after_an_invalidation_is_not_disturbed_by_an_older_refresh(ground: Ground) {
-    let scene = Scene::new(ground).await;
-    scene.a.invalidate(&1).await.expect("an invalidation");
-    let second = scene.db.gate();
-    // In the process whose refresh is still under way.
-    let caller = scene.a.caller(1).await;
+async fn a_load_after_an_invalidation_is_not_disturbed_by_an_older_refresh(backend: Backend) {
+    let fixture = Fixture::new(backend).await;
+    fixture.a.invalidate(&1).await.expect("an invalidation");
+    let second = fixture.db.gate();
+    // The look-up comes from the process whose refresh is still under way.
+    let caller = fixture.a.caller(1).await;
     second.reached().await;
-    let before = scene.a.stats();
-    scene.gate.open();
+    let before = fixture.a.stats();
+    fixture.gate.open();
     eventually("the refresh has ended", async || {
-        scene.a.stats().fills_refused > before.fills_refused
+        fixture.a.stats().fills_refused > before.fills_refused
     })
     .await;
-    let waits = scene.b.caller(1).await;
+    let waits = fixture.b.caller(1).await;
     eventually("the other process waits", async || {
-        scene.b.stats().lease_waits > 0
+        fixture.b.stats().lease_waits > 0
     })
     .await;
     second.open();
     assert_eq!(value(answer(caller).await), "new");
     assert_eq!(value(answer(waits).await), "new");
-    assert_eq!(scene.a.stats().since(&before).fills, 1);
-    scene.ends_with("new", 2).await;
+    assert_eq!(fixture.a.stats().since(&before).fills, 1);
+    fixture.ends_with("new", 2).await;
 }
 
-async fn a_refresh_after_an_insert_does_not_wait_for_an_older_one(ground: Ground) {
-    let scene = Scene::new(ground).await;
-    let insert = scene.b.insert(1, "by hand".to_owned());
+async fn a_refresh_after_an_insert_does_not_wait_for_an_older_one(backend: Backend) {
+    let fixture = Fixture::new(backend).await;
+    let insert = fixture.b.insert(1, "by hand".to_owned());
     insert.await.expect("an insert");
-    assert_eq!(value(scene.b.refresh(&1).await), "new");
-    assert_eq!(scene.b.stats().lease_waits, 0);
-    scene.is_refused().await;
-    scene.ends_with("new", 2).await;
+    assert_eq!(value(fixture.b.refresh(&1).await), "new");
+    assert_eq!(fixture.b.stats().lease_waits, 0);
+    fixture.is_refused().await;
+    fixture.ends_with("new", 2).await;
 }
 
-async fn refreshes_by_hand_in_two_processes_are_one_load(ground: Ground) {
-    let scene = Scene::new(ground).await;
+async fn refreshes_by_hand_in_two_processes_are_one_load(backend: Backend) {
+    let fixture = Fixture::new(backend).await;
     let mut refreshers = Vec::new();
     for _ in 0..10 {
-        refreshers.push(scene.a.refresher(1).await);
-        refreshers.push(scene.b.refresher(1).await);
+        refreshers.push(fixture.a.refresher(1).await);
+        refreshers.push(fixture.b.refresher(1).await);
     }
     eventually("the other process waits", async || {
-        scene.b.stats().lease_waits == 1
+        fixture.b.stats().lease_waits == 1
     })
     .await;
-    scene.gate.open();
+    fixture.gate.open();
     for refresher in refreshers {
         let got: Result<_, Error> = answer(refresher).await;
         assert_eq!(value(got), "older", "the load was under way");
     }
-    for node in [&scene.a, &scene.b] {
+    for node in [&fixture.a, &fixture.b] {
         assert!(has_fresh(node, 1, "older"));
     }
-    scene.ends_with("older", 1).await;
+    fixture.ends_with("older", 1).await;
 }

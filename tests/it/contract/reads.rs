@@ -1,10 +1,12 @@
-//! Look-ups that want something fresh, or something from the shared tier.
+//! Look-ups that accept fresh values only, or that skip L1.
 
 use tidegate::{Error, Freshness, Read, Source};
 
+use crate::support::aging::{
+    fresh, make_stale, old, with_freshness, with_stale_if_error, with_stale_while_revalidate,
+};
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
-use crate::support::life::{aged, falls_back, fresh, old, revalidates, seen};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{answer, value};
 
@@ -17,18 +19,18 @@ on_both_tiers! {
     reads_past_l1_that_come_during_a_load_do_not_load_again
 }
 
-async fn a_fresh_read_waits_for_the_load_while_others_have_the_old_value(ground: Ground) {
+async fn a_fresh_read_waits_for_the_load_while_others_have_the_old_value(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a], 1).await;
     db.write(1, "new");
     let gate = db.gate();
-    // The first of them begins the load, or joins the one of a hit.
+    // The first of them begins the load, or joins the load that a hit began.
     let mut waiting = vec![a.caller_with(1, Read::fresh()).await];
     gate.reached().await;
     for _ in 0..10 {
         waiting.push(a.caller_with(1, Read::fresh()).await);
-        assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
+        assert_eq!(with_freshness(a.get_entry(1).await), old(Freshness::Stale));
     }
     assert!(waiting.iter().all(|caller| !caller.is_finished()));
     gate.open();
@@ -36,40 +38,46 @@ async fn a_fresh_read_waits_for_the_load_while_others_have_the_old_value(ground:
         assert_eq!(value(answer(caller).await), "new");
     }
     assert_eq!(db.loads(), 1);
-    assert_eq!(seen(a.get_entry_with(1, Read::fresh()).await), fresh("new"));
-    ground.check(&[&a]).await;
+    assert_eq!(
+        with_freshness(a.get_entry_with(1, Read::fresh()).await),
+        fresh("new")
+    );
+    backend.check(&[&a]).await;
 }
 
-async fn a_fresh_read_has_the_error_while_others_have_the_old_value(ground: Ground) {
+async fn a_fresh_read_has_the_error_while_others_have_the_old_value(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, falls_back).await;
-    aged(&db, &[&a, &b], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_if_error).await;
+    make_stale(&db, &[&a, &b], 1).await;
     db.behave(Behaviour::fails());
     for _ in 0..3 {
         let got = a.get_with(1, Read::fresh()).await;
         assert!(matches!(got, Err(Error::Load(_))));
-        assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
+        assert_eq!(with_freshness(a.get_entry(1).await), old(Freshness::Stale));
         let got = b.get_with(1, Read::fresh()).await;
         assert!(matches!(got, Err(Error::LoadFailedElsewhere)));
-        assert_eq!(seen(b.get_entry(1).await), old(Freshness::StaleOnError));
+        assert_eq!(
+            with_freshness(b.get_entry(1).await),
+            old(Freshness::StaleOnError)
+        );
     }
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn fresh_reads_share_the_load_of_a_refresh_elsewhere(ground: Ground) {
+async fn fresh_reads_share_the_load_of_a_refresh_elsewhere(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a, &b], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a, &b], 1).await;
     db.write(1, "new");
     let gate = db.gate();
-    assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
+    assert_eq!(with_freshness(a.get_entry(1).await), old(Freshness::Stale));
     gate.reached().await;
     let mut waiting = vec![a.caller_with(1, Read::fresh()).await];
-    // One joins what a hit has begun, whether there is one or not.
-    assert_eq!(seen(b.get_entry(1).await), old(Freshness::Stale));
+    // A fresh read joins the refresh that this hit begins.
+    assert_eq!(with_freshness(b.get_entry(1).await), old(Freshness::Stale));
     for _ in 0..10 {
         waiting.push(b.caller_with(1, Read::fresh()).await);
     }
@@ -83,13 +91,13 @@ async fn fresh_reads_share_the_load_of_a_refresh_elsewhere(ground: Ground) {
         assert_eq!(value(answer(caller).await), "new");
     }
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_fresh_read_of_a_fresh_entry_is_a_hit(ground: Ground) {
+async fn a_fresh_read_of_a_fresh_entry_is_a_hit(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
     a.get(1).await.expect("a load");
     for (node, source) in [(&a, Source::L1), (&b, Source::L2)] {
         let entry = node.get_entry_with(1, Read::fresh()).await;
@@ -97,42 +105,42 @@ async fn a_fresh_read_of_a_fresh_entry_is_a_hit(ground: Ground) {
         assert_eq!(entry.source(), source);
     }
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_read_past_l1_asks_the_shared_tier_and_l1_keeps_that(ground: Ground) {
+async fn a_read_past_l1_asks_the_shared_tier_and_l1_keeps_that(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
     a.get(1).await.expect("a load");
-    let mut watch = ground.watch();
+    let mut counter = backend.command_counter();
     for read in [Read::new().skip_l1(), Read::fresh().skip_l1()] {
         let entry = a.get_entry_with(1, read).await;
         let entry = entry.expect("a look-up").expect("an entry");
         assert_eq!(entry.source(), Source::L2);
-        assert_eq!(watch.commands(), 2, "the marks, and the record");
+        assert_eq!(counter.commands(), 2, "the watermarks and the record");
     }
-    assert_eq!(seen(a.get_entry(1).await), fresh("row 1"));
-    assert_eq!((watch.commands(), db.loads()), (0, 1));
-    // What is past its TTL there is answered by the same rules as ever.
-    aged(&db, &[&a], 2).await;
+    assert_eq!(with_freshness(a.get_entry(1).await), fresh("row 1"));
+    assert_eq!((counter.commands(), db.loads()), (0, 1));
+    // A stale record of the shared tier is answered by the same rules as a stale entry of L1.
+    make_stale(&db, &[&a], 2).await;
     db.write(2, "new");
     let gate = db.gate();
     let got = a.get_entry_with(2, Read::new().skip_l1()).await;
-    assert_eq!(seen(got), old(Freshness::Stale));
+    assert_eq!(with_freshness(got), old(Freshness::Stale));
     gate.open();
     let got = a.get_entry_with(2, Read::fresh().skip_l1()).await;
-    assert_eq!(seen(got), fresh("new"));
+    assert_eq!(with_freshness(got), fresh("new"));
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn reads_past_l1_that_come_during_a_load_do_not_load_again(ground: Ground) {
+async fn reads_past_l1_that_come_during_a_load_do_not_load_again(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let mut watch = ground.watch();
-    // What makes the connection is not what is counted.
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let mut counter = backend.command_counter();
+    // The first load opens the connection, which costs commands of its own.
     a.get(2).await.expect("a load");
-    watch.commands();
+    counter.commands();
     let gate = db.gate();
     let first = a.caller_with(1, Read::fresh().skip_l1()).await;
     gate.reached().await;
@@ -140,16 +148,16 @@ async fn reads_past_l1_that_come_during_a_load_do_not_load_again(ground: Ground)
     for _ in 0..20 {
         later.push(a.caller_with(1, Read::fresh().skip_l1()).await);
     }
-    assert_eq!(watch.commands(), 3, "the marks, a read and a lease");
+    assert_eq!(counter.commands(), 3, "the watermarks, a read and a lease");
     gate.open();
     assert_eq!(value(answer(first).await), "row 1");
     for caller in later {
         assert_eq!(value(answer(caller).await), "row 1");
     }
     assert_eq!(db.loads(), 2);
-    let more = watch.commands();
-    // The fill. Who came after the first began asks again, for the marks as well, together with
-    // whoever else did.
+    let more = counter.commands();
+    // One command is the fill. Callers that came after the first load began read the record again,
+    // and the watermarks as well, and may share these commands.
     assert!((2..=41).contains(&more), "{more} commands");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }

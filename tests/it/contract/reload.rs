@@ -1,53 +1,55 @@
-//! Reloads: loads that are told what there is, and may answer that it has not changed.
+//! Reloads: loads that are given the previous entry and may answer that it has not changed.
 
 use tidegate::{Error, Freshness, Loaded, Source};
 
+use crate::support::aging::{
+    LONG, TTL, fresh, make_stale, with_freshness, with_stale_if_error, with_stale_while_revalidate,
+};
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
-use crate::support::life::{LONG, TTL, aged, falls_back, fresh, revalidates, seen};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::value;
 
 on_both_tiers! {
-    a_reload_is_told_what_there_is
-    what_has_not_changed_gets_a_new_life_everywhere
-    what_has_not_changed_keeps_its_tags_and_its_version
+    a_reload_is_given_the_previous_entry
+    an_unchanged_value_is_fresh_again_in_every_process
+    an_unchanged_value_keeps_its_tags_and_its_version
     unchanged_without_a_previous_entry_is_an_error
     unchanged_cannot_be_inserted
 }
 
-async fn a_reload_is_told_what_there_is(ground: Ground) {
+async fn a_reload_is_given_the_previous_entry(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a], 1).await;
     db.write(1, "new");
-    // Also to a process that never had it.
+    // A process that never held the entry is given it as well.
     assert_eq!(value(b.refresh(&1).await), "new");
     assert_eq!(value(b.refresh(&1).await), "new");
-    let told = db.reloads();
-    assert_eq!(told.len(), 2);
+    let reloads = db.reloads();
+    assert_eq!(reloads.len(), 2);
     assert_eq!(
-        (told[0].previous.as_str(), told[0].freshness),
+        (reloads[0].previous.as_str(), reloads[0].freshness),
         ("old", Freshness::Stale)
     );
-    assert!(told[0].age >= TTL, "{:?}", told[0].age);
+    assert!(reloads[0].age >= TTL, "{:?}", reloads[0].age);
     assert_eq!(
-        (told[1].previous.as_str(), told[1].freshness),
+        (reloads[1].previous.as_str(), reloads[1].freshness),
         ("new", Freshness::Fresh)
     );
-    assert!(told[1].age < told[0].age + LONG);
+    assert!(reloads[1].age < reloads[0].age + LONG);
     b.invalidate(&1).await.expect("an invalidation");
     assert_eq!(value(b.get(1).await), "new");
     assert_eq!((db.loads(), db.reloads().len()), (3, 2));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn what_has_not_changed_gets_a_new_life_everywhere(ground: Ground) {
+async fn an_unchanged_value_is_fresh_again_in_every_process(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a, &b], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a, &b], 1).await;
     db.write(1, "not read");
     db.behave(Behaviour {
         unchanged: true,
@@ -55,11 +57,11 @@ async fn what_has_not_changed_gets_a_new_life_everywhere(ground: Ground) {
     });
     for node in [&a, &b] {
         eventually("it is fresh again", async || {
-            seen(node.get_entry(1).await) == fresh("old")
+            with_freshness(node.get_entry(1).await) == fresh("old")
         })
         .await;
     }
-    let cold = ground.node_with(&db, revalidates).await;
+    let cold = backend.node_with(&db, with_stale_while_revalidate).await;
     let entry = cold
         .get_entry(1)
         .await
@@ -80,19 +82,22 @@ async fn what_has_not_changed_gets_a_new_life_everywhere(ground: Ground) {
         ),
         (1, 1, 2)
     );
-    // By hand, and after an expiry, as well.
+    // The same holds for a call of `refresh` and for a load after an expiry.
     assert_eq!(value(b.refresh(&1).await), "old");
     b.expire(&1).await.expect("an expiry");
-    let falling_back = ground.node_with(&db, falls_back).await;
-    assert_eq!(seen(falling_back.get_entry(1).await), fresh("old"));
+    let falling_back = backend.node_with(&db, with_stale_if_error).await;
+    assert_eq!(
+        with_freshness(falling_back.get_entry(1).await),
+        fresh("old")
+    );
     assert_eq!((db.loads(), db.reloads().len()), (3, 3));
-    ground.check(&[&a, &b, &cold, &falling_back]).await;
+    backend.check(&[&a, &b, &cold, &falling_back]).await;
 }
 
-async fn what_has_not_changed_keeps_its_tags_and_its_version(ground: Ground) {
+async fn an_unchanged_value_keeps_its_tags_and_its_version(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
     for key in [1, 2] {
         db.tag(key, &["t"]);
         db.version(key, 7);
@@ -115,18 +120,21 @@ async fn what_has_not_changed_keeps_its_tags_and_its_version(ground: Ground) {
     db.behave(Behaviour::default());
     assert_eq!(value(b.get(2).await), "row 2");
     b.invalidate_tag("t").await.expect("an invalidation");
-    db.forget();
+    db.reset_counts();
     db.write(2, "new");
     for node in [&a, &b] {
-        eventually("it has heard", async || value(node.get(2).await) == "new").await;
+        eventually("the change has arrived", async || {
+            value(node.get(2).await) == "new"
+        })
+        .await;
     }
     assert_eq!((db.loads(), db.reloads().len()), (1, 0));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn unchanged_without_a_previous_entry_is_an_error(ground: Ground) {
+async fn unchanged_without_a_previous_entry_is_an_error(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
     db.behave(Behaviour {
         unchanged: true,
         ..Behaviour::default()
@@ -138,7 +146,7 @@ async fn unchanged_without_a_previous_entry_is_an_error(ground: Ground) {
             "{wrong:?}"
         );
     }
-    // Nor can an absence be what it was.
+    // An absence is no previous entry either.
     db.behave(Behaviour::default());
     db.delete(2);
     assert_eq!(a.get(2).await.expect("a load"), None);
@@ -152,16 +160,16 @@ async fn unchanged_without_a_previous_entry_is_an_error(ground: Ground) {
         "{wrong:?}"
     );
     assert_eq!((db.loads(), a.stats().load_failures), (3, 2));
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn unchanged_cannot_be_inserted(ground: Ground) {
+async fn unchanged_cannot_be_inserted(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
     a.get(1).await.expect("a load");
     let refused = a.insert(1, Loaded::unchanged()).await;
     assert!(refused.is_err());
     assert_eq!(value(a.get(1).await), "row 1");
     assert_eq!(a.stats().inserts, 0);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }

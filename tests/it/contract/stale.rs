@@ -1,36 +1,39 @@
-//! Answers past the TTL: while a new value is loaded, and when it cannot be.
+//! Stale answers while a new value is loaded.
 
 use std::time::Duration;
 
 use tidegate::{Error, Freshness, Source};
 use tokio::time::{Instant, sleep};
 
+use crate::support::aging::{
+    LONG, TTL, fresh, has_fresh, make_stale, old, with_freshness, with_stale_if_error,
+    with_stale_while_revalidate,
+};
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
-use crate::support::life::{LONG, TTL, aged, falls_back, fresh, has_fresh, old, revalidates, seen};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{answer, value};
 
 on_both_tiers! {
-    everyone_is_answered_at_once_while_one_process_loads
+    all_callers_are_answered_at_once_while_one_process_loads
     a_process_without_the_entry_answers_what_the_shared_tier_has
     an_entry_is_not_answered_after_its_window_while_it_is_loaded
     what_the_source_has_deleted_is_gone_after_the_refresh
     an_absence_is_never_answered_past_its_ttl
-    nobody_who_has_the_old_value_loads_by_itself_however_long_the_wait
+    no_process_with_the_old_value_loads_by_itself_however_long_the_wait
     a_hung_refresh_does_not_keep_the_old_value_for_ever
     both_windows_begin_where_the_ttl_ends
 }
 
 const SOON: Duration = Duration::from_millis(100);
 
-async fn everyone_is_answered_at_once_while_one_process_loads(ground: Ground) {
+async fn all_callers_are_answered_at_once_while_one_process_loads(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
-    let c = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
+    let c = backend.node_with(&db, with_stale_while_revalidate).await;
     let nodes = [&a, &b, &c];
-    aged(&db, &nodes, 1).await;
+    make_stale(&db, &nodes, 1).await;
     db.write(1, "new");
     let gate = db.gate();
     for node in nodes {
@@ -54,25 +57,28 @@ async fn everyone_is_answered_at_once_while_one_process_loads(ground: Ground) {
     })
     .await;
     for node in nodes {
-        assert_eq!(seen(node.get_entry(1).await), old(Freshness::Stale));
+        assert_eq!(
+            with_freshness(node.get_entry(1).await),
+            old(Freshness::Stale)
+        );
     }
     assert_eq!(db.loads(), 1);
     gate.open();
     for node in nodes {
         eventually("it has the new value", async || has_fresh(node, 1, "new")).await;
-        assert_eq!(seen(node.get_entry(1).await), fresh("new"));
+        assert_eq!(with_freshness(node.get_entry(1).await), fresh("new"));
     }
     assert_eq!(db.loads(), 1);
-    ground.check(&nodes).await;
+    backend.check(&nodes).await;
 }
 
-async fn a_process_without_the_entry_answers_what_the_shared_tier_has(ground: Ground) {
+async fn a_process_without_the_entry_answers_what_the_shared_tier_has(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a], 1).await;
     db.write(1, "new");
     let gate = db.gate();
-    let cold = ground.node_with(&db, revalidates).await;
+    let cold = backend.node_with(&db, with_stale_while_revalidate).await;
     let callers = cold.callers(10, 1).await;
     for caller in callers {
         assert_eq!(value(answer(caller).await), "old");
@@ -91,17 +97,17 @@ async fn a_process_without_the_entry_answers_what_the_shared_tier_has(ground: Gr
     gate.open();
     eventually("it has the new value", async || has_fresh(&cold, 1, "new")).await;
     assert_eq!((db.loads(), cold.stats().stale_hits), (1, 11));
-    ground.check(&[&a, &cold]).await;
+    backend.check(&[&a, &cold]).await;
 }
 
-async fn an_entry_is_not_answered_after_its_window_while_it_is_loaded(ground: Ground) {
+async fn an_entry_is_not_answered_after_its_window_while_it_is_loaded(backend: Backend) {
     let db = Db::default();
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| {
-            revalidates(builder).stale_while_revalidate(SOON)
+            with_stale_while_revalidate(builder).stale_while_revalidate(SOON)
         })
         .await;
-    aged(&db, &[&a], 1).await;
+    make_stale(&db, &[&a], 1).await;
     sleep(SOON).await;
     db.write(1, "new");
     let gate = db.gate();
@@ -111,14 +117,14 @@ async fn an_entry_is_not_answered_after_its_window_while_it_is_loaded(ground: Gr
     gate.open();
     assert_eq!(value(answer(caller).await), "new");
     assert_eq!(a.stats().stale_hits, 0);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn what_the_source_has_deleted_is_gone_after_the_refresh(ground: Ground) {
+async fn what_the_source_has_deleted_is_gone_after_the_refresh(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a, &b], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a, &b], 1).await;
     db.delete(1);
     for node in [&a, &b] {
         eventually("it is gone", async || {
@@ -127,16 +133,18 @@ async fn what_the_source_has_deleted_is_gone_after_the_refresh(ground: Ground) {
         .await;
     }
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn an_absence_is_never_answered_past_its_ttl(ground: Ground) {
+async fn an_absence_is_never_answered_past_its_ttl(backend: Backend) {
     let db = Db::default();
-    let settings = |builder| falls_back(revalidates(builder)).error_backoff(Duration::ZERO);
-    let a = ground
+    let settings = |builder| {
+        with_stale_if_error(with_stale_while_revalidate(builder)).error_backoff(Duration::ZERO)
+    };
+    let a = backend
         .node_with(&db, |builder| settings(builder).negative_ttl(TTL))
         .await;
-    let b = ground
+    let b = backend
         .node_with(&db, |builder| settings(builder).negative_ttl(TTL))
         .await;
     db.delete(1);
@@ -157,19 +165,19 @@ async fn an_absence_is_never_answered_past_its_ttl(ground: Ground) {
     gate.open();
     assert_eq!(value(answer(caller).await), "here now");
     assert!(db.reloads().is_empty(), "there is nothing to compare with");
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_hung_refresh_does_not_keep_the_old_value_for_ever(ground: Ground) {
+async fn a_hung_refresh_does_not_keep_the_old_value_for_ever(backend: Backend) {
     let db = Db::default();
     let settings = |builder| {
-        revalidates(builder)
+        with_stale_while_revalidate(builder)
             .load_timeout(Duration::from_millis(300))
             .error_backoff(SOON)
     };
-    let a = ground.node_with(&db, settings).await;
-    let b = ground.node_with(&db, settings).await;
-    aged(&db, &[&a, &b], 1).await;
+    let a = backend.node_with(&db, settings).await;
+    let b = backend.node_with(&db, settings).await;
+    make_stale(&db, &[&a, &b], 1).await;
     db.write(1, "new");
     db.behave(Behaviour {
         hangs: true,
@@ -177,17 +185,20 @@ async fn a_hung_refresh_does_not_keep_the_old_value_for_ever(ground: Ground) {
     });
     let began = Instant::now();
     for node in [&a, &b] {
-        assert_eq!(seen(node.get_entry(1).await), old(Freshness::Stale));
+        assert_eq!(
+            with_freshness(node.get_entry(1).await),
+            old(Freshness::Stale)
+        );
     }
     eventually("one loads and hangs", async || db.loads() == 1).await;
     db.behave(Behaviour::default());
     for node in [&a, &b] {
         eventually("it has the new value", async || {
-            seen(node.get_entry(1).await) == fresh("new")
+            with_freshness(node.get_entry(1).await) == fresh("new")
         })
         .await;
     }
-    let begun = db.begun();
+    let begun = db.load_starts();
     assert_eq!(begun.len(), 2);
     assert!(
         begun[1] - began >= Duration::from_millis(300) + SOON,
@@ -195,13 +206,13 @@ async fn a_hung_refresh_does_not_keep_the_old_value_for_ever(ground: Ground) {
     );
     let failures = a.stats().load_failures + b.stats().load_failures;
     assert_eq!(failures, 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn both_windows_begin_where_the_ttl_ends(ground: Ground) {
+async fn both_windows_begin_where_the_ttl_ends(backend: Backend) {
     let db = Db::default();
     let windows = |while_revalidate, if_error| {
-        ground.node_with(&db, move |builder| {
+        backend.node_with(&db, move |builder| {
             builder
                 .refresh_ahead(0.0)
                 .stale_while_revalidate(while_revalidate)
@@ -213,43 +224,51 @@ async fn both_windows_begin_where_the_ttl_ends(ground: Ground) {
     let (first, second) = (windows(short, LONG).await, windows(LONG, short).await);
     let both = windows(short, short).await;
     for (node, key) in [(&first, 1), (&second, 2), (&both, 3)] {
-        aged(&db, &[node], key).await;
+        make_stale(&db, &[node], key).await;
         sleep(short).await;
         db.behave(Behaviour::fails());
         match key {
-            1 => assert_eq!(seen(node.get_entry(1).await), old(Freshness::StaleOnError)),
-            2 => assert_eq!(seen(node.get_entry(2).await), old(Freshness::Stale)),
+            1 => assert_eq!(
+                with_freshness(node.get_entry(1).await),
+                old(Freshness::StaleOnError)
+            ),
+            2 => assert_eq!(
+                with_freshness(node.get_entry(2).await),
+                old(Freshness::Stale)
+            ),
             _ => assert!(
                 node.get(key).await.is_err(),
                 "one does not follow the other"
             ),
         }
     }
-    ground.check(&[&first, &second, &both]).await;
+    backend.check(&[&first, &second, &both]).await;
 }
 
-async fn nobody_who_has_the_old_value_loads_by_itself_however_long_the_wait(ground: Ground) {
+async fn no_process_with_the_old_value_loads_by_itself_however_long_the_wait(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground
-        .node_with(&db, |builder| revalidates(builder).lease_wait(SOON))
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend
+        .node_with(&db, |builder| {
+            with_stale_while_revalidate(builder).lease_wait(SOON)
+        })
         .await;
-    aged(&db, &[&a, &b], 1).await;
+    make_stale(&db, &[&a, &b], 1).await;
     db.write(1, "new");
     let gate = db.gate();
-    assert_eq!(seen(a.get_entry(1).await), old(Freshness::Stale));
+    assert_eq!(with_freshness(a.get_entry(1).await), old(Freshness::Stale));
     gate.reached().await;
     eventually("it has given up waiting, more than once", async || {
-        assert_eq!(seen(b.get_entry(1).await), old(Freshness::Stale));
+        assert_eq!(with_freshness(b.get_entry(1).await), old(Freshness::Stale));
         b.stats().lease_waits >= 3
     })
     .await;
     assert_eq!((db.loads(), b.stats().lease_wait_exceeded), (1, 0));
     gate.open();
     eventually("it has the new value", async || {
-        seen(b.get_entry(1).await) == fresh("new")
+        with_freshness(b.get_entry(1).await) == fresh("new")
     })
     .await;
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }

@@ -1,22 +1,22 @@
-//! Values and look-ups.
+//! Values, absences and their lifetimes in both tiers.
 
 use std::time::Duration;
 
 use tidegate::{Freshness, Source};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::support::ground::{Ground, on_both_tiers};
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, begin, value};
 
 on_both_tiers! {
     a_second_get_is_answered_by_l1_without_a_load_or_a_command
-    a_hit_in_l2_fills_l1_with_what_remains_of_the_life_and_keeps_the_age
+    a_hit_in_l2_fills_l1_for_the_rest_of_the_ttl_and_keeps_the_age
     found_and_missing_and_never_asked_are_three_things
-    an_absence_lives_for_the_negative_ttl
+    an_absence_is_kept_for_the_negative_ttl
     a_zero_negative_ttl_keeps_no_absence
     the_ttl_of_a_value_wins_in_both_tiers
-    do_not_store_answers_everyone_and_keeps_nothing
+    do_not_store_answers_all_callers_and_keeps_nothing
     peek_loads_nothing_and_asks_nothing
     an_entry_tells_source_age_and_freshness_truthfully
     caches_of_different_names_never_meet
@@ -32,32 +32,32 @@ async fn source(node: &Node, key: u64) -> Source {
     entry.source()
 }
 
-async fn a_second_get_is_answered_by_l1_without_a_load_or_a_command(ground: Ground) {
+async fn a_second_get_is_answered_by_l1_without_a_load_or_a_command(backend: Backend) {
     let db = Db::default();
-    let a = ground.node(&db).await;
+    let a = backend.node(&db).await;
     assert_eq!(value(a.get(1).await), "row 1");
-    let mut watch = ground.watch();
+    let mut counter = backend.command_counter();
     for _ in 0..10 {
         assert_eq!(value(a.get(1).await), "row 1");
     }
     assert_eq!(
-        (watch.commands(), db.loads(), a.stats().l1_hits),
+        (counter.commands(), db.loads(), a.stats().l1_hits),
         (0, 1, 10)
     );
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_hit_in_l2_fills_l1_with_what_remains_of_the_life_and_keeps_the_age(ground: Ground) {
+async fn a_hit_in_l2_fills_l1_for_the_rest_of_the_ttl_and_keeps_the_age(backend: Backend) {
     let db = Db::default();
-    let (life, waits) = (Duration::from_millis(1500), Duration::from_millis(500));
-    let a = ground.node_with(&db, |builder| builder.ttl(life)).await;
-    let b = ground.node_with(&db, |builder| builder.ttl(life)).await;
+    let (ttl, waits) = (Duration::from_millis(1500), Duration::from_millis(500));
+    let a = backend.node_with(&db, |builder| builder.ttl(ttl)).await;
+    let b = backend.node_with(&db, |builder| builder.ttl(ttl)).await;
     a.get(1).await.expect("a load");
     let loaded = Instant::now();
     sleep(waits).await;
     let entry = b.get_entry(1).await.expect("a look-up").expect("an entry");
     assert_eq!(entry.source(), Source::L2);
-    // The clocks of two processes differ by a part of a round trip.
+    // The clocks of two processes differ by part of a round trip.
     let rounding = Duration::from_millis(20);
     assert!(
         entry.age() + rounding >= waits,
@@ -65,20 +65,20 @@ async fn a_hit_in_l2_fills_l1_with_what_remains_of_the_life_and_keeps_the_age(gr
         entry.age()
     );
     assert_eq!(source(&b, 1).await, Source::L1);
-    sleep_until(loaded + life + rounding).await;
+    sleep_until(loaded + ttl + rounding).await;
     assert!(b.peek(&1).is_none(), "L1 outlives the record");
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn found_and_missing_and_never_asked_are_three_things(ground: Ground) {
+async fn found_and_missing_and_never_asked_are_three_things(backend: Backend) {
     let db = Db::default();
     db.delete(2);
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     assert_eq!(value(a.get(1).await), "row 1");
     assert_eq!(a.get(2).await.expect("an answer"), None);
     assert_eq!(db.loads(), 2);
-    // In L1, and in L2 as well: nobody asks the source again.
+    // Both tiers hold the absence: no look-up reaches the source.
     assert_eq!(a.get(2).await.expect("an answer"), None);
     assert_eq!(b.get(2).await.expect("an answer"), None);
     assert_eq!(db.loads(), 2);
@@ -92,61 +92,61 @@ async fn found_and_missing_and_never_asked_are_three_things(ground: Ground) {
     );
     assert_eq!(value(b.get(3).await), "row 3");
     assert_eq!(db.loads(), 3);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn an_absence_lives_for_the_negative_ttl(ground: Ground) {
+async fn an_absence_is_kept_for_the_negative_ttl(backend: Backend) {
     let db = Db::default();
     db.delete(1);
-    let life = Duration::from_millis(400);
-    let a = ground
-        .node_with(&db, |builder| builder.negative_ttl(life))
+    let ttl = Duration::from_millis(400);
+    let a = backend
+        .node_with(&db, |builder| builder.negative_ttl(ttl))
         .await;
     assert_eq!(a.get(1).await.expect("an answer"), None);
     db.write(1, "here now");
-    sleep(life + Duration::from_millis(50)).await;
+    sleep(ttl + Duration::from_millis(50)).await;
     assert_eq!(value(a.get(1).await), "here now");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn a_zero_negative_ttl_keeps_no_absence(ground: Ground) {
+async fn a_zero_negative_ttl_keeps_no_absence(backend: Backend) {
     let db = Db::default();
     db.delete(1);
-    let a = ground
+    let a = backend
         .node_with(&db, |builder| builder.negative_ttl(Duration::ZERO))
         .await;
     assert_eq!(a.get(1).await.expect("an answer"), None);
     assert_eq!(a.get(1).await.expect("an answer"), None);
     assert_eq!((db.loads(), a.stats().negative_hits), (2, 0));
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-async fn the_ttl_of_a_value_wins_in_both_tiers(ground: Ground) {
+async fn the_ttl_of_a_value_wins_in_both_tiers(backend: Backend) {
     let db = Db::default();
-    let life = Duration::from_millis(300);
+    let ttl = Duration::from_millis(300);
     db.behave(Behaviour {
-        ttl: Some(life),
+        ttl: Some(ttl),
         ..Behaviour::default()
     });
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     a.get(1).await.expect("a load");
-    sleep(life + Duration::from_millis(50)).await;
+    sleep(ttl + Duration::from_millis(50)).await;
     assert!(a.peek(&1).is_none());
     assert_eq!(
         source(&b, 1).await,
         Source::Loader,
         "L2 has kept it for longer"
     );
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn do_not_store_answers_everyone_and_keeps_nothing(ground: Ground) {
+async fn do_not_store_answers_all_callers_and_keeps_nothing(backend: Backend) {
     let db = Db::default();
     db.behave(Behaviour {
         do_not_store: true,
         ..Behaviour::default()
     });
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let gate = db.gate();
     let callers = a.callers(20, 1).await;
     gate.reached().await;
@@ -156,19 +156,19 @@ async fn do_not_store_answers_everyone_and_keeps_nothing(ground: Ground) {
     }
     assert_eq!(db.loads(), 1);
     assert!(a.peek(&1).is_none());
-    // No value in L2, and no lease: the others load at once.
+    // L2 holds no value and no lease, so the others load at once.
     assert_eq!(source(&b, 1).await, Source::Loader);
     assert_eq!(source(&a, 1).await, Source::Loader);
     assert_eq!(db.loads(), 3);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn peek_loads_nothing_and_asks_nothing(ground: Ground) {
+async fn peek_loads_nothing_and_asks_nothing(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     a.get(1).await.expect("a load");
     b.get(2).await.expect("a load");
-    let mut watch = ground.watch();
+    let mut counter = backend.command_counter();
     assert!(b.peek(&1).is_none(), "it is in L2 only");
     assert!(a.peek(&3).is_none());
     let entry = a.peek(&1).expect("it is in L1");
@@ -176,13 +176,13 @@ async fn peek_loads_nothing_and_asks_nothing(ground: Ground) {
         (entry.source(), entry.value().as_str()),
         (Source::L1, "row 1")
     );
-    assert_eq!((watch.commands(), db.loads()), (0, 2));
-    ground.check(&[&a, &b]).await;
+    assert_eq!((counter.commands(), db.loads()), (0, 2));
+    backend.check(&[&a, &b]).await;
 }
 
-async fn an_entry_tells_source_age_and_freshness_truthfully(ground: Ground) {
+async fn an_entry_tells_source_age_and_freshness_truthfully(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let gate = db.gate();
     let (leads, joins) = (a.clone(), a.clone());
     let leads = begin(async move { leads.get_entry(1).await }).await;
@@ -210,15 +210,15 @@ async fn an_entry_tells_source_age_and_freshness_truthfully(ground: Ground) {
     let inserted = a.get_entry(1).await.expect("a look-up").expect("an entry");
     assert_eq!(inserted.value().as_str(), "by hand");
     assert!(inserted.age() <= in_l1.age(), "an insert begins a new life");
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn caches_of_different_names_never_meet(ground: Ground) {
+async fn caches_of_different_names_never_meet(backend: Backend) {
     let (one, other) = (Db::default(), Db::default());
     one.write(1, "one");
     other.write(1, "other");
-    let a = ground.named("users", one.clone(), |builder| builder).await;
-    let b = ground.named("users:1", other, |builder| builder).await;
+    let a = backend.named("users", one.clone(), |builder| builder).await;
+    let b = backend.named("users:1", other, |builder| builder).await;
     assert_eq!(value(a.get(1).await), "one");
     assert_eq!(value(b.get(1).await), "other");
     b.invalidate(&1).await.expect("an invalidation");
@@ -226,8 +226,8 @@ async fn caches_of_different_names_never_meet(ground: Ground) {
         a.peek(&1).is_some(),
         "another cache's invalidation evicts nothing"
     );
-    // From L2, whatever L1 had.
-    let c = ground.named("users", one.clone(), |builder| builder).await;
+    // The answer comes from L2 because this process has an empty L1.
+    let c = backend.named("users", one.clone(), |builder| builder).await;
     assert_eq!((value(c.get(1).await).as_str(), one.loads()), ("one", 1));
-    ground.check(&[&a, &b, &c]).await;
+    backend.check(&[&a, &b, &c]).await;
 }

@@ -1,4 +1,4 @@
-//! Loading ahead of time.
+//! `warm`: loads of many keys ahead of time.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use tidegate::{Batching, CacheBuilder, WarmProgress};
 use tokio::time::Instant;
 
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, begin};
 
@@ -23,7 +23,7 @@ fn batched(builder: CacheBuilder<Db>) -> CacheBuilder<Db> {
     builder.batched(Batching::new())
 }
 
-async fn left_behind(node: &Node) {
+async fn assert_idle(node: &Node) {
     eventually("nothing is left behind", async || {
         let state = format!("{node:?}", node = **node);
         state.contains("flights: 0,") && state.contains("tasks: 0,")
@@ -31,39 +31,42 @@ async fn left_behind(node: &Node) {
     .await;
 }
 
-async fn what_neither_tier_has_is_loaded_and_the_rest_is_not(ground: Ground) {
+async fn what_neither_tier_has_is_loaded_and_the_rest_is_not(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node_with(&db, batched).await, ground.node(&db).await);
+    let (a, b) = (
+        backend.node_with(&db, batched).await,
+        backend.node(&db).await,
+    );
     a.get(1).await.expect("a load");
     b.get(2).await.expect("a load");
     db.delete(3);
-    db.forget();
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let tell = Arc::clone(&told);
+    db.reset_counts();
+    let reports = Arc::new(Mutex::new(Vec::new()));
+    let report = Arc::clone(&reports);
     let warmed = a
         .warm(0..2_000)
-        .on_progress(move |progress| tell.lock().expect("no panic").push(*progress))
+        .on_progress(move |progress| report.lock().expect("no panic").push(*progress))
         .await;
     let counts = |of: &WarmProgress| (of.done, of.total, of.cached, of.loaded, of.failed);
     assert_eq!(counts(&warmed), (2_000, Some(2_000), 2, 1_998, 0));
     assert!(!warmed.waiting);
-    let told = told.lock().expect("no panic").clone();
-    assert_eq!(told.len(), 2);
-    assert_eq!(counts(&told[0]), (1_000, Some(2_000), 2, 998, 0));
-    assert_eq!(told[1], warmed);
+    let reports = reports.lock().expect("no panic").clone();
+    assert_eq!(reports.len(), 2);
+    assert_eq!(counts(&reports[0]), (1_000, Some(2_000), 2, 998, 0));
+    assert_eq!(reports[1], warmed);
     assert_eq!((db.loads(), db.batches().len()), (1_998, 2));
     assert!(a.peek(&1_999).is_some());
-    // And another process finds all of it.
+    // Another process finds all keys in the shared tier.
     let warmed = b.warm(0..2_000).await;
     assert_eq!((warmed.cached, db.loads()), (2_000, 1_998));
-    left_behind(&a).await;
+    assert_idle(&a).await;
 }
 
-async fn processes_take_turns_and_each_key_is_loaded_once(ground: Ground) {
+async fn processes_take_turns_and_each_key_is_loaded_once(backend: Backend) {
     let db = Db::default();
     let (a, b) = (
-        ground.node_with(&db, batched).await,
-        ground.node_with(&db, batched).await,
+        backend.node_with(&db, batched).await,
+        backend.node_with(&db, batched).await,
     );
     let gate = db.gate();
     let first = {
@@ -74,9 +77,9 @@ async fn processes_take_turns_and_each_key_is_loaded_once(ground: Ground) {
     let waits = Arc::new(Mutex::new(false));
     let second = {
         let (b, waits) = (b.clone(), Arc::clone(&waits));
-        let tell =
+        let report =
             move |progress: &WarmProgress| *waits.lock().expect("no panic") |= progress.waiting;
-        begin(async move { b.warm(0..10).on_progress(tell).await }).await
+        begin(async move { b.warm(0..10).on_progress(report).await }).await
     };
     eventually("the second waits for its turn", async || {
         *waits.lock().expect("no panic")
@@ -92,14 +95,14 @@ async fn processes_take_turns_and_each_key_is_loaded_once(ground: Ground) {
     );
     assert_eq!(db.loads(), 10);
     for node in [&a, &b] {
-        left_behind(node).await;
+        assert_idle(node).await;
     }
-    assert_eq!(ground.records(), 10, "no turn is left");
+    assert_eq!(backend.records(), 10, "no turn is left");
 }
 
-async fn a_process_that_gives_up_leaves_its_turn_to_the_next(ground: Ground) {
+async fn a_process_that_gives_up_leaves_its_turn_to_the_next(backend: Backend) {
     let db = Db::default();
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     let gate = db.gate();
     let first = {
         let a = a.clone();
@@ -108,20 +111,21 @@ async fn a_process_that_gives_up_leaves_its_turn_to_the_next(ground: Ground) {
     gate.reached().await;
     first.abort();
     first.await.expect_err("it was dropped");
-    // Its lease lives for a minute here; who waited for it to end would be told by the test's clock.
+    // The lease of the turn lasts a minute. A second process that waited for its end would fail
+    // below.
     let began = Instant::now();
     let second = b.warm([2]).await;
     assert_eq!(second.loaded, 1);
     assert!(began.elapsed() < Duration::from_secs(30));
     gate.open();
     for node in [&a, &b] {
-        left_behind(node).await;
+        assert_idle(node).await;
     }
 }
 
-async fn no_more_is_loaded_in_a_second_than_is_asked_for(ground: Ground) {
+async fn no_more_is_loaded_in_a_second_than_is_asked_for(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, batched).await;
+    let a = backend.node_with(&db, batched).await;
     let began = Instant::now();
     let warmed = a.warm(0..60).loads_per_second(100).await;
     assert_eq!((warmed.done, warmed.loaded), (60, 60));
@@ -131,15 +135,15 @@ async fn no_more_is_loaded_in_a_second_than_is_asked_for(ground: Ground) {
         began.elapsed()
     );
     assert!(db.batches().iter().all(|batch| batch.len() <= 10));
-    // What is there costs nothing of it.
+    // Keys that are cached already do not count towards the rate.
     let began = Instant::now();
     a.warm(0..60).loads_per_second(1).await;
     assert!(began.elapsed() < Duration::from_secs(30));
 }
 
-async fn keys_that_fail_are_counted_and_the_rest_is_loaded(ground: Ground) {
+async fn keys_that_fail_are_counted_and_the_rest_is_loaded(backend: Backend) {
     let db = Db::default();
-    let a = ground.node(&db).await;
+    let a = backend.node(&db).await;
     db.behave(Behaviour::fails());
     let warmed = a.warm([1, 2]).await;
     assert_eq!((warmed.done, warmed.failed), (2, 2));

@@ -1,18 +1,21 @@
-//! Writes to the source with what follows from them.
+//! Writes to the source through the cache, and the change of the cache that follows them.
 
 use std::io;
 
 use tidegate::{Freshness, Loaded, Source, WriteError};
 
+use crate::support::aging::{
+    fresh, has_fresh, make_stale, old, with_freshness, with_stale_if_error,
+    with_stale_while_revalidate,
+};
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
-use crate::support::life::{aged, falls_back, fresh, has_fresh, old, revalidates, seen};
 use crate::support::loader::{Behaviour, Db, Gate};
 use crate::support::node::{Node, answer, begin, value};
 
 on_both_tiers! {
     a_write_puts_its_value_into_both_tiers_of_every_process
-    a_write_whose_caller_goes_away_after_the_commit_is_seen_by_everyone
+    a_write_whose_caller_goes_away_after_the_commit_is_seen_by_every_process
     a_write_that_fails_invalidates_the_key
     a_write_that_panics_invalidates_the_key
     a_write_whose_value_is_not_to_be_stored_invalidates_the_key
@@ -27,33 +30,33 @@ on_both_tiers! {
     a_refresh_after_a_write_joins_no_load_from_before
     a_refresh_after_a_write_that_fails_is_no_error_and_the_key_stays_expired
     a_closed_cache_begins_no_write
-    close_waits_for_a_write_and_what_follows
+    close_waits_for_a_write_and_the_change_after_it
 }
 
-/// Two processes that have "old".
-async fn scene(ground: &Ground, db: &Db) -> (Node, Node) {
+/// Two processes that hold "old".
+async fn fixture(backend: &Backend, db: &Db) -> (Node, Node) {
     db.write(1, "old");
-    let a = ground.node_with(db, falls_back).await;
-    let b = ground.node_with(db, falls_back).await;
+    let a = backend.node_with(db, with_stale_if_error).await;
+    let b = backend.node_with(db, with_stale_if_error).await;
     for node in [&a, &b] {
         assert_eq!(value(node.get(1).await), "old");
     }
-    db.forget();
+    db.reset_counts();
     (a, b)
 }
 
 async fn everyone_has(nodes: &[&Node], right: &str) {
     for node in nodes {
-        eventually("it has heard", async || {
+        eventually("the change has arrived", async || {
             node.peek(&1)
                 .is_none_or(|entry| entry.value().as_str() == right)
         })
         .await;
-        assert_eq!(seen(node.get_entry(1).await), fresh(right));
+        assert_eq!(with_freshness(node.get_entry(1).await), fresh(right));
     }
 }
 
-/// Commits, stands at a gate, and then returns this.
+/// A write that commits, waits at a gate, and then returns `then`.
 fn commits<T>(
     db: &Db,
     gate: &Gate,
@@ -74,14 +77,14 @@ fn broken<T>() -> Result<T, io::Error> {
     Err(io::Error::other("the connection broke after the commit"))
 }
 
-async fn a_write_puts_its_value_into_both_tiers_of_every_process(ground: Ground) {
+async fn a_write_puts_its_value_into_both_tiers_of_every_process(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let write = async { Ok::<_, io::Error>("new".to_owned()) };
     a.write(1, write).await.expect("a write");
     assert!(has_fresh(&a, 1, "new"), "here it is at once");
     everyone_has(&[&a, &b], "new").await;
-    let cold = ground.node(&db).await;
+    let cold = backend.node(&db).await;
     let entry = cold
         .get_entry(1)
         .await
@@ -89,12 +92,14 @@ async fn a_write_puts_its_value_into_both_tiers_of_every_process(ground: Ground)
         .expect("an entry");
     assert_eq!(entry.source(), Source::L2);
     assert_eq!((db.loads(), a.stats().writes, a.stats().inserts), (0, 1, 1));
-    ground.check(&[&a, &b, &cold]).await;
+    backend.check(&[&a, &b, &cold]).await;
 }
 
-async fn a_write_whose_caller_goes_away_after_the_commit_is_seen_by_everyone(ground: Ground) {
+async fn a_write_whose_caller_goes_away_after_the_commit_is_seen_by_every_process(
+    backend: Backend,
+) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let gate = Gate::default();
     let write = commits(&db, &gate, Loaded::found("new".to_owned()));
     let caller = {
@@ -108,66 +113,66 @@ async fn a_write_whose_caller_goes_away_after_the_commit_is_seen_by_everyone(gro
     a.check().await;
     everyone_has(&[&a, &b], "new").await;
     assert_eq!((db.loads(), a.stats().writes), (0, 1));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_write_that_fails_invalidates_the_key(ground: Ground) {
+async fn a_write_that_fails_invalidates_the_key(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     db.write(1, "new");
     let failed = a.write(1, async { broken::<String>() }).await;
     assert!(matches!(failed, Err(WriteError::Source(_))), "{failed:?}");
     assert!(a.peek(&1).is_none());
     everyone_has(&[&a, &b], "new").await;
     assert_eq!((db.loads(), a.stats().writes), (1, 0));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
 async fn panics(db: Db) -> Result<String, io::Error> {
     db.write(1, "new");
-    panic!("the test told this write to panic");
+    panic!("a panic that the test asked for");
 }
 
-async fn a_write_that_panics_invalidates_the_key(ground: Ground) {
+async fn a_write_that_panics_invalidates_the_key(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let failed = a.write(1, panics(db.clone())).await;
     assert!(matches!(failed, Err(WriteError::Panicked)), "{failed:?}");
     assert!(a.peek(&1).is_none());
     everyone_has(&[&a, &b], "new").await;
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_write_whose_value_is_not_to_be_stored_invalidates_the_key(ground: Ground) {
+async fn a_write_whose_value_is_not_to_be_stored_invalidates_the_key(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     db.write(1, "new");
     let loaded = Loaded::found("secret".to_owned()).do_not_store();
     let write = async { Ok::<_, io::Error>(loaded) };
     a.write(1, write).await.expect("a write");
     everyone_has(&[&a, &b], "new").await;
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-/// There is nothing that it could mean; and the source may have anything now.
-async fn a_write_that_answers_unchanged_does_not_leave_the_old_value(ground: Ground) {
+/// Without a value there is nothing to store, and the source may hold anything now.
+async fn a_write_that_answers_unchanged_does_not_leave_the_old_value(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     db.write(1, "new");
     let write = async { Ok::<_, io::Error>(Loaded::<String>::unchanged()) };
     assert!(a.write(1, write).await.is_err());
     everyone_has(&[&a, &b], "new").await;
     assert!(db.reloads().is_empty());
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn of_two_writers_the_later_version_stays(ground: Ground) {
+async fn of_two_writers_the_later_version_stays(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let version = |n: u64| Loaded::found(format!("version {n}")).version(n);
     let (first, second) = (Gate::default(), Gate::default());
-    // They commit in one order and return in the other.
+    // The writes commit in one order and return in the other.
     let earlier = {
         let (a, write) = (a.clone(), commits(&db, &first, version(1)));
         begin(async move { a.write(1, write).await }).await
@@ -184,21 +189,21 @@ async fn of_two_writers_the_later_version_stays(ground: Ground) {
     answer(earlier).await.expect("it was carried out, too");
     everyone_has(&[&a, &b], "version 2").await;
     assert_eq!((db.loads(), a.stats().inserts_superseded), (0, 1));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_load_from_before_a_write_is_stored_nowhere(ground: Ground) {
+async fn a_load_from_before_a_write_is_stored_nowhere(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    let b = ground.node_with(&db, revalidates).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    let b = backend.node_with(&db, with_stale_while_revalidate).await;
     db.write(1, "old");
     let cold = db.gate();
     let caller = b.caller(1).await;
     cold.reached().await;
-    // Of another key, a refresh.
-    aged(&db, &[&b], 2).await;
+    // The load of the other key is a refresh.
+    make_stale(&db, &[&b], 2).await;
     let behind = db.gate();
-    assert_eq!(seen(b.get_entry(2).await), old(Freshness::Stale));
+    assert_eq!(with_freshness(b.get_entry(2).await), old(Freshness::Stale));
     behind.reached().await;
     for key in [1, 2] {
         db.write(key, "new");
@@ -213,18 +218,18 @@ async fn a_load_from_before_a_write_is_stored_nowhere(ground: Ground) {
     assert_eq!((b.stats().fills, b.stats().fills_refused), (fills, 2));
     for node in [&a, &b] {
         for key in [1, 2] {
-            eventually("it has heard", async || {
-                seen(node.get_entry(key).await) == fresh("new")
+            eventually("the change has arrived", async || {
+                with_freshness(node.get_entry(key).await) == fresh("new")
             })
             .await;
         }
     }
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn an_invalidation_after_a_write_answers_what_the_write_answers(ground: Ground) {
+async fn an_invalidation_after_a_write_answers_what_the_write_answers(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let gate = Gate::default();
     gate.open();
     let rows = a.invalidate_after(1, commits(&db, &gate, 7)).await;
@@ -233,12 +238,12 @@ async fn an_invalidation_after_a_write_answers_what_the_write_answers(ground: Gr
     everyone_has(&[&a, &b], "new").await;
     assert_eq!((db.loads(), db.reloads().len()), (1, 0));
     assert_eq!((a.stats().writes, a.stats().invalidations), (1, 1));
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn an_invalidation_after_a_write_follows_though_the_caller_goes_away(ground: Ground) {
+async fn an_invalidation_after_a_write_follows_though_the_caller_goes_away(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let gate = Gate::default();
     let write = commits(&db, &gate, ());
     let caller = {
@@ -252,12 +257,12 @@ async fn an_invalidation_after_a_write_follows_though_the_caller_goes_away(groun
     gate.open();
     a.check().await;
     everyone_has(&[&a, &b], "new").await;
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn an_invalidation_follows_a_write_that_fails_or_panics(ground: Ground) {
+async fn an_invalidation_follows_a_write_that_fails_or_panics(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     db.write(1, "newer");
     let failed = a.invalidate_after(1, async { broken::<()>() }).await;
     let Err(WriteError::Source(error)) = failed else {
@@ -272,27 +277,27 @@ async fn an_invalidation_follows_a_write_that_fails_or_panics(ground: Ground) {
     assert!(matches!(failed, Err(WriteError::Panicked)), "{failed:?}");
     assert!(b.peek(&1).is_none());
     assert_eq!(db.loads(), 2);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_refresh_after_a_write_loads_what_the_write_made(ground: Ground) {
+async fn a_refresh_after_a_write_loads_what_the_write_made(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let gate = Gate::default();
     gate.open();
     let rows = a.refresh_after(1, commits(&db, &gate, 7)).await;
     assert_eq!(rows.expect("a write"), 7);
     assert!(has_fresh(&a, 1, "new"), "it is there when it returns");
     everyone_has(&[&a, &b], "new").await;
-    let told = db.reloads();
-    assert_eq!((db.loads(), told.len()), (1, 1));
-    assert_eq!(told[0].previous, "old");
-    ground.check(&[&a, &b]).await;
+    let reloads = db.reloads();
+    assert_eq!((db.loads(), reloads.len()), (1, 1));
+    assert_eq!(reloads[0].previous, "old");
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_refresh_after_a_write_follows_though_the_caller_goes_away(ground: Ground) {
+async fn a_refresh_after_a_write_follows_though_the_caller_goes_away(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let gate = Gate::default();
     let write = commits(&db, &gate, ());
     let caller = {
@@ -307,13 +312,13 @@ async fn a_refresh_after_a_write_follows_though_the_caller_goes_away(ground: Gro
     assert!(has_fresh(&a, 1, "new"));
     everyone_has(&[&a, &b], "new").await;
     assert_eq!(db.loads(), 1);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_refresh_after_a_write_joins_no_load_from_before(ground: Ground) {
+async fn a_refresh_after_a_write_joins_no_load_from_before(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
-    // One here and one elsewhere, of the old row.
+    let (a, b) = fixture(&backend, &db).await;
+    // One load here and one in the other process, both of the old row.
     for before in [&a, &b] {
         db.write(1, "old");
         let gate = db.gate();
@@ -331,12 +336,14 @@ async fn a_refresh_after_a_write_joins_no_load_from_before(ground: Ground) {
         everyone_has(&[&a, &b], "new").await;
     }
     assert_eq!(db.loads(), 4);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_refresh_after_a_write_that_fails_is_no_error_and_the_key_stays_expired(ground: Ground) {
+async fn a_refresh_after_a_write_that_fails_is_no_error_and_the_key_stays_expired(
+    backend: Backend,
+) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     db.behave(Behaviour::fails());
     let gate = Gate::default();
     gate.open();
@@ -344,19 +351,22 @@ async fn a_refresh_after_a_write_that_fails_is_no_error_and_the_key_stays_expire
     written.expect("the write was carried out");
     assert!(a.peek(&1).is_none());
     for node in [&a, &b] {
-        eventually("it has heard", async || node.peek(&1).is_none()).await;
-        assert_eq!(seen(node.get_entry(1).await), old(Freshness::StaleOnError));
+        eventually("the change has arrived", async || node.peek(&1).is_none()).await;
+        assert_eq!(
+            with_freshness(node.get_entry(1).await),
+            old(Freshness::StaleOnError)
+        );
     }
     assert_eq!(db.loads(), 1);
     db.behave(Behaviour::default());
     a.expire(&1).await.expect("an expiry");
     everyone_has(&[&a, &b], "new").await;
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn a_closed_cache_begins_no_write(ground: Ground) {
+async fn a_closed_cache_begins_no_write(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     a.close().await;
     let gate = Gate::default();
     gate.open();
@@ -365,13 +375,17 @@ async fn a_closed_cache_begins_no_write(ground: Ground) {
     let refused = a.invalidate_after(1, commits(&db, &gate, ())).await;
     assert!(matches!(&refused, Err(WriteError::Remote(error)) if error.is_closed()));
     b.refresh(&1).await.expect("a load");
-    assert_eq!(seen(b.get_entry(1).await), fresh("old"), "nothing was done");
-    ground.check(&[&a, &b]).await;
+    assert_eq!(
+        with_freshness(b.get_entry(1).await),
+        fresh("old"),
+        "nothing was done"
+    );
+    backend.check(&[&a, &b]).await;
 }
 
-async fn close_waits_for_a_write_and_what_follows(ground: Ground) {
+async fn close_waits_for_a_write_and_the_change_after_it(backend: Backend) {
     let db = Db::default();
-    let (a, b) = scene(&ground, &db).await;
+    let (a, b) = fixture(&backend, &db).await;
     let gate = Gate::default();
     let write = commits(&db, &gate, Loaded::found("new".to_owned()));
     let writer = {
@@ -389,5 +403,5 @@ async fn close_waits_for_a_write_and_what_follows(ground: Ground) {
     answer(writer).await.expect("a write");
     everyone_has(&[&b], "new").await;
     assert_eq!(db.loads(), 0);
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }

@@ -1,11 +1,11 @@
-//! Somebody else writes to the same Redis: what they can make of us, and what they cannot.
+//! Another client writes to the same Redis: which harm its bytes can do, and which they cannot.
 
 use std::time::Duration;
 
 use tidegate::{Cache, CacheBuilder, Source};
 
+use crate::support::backend::users;
 use crate::support::eventually;
-use crate::support::ground::users;
 use crate::support::loader::Db;
 use crate::support::node::{Node, value};
 use crate::support::server::{Raw, Server};
@@ -13,13 +13,13 @@ use crate::support::server::{Raw, Server};
 mod channel;
 mod records;
 
-struct Scene {
+struct Fixture {
     server: Server,
     raw: Raw,
     db: Db,
 }
 
-impl Scene {
+impl Fixture {
     fn new() -> Self {
         let server = Server::start();
         let raw = server.raw();
@@ -34,9 +34,14 @@ impl Scene {
         self.node_with(|builder| builder).await
     }
 
-    /// Waits for nobody: what a lease holds up is loaded after a tenth of a second.
+    /// A short `lease_wait`: a look-up that finds a lease loads after a tenth of a second.
     async fn node_with(&self, settings: impl FnOnce(CacheBuilder<Db>) -> CacheBuilder<Db>) -> Node {
-        let redis = self.server.patient().connect().await.expect("connect");
+        let redis = self
+            .server
+            .long_timeout_builder()
+            .connect()
+            .await
+            .expect("connect");
         let builder = Cache::builder("users", self.db.clone())
             .ttl_jitter(0.0)
             .refresh_ahead(0.0)
@@ -52,8 +57,8 @@ impl Scene {
         self.raw.get(&users(1)).expect("a record")
     }
 
-    /// Without an expiry.
-    fn leave(&mut self, key: &str, bytes: &[u8]) {
+    /// Writes a key without an expiry.
+    fn set_without_expiry(&mut self, key: &str, bytes: &[u8]) {
         self.raw.send(&[b"SET", key.as_bytes(), bytes]);
     }
 }
@@ -63,11 +68,11 @@ async fn source(node: &Node, key: u64) -> Source {
     entry.expect("an entry").source()
 }
 
-/// Every change reaches both nodes, each kind of it: at once where it was made.
-async fn all_is_well(db: &Db, a: &Node, b: &Node, what: &str) {
+/// Changes by key, by tag and of everything reach both nodes, and at once the node that made them.
+async fn changes_reach_both(db: &Db, a: &Node, b: &Node, what: &str) {
     for round in ["key", "tag", "all"] {
         let text = format!("{round} after {what}");
-        // Both have it in L1, if they may.
+        // Both hold the key in L1 if they may.
         for node in [a, b] {
             node.get(1).await.expect("a look-up");
         }

@@ -1,10 +1,10 @@
-//! Wall clocks that are wrong: a library that is loaded into a process before any other, and moves
-//! what it is told of the time of day. Built with the compiler that links Rust programs.
+//! Wrong wall clocks: a library that is preloaded into a process and shifts the time of day. It is
+//! built with the C compiler that also links Rust programs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Seconds that the clock of a process is ahead.
+/// The variable with the seconds by which the clock of a process is ahead.
 const AHEAD: &str = "TIDEGATE_CLOCK_AHEAD";
 
 const LIBRARY: &str = r#"
@@ -57,7 +57,7 @@ pub(crate) fn library(dir: &Path) -> PathBuf {
     library
 }
 
-/// The environment of a process whose clock is ahead, or behind.
+/// The environment of a process whose clock is this many seconds ahead, or behind.
 pub(crate) fn ahead(library: &Path, seconds: i64) -> Vec<(&'static str, String)> {
     let library = library.to_str().expect("a plain path").to_owned();
     vec![("LD_PRELOAD", library), (AHEAD, seconds.to_string())]

@@ -3,26 +3,27 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::ground::users;
+use super::backend::users;
 use super::server::{Reply, Server};
-use super::{PATIENCE, eventually};
+use super::{TEST_TIMEOUT, eventually};
 
 const SLOTS: usize = 16_384;
 
-/// Its primaries, each with an equal share of the slots at first, and their replicas, if any, in the
-/// same order.
+/// The primaries, each with an equal share of the slots at first, and their replicas in the same
+/// order, if there are any.
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Server>,
     pub(crate) replicas: Vec<Server>,
 }
 
 impl Cluster {
-    /// Where nobody takes over for anybody.
+    /// A cluster without replicas.
     pub(crate) async fn start(primaries: usize) -> Self {
         Self::begin(primaries, 0, Duration::from_secs(60)).await
     }
 
-    /// With a replica for each primary, which takes over when that has been silent for so long.
+    /// A cluster with a replica for each primary. The replica takes over when its primary has been
+    /// silent for `dead_after`.
     pub(crate) async fn replicated(primaries: usize, dead_after: Duration) -> Self {
         Self::begin(primaries, primaries, dead_after).await
     }
@@ -96,8 +97,8 @@ impl Cluster {
         usize::try_from(slot).expect("a slot")
     }
 
-    /// The primary that a key was given to at first.
-    pub(crate) fn home(&self, key: u64) -> usize {
+    /// The primary that got the slot of a key at the start.
+    pub(crate) fn primary_of(&self, key: u64) -> usize {
         let slot = self.slot(key);
         (0..self.nodes.len())
             .find(|node| self.slots_of(*node).contains(&slot))
@@ -107,7 +108,11 @@ impl Cluster {
     /// A key on each primary, in their order.
     pub(crate) fn keys(&self) -> Vec<u64> {
         (0..self.nodes.len())
-            .map(|node| (0..).find(|key| self.home(*key) == node).expect("a key"))
+            .map(|node| {
+                (0..)
+                    .find(|key| self.primary_of(*key) == node)
+                    .expect("a key")
+            })
             .collect()
     }
 
@@ -118,12 +123,12 @@ impl Cluster {
         String::from_utf8(id).expect("an id is ASCII")
     }
 
-    /// Both nodes know that a slot is on its way from one to the other; nothing is moved yet.
+    /// Tells both nodes that a slot migrates from one to the other. No key is moved yet.
     ///
-    /// A slot that changed hands a moment ago may have gone back in the eyes of a node: it was given a
-    /// new owner without a vote, and gossip that was on its way carried a later epoch. Then they are
-    /// told again whose it is.
-    pub(crate) fn opens(&self, slot: usize, from: usize, to: usize) {
+    /// A slot that has just changed hands may go back in the view of a node: its new owner was set
+    /// without a vote, and gossip on its way carried a later epoch. Then the owner is announced
+    /// again.
+    pub(crate) fn begin_slot_migration(&self, slot: usize, from: usize, to: usize) {
         let (source, target) = (self.id(from), self.id(to));
         let ask = |node: usize, words: String| {
             let reply = self.nodes[node].raw().try_ask(&words);
@@ -134,15 +139,15 @@ impl Cluster {
             || !ask(from, format!("CLUSTER SETSLOT {slot} MIGRATING {target}"))
         {
             assert!(
-                asked.elapsed() < PATIENCE,
+                asked.elapsed() < TEST_TIMEOUT,
                 "slot {slot} is not of node {from}"
             );
-            self.settles(slot, from);
+            self.assign_slot(slot, from);
         }
     }
 
-    /// The keys of a slot that is open go to its new node.
-    pub(crate) fn carries(&self, slot: usize, from: usize, to: usize) {
+    /// Moves the keys of a migrating slot to its new node.
+    pub(crate) fn move_keys_of_slot(&self, slot: usize, from: usize, to: usize) {
         let mut raw = self.nodes[from].raw();
         let Reply::List(moved) = raw.ask(&format!("CLUSTER GETKEYSINSLOT {slot} 1000")) else {
             panic!("the keys of a slot")
@@ -157,8 +162,8 @@ impl Cluster {
         }
     }
 
-    /// Every primary knows whose a slot is.
-    pub(crate) fn settles(&self, slot: usize, node: usize) {
+    /// Tells every primary which node owns a slot.
+    pub(crate) fn assign_slot(&self, slot: usize, node: usize) {
         let id = self.id(node);
         let others = (0..self.nodes.len()).filter(|other| *other != node);
         for other in std::iter::once(node).chain(others) {

@@ -1,11 +1,11 @@
-//! What somebody can make of records who writes to Redis and holds no key.
+//! Forged records: what a client that writes to Redis can build without a sealing key.
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 pub(crate) const HEADER: usize = 104;
 const CHECKSUM: usize = 96;
 
-/// Sets the checksum right again: it is no secret.
+/// Recomputes the checksum, which is no secret.
 pub(crate) fn checksummed(mut record: Vec<u8>) -> Vec<u8> {
     let mut covered = [0; CHECKSUM];
     covered.copy_from_slice(&record[..CHECKSUM]);
@@ -15,7 +15,7 @@ pub(crate) fn checksummed(mut record: Vec<u8>) -> Vec<u8> {
     record
 }
 
-/// A record with other bytes from `at` on.
+/// The record with other bytes from `at` on.
 pub(crate) fn changed(record: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
     let mut changed = record.to_vec();
     changed[at..at + bytes.len()].copy_from_slice(bytes);
@@ -27,8 +27,8 @@ pub(crate) fn moved(record: &[u8], to: &str) -> Vec<u8> {
     changed(record, 44, &xxh3_64(to.as_bytes()).to_le_bytes())
 }
 
-/// A record of this kind without a payload, made from another one, with whose key, times and marks it
-/// goes.
+/// A record of another kind without a payload, with the key, the times and the watermarks of
+/// `record`.
 pub(crate) fn plain(record: &[u8], kind: u8) -> Vec<u8> {
     let mut plain = record[..HEADER].to_vec();
     plain[3] = kind;
@@ -41,11 +41,11 @@ pub(crate) const LEASE: u8 = 3;
 pub(crate) const FAILED: u8 = 4;
 pub(crate) const HOLD_OFF: u8 = 5;
 
-/// Where records say these things.
+/// Offsets of the fields of a record.
 pub(crate) const FORMAT_AT: usize = 2;
 pub(crate) const CODEC_AT: usize = 36;
 pub(crate) const SCHEMA_AT: usize = 38;
 pub(crate) const CREATED_AT: usize = 52;
 pub(crate) const FRESH_AT: usize = 60;
 pub(crate) const COST_AT: usize = 68;
-pub(crate) const ERA_AT: usize = 72;
+pub(crate) const INCARNATION_AT: usize = 72;

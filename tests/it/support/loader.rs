@@ -10,19 +10,19 @@ use tokio::time::Instant;
 
 use super::within;
 
-/// Rows that a test may change, behind a loader that it may stop, slow down or break. A load reads
-/// its row when it begins and answers it when it ends, as a query does.
+/// Rows that a test may change, behind a loader that the test may stop, slow down or break. A load
+/// reads its row when it begins and answers when it ends, as a query does.
 #[derive(Clone, Default)]
 pub(crate) struct Db(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// Rows that were written; any other key reads `row <key>`.
+    /// Rows that were written. Any other key reads `row <key>`.
     rows: HashMap<u64, Option<String>>,
-    /// When loads have begun.
+    /// When each load began.
     begun: Vec<Instant>,
-    /// How many of each key.
-    of: HashMap<u64, u64>,
+    /// The number of loads of each key.
+    loads_by_key: HashMap<u64, u64>,
     reloads: Vec<Reload>,
     /// The keys of each `load_many`.
     batches: Vec<Vec<u64>>,
@@ -54,7 +54,7 @@ impl Behaviour {
         }
     }
 
-    /// Values that are fresh for so long.
+    /// Loads values with this TTL.
     pub(crate) fn ttl(ttl: Duration) -> Self {
         Self {
             ttl: Some(ttl),
@@ -63,7 +63,7 @@ impl Behaviour {
     }
 }
 
-/// What a load was told that there is.
+/// The previous entry that a reload was given.
 #[derive(Clone, Debug)]
 pub(crate) struct Reload {
     pub(crate) previous: String,
@@ -76,7 +76,7 @@ impl Db {
         self.state().rows.insert(key, Some(row.to_owned()));
     }
 
-    /// Writes a version, which is drawn in the same step.
+    /// Writes a version that is computed in the same step.
     pub(crate) fn update(&self, key: u64, version: impl FnOnce() -> u64) -> u64 {
         let mut state = self.state();
         let version = version();
@@ -84,7 +84,7 @@ impl Db {
         version
     }
 
-    /// What a load of a key reads now, if there is such a row.
+    /// The row that a load of a key reads now. The row must have been written.
     pub(crate) fn row(&self, key: u64) -> String {
         let row = self.state().rows.get(&key).cloned().flatten();
         row.expect("it was written")
@@ -94,13 +94,13 @@ impl Db {
         self.state().rows.insert(key, None);
     }
 
-    /// What the rows of a key are tagged with.
+    /// Sets the tags of later loads of a key.
     pub(crate) fn tag(&self, key: u64, tags: &[&str]) {
         let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
         self.state().tags.insert(key, tags);
     }
 
-    /// The version that a row says it has.
+    /// Sets the version of later loads of a key.
     pub(crate) fn version(&self, key: u64, version: u64) {
         self.state().versions.insert(key, version);
     }
@@ -109,22 +109,22 @@ impl Db {
         self.state().behaviour = behaviour;
     }
 
-    /// How many loads have begun, those among them that were told what there is.
+    /// The number of loads that have begun, reloads included.
     pub(crate) fn loads(&self) -> u64 {
-        self.begun().len() as u64
+        self.load_starts().len() as u64
     }
 
-    /// Those of one key.
+    /// The number of loads of one key.
     pub(crate) fn loads_of(&self, key: u64) -> u64 {
-        self.state().of.get(&key).copied().unwrap_or(0)
+        self.state().loads_by_key.get(&key).copied().unwrap_or(0)
     }
 
-    /// When they have begun.
-    pub(crate) fn begun(&self) -> Vec<Instant> {
+    /// When each load began.
+    pub(crate) fn load_starts(&self) -> Vec<Instant> {
         self.state().begun.clone()
     }
 
-    /// The keys of each `load_many`; they are loads, too.
+    /// The keys of each `load_many`. These loads count in [`Self::loads`] as well.
     pub(crate) fn batches(&self) -> Vec<Vec<u64>> {
         self.state().batches.clone()
     }
@@ -133,16 +133,16 @@ impl Db {
         self.state().reloads.clone()
     }
 
-    /// Counts from here.
-    pub(crate) fn forget(&self) {
+    /// Starts all counts from zero.
+    pub(crate) fn reset_counts(&self) {
         let mut state = self.state();
         state.begun.clear();
-        state.of.clear();
+        state.loads_by_key.clear();
         state.reloads.clear();
         state.batches.clear();
     }
 
-    /// Stops the next load that begins (after those that have a gate already).
+    /// Stops the next load that begins, after those that have a gate already.
     pub(crate) fn gate(&self) -> Gate {
         let gate = Gate::default();
         self.state().gates.push_back(gate.clone());
@@ -161,7 +161,7 @@ impl Db {
     }
 }
 
-/// What there is of a key when its load begins.
+/// What a load reads when it begins.
 struct Row {
     row: Option<String>,
     tags: Vec<String>,
@@ -176,7 +176,7 @@ impl State {
 
     fn read(&mut self, key: u64) -> Row {
         self.begun.push(Instant::now());
-        *self.of.entry(key).or_default() += 1;
+        *self.loads_by_key.entry(key).or_default() += 1;
         Row {
             row: self
                 .rows
@@ -211,7 +211,7 @@ impl Row {
 
 impl Behaviour {
     /// The time between the beginning of a load and its end.
-    async fn pass(self, gate: Option<Gate>) -> Result<(), BoxError> {
+    async fn run(self, gate: Option<Gate>) -> Result<(), BoxError> {
         if let Some(gate) = gate {
             gate.pass().await;
         }
@@ -221,7 +221,7 @@ impl Behaviour {
         if self.hangs {
             std::future::pending::<()>().await;
         }
-        assert!(!self.panics, "the test told this loader to panic");
+        assert!(!self.panics, "a panic that the test asked for");
         if self.fails {
             return Err(BoxError::new("the database is down"));
         }
@@ -240,7 +240,7 @@ impl Loader for Db {
             let gate = state.gate_of(*key);
             (state.read(*key), gate, state.behaviour)
         };
-        behaviour.pass(gate).await?;
+        behaviour.run(gate).await?;
         Ok(row.loaded(behaviour))
     }
 
@@ -267,7 +267,7 @@ impl BatchLoader for Db {
             let rows: Vec<Row> = keys.iter().map(|key| state.read(*key)).collect();
             (rows, state.gates.pop_front(), state.behaviour)
         };
-        behaviour.pass(gate).await?;
+        behaviour.run(gate).await?;
         let rows = keys.iter().copied().zip(rows);
         Ok(rows
             .filter(|(_, row)| row.row.is_some())
@@ -276,7 +276,7 @@ impl BatchLoader for Db {
     }
 }
 
-/// Where one load, or whatever else passes, stops until the test lets it go on.
+/// A gate at which one load stops until the test opens it.
 #[derive(Clone)]
 pub(crate) struct Gate {
     arrived: Arc<Semaphore>,
@@ -293,7 +293,7 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// Stands here until it is opened.
+    /// Waits at the gate until it is opened.
     pub(crate) async fn pass(&self) {
         self.arrived.add_permits(1);
         self.open
@@ -303,7 +303,7 @@ impl Gate {
             .forget();
     }
 
-    /// Waits until the load has begun and stands here.
+    /// Waits until a load stands at the gate.
     pub(crate) async fn reached(&self) {
         within("a load reaches its gate", self.arrived.acquire())
             .await

@@ -1,17 +1,17 @@
-//! What the tests stand on.
+//! Test support: servers, processes, proxies and a source of truth.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub(crate) mod aging;
+pub(crate) mod backend;
 #[cfg(target_os = "linux")]
 pub(crate) mod clock;
 pub(crate) mod cluster;
 pub(crate) mod events;
 pub(crate) mod fleet;
 pub(crate) mod forge;
-pub(crate) mod ground;
-pub(crate) mod life;
 pub(crate) mod loader;
 pub(crate) mod node;
 pub(crate) mod proxy;
@@ -20,20 +20,20 @@ pub(crate) mod server;
 pub(crate) mod tls;
 pub(crate) mod traffic;
 
-/// Longer than anything takes that works, on a machine with other things to do.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any successful step takes on a busy machine.
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Waits for something that must happen; panics with its name when it does not.
+/// Waits for a future. Panics with `what` when it does not end in time.
 pub(crate) async fn within<T>(what: &str, happening: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, happening).await {
+    match tokio::time::timeout(TEST_TIMEOUT, happening).await {
         Ok(happened) => happened,
         Err(_) => panic!("this did not happen: {what}"),
     }
 }
 
-/// Asks again and again until it holds; panics with its name when it does not.
+/// Polls a condition until it holds. Panics with `what` when it does not hold in time.
 pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !holds().await {
         assert!(Instant::now() < deadline, "this never held: {what}");
         tokio::time::sleep(Duration::from_millis(3)).await;

@@ -1,4 +1,4 @@
-//! One cache as one process of a fleet would have it, with a count of what it was asked.
+//! One cache as one process of a fleet, with a count of its look-ups.
 
 use std::ops::Deref;
 use std::pin::pin;
@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 
 use super::{eventually, within};
 
-/// What a look-up came to.
-pub(crate) type Got<V = String> = Result<Option<Arc<V>>, Error<BoxError>>;
+/// The result of a look-up.
+pub(crate) type GetResult<V = String> = Result<Option<Arc<V>>, Error<BoxError>>;
 
 pub(crate) struct Node<V = String> {
     cache: Cache<u64, V, BoxError>,
@@ -45,7 +45,7 @@ impl<V: Send + Sync + 'static> Node<V> {
         }
     }
 
-    pub(crate) async fn get(&self, key: u64) -> Got<V> {
+    pub(crate) async fn get(&self, key: u64) -> GetResult<V> {
         self.counted(self.cache.get(&key).await)
     }
 
@@ -53,7 +53,7 @@ impl<V: Send + Sync + 'static> Node<V> {
         self.counted(self.cache.get_entry(&key).await)
     }
 
-    pub(crate) async fn get_with(&self, key: u64, read: Read) -> Got<V> {
+    pub(crate) async fn get_with(&self, key: u64, read: Read) -> GetResult<V> {
         self.counted(self.cache.get_with(&key, read).await)
     }
 
@@ -65,7 +65,7 @@ impl<V: Send + Sync + 'static> Node<V> {
         self.counted(self.cache.get_entry_with(&key, read).await)
     }
 
-    pub(crate) async fn get_many(&self, keys: &[u64]) -> Vec<Got<V>> {
+    pub(crate) async fn get_many(&self, keys: &[u64]) -> Vec<GetResult<V>> {
         let got = self.cache.get_many(keys).await;
         got.into_iter().map(|got| self.counted(got)).collect()
     }
@@ -77,9 +77,9 @@ impl<V: Send + Sync + 'static> Node<V> {
         got
     }
 
-    /// Callers in tasks of their own, each of which has asked when this returns: it leads a flight,
-    /// or has joined one.
-    pub(crate) async fn callers(&self, how_many: usize, key: u64) -> Vec<JoinHandle<Got<V>>> {
+    /// Callers in tasks of their own. When this returns, each of them leads a flight or has joined
+    /// one.
+    pub(crate) async fn callers(&self, how_many: usize, key: u64) -> Vec<JoinHandle<GetResult<V>>> {
         let mut callers = Vec::with_capacity(how_many);
         for _ in 0..how_many {
             callers.push(self.caller(key).await);
@@ -87,30 +87,30 @@ impl<V: Send + Sync + 'static> Node<V> {
         callers
     }
 
-    pub(crate) async fn caller(&self, key: u64) -> JoinHandle<Got<V>> {
+    pub(crate) async fn caller(&self, key: u64) -> JoinHandle<GetResult<V>> {
         let node = self.clone();
         begin(async move { node.get(key).await }).await
     }
 
-    /// The same with other rules.
-    pub(crate) async fn caller_with(&self, key: u64, read: Read) -> JoinHandle<Got<V>> {
+    /// The same with options of the read.
+    pub(crate) async fn caller_with(&self, key: u64, read: Read) -> JoinHandle<GetResult<V>> {
         let node = self.clone();
         begin(async move { node.get_with(key, read).await }).await
     }
 
-    /// A caller that wants a load.
-    pub(crate) async fn refresher(&self, key: u64) -> JoinHandle<Got<V>> {
+    /// A caller of `refresh`.
+    pub(crate) async fn refresher(&self, key: u64) -> JoinHandle<GetResult<V>> {
         let node = self.clone();
         begin(async move { node.refresh(&key).await }).await
     }
 
-    /// A call for many keys, which has asked for all of them when this returns.
-    pub(crate) async fn many_caller(&self, keys: &[u64]) -> JoinHandle<Vec<Got<V>>> {
+    /// A caller of `get_many` that has asked for all its keys when this returns.
+    pub(crate) async fn many_caller(&self, keys: &[u64]) -> JoinHandle<Vec<GetResult<V>>> {
         let (node, keys) = (self.clone(), keys.to_vec());
         begin(async move { node.get_many(&keys).await }).await
     }
 
-    /// Nothing is left behind, and every look-up was counted once.
+    /// Asserts that no flight and no task is left, and that every look-up was counted once.
     pub(crate) async fn check(&self) {
         eventually("no flight and no task is left", async || {
             let state = format!("{:?}", self.cache);
@@ -146,11 +146,11 @@ pub(crate) async fn begin<T: Send + 'static>(
     });
     within("a task is polled", was_polled)
         .await
-        .expect("it has said so");
+        .expect("the task was polled");
     task
 }
 
-/// What a task came to.
+/// The result of a task.
 pub(crate) async fn answer<T>(caller: JoinHandle<T>) -> T {
     within("a caller is answered", caller)
         .await
@@ -158,13 +158,13 @@ pub(crate) async fn answer<T>(caller: JoinHandle<T>) -> T {
 }
 
 /// The value that a look-up found.
-pub(crate) fn value(got: Got) -> String {
+pub(crate) fn value(got: GetResult) -> String {
     let found = got.unwrap_or_else(|error| panic!("a look-up failed: {error:?}"));
     found.expect("the key exists").as_str().to_owned()
 }
 
-/// The values that a call for many keys found, or "-".
-pub(crate) fn values(got: Vec<Got>) -> Vec<String> {
+/// The values that a call for many keys found, with "-" for an absence.
+pub(crate) fn values(got: Vec<GetResult>) -> Vec<String> {
     let found = got.into_iter().map(|got| {
         let found = got.unwrap_or_else(|error| panic!("a look-up failed: {error:?}"));
         found.map_or("-".to_owned(), |value| value.as_str().to_owned())

@@ -1,4 +1,4 @@
-//! A wire between cache and server that a test can break.
+//! A TCP proxy between cache and server that a test can disturb.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -14,39 +14,40 @@ use tokio::task::JoinHandle;
 use super::eventually;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wire {
-    /// What goes in comes out.
+pub(crate) enum ProxyMode {
+    /// Everything passes.
     Pass,
-    /// Every connection is ended at once.
+    /// Every connection is closed at once.
     Refuse,
-    /// Connections stand, and nothing comes out of them.
-    Swallow,
-    /// Connections are ended in the middle of what the server says, each after so many replies.
-    Tear(usize),
-    /// The connections that stand say nothing any more, and nobody ends them; new ones pass.
+    /// Connections stay open and nothing passes.
+    BlackHole,
+    /// Each connection is closed in the middle of a reply, after this many replies.
+    CutMidReply(usize),
+    /// Connections that are open already go silent and are not closed. New ones pass.
     DeadConnections,
-    /// Everything takes this long.
+    /// Each round trip takes this much longer.
     Slow(Duration),
-    /// A connection that sends this word stops there; the others pass. It goes on when this ends.
+    /// A connection that sends this word stops there until the mode changes. Other connections
+    /// pass.
     Hold(&'static str),
-    /// What a client has sent is answered when this is set again with another number, and then until
-    /// it sends something more: the client takes turns with the server.
-    TurnByTurn(u64),
-    /// Connections that have subscribed do not hear that a right is missing.
+    /// Client and server alternate: the replies to what the client has sent pass when this mode is
+    /// set again with another number, until the client sends more.
+    Lockstep(u64),
+    /// Connections with a subscription do not receive the error of a missing right.
     HideDenials,
-    /// Connections that have subscribed stand, and nothing comes out of them; the others pass, and
-    /// those that subscribe from now on.
+    /// Connections with a subscription stay open and deliver nothing. Others pass, and so do later
+    /// subscriptions.
     DeadSubscriptions,
 }
 
-/// A wire to a server's port; what it does can be changed while it is in use.
+/// A proxy to a server's port. Its mode can be changed at any time.
 pub(crate) struct Proxy {
     port: u16,
-    wire: Arc<watch::Sender<Wire>>,
+    mode: Arc<watch::Sender<ProxyMode>>,
     /// Counts up when all connections are to end.
     cuts: Arc<watch::Sender<u64>>,
-    /// Connections that stand; each holds a clone.
-    standing: Arc<()>,
+    /// Each open connection holds a clone.
+    open: Arc<()>,
     accepting: JoinHandle<()>,
 }
 
@@ -56,23 +57,23 @@ impl Proxy {
             .await
             .expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let (wire, cuts) = (
-            Arc::new(watch::Sender::new(Wire::Pass)),
+        let (mode, cuts) = (
+            Arc::new(watch::Sender::new(ProxyMode::Pass)),
             Arc::new(watch::Sender::new(0)),
         );
-        let standing = Arc::new(());
+        let open = Arc::new(());
         let accepting = tokio::spawn(accept(
             listener,
             server,
-            Arc::clone(&wire),
+            Arc::clone(&mode),
             Arc::clone(&cuts),
-            Arc::clone(&standing),
+            Arc::clone(&open),
         ));
         Self {
             port,
-            wire,
+            mode,
             cuts,
-            standing,
+            open,
             accepting,
         }
     }
@@ -81,23 +82,24 @@ impl Proxy {
         self.port
     }
 
-    /// What was swallowed is lost, so connections do not survive the end of that.
-    pub(crate) async fn set(&self, wire: Wire) {
-        let before = self.wire.send_replace(wire);
-        if before == Wire::Swallow || wire == Wire::Refuse {
+    /// Sets the mode. Bytes that a black hole took are lost, so its connections are closed at its
+    /// end.
+    pub(crate) async fn set(&self, mode: ProxyMode) {
+        let before = self.mode.send_replace(mode);
+        if before == ProxyMode::BlackHole || mode == ProxyMode::Refuse {
             self.cut();
         }
-        if wire == Wire::Refuse {
-            // Not even the command that is on its way gets through after this.
+        if mode == ProxyMode::Refuse {
+            // No command that is on its way may arrive after this returns.
             eventually("no connection stands", async || {
-                // One is ours, one the accepting task's.
-                Arc::strong_count(&self.standing) == 2
+                // One reference is ours, one the accepting task's.
+                Arc::strong_count(&self.open) == 2
             })
             .await;
         }
     }
 
-    /// Ends the connections that stand.
+    /// Closes the connections that are open.
     pub(crate) fn cut(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
@@ -113,30 +115,47 @@ impl Drop for Proxy {
 async fn accept(
     listener: TcpListener,
     server: u16,
-    wire: Arc<watch::Sender<Wire>>,
+    mode: Arc<watch::Sender<ProxyMode>>,
     cuts: Arc<watch::Sender<u64>>,
-    standing: Arc<()>,
+    open: Arc<()>,
 ) {
     while let Ok((client, _)) = listener.accept().await {
-        let (mut cut, stands) = (cuts.subscribe(), Arc::clone(&standing));
-        if *wire.borrow() == Wire::Refuse {
+        let (mut cut, counted) = (cuts.subscribe(), Arc::clone(&open));
+        if *mode.borrow() == ProxyMode::Refuse {
             continue;
         }
         let Ok(upstream) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await else {
             continue;
         };
         let (up, down) = (upstream.into_split(), client.into_split());
-        let born = *wire.borrow();
+        let mode_at_start = *mode.borrow();
         let subscribed = Arc::new(AtomicBool::new(false));
         let also = Arc::clone(&subscribed);
-        let asked = Arc::new(AtomicBool::new(false));
-        let (asks, answers) = (Turn::Asks(Arc::clone(&asked)), Turn::Answers(asked));
+        let client_sent = Arc::new(AtomicBool::new(false));
+        let (to_server, to_client) = (
+            Direction::ToServer(Arc::clone(&client_sent)),
+            Direction::ToClient(client_sent),
+        );
         let (there, back) = (
-            pump(down.0, up.1, wire.subscribe(), born, also, asks),
-            pump(up.0, down.1, wire.subscribe(), born, subscribed, answers),
+            relay(
+                down.0,
+                up.1,
+                mode.subscribe(),
+                mode_at_start,
+                also,
+                to_server,
+            ),
+            relay(
+                up.0,
+                down.1,
+                mode.subscribe(),
+                mode_at_start,
+                subscribed,
+                to_client,
+            ),
         );
         tokio::spawn(async move {
-            let _stands = stands;
+            let _stands = counted;
             tokio::select! {
                 () = there => {}
                 () = back => {}
@@ -146,39 +165,39 @@ async fn accept(
     }
 }
 
-/// The directions of a connection, and whether something was asked since the last turn.
-enum Turn {
-    Asks(Arc<AtomicBool>),
-    Answers(Arc<AtomicBool>),
+/// The direction of the bytes, and whether the client has sent something since the last turn.
+enum Direction {
+    ToServer(Arc<AtomicBool>),
+    ToClient(Arc<AtomicBool>),
 }
 
-/// One direction of one connection.
-async fn pump(
+/// Relays one direction of one connection.
+async fn relay(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    mut wire: watch::Receiver<Wire>,
-    born: Wire,
+    mut mode: watch::Receiver<ProxyMode>,
+    mode_at_start: ProxyMode,
     subscribed: Arc<AtomicBool>,
-    turn: Turn,
+    direction: Direction,
 ) {
     let mut bytes = vec![0; 1 << 16];
-    let mut torn = 0;
+    let mut replies = 0;
     while let Ok(read @ 1..) = from.read(&mut bytes).await {
-        let now = *wire.borrow();
-        if now != Wire::DeadSubscriptions && says(&bytes[..read], "SUBSCRIBE") {
+        let now = *mode.borrow();
+        if now != ProxyMode::DeadSubscriptions && contains_word(&bytes[..read], "SUBSCRIBE") {
             subscribed.store(true, Ordering::SeqCst);
         }
         match now {
-            Wire::Swallow => continue,
-            Wire::DeadConnections if born != Wire::DeadConnections => continue,
-            Wire::Tear(after) if matches!(turn, Turn::Answers(_)) => {
-                torn += 1;
-                if torn > after {
+            ProxyMode::BlackHole => continue,
+            ProxyMode::DeadConnections if mode_at_start != ProxyMode::DeadConnections => continue,
+            ProxyMode::CutMidReply(after) if matches!(direction, Direction::ToClient(_)) => {
+                replies += 1;
+                if replies > after {
                     let _ = to.write_all(&bytes[..read / 2]).await;
                     return;
                 }
             }
-            Wire::HideDenials if subscribed.load(Ordering::SeqCst) => {
+            ProxyMode::HideDenials if subscribed.load(Ordering::SeqCst) => {
                 let mut rest = bytes[..read].to_vec();
                 hide_denials(&mut rest);
                 if to.write_all(&rest).await.is_err() {
@@ -186,23 +205,25 @@ async fn pump(
                 }
                 continue;
             }
-            Wire::Slow(by) => tokio::time::sleep(by / 2).await,
-            Wire::Hold(word) if says(&bytes[..read], word) => {
-                let _ = wire.wait_for(|wire| *wire != now).await;
+            ProxyMode::Slow(by) => tokio::time::sleep(by / 2).await,
+            ProxyMode::Hold(word) if contains_word(&bytes[..read], word) => {
+                let _ = mode.wait_for(|mode| *mode != now).await;
             }
-            Wire::TurnByTurn(_) => match &turn {
-                Turn::Asks(asked) => asked.store(true, Ordering::SeqCst),
-                Turn::Answers(asked) => {
-                    if asked.load(Ordering::SeqCst) {
-                        let _ = wire.wait_for(|wire| *wire != now).await;
-                        asked.store(false, Ordering::SeqCst);
+            ProxyMode::Lockstep(_) => match &direction {
+                Direction::ToServer(client_sent) => client_sent.store(true, Ordering::SeqCst),
+                Direction::ToClient(client_sent) => {
+                    if client_sent.load(Ordering::SeqCst) {
+                        let _ = mode.wait_for(|mode| *mode != now).await;
+                        client_sent.store(false, Ordering::SeqCst);
                     }
                 }
             },
-            Wire::DeadSubscriptions if subscribed.load(Ordering::SeqCst) => continue,
-            Wire::Hold(_) | Wire::HideDenials | Wire::DeadSubscriptions | Wire::DeadConnections => {
-            }
-            Wire::Pass | Wire::Refuse | Wire::Tear(_) => {}
+            ProxyMode::DeadSubscriptions if subscribed.load(Ordering::SeqCst) => continue,
+            ProxyMode::Hold(_)
+            | ProxyMode::HideDenials
+            | ProxyMode::DeadSubscriptions
+            | ProxyMode::DeadConnections => {}
+            ProxyMode::Pass | ProxyMode::Refuse | ProxyMode::CutMidReply(_) => {}
         }
         if to.write_all(&bytes[..read]).await.is_err() {
             return;
@@ -218,7 +239,7 @@ fn hide_denials(bytes: &mut Vec<u8>) {
     }
 }
 
-fn says(bytes: &[u8], word: &str) -> bool {
+fn contains_word(bytes: &[u8], word: &str) -> bool {
     let mut windows = bytes.windows(word.len());
-    windows.any(|said| said.eq_ignore_ascii_case(word.as_bytes()))
+    windows.any(|window| window.eq_ignore_ascii_case(word.as_bytes()))
 }

@@ -1,4 +1,4 @@
-//! Real `redis-server` processes: each test starts its own.
+//! Real `redis-server` processes. Each test starts its own.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use tidegate::{Redis, RedisBuilder};
 const INSTALL: &str = "these tests need a redis-server: `apt-get install redis-server` (or `brew install redis`), \
      or name the binary in TIDEGATE_REDIS_SERVER";
 
-/// A server on a port of its own; it ends with this value.
+/// A server on a port of its own. It ends when this value is dropped.
 pub(crate) struct Server {
     child: Child,
     port: u16,
@@ -21,18 +21,18 @@ pub(crate) struct Server {
     more: Vec<String>,
 }
 
-/// What a server is started as.
+/// The role of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Single,
-    /// One that has everything again when it is restarted.
+    /// A server with an append-only file, which holds all its data again after a restart.
     #[cfg(feature = "write-behind")]
     Durable,
-    /// A node of a cluster, which takes another one for dead after so many milliseconds.
+    /// A node of a cluster. It takes another node for dead after this many milliseconds.
     Node(u32),
     /// A replica of the server on this port.
     Replica(u16),
-    /// A sentinel of one, which watches the server on this port under the name `main`.
+    /// A sentinel that watches the server on this port under the name `main`.
     Sentinel(u16),
 }
 
@@ -41,13 +41,13 @@ impl Server {
         Self::start_as(Role::Single)
     }
 
-    /// With an append-only file: what it has answered survives `kill` and `restart`.
+    /// A server with an append-only file: every acknowledged write survives `kill` and `restart`.
     #[cfg(feature = "write-behind")]
     pub(crate) fn start_durable() -> Self {
         Self::start_as(Role::Durable)
     }
 
-    /// With more settings, as on a command line.
+    /// A server with more settings, as on a command line.
     pub(crate) fn start_with(more: &[&str]) -> Self {
         Self::start_as_with(Role::Single, more)
     }
@@ -75,15 +75,15 @@ impl Server {
         Self::start_as(Role::Sentinel(port))
     }
 
-    /// A node of a cluster that has no slots and knows nobody yet, and takes another one for dead
-    /// when it has been silent for so long.
+    /// A node of a cluster without slots and without neighbours. It takes another node for dead
+    /// after `dead_after` of silence.
     pub(crate) fn start_in_cluster(dead_after: Duration) -> Self {
         let ms = u32::try_from(dead_after.as_millis()).expect("a short time");
         Self::start_as(Role::Node(ms))
     }
 
-    /// On a port that nobody has: between a look at it and the start of the server, a server of
-    /// another test run on this machine may take it.
+    /// Starts on a free port. Another test run on this machine may take the port between the check
+    /// and the start, so several ports are tried.
     fn start_as(role: Role) -> Self {
         Self::start_as_with(role, &[])
     }
@@ -95,7 +95,7 @@ impl Server {
             .unwrap_or_else(|| panic!("redis-server starts on none of five ports, with {more:?}"))
     }
 
-    /// `None`: the port is somebody else's.
+    /// `None` when another process has taken the port.
     fn begin(port: u16, role: Role, more: &[&str]) -> Option<Self> {
         let dir = std::env::temp_dir().join(format!("tidegate-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory for the server");
@@ -114,7 +114,7 @@ impl Server {
         self.port
     }
 
-    /// Files of a test, which end with the server.
+    /// A directory for files of the test, which is removed with the server.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -123,16 +123,16 @@ impl Server {
         url(self.port)
     }
 
-    /// Settings for tests that are not about timeouts.
-    pub(crate) fn patient(&self) -> RedisBuilder {
-        patient(self.port)
+    /// A builder for tests that are not about timeouts.
+    pub(crate) fn long_timeout_builder(&self) -> RedisBuilder {
+        long_timeout_builder(self.port)
     }
 
     pub(crate) fn raw(&self) -> Raw {
         Raw::connect(self.port).expect("the server answers")
     }
 
-    /// What clients send from now on.
+    /// Records the commands of all clients from now on.
     pub(crate) fn monitor(&self) -> Monitor {
         let (mut feed, other) = (self.raw(), self.raw());
         feed.ask("MONITOR");
@@ -145,7 +145,7 @@ impl Server {
         self.child.wait().expect("the server ends");
     }
 
-    /// Starts again on the same port, empty.
+    /// Starts the server again on the same port, empty.
     pub(crate) fn restart(&mut self) {
         self.restart_with(&[]);
     }
@@ -166,7 +166,8 @@ impl Server {
         signal("CONT", self.child.id());
     }
 
-    /// Waits until this server answers. `false`: it has ended, or another one answers there.
+    /// Waits until this server answers. `false` when it has ended, or when another server answers
+    /// there.
     fn answers(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
@@ -197,7 +198,7 @@ pub(crate) fn url(port: u16) -> String {
     format!("redis://127.0.0.1:{port}")
 }
 
-pub(crate) fn patient(port: u16) -> RedisBuilder {
+pub(crate) fn long_timeout_builder(port: u16) -> RedisBuilder {
     Redis::builder(&url(port)).timeout(Duration::from_secs(2))
 }
 
@@ -206,7 +207,7 @@ fn spawn(port: u16, dir: &PathBuf, role: Role, more: &[String]) -> Child {
         std::env::var("TIDEGATE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
     let mut command = Command::new(&binary);
     if let Role::Sentinel(watched) = role {
-        // It rewrites its file.
+        // The sentinel rewrites this file.
         let conf = dir.join("sentinel.conf");
         let settings = format!(
             "sentinel monitor main 127.0.0.1 {watched} 1\n\
@@ -230,18 +231,18 @@ fn spawn(port: u16, dir: &PathBuf, role: Role, more: &[String]) -> Child {
         command.args(["--replicaof", "127.0.0.1", &primary.to_string()]);
     }
     if !matches!(role, Role::Sentinel(_)) {
-        // A test does not wait for company.
+        // A test does not wait for more replicas to join.
         command.args(["--repl-diskless-sync", "yes"]);
         command.args(["--repl-diskless-sync-delay", "0"]);
     }
     if let Role::Node(dead_after) = role {
         command.args(["--cluster-enabled", "yes"]);
         command.args(["--cluster-node-timeout", &dead_after.to_string()]);
-        // One that is alone does not know its own.
+        // A node without neighbours does not know its own address.
         command.args(["--cluster-announce-ip", "127.0.0.1"]);
-        // Whatever the age of its data, a replica takes over.
+        // A replica takes over whatever the age of its data.
         command.args(["--cluster-replica-validity-factor", "0"]);
-        // A part of the cluster works without the rest.
+        // The rest of the cluster works when some slots have no node.
         command.args(["--cluster-require-full-coverage", "no"]);
     }
     command.args(more);
@@ -254,8 +255,8 @@ fn spawn(port: u16, dir: &PathBuf, role: Role, more: &[String]) -> Child {
         .unwrap_or_else(|error| panic!("{binary}: {error}; {INSTALL}"))
 }
 
-/// A port that nobody listens to. A node of a cluster takes the port 10,000 above its own too: both are
-/// outside the range from which clients get theirs (from 32,768 up).
+/// A port on which no process listens. A node of a cluster also takes the port 10,000 above its
+/// own. Both are below 32,768, where the ports of outgoing connections begin.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = std::process::id().wrapping_mul(131);
@@ -277,7 +278,7 @@ pub(crate) fn signal(name: &str, pid: u32) {
     assert!(status.expect("run kill").success(), "kill -{name} {pid}");
 }
 
-/// What a server answers.
+/// A reply of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
     Nil,
@@ -288,7 +289,7 @@ pub(crate) enum Reply {
     List(Vec<Reply>),
 }
 
-/// A client that sends what it is told to, and shares no code with the one under test.
+/// A minimal client that shares no code with the client under test.
 pub(crate) struct Raw(BufReader<TcpStream>);
 
 impl Raw {
@@ -304,19 +305,19 @@ impl Raw {
         self.send(&args)
     }
 
-    /// The same, where an error is an answer.
+    /// The same, and an error is a valid answer.
     pub(crate) fn try_ask(&mut self, words: &str) -> Reply {
         let args: Vec<&[u8]> = words.split_whitespace().map(str::as_bytes).collect();
         self.try_send(&args).expect("an answer")
     }
 
-    /// The same, where no answer is one, too.
+    /// The same, and no answer is valid as well.
     pub(crate) fn ask_if_there(&mut self, words: &str) -> Option<Reply> {
         let args: Vec<&[u8]> = words.split_whitespace().map(str::as_bytes).collect();
         self.try_send(&args).ok()
     }
 
-    /// One command, without waiting for what it answers.
+    /// One command, without waiting for its answer.
     pub(crate) fn tell(&mut self, args: &[&[u8]]) {
         self.write(args).expect("the server takes it");
     }
@@ -385,7 +386,7 @@ impl Raw {
         }
     }
 
-    /// Puts bytes under a key, for a minute.
+    /// Sets a key for a minute.
     pub(crate) fn set(&mut self, key: &str, bytes: &[u8]) {
         self.send(&[b"SET", key.as_bytes(), bytes, b"PX", b"60000"]);
     }
@@ -408,14 +409,14 @@ impl Raw {
         keys.into_iter().map(text).collect()
     }
 
-    /// The keys of entries, leases and marks of failed loads; not what a cache keeps for itself.
+    /// The keys of entries, leases and failure marks, without the keys of watermarks.
     pub(crate) fn entries(&mut self, pattern: &str) -> Vec<String> {
         let mut keys = self.keys(pattern);
         keys.retain(|key| !key.contains("::{marks}"));
         keys
     }
 
-    /// How often the server has executed a command, those of scripts included.
+    /// How often the server has executed a command, inside scripts as well.
     pub(crate) fn calls(&mut self, command: &str) -> u64 {
         let Reply::Bytes(info) = self.ask("INFO commandstats") else {
             panic!("INFO answers a text")
@@ -430,7 +431,7 @@ impl Raw {
             .map_or(0, |calls| calls.parse().expect("a number"))
     }
 
-    /// A line of what the server says of itself.
+    /// A line of the server's INFO.
     pub(crate) fn info(&mut self, name: &str) -> Option<String> {
         let Reply::Bytes(info) = self.ask("INFO all") else {
             panic!("INFO answers a text")
@@ -441,7 +442,7 @@ impl Raw {
             .map(str::to_owned)
     }
 
-    /// How many clients are connected, this one among them.
+    /// The number of connected clients, this one included.
     pub(crate) fn clients(&mut self) -> usize {
         let Reply::Bytes(list) = self.ask("CLIENT LIST") else {
             panic!("CLIENT LIST answers a text")
@@ -450,7 +451,7 @@ impl Raw {
     }
 }
 
-/// Whether a record is a lease, by what the format says.
+/// Whether a record is a lease, by its kind byte and its length.
 pub(crate) fn is_lease(record: &[u8]) -> bool {
     record.len() == 104 && record.starts_with(b"TG\x01\x03")
 }
@@ -460,15 +461,15 @@ pub(crate) fn is_value(record: &[u8]) -> bool {
     record.starts_with(b"TG\x01\x01")
 }
 
-/// Sees every command that a client sends; not those that scripts run.
+/// Sees every command that a client sends, but not those inside scripts.
 pub(crate) struct Monitor {
     feed: Raw,
     other: Raw,
 }
 
 impl Monitor {
-    /// The names of the commands since the last call, without beats.
-    pub(crate) fn seen(&mut self) -> Vec<String> {
+    /// The names of the commands since the last call, without heartbeats.
+    pub(crate) fn command_names(&mut self) -> Vec<String> {
         let name = |command: String| {
             let name = command.split('"').next().unwrap_or_default();
             name.to_ascii_uppercase()
@@ -476,22 +477,22 @@ impl Monitor {
         self.commands().into_iter().map(name).collect()
     }
 
-    /// The same, as they were sent but for the first quotation mark.
+    /// The commands since the last call as MONITOR prints them, without the first quotation mark.
     pub(crate) fn commands(&mut self) -> Vec<String> {
-        // Fed in the order of execution, so what came before the mark comes before it.
+        // MONITOR prints in the order of execution, so all earlier commands come before this one.
         self.other.ask("ECHO mark");
-        let mut seen = Vec::new();
+        let mut commands = Vec::new();
         loop {
             let Ok(Reply::Text(line)) = self.feed.reply() else {
                 panic!("MONITOR answers lines")
             };
             let (client, command) = line.split_once("] \"").expect("client and command");
             if command.starts_with("ECHO\"") {
-                return seen;
+                return commands;
             }
-            // Beats come when they come.
+            // Heartbeats come at any time and belong to no test.
             if !client.ends_with("lua") && !command.contains("::beat:") {
-                seen.push(command.to_owned());
+                commands.push(command.to_owned());
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Certificates that a test makes for itself, and servers that show them.
+//! Certificates that a test makes for itself, and servers that use them.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -18,14 +18,14 @@ fn number() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Who signs.
+/// A certificate authority.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pub(crate) pem: String,
 }
 
-/// What it has signed, and the key, as PEM.
-pub(crate) struct Signed {
+/// A certificate chain and its private key, as PEM.
+pub(crate) struct Certificate {
     pub(crate) chain: String,
     pub(crate) key: String,
 }
@@ -36,7 +36,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        // A name of its own, as CAs have.
+        // A distinguished name of its own, as CAs have.
         let name = format!("a CA of tests, {}", number());
         params.distinguished_name.push(DnType::CommonName, name);
         let pem = params.self_signed(&key).expect("a certificate").pem();
@@ -46,21 +46,21 @@ impl Authority {
         }
     }
 
-    /// For a server on this machine.
-    pub(crate) fn server(&self) -> Signed {
+    /// A certificate for a server on this machine.
+    pub(crate) fn server(&self) -> Certificate {
         self.sign(Self::params(SanType::IpAddress(IpAddr::V4(
             Ipv4Addr::LOCALHOST,
         ))))
     }
 
-    /// For a server of this name, wherever it is.
-    pub(crate) fn named(&self, name: &str) -> Signed {
+    /// A certificate for a server of this name.
+    pub(crate) fn named(&self, name: &str) -> Certificate {
         let name = SanType::DnsName(name.try_into().expect("a name"));
         self.sign(Self::params(name))
     }
 
-    /// For a server on this machine, until a day that is over.
-    pub(crate) fn expired(&self) -> Signed {
+    /// A certificate for a server on this machine that expired long ago.
+    pub(crate) fn expired(&self) -> Certificate {
         let mut params = Self::params(SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)));
         params.not_before = date_time_ymd(2001, 1, 1);
         params.not_after = date_time_ymd(2002, 1, 1);
@@ -77,16 +77,16 @@ impl Authority {
         params
     }
 
-    fn sign(&self, params: CertificateParams) -> Signed {
+    fn sign(&self, params: CertificateParams) -> Certificate {
         let key = KeyPair::generate().expect("a key");
         let chain = params.signed_by(&key, &self.issuer).expect("a certificate");
-        Signed {
+        Certificate {
             chain: chain.pem(),
             key: key.serialize_pem(),
         }
     }
 
-    /// Trusts it alone.
+    /// Client settings that trust this authority alone.
     pub(crate) fn trusted(&self) -> Tls {
         Tls::new().ca(&self.pem)
     }
@@ -94,21 +94,21 @@ impl Authority {
 
 /// Whether a server asks its clients for a certificate.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Clients {
-    Anybody,
-    /// Of the server's CA.
-    Certified,
+pub(crate) enum ClientCerts {
+    NotAsked,
+    /// One that the server's CA has signed.
+    Required,
 }
 
-/// Files and settings of a server with TLS; the files end with this value.
-pub(crate) struct Papers {
+/// Files and settings of a server with TLS. The files are removed with this value.
+pub(crate) struct CertFiles {
     dir: PathBuf,
     pub(crate) port: u16,
-    clients: Clients,
+    clients: ClientCerts,
 }
 
-impl Papers {
-    pub(crate) fn new(authority: &Authority, server: &Signed, clients: Clients) -> Self {
+impl CertFiles {
+    pub(crate) fn new(authority: &Authority, server: &Certificate, clients: ClientCerts) -> Self {
         let name = format!("tidegate-tls-{}-{}", std::process::id(), number());
         let dir = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&dir).expect("a directory for certificates");
@@ -131,11 +131,11 @@ impl Papers {
         path.to_str().expect("a path in UTF-8").to_owned()
     }
 
-    /// As on a command line.
+    /// The settings as on a command line.
     pub(crate) fn settings(&self) -> Vec<String> {
         let clients = match self.clients {
-            Clients::Anybody => "no",
-            Clients::Certified => "yes",
+            ClientCerts::NotAsked => "no",
+            ClientCerts::Required => "yes",
         };
         [
             ("--tls-port", self.port.to_string()),
@@ -150,38 +150,38 @@ impl Papers {
     }
 }
 
-impl Drop for Papers {
+impl Drop for CertFiles {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
 
-/// A server with two ports: one without TLS, for the test to look in, and one with.
+/// A server with two ports: one without TLS, through which the test looks in, and one with TLS.
 pub(crate) struct TlsServer {
     pub(crate) plain: Server,
-    pub(crate) papers: Papers,
+    pub(crate) cert_files: CertFiles,
 }
 
 impl TlsServer {
-    pub(crate) fn start(authority: &Authority, server: &Signed, clients: Clients) -> Self {
-        let papers = Papers::new(authority, server, clients);
-        let plain = start(&papers, &[], Server::start_with);
-        Self { plain, papers }
+    pub(crate) fn start(authority: &Authority, server: &Certificate, clients: ClientCerts) -> Self {
+        let cert_files = CertFiles::new(authority, server, clients);
+        let plain = start(&cert_files, &[], Server::start_with);
+        Self { plain, cert_files }
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("rediss://127.0.0.1:{}", self.papers.port)
+        format!("rediss://127.0.0.1:{}", self.cert_files.port)
     }
 }
 
-/// Starts a server with these papers.
+/// Starts a server with these certificates.
 pub(crate) fn start(
-    papers: &Papers,
+    cert_files: &CertFiles,
     more: &[&str],
     start: impl FnOnce(&[&str]) -> Server,
 ) -> Server {
     assert_tls();
-    let settings = papers.settings();
+    let settings = cert_files.settings();
     let words: Vec<&str> = settings
         .iter()
         .map(String::as_str)
@@ -190,8 +190,8 @@ pub(crate) fn start(
     start(&words)
 }
 
-/// A server ends when it has a port for TLS and no certificate, and says which of the two it does not
-/// know.
+/// Asserts that the server is built with TLS: given a TLS port and no certificate, it ends with an
+/// error that tells whether it knows the setting or lacks the certificate.
 fn assert_tls() {
     let binary = std::env::var("TIDEGATE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".into());
     let port = free_port().to_string();
@@ -199,11 +199,11 @@ fn assert_tls() {
         .args(["--port", "0", "--tls-port", &port])
         .output()
         .unwrap_or_else(|error| panic!("{binary}: {error}"));
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
+    let output = [output.stdout, output.stderr].concat();
+    let output = String::from_utf8_lossy(&output);
     assert!(
-        said.contains("Failed to configure TLS"),
+        output.contains("Failed to configure TLS"),
         "{binary} is built without TLS, which these tests need: Debian's and Ubuntu's redis-server has \
-         it, Redis itself after `make BUILD_TLS=yes`. It said: {said}"
+         it, Redis itself after `make BUILD_TLS=yes`. It printed: {output}"
     );
 }

@@ -1,4 +1,4 @@
-//! A steady load of look-ups and invalidations on one process, and what came of it.
+//! Steady traffic of look-ups and invalidations on one process, and its record.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,33 +11,34 @@ use tokio::time::{Instant, sleep};
 use super::loader::Db;
 use super::node::{Node, answer, value};
 
-/// Keys that are asked for all the time, and written; the others are asked for once.
+/// The number of hot keys, which are asked for and written all the time. Other keys are asked for
+/// once.
 pub(crate) const HOT: u64 = 16;
-/// Where those begin.
+/// The first of the other keys.
 const COLD: u64 = 1_000_000;
 const CALLERS: u64 = 4;
 
-/// It goes on until it is ended.
+/// Traffic that runs until it is ended.
 pub(crate) struct Traffic {
-    seen: Arc<Seen>,
+    observed: Arc<Observed>,
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// What has been seen so far.
+/// The record of the traffic so far.
 #[derive(Default)]
-pub(crate) struct Seen {
+pub(crate) struct Observed {
     ends: AtomicBool,
     gets: AtomicU64,
-    /// The longest that a look-up took, in microseconds.
+    /// The longest look-up, in microseconds.
     longest: AtomicU64,
-    /// Invalidations, and those among them that answered an error.
-    told: AtomicU64,
+    /// Invalidations, and the reasons of those that failed.
+    invalidations: AtomicU64,
     refused: Mutex<BTreeMap<String, u64>>,
-    /// What the next look-up of a hot key must not be older than.
+    /// The version that the next look-up of each hot key must reach.
     floors: [AtomicU64; HOT as usize],
 }
 
-impl Seen {
+impl Observed {
     pub(crate) fn gets(&self) -> u64 {
         self.gets.load(Ordering::SeqCst)
     }
@@ -46,9 +47,9 @@ impl Seen {
         Duration::from_micros(self.longest.load(Ordering::SeqCst))
     }
 
-    /// Whether an invalidation has failed for that reason.
+    /// Whether an invalidation has failed for this reason.
     pub(crate) fn was_refused(&self, why: &str) -> bool {
-        let refused = self.refused.lock().expect("nobody panics here");
+        let refused = self.refused.lock().expect("no panic under this lock");
         refused.keys().any(|reason| reason.contains(why))
     }
 
@@ -63,85 +64,92 @@ fn at(key: u64) -> usize {
 }
 
 impl Traffic {
-    /// No look-up may fail, nor answer what is older than an invalidation that has come to an end,
-    /// with whatever answer, if it `counts`.
+    /// Begins the traffic. No look-up may fail. None may answer a version older than the last
+    /// invalidation that has ended, with or without success, and that `counts`.
     pub(crate) fn begin(
         node: &Node,
         db: &Db,
         counts: impl FnMut(u64) -> bool + Send + 'static,
     ) -> Self {
-        let seen = Arc::new(Seen::default());
+        let observed = Arc::new(Observed::default());
         for key in 0..HOT {
             db.write(key, "0");
         }
         let mut tasks = vec![tokio::spawn(writes(
             node.clone(),
             db.clone(),
-            Arc::clone(&seen),
+            Arc::clone(&observed),
             counts,
         ))];
         for caller in 0..CALLERS {
-            tasks.push(tokio::spawn(reads(node.clone(), Arc::clone(&seen), caller)));
+            tasks.push(tokio::spawn(reads(
+                node.clone(),
+                Arc::clone(&observed),
+                caller,
+            )));
         }
-        Self { seen, tasks }
+        Self { observed, tasks }
     }
 
-    pub(crate) fn seen(&self) -> &Seen {
-        &self.seen
+    pub(crate) fn observed(&self) -> &Observed {
+        &self.observed
     }
 
-    /// Waits until so many more look-ups have been answered.
-    pub(crate) async fn goes_on(&self, for_gets: u64) {
-        let until = self.seen.gets() + for_gets;
+    /// Waits until this many more look-ups have been answered.
+    pub(crate) async fn wait_for_look_ups(&self, for_gets: u64) {
+        let until = self.observed.gets() + for_gets;
         super::eventually("look-ups are answered", async || {
             assert!(
                 self.tasks.iter().all(|task| !task.is_finished()),
-                "a caller has seen what must not be"
+                "a caller has observed what must not be"
             );
-            self.seen.gets() >= until
+            self.observed.gets() >= until
         })
         .await;
     }
 
-    /// Ends it. No look-up may have taken longer than that.
+    /// Ends the traffic. No look-up may have taken `longest` or more.
     pub(crate) async fn end(self, what: &str, longest: Duration) {
-        self.seen.ends.store(true, Ordering::SeqCst);
+        self.observed.ends.store(true, Ordering::SeqCst);
         for task in self.tasks {
             answer(task).await;
         }
         println!(
             "{what}: {} look-ups, the longest {:?}; {} invalidations, without success {:?}",
-            self.seen.gets(),
-            self.seen.longest(),
-            self.seen.told.load(Ordering::SeqCst),
-            self.seen.refused.lock().expect("nobody panics here"),
+            self.observed.gets(),
+            self.observed.longest(),
+            self.observed.invalidations.load(Ordering::SeqCst),
+            self.observed
+                .refused
+                .lock()
+                .expect("no panic under this lock"),
         );
         assert!(
-            self.seen.longest() < longest,
+            self.observed.longest() < longest,
             "a look-up took {:?}",
-            self.seen.longest()
+            self.observed.longest()
         );
     }
 }
 
-async fn reads(node: Node, seen: Arc<Seen>, caller: u64) {
+async fn reads(node: Node, observed: Arc<Observed>, caller: u64) {
     for round in 0.. {
-        if seen.ends.load(Ordering::SeqCst) {
+        if observed.ends.load(Ordering::SeqCst) {
             return;
         }
         let hot = (round % 2 == 0).then_some((round / 2 + caller * 5) % HOT);
         let key = hot.unwrap_or(COLD + round * CALLERS + caller);
-        let floor = hot.map_or(0, |key| seen.floor(key));
+        let floor = hot.map_or(0, |key| observed.floor(key));
         let begun = Instant::now();
         let got = value(node.get(key).await);
         let took = u64::try_from(begun.elapsed().as_micros()).expect("a short time");
-        seen.longest.fetch_max(took, Ordering::SeqCst);
-        seen.gets.fetch_add(1, Ordering::SeqCst);
+        observed.longest.fetch_max(took, Ordering::SeqCst);
+        observed.gets.fetch_add(1, Ordering::SeqCst);
         if hot.is_some() {
             let version: u64 = got.parse().expect("a version");
             assert!(
                 version >= floor,
-                "key {key} is {version}, and {floor} had been told"
+                "key {key} is {version}, and {floor} was invalidated"
             );
         } else {
             assert_eq!(got, format!("row {key}"));
@@ -153,27 +161,27 @@ async fn reads(node: Node, seen: Arc<Seen>, caller: u64) {
 async fn writes(
     node: Node,
     db: Db,
-    seen: Arc<Seen>,
+    observed: Arc<Observed>,
     mut counts: impl FnMut(u64) -> bool + Send + 'static,
 ) {
     for version in 1.. {
-        if seen.ends.load(Ordering::SeqCst) {
+        if observed.ends.load(Ordering::SeqCst) {
             return;
         }
         let key = version % HOT;
         db.update(key, || version);
-        let told = node.invalidate(&key).await;
-        seen.told.fetch_add(1, Ordering::SeqCst);
-        if let Err(error) = told {
-            *seen
+        let result = node.invalidate(&key).await;
+        observed.invalidations.fetch_add(1, Ordering::SeqCst);
+        if let Err(error) = result {
+            *observed
                 .refused
                 .lock()
-                .expect("nobody panics here")
+                .expect("no panic under this lock")
                 .entry(why(&error))
                 .or_default() += 1;
         }
         if counts(key) {
-            seen.floors[at(key)].store(version, Ordering::SeqCst);
+            observed.floors[at(key)].store(version, Ordering::SeqCst);
         }
         sleep(Duration::from_millis(3)).await;
     }

@@ -1,4 +1,4 @@
-//! `Cache-Status`: what it says, and that it says it in the grammar of RFC 8941.
+//! `Entry::cache_status`: its content, and its form by the grammar of RFC 8941.
 
 use std::time::Duration;
 
@@ -6,18 +6,18 @@ use proptest::prelude::*;
 use tidegate::{BoxError, Cache, Entry, Freshness, Source};
 use tokio::time::sleep;
 
-use crate::support::ground::{Ground, on_both_tiers};
-use crate::support::life::{aged, falls_back, revalidates};
+use crate::support::aging::{make_stale, with_stale_if_error, with_stale_while_revalidate};
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, begin};
 
 on_both_tiers! {
     a_member_says_how_a_look_up_was_answered
-    what_is_past_its_ttl_says_so
-    what_is_stored_nowhere_is_not_said_to_be_stored
+    a_stale_answer_says_so
+    a_value_that_is_not_stored_is_not_reported_as_stored
 }
 
-/// An item of a structured field, taken apart as RFC 8941 §4.2 says: its name, its parameters.
+/// An item of a structured field, parsed by RFC 8941 §4.2: its name and its parameters.
 struct Member {
     name: String,
     is_token: bool,
@@ -74,7 +74,7 @@ impl Member {
         those.next().map(|(_, value)| value.as_str())
     }
 
-    /// All of it but the time to live.
+    /// All parameters but the time to live.
     fn rest(&self) -> Vec<String> {
         let others = self.parameters.iter().filter(|(name, _)| name != "ttl");
         others
@@ -124,15 +124,15 @@ fn string(rest: &mut &str) -> Option<String> {
 }
 
 fn integer(rest: &mut &str) -> Option<String> {
-    let signed = rest.strip_prefix('-').unwrap_or(rest);
-    let digits = signed.len()
-        - signed
+    let digits_part = rest.strip_prefix('-').unwrap_or(rest);
+    let digits = digits_part.len()
+        - digits_part
             .trim_start_matches(|digit: char| digit.is_ascii_digit())
             .len();
     if !(1..=15).contains(&digits) {
         return None;
     }
-    let (number, after) = rest.split_at(rest.len() - signed.len() + digits);
+    let (number, after) = rest.split_at(rest.len() - digits_part.len() + digits);
     *rest = after;
     Some(number.to_owned())
 }
@@ -151,11 +151,11 @@ async fn got(node: &Node, key: u64) -> Entry<String> {
     got.expect("the key exists")
 }
 
-async fn a_member_says_how_a_look_up_was_answered(ground: Ground) {
+async fn a_member_says_how_a_look_up_was_answered(backend: Backend) {
     let db = Db::default();
     let hour = |builder: tidegate::CacheBuilder<Db>| builder.ttl(Duration::from_secs(3_600));
-    let a = ground.node_with(&db, hour).await;
-    let b = ground.node_with(&db, hour).await;
+    let a = backend.node_with(&db, hour).await;
+    let b = backend.node_with(&db, hour).await;
     let gate = db.gate();
     let (node, other) = (a.clone(), a.clone());
     let first = begin(async move { got(&node, 1).await }).await;
@@ -173,26 +173,28 @@ async fn a_member_says_how_a_look_up_was_answered(ground: Ground) {
         let entry = got(node, 1).await;
         assert_eq!(entry.source(), source);
         assert_eq!(member(&entry).rest(), ["hit"], "{source:?}");
-        // A busy machine may take its time.
+        // An allowance for a slow machine.
         assert!((3_000..=3_600).contains(&member(&entry).ttl()));
         assert!(entry.age() < Duration::from_secs(600));
         assert_eq!(entry.freshness(), Freshness::Fresh);
     }
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-async fn what_is_past_its_ttl_says_so(ground: Ground) {
+async fn a_stale_answer_says_so(backend: Backend) {
     let db = Db::default();
-    let a = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a], 1).await;
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a], 1).await;
     let gate = db.gate();
     let entry = got(&a, 1).await;
     assert_eq!(entry.freshness(), Freshness::Stale);
     assert_eq!(member(&entry).rest(), ["hit"]);
     assert!((-100..0).contains(&member(&entry).ttl()));
     gate.open();
-    let c = ground.named("others", db.clone(), falls_back).await;
-    aged(&db, &[&c], 2).await;
+    let c = backend
+        .named("others", db.clone(), with_stale_if_error)
+        .await;
+    make_stale(&db, &[&c], 2).await;
     db.behave(Behaviour::fails());
     let entry = got(&c, 2).await;
     assert_eq!(entry.freshness(), Freshness::StaleOnError);
@@ -202,16 +204,16 @@ async fn what_is_past_its_ttl_says_so(ground: Ground) {
     );
     assert!((-100..0).contains(&member(&entry).ttl()));
     db.behave(Behaviour::default());
-    let d = ground
+    let d = backend
         .named("more", db.clone(), |builder| {
-            falls_back(builder).error_backoff(Duration::ZERO)
+            with_stale_if_error(builder).error_backoff(Duration::ZERO)
         })
         .await;
-    aged(&db, &[&d], 3).await;
+    make_stale(&db, &[&d], 3).await;
     let entry = got(&d, 3).await;
     assert_eq!(entry.freshness(), Freshness::Fresh);
     assert_eq!(member(&entry).rest(), ["fwd=stale", "stored"]);
-    // Expired by hand, long before its time.
+    // Expired by a call, long before the TTL ends.
     d.expire(&3).await.expect("an expiry");
     db.behave(Behaviour::fails());
     let entry = got(&d, 3).await;
@@ -225,9 +227,9 @@ async fn what_is_past_its_ttl_says_so(ground: Ground) {
     }
 }
 
-async fn what_is_stored_nowhere_is_not_said_to_be_stored(ground: Ground) {
+async fn a_value_that_is_not_stored_is_not_reported_as_stored(backend: Backend) {
     let db = Db::default();
-    let a = ground.node(&db).await;
+    let a = backend.node(&db).await;
     db.behave(Behaviour {
         do_not_store: true,
         ..Behaviour::default()
@@ -242,16 +244,16 @@ async fn what_is_stored_nowhere_is_not_said_to_be_stored(ground: Ground) {
     gate.open();
     let entry = caller.await.expect("it ends");
     assert_eq!(member(&entry).rest(), ["fwd=miss"], "the fill was refused");
-    let without = ground
+    let without = backend
         .node_with(&db, |builder| builder.l1_capacity(0))
         .await;
     let entry = got(&without, 3).await;
     assert_eq!(member(&entry).rest(), ["fwd=miss", "stored"], "in L2");
-    ground.check(&[&a, &without]).await;
+    backend.check(&[&a, &without]).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_shared_tier_what_was_invalidated_meanwhile_is_stored_nowhere() {
+async fn without_a_shared_tier_a_value_invalidated_during_its_load_is_not_stored() {
     let db = Db::default();
     let builder = Cache::builder("users", db.clone());
     let a = Node::new(builder.build().expect("settings that make sense"));
@@ -267,7 +269,7 @@ async fn without_a_shared_tier_what_was_invalidated_meanwhile_is_stored_nowhere(
     a.check().await;
 }
 
-/// The time to live is that of the moment when it is rendered, rounded down.
+/// The time to live at the moment of rendering, rounded down.
 #[tokio::test(start_paused = true)]
 async fn the_time_to_live_goes_on_and_below_zero() {
     let load = tidegate::loader_fn(|id: u64| async move { Ok::<_, BoxError>(id.to_string()) });
@@ -281,16 +283,17 @@ async fn the_time_to_live_goes_on_and_below_zero() {
         .await
         .expect("a look-up")
         .expect("it exists");
-    let mut said = Vec::new();
+    let mut ttls = Vec::new();
     for _ in 0..5 {
-        said.push(member(&entry).ttl());
+        ttls.push(member(&entry).ttl());
         sleep(Duration::from_millis(750)).await;
     }
-    assert_eq!(said, [2, 1, 0, -1, -1]);
+    assert_eq!(ttls, [2, 1, 0, -1, -1]);
 }
 
 proptest! {
-    /// Whatever a cache is called, the member is in the grammar, and says the name where it can.
+    /// The member follows the grammar for any name of a cache, and contains the name where the
+    /// grammar allows it.
     #[test]
     fn any_name_is_written_within_the_grammar(name in any::<String>(), text in "[ -~]{0,20}") {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();

@@ -1,4 +1,4 @@
-//! Every metric, made to happen once.
+//! Metrics: each one is produced once and checked.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,14 +8,14 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tidegate::{BoxError, Cache, CacheBuilder, Error, Read};
 use tokio::time::{advance, sleep};
 
+use crate::support::aging::{LONG, make_stale, with_stale_if_error, with_stale_while_revalidate};
+use crate::support::backend::Backend;
 use crate::support::eventually;
-use crate::support::ground::Ground;
-use crate::support::life::{LONG, aged, falls_back, revalidates};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, value};
 use crate::support::server::Server;
 
-/// What this thread's caches report.
+/// The metrics of this thread's caches.
 struct Collected {
     snapshots: Snapshotter,
     counters: BTreeMap<String, u64>,
@@ -24,7 +24,7 @@ struct Collected {
 }
 
 impl Collected {
-    /// From now on, while the guard lives.
+    /// Records from now on, while the guard lives.
     fn begin(recorder: &DebuggingRecorder) -> (Self, LocalRecorderGuard<'_>) {
         let collected = Self {
             snapshots: recorder.snapshotter(),
@@ -35,8 +35,8 @@ impl Collected {
         (collected, metrics::set_default_local_recorder(recorder))
     }
 
-    /// What has come since the last time. A series reads `name{label=value,…}`, without `cache=users`
-    /// and without `db_system_name=in_process`.
+    /// Adds the metrics since the last call. A series reads `name{label=value,…}`, without
+    /// `cache=users` and without `db_system_name=in_process`.
     fn collect(&mut self) {
         for (key, _, _, value) in self.snapshots.snapshot().into_vec() {
             let key = key.key();
@@ -58,7 +58,7 @@ impl Collected {
         }
     }
 
-    /// Counters above zero whose names begin with this, with their values.
+    /// Counters above zero whose names begin with `prefix`, with their values.
     fn counted(&mut self, nodes: &[&Node], prefix: &str) -> Vec<(String, u64)> {
         for node in nodes {
             node.publish_metrics();
@@ -69,7 +69,7 @@ impl Collected {
         those.map(|(name, count)| (name.clone(), *count)).collect()
     }
 
-    /// How many observations each histogram of this name has; the labels are the answer's names.
+    /// The number of observations of each histogram of this name, by its labels.
     fn observed(&mut self, name: &str) -> Vec<(String, usize)> {
         self.collect();
         let of = self.histograms.iter().filter_map(|(series, values)| {
@@ -100,9 +100,9 @@ const OPERATION: &str = "db_client_operation_duration_seconds";
 #[tokio::test(start_paused = true)]
 async fn a_look_up_is_counted_where_it_was_answered() {
     let recorder = DebuggingRecorder::new();
-    let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (mut collected, _guard) = Collected::begin(&recorder);
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     a.get(1).await.expect("a load");
     a.get(1).await.expect("a hit in L1");
     b.get(1).await.expect("a hit in L2");
@@ -111,9 +111,9 @@ async fn a_look_up_is_counted_where_it_was_answered() {
         "tidegate_lookups_total{outcome=hit,tier=l2}",
         "tidegate_lookups_total{outcome=miss,tier=source}",
     ]);
-    assert_eq!(seen.counted(&[&a, &b], "tidegate_lookups"), expected);
+    assert_eq!(collected.counted(&[&a, &b], "tidegate_lookups"), expected);
     assert_eq!(
-        seen.counted(&[&a, &b], "tidegate_"),
+        collected.counted(&[&a, &b], "tidegate_"),
         [
             once(&["tidegate_events_total{event=channel_up}"]).remove(0),
             once(&["tidegate_fills_total{outcome=stored}"]).remove(0),
@@ -129,16 +129,16 @@ async fn a_look_up_is_counted_where_it_was_answered() {
         .collect::<Vec<_>>(),
         "and nothing else, however often it is published"
     );
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_look_up_was_answered_is_counted() {
+async fn the_kind_of_each_answer_is_counted() {
     let recorder = DebuggingRecorder::new();
-    let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground.node_with(&db, revalidates).await;
-    aged(&db, &[&a], 1).await;
+    let (mut collected, _guard) = Collected::begin(&recorder);
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    make_stale(&db, &[&a], 1).await;
     let gate = db.gate();
     assert_eq!(value(a.get(1).await), "old");
     gate.open();
@@ -164,30 +164,30 @@ async fn what_a_look_up_was_answered_is_counted() {
         "tidegate_lookups_negative_total{}",
         "tidegate_lookups_stale_total{}",
     ]);
-    let mut counted = seen.counted(&[&a], "tidegate_lookups");
+    let mut counted = collected.counted(&[&a], "tidegate_lookups");
     counted.retain(|(name, _)| !name.starts_with("tidegate_lookups_total"));
     assert_eq!(counted, expected);
     assert_eq!(
-        seen.counted(&[&a], "tidegate_refreshes"),
+        collected.counted(&[&a], "tidegate_refreshes"),
         once(&["tidegate_refreshes_total{}"])
     );
     assert_eq!(
-        seen.counted(&[&a], "tidegate_loads_failed"),
+        collected.counted(&[&a], "tidegate_loads_failed"),
         once(&["tidegate_loads_failed_total{}"])
     );
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_load_is_observed_by_why_it_was_begun_and_how_it_ended() {
     let recorder = DebuggingRecorder::new();
-    let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let settings = |builder: CacheBuilder<Db>| falls_back(builder).load_timeout(LONG);
-    let a = ground.node_with(&db, settings).await;
-    aged(&db, &[&a], 1).await;
-    seen.collect();
-    seen.histograms.clear();
+    let (mut collected, _guard) = Collected::begin(&recorder);
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let settings = |builder: CacheBuilder<Db>| with_stale_if_error(builder).load_timeout(LONG);
+    let a = backend.node_with(&db, settings).await;
+    make_stale(&db, &[&a], 1).await;
+    collected.collect();
+    collected.histograms.clear();
     db.behave(Behaviour {
         unchanged: true,
         ..Behaviour::default()
@@ -225,7 +225,7 @@ async fn a_load_is_observed_by_why_it_was_begun_and_how_it_ended() {
         answer(caller).await.expect_err("no value");
     }
     assert_eq!(
-        seen.observed(LOAD),
+        collected.observed(LOAD),
         observed_once(&[
             "fwd=miss,outcome=error",
             "fwd=miss,outcome=found",
@@ -236,51 +236,51 @@ async fn a_load_is_observed_by_why_it_was_begun_and_how_it_ended() {
             "fwd=stale,outcome=unchanged",
         ])
     );
-    let took = seen.values("tidegate_load_duration_seconds{fwd=miss,outcome=found}");
+    let took = collected.values("tidegate_load_duration_seconds{fwd=miss,outcome=found}");
     assert!((0.25..0.26).contains(&took[0]), "in seconds: {took:?}");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_operation_of_the_shared_tier_is_observed_by_its_name() {
     let recorder = DebuggingRecorder::new();
-    let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground.node_with(&db, falls_back).await;
-    let since = |what: &str, seen: &mut Collected| {
-        let names = seen.observed(OPERATION);
-        seen.histograms.clear();
+    let (mut collected, _guard) = Collected::begin(&recorder);
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend.node_with(&db, with_stale_if_error).await;
+    let since = |what: &str, collected: &mut Collected| {
+        let names = collected.observed(OPERATION);
+        collected.histograms.clear();
         let names = names.into_iter().map(|(name, count)| {
             let name = name.trim_start_matches("db_operation_name=").to_owned();
             (name, count)
         });
         (what.to_owned(), names.collect::<Vec<_>>())
     };
-    let mut told = Vec::new();
+    let mut operations = Vec::new();
     a.get(1).await.expect("a value");
-    told.push(since("the first miss", &mut seen));
+    operations.push(since("the first miss", &mut collected));
     a.get(2).await.expect("a value");
-    told.push(since("a miss", &mut seen));
+    operations.push(since("a miss", &mut collected));
     a.get(2).await.expect("a value");
-    told.push(since("a hit in L1", &mut seen));
+    operations.push(since("a hit in L1", &mut collected));
     a.refresh(&2).await.expect("a value");
-    told.push(since("a refresh", &mut seen));
+    operations.push(since("a refresh", &mut collected));
     a.insert(3, "row".to_owned()).await.expect("an insert");
-    told.push(since("an insert", &mut seen));
+    operations.push(since("an insert", &mut collected));
     a.expire(&3).await.expect("an expiry");
-    told.push(since("an expiry", &mut seen));
+    operations.push(since("an expiry", &mut collected));
     a.invalidate(&3).await.expect("an invalidation");
-    told.push(since("an invalidation", &mut seen));
+    operations.push(since("an invalidation", &mut collected));
     a.invalidate_all().await.expect("an invalidation of all");
-    told.push(since("of all", &mut seen));
+    operations.push(since("of all", &mut collected));
     a.get_many(&[4, 5]).await;
-    told.push(since("many", &mut seen));
+    operations.push(since("many", &mut collected));
     db.behave(Behaviour {
         do_not_store: true,
         ..Behaviour::default()
     });
     a.get(6).await.expect("a value");
-    told.push(since("not to be stored", &mut seen));
+    operations.push(since("not to be stored", &mut collected));
     db.behave(Behaviour::default());
     let gate = db.gate();
     let caller = a.caller(7).await;
@@ -288,8 +288,8 @@ async fn an_operation_of_the_shared_tier_is_observed_by_its_name() {
     sleep(Duration::from_secs(21)).await;
     gate.open();
     answer(caller).await.expect("a value");
-    told.push(since("a long load", &mut seen));
-    let told: Vec<String> = told
+    operations.push(since("a long load", &mut collected));
+    let operations: Vec<String> = operations
         .into_iter()
         .map(|(what, names)| {
             let names: Vec<String> = names
@@ -303,7 +303,7 @@ async fn an_operation_of_the_shared_tier_is_observed_by_its_name() {
         })
         .collect();
     assert_eq!(
-        told,
+        operations,
         [
             "the first miss: acquire beat x2 get replace",
             "a miss: acquire get replace",
@@ -318,42 +318,46 @@ async fn an_operation_of_the_shared_tier_is_observed_by_its_name() {
             "a long load: acquire get renew replace",
         ]
     );
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 #[tokio::test]
 async fn an_operation_that_fails_says_how() {
     let recorder = DebuggingRecorder::new();
-    let (mut seen, _guard) = Collected::begin(&recorder);
+    let (mut collected, _guard) = Collected::begin(&recorder);
     let (server, db) = (Server::start(), Db::default());
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let build = Cache::builder("users", db.clone()).l2(redis).build();
     let a = Node::new(build.expect("settings that make sense"));
     a.get(1).await.expect("a value");
     drop(server);
     eventually("Redis is missed", async || {
         let _: Result<(), _> = a.invalidate(&1).await;
-        let names = seen.observed(OPERATION);
+        let names = collected.observed(OPERATION);
         names.iter().any(|(labels, _)| {
             *labels == "db_operation_name=invalidate,db_system_name=redis,error_type=unreachable"
         })
     })
     .await;
-    let names = seen.observed(OPERATION);
+    let names = collected.observed(OPERATION);
     let good = "db_operation_name=replace,db_system_name=redis".to_owned();
     assert!(names.contains(&(good, 1)), "{names:?}");
-    assert!(!seen.counted(&[&a], "tidegate_l2_failures").is_empty());
+    assert!(!collected.counted(&[&a], "tidegate_l2_failures").is_empty());
     a.check().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn waiting_for_others_is_observed_by_what_for() {
     let recorder = DebuggingRecorder::new();
-    let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
+    let (mut collected, _guard) = Collected::begin(&recorder);
+    let (backend, db) = (Backend::in_process(), Db::default());
     let bounded = |builder: CacheBuilder<Db>| builder.max_concurrent_loads(1);
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
-    let c = ground.node_with(&db, bounded).await;
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
+    let c = backend.node_with(&db, bounded).await;
     let gate = db.gate();
     let mut callers = a.callers(2, 1).await;
     gate.reached().await;
@@ -368,41 +372,41 @@ async fn waiting_for_others_is_observed_by_what_for() {
         answer(caller).await.expect("a value");
     }
     assert_eq!(
-        seen.observed(WAIT),
+        collected.observed(WAIT),
         observed_once(&["reason=flight", "reason=lease"])
     );
     for reason in ["flight", "lease"] {
-        let waited = seen.values(&format!("{WAIT}{{reason={reason}}}"));
+        let waited = collected.values(&format!("{WAIT}{{reason={reason}}}"));
         assert!(waited[0] >= 0.25, "{reason}: {waited:?}");
     }
     c.get(2).await.expect("a value");
-    let waits = seen.observed(WAIT);
+    let waits = collected.observed(WAIT);
     assert!(waits.contains(&("reason=place".to_owned(), 1)), "{waits:?}");
     assert_eq!(
-        seen.counted(&[&a, &b, &c], "tidegate_lease"),
+        collected.counted(&[&a, &b, &c], "tidegate_lease"),
         once(&["tidegate_lease_waits_total{}"])
     );
-    ground.check(&[&a, &b, &c]).await;
+    backend.check(&[&a, &b, &c]).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn changes_and_what_others_hear_of_them_are_counted() {
+async fn changes_and_remote_invalidations_are_counted() {
     let recorder = DebuggingRecorder::new();
-    let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let (a, b) = (ground.node(&db).await, ground.node(&db).await);
+    let (mut collected, _guard) = Collected::begin(&recorder);
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let (a, b) = (backend.node(&db).await, backend.node(&db).await);
     b.get(1).await.expect("a value");
     a.get(2).await.expect("a value");
     a.invalidate(&1).await.expect("an invalidation");
     assert_eq!(
-        seen.counted(&[&b], "tidegate_remote"),
+        collected.counted(&[&b], "tidegate_remote"),
         once(&["tidegate_remote_invalidations_total{}"])
     );
     a.expire(&2).await.expect("an expiry");
     a.insert(3, "row".to_owned()).await.expect("an insert");
     let write = async { Ok::<_, BoxError>("row".to_owned()) };
     a.invalidate_after(4, write).await.expect("a write");
-    let counted = seen.counted(&[&a], "tidegate_changes");
+    let counted = collected.counted(&[&a], "tidegate_changes");
     assert_eq!(
         counted,
         [
@@ -412,97 +416,101 @@ async fn changes_and_what_others_hear_of_them_are_counted() {
             ("tidegate_changes_total{operation=write}".to_owned(), 1),
         ]
     );
-    ground.check(&[&a, &b]).await;
+    backend.check(&[&a, &b]).await;
 }
 
-/// Without anyone's help, and what is left when the last handle goes.
+/// Counters are published every second, and the rest when the last handle is dropped.
 #[tokio::test(start_paused = true)]
 async fn counters_are_published_once_a_second_and_at_the_end() {
     let recorder = DebuggingRecorder::new();
-    let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground.node(&db).await;
+    let (mut collected, _guard) = Collected::begin(&recorder);
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend.node(&db).await;
     a.get(1).await.expect("a value");
     let hits = "tidegate_lookups_total{outcome=hit,tier=l1}";
-    let hits = |seen: &mut Collected| {
-        seen.collect();
-        seen.counters.get(hits).copied()
+    let hits = |collected: &mut Collected| {
+        collected.collect();
+        collected.counters.get(hits).copied()
     };
     a.get(1).await.expect("a hit");
-    assert_eq!(hits(&mut seen), None);
+    assert_eq!(hits(&mut collected), None);
     sleep(Duration::from_millis(1_100)).await;
-    assert_eq!(hits(&mut seen), Some(1));
+    assert_eq!(hits(&mut collected), Some(1));
     a.get(1).await.expect("a hit");
-    assert_eq!(hits(&mut seen), Some(1));
+    assert_eq!(hits(&mut collected), Some(1));
     sleep(Duration::from_secs(1)).await;
-    assert_eq!(hits(&mut seen), Some(2));
+    assert_eq!(hits(&mut collected), Some(2));
     a.get(1).await.expect("a hit");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
     drop(a);
-    assert_eq!(hits(&mut seen), Some(3));
-    // Another one of that name goes on from there.
-    let b = ground.node(&db).await;
+    assert_eq!(hits(&mut collected), Some(3));
+    // Another cache of this name continues the series.
+    let b = backend.node(&db).await;
     b.get(1).await.expect("a value");
     b.get(1).await.expect("a hit");
     b.close().await;
-    assert_eq!(hits(&mut seen), Some(4));
+    assert_eq!(hits(&mut collected), Some(4));
     assert!(matches!(b.get(1).await, Err(Error::Closed)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn gauges_say_how_things_stand() {
+async fn gauges_report_flights_repairs_and_the_channel() {
     let recorder = DebuggingRecorder::new();
-    let (mut seen, _guard) = Collected::begin(&recorder);
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground.node(&db).await;
+    let (mut collected, _guard) = Collected::begin(&recorder);
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend.node(&db).await;
     a.get(1).await.expect("a value");
     let gate = db.gate();
     let caller = a.caller(2).await;
     gate.reached().await;
     a.publish_metrics();
-    seen.collect();
+    collected.collect();
     for (gauge, stands) in [
         ("tidegate_flights{}", 1.0),
         ("tidegate_repairs_pending{}", 0.0),
         ("tidegate_channel_proven{}", 1.0),
         ("tidegate_l2_reachable{}", 1.0),
     ] {
-        assert_eq!(seen.gauges.get(gauge), Some(&stands), "{gauge}");
+        assert_eq!(collected.gauges.get(gauge), Some(&stands), "{gauge}");
     }
-    assert!(seen.gauges.contains_key("tidegate_l1_entries{}"));
+    assert!(collected.gauges.contains_key("tidegate_l1_entries{}"));
     gate.open();
     answer(caller).await.expect("a value");
     let read = Read::fresh();
     a.get_with(2, read).await.expect("a value");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
     a.publish_metrics();
-    seen.collect();
-    assert_eq!(seen.gauges.get("tidegate_flights{}"), Some(&0.0));
+    collected.collect();
+    assert_eq!(collected.gauges.get("tidegate_flights{}"), Some(&0.0));
 }
 
-/// What a server says of itself is published on request.
+/// Statistics of the server are published on request only.
 #[tokio::test]
-async fn what_a_server_says_of_itself_is_published_on_request() {
+async fn server_statistics_are_published_on_request() {
     let recorder = DebuggingRecorder::new();
-    let (mut seen, _guard) = Collected::begin(&recorder);
+    let (mut collected, _guard) = Collected::begin(&recorder);
     let server = Server::start();
     server.raw().ask("CONFIG SET maxmemory 64mb");
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let stats = redis.server_stats().await;
-    seen.collect();
-    assert!(seen.gauges.is_empty(), "not by itself");
+    collected.collect();
+    assert!(collected.gauges.is_empty(), "not by itself");
     stats.publish();
-    seen.collect();
+    collected.collect();
     let node = &stats.nodes[0];
     let gauge = |name: &str| {
         let series = format!("tidegate_redis_{name}{{node={}}}", node.address);
-        seen.gauges.get(&series).copied()
+        collected.gauges.get(&series).copied()
     };
     assert_eq!(gauge("memory_max_bytes"), Some(67_108_864.0));
     assert_eq!(gauge("memory_used_bytes"), Some(node.used_memory as f64));
     assert_eq!(gauge("primary"), Some(1.0));
     assert_eq!(
-        seen.gauges.get("tidegate_redis_nodes_unanswered{}"),
+        collected.gauges.get("tidegate_redis_nodes_unanswered{}"),
         Some(&0.0)
     );
     for counter in [
@@ -512,6 +520,6 @@ async fn what_a_server_says_of_itself_is_published_on_request() {
         "keyspace_misses",
     ] {
         let series = format!("tidegate_redis_{counter}_total{{node={}}}", node.address);
-        assert!(seen.counters.contains_key(&series), "{series}");
+        assert!(collected.counters.contains_key(&series), "{series}");
     }
 }

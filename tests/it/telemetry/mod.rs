@@ -1,4 +1,4 @@
-//! What operators see: metrics, traces, what servers say of themselves.
+//! Telemetry: metrics, traces, `Cache-Status`, and statistics of servers.
 
 mod cache_status;
 #[cfg(feature = "metrics")]

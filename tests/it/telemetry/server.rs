@@ -1,4 +1,4 @@
-//! What servers say of themselves, from real ones.
+//! Statistics of real servers.
 
 use std::time::Duration;
 
@@ -10,12 +10,16 @@ use crate::support::eventually;
 use crate::support::server::Server;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_says_how_it_stands() {
+async fn server_statistics_match_the_server() {
     let server = Server::start();
     let mut raw = server.raw();
     raw.ask("CONFIG SET maxmemory 64mb");
-    let redis = server.patient().connect().await.expect("connect");
-    // What it has asked to connect does not count.
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
+    // Without the commands of the connection itself.
     raw.ask("CONFIG RESETSTAT");
     raw.ask("SET here 1");
     for _ in 0..3 {
@@ -46,7 +50,11 @@ async fn a_server_says_how_it_stands() {
 async fn memory_that_is_full_shows_as_evictions() {
     let server = Server::start();
     let mut raw = server.raw();
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let used = redis.server_stats().await.total().used_memory;
     raw.ask("CONFIG SET maxmemory-policy allkeys-lru");
     raw.ask(&format!("CONFIG SET maxmemory {}", used + (1 << 20)));
@@ -59,24 +67,32 @@ async fn memory_that_is_full_shows_as_evictions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_says_so_and_its_primary_says_how_far_it_is_behind() {
+async fn a_replica_reports_its_role_and_its_primary_reports_the_lag() {
     let primary = Server::start();
     let replica = Server::replica_of(primary.port());
-    let of_primary = primary.patient().connect().await.expect("connect");
-    let of_replica = replica.patient().connect().await.expect("connect");
+    let of_primary = primary
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
+    let of_replica = replica
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     eventually("it follows", async || {
         of_replica.server_stats().await.total().primary_link_up == Some(true)
     })
     .await;
     let node = of_replica.server_stats().await.total();
     assert_eq!(node.role, Role::Replica);
-    eventually("its primary has heard how far it is", async || {
+    eventually("its primary knows its offset", async || {
         let node = of_primary.server_stats().await.total();
         assert_eq!(node.role, Role::Primary);
         node.connected_replicas == 1 && node.replication_lag == Some(0)
     })
     .await;
-    // It does not say any more how far it is.
+    // A stopped replica no longer confirms what it has received.
     replica.stop();
     primary.raw().set("large", &[0; 10_000]);
     let node = of_primary.server_stats().await.total();
@@ -84,7 +100,7 @@ async fn a_replica_says_so_and_its_primary_says_how_far_it_is_behind() {
     replica.resume();
 }
 
-/// A cache that works does not hear of it, and no question takes longer than the timeout.
+/// The call ends within its timeout, and the caches of the handle do not notice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_does_not_answer_is_counted_in_time() {
     let server = Server::start();
@@ -114,7 +130,7 @@ async fn of_a_cluster_every_primary_is_asked() {
         let mut raw = cluster.nodes[at].raw();
         raw.ask("CONFIG RESETSTAT");
         for _ in 0..=at {
-            raw.ask(&format!("GET {}", crate::support::ground::users(key)));
+            raw.ask(&format!("GET {}", crate::support::backend::users(key)));
         }
     }
     let stats = redis.server_stats().await;

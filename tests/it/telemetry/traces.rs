@@ -1,4 +1,4 @@
-//! Traces: what belongs to what, what is not said, and how little is said aloud.
+//! Traces: parents of spans, what no line contains, and how few lines are above DEBUG.
 
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Write};
@@ -14,22 +14,22 @@ use tracing::{Event, Instrument, Level, Subscriber, info_span};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry;
 
+use crate::support::aging::with_stale_while_revalidate;
+use crate::support::backend::Backend;
 use crate::support::eventually;
-use crate::support::ground::Ground;
-use crate::support::life::revalidates;
 use crate::support::loader::Db;
 use crate::support::node::{Node, answer};
 use crate::support::server::Server;
 
-/// Everything that this thread traces.
+/// All spans and events of this thread.
 #[derive(Clone, Default)]
-struct Traces(Arc<Mutex<Told>>);
+struct Traces(Arc<Mutex<Recorded>>);
 
 #[derive(Default)]
-struct Told {
+struct Recorded {
     spans: BTreeMap<u64, Span>,
     events: Vec<Line>,
-    /// Who follows from whom.
+    /// Pairs of spans: the first follows from the second.
     follows: Vec<(u64, u64)>,
 }
 
@@ -56,25 +56,25 @@ impl Traces {
         (traces, tracing::subscriber::set_default(subscriber))
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.0.lock().expect("nobody panics here")
+    fn recorded(&self) -> MutexGuard<'_, Recorded> {
+        self.0.lock().expect("no panic under this lock")
     }
 
-    fn forget(&self) {
-        *self.told() = Told::default();
+    fn clear(&self) {
+        *self.recorded() = Recorded::default();
     }
 
     fn follows(&self) -> Vec<(u64, u64)> {
-        self.told().follows.clone()
+        self.recorded().follows.clone()
     }
 
     fn events(&self) -> Vec<Line> {
-        self.told().events.clone()
+        self.recorded().events.clone()
     }
 
     fn named(&self, name: &str) -> Vec<(u64, Span)> {
-        let told = self.told();
-        let those = told.spans.iter().filter(|(_, span)| span.name == name);
+        let recorded = self.recorded();
+        let those = recorded.spans.iter().filter(|(_, span)| span.name == name);
         those.map(|(id, span)| (*id, span.clone())).collect()
     }
 
@@ -85,12 +85,12 @@ impl Traces {
         those.remove(0)
     }
 
-    /// Lines above DEBUG, spans among them.
-    fn aloud(&self) -> Vec<String> {
-        let told = self.told();
-        let events = told.events.iter();
+    /// Spans and events above DEBUG.
+    fn above_debug(&self) -> Vec<String> {
+        let recorded = self.recorded();
+        let events = recorded.events.iter();
         let lines = events.filter(|line| line.level < Level::DEBUG);
-        let spans = told.spans.values();
+        let spans = recorded.spans.values();
         let spans = spans.filter(|span| span.level < Level::DEBUG);
         let lines = lines.map(|line| format!("{} {}", line.level, line.fields));
         lines
@@ -122,18 +122,18 @@ where
             parent: parent.map(|id| id.into_u64()),
             fields,
         };
-        self.told().spans.insert(id.into_u64(), span);
+        self.recorded().spans.insert(id.into_u64(), span);
     }
 
     fn on_record(&self, id: &Id, record: &Record<'_>, _: Context<'_, S>) {
-        if let Some(span) = self.told().spans.get_mut(&id.into_u64()) {
+        if let Some(span) = self.recorded().spans.get_mut(&id.into_u64()) {
             record.record(&mut Fields(&mut span.fields));
         }
     }
 
     fn on_follows_from(&self, id: &Id, earlier: &Id, _: Context<'_, S>) {
         let pair = (id.into_u64(), earlier.into_u64());
-        self.told().follows.push(pair);
+        self.recorded().follows.push(pair);
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
@@ -145,18 +145,18 @@ where
             within: context.event_span(event).map(|span| span.id().into_u64()),
             fields,
         };
-        self.told().events.push(line);
+        self.recorded().events.push(line);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_loader_runs_in_the_span_of_its_load_and_that_in_the_callers() {
-    let ground = Ground::in_process();
+    let backend = Backend::in_process();
     let load = loader_fn(|id: u64| async move {
         tracing::info!("SELECT");
         Ok::<_, BoxError>(Loaded::found(format!("row {id}")))
     });
-    let a: Node = ground.named("users", load, |builder| builder).await;
+    let a: Node = backend.named("users", load, |builder| builder).await;
     a.get(1).await.expect("the first one asks for more");
     let (traces, _guard) = Traces::begin();
     let request = info_span!("request");
@@ -177,7 +177,7 @@ async fn the_loader_runs_in_the_span_of_its_load_and_that_in_the_callers() {
     );
     let mut lines = traces.events().into_iter();
     let select = lines.find(|line| line.fields.contains("SELECT"));
-    assert_eq!(select.expect("it was said").within, Some(load));
+    assert_eq!(select.expect("the line was written").within, Some(load));
     let operations = traces.named("l2");
     let names = operations.iter().map(|(_, span)| {
         assert_eq!(span.parent, Some(flight), "{span:?}");
@@ -189,13 +189,13 @@ async fn the_loader_runs_in_the_span_of_its_load_and_that_in_the_callers() {
     });
     let names: Vec<&str> = names.collect();
     assert_eq!(names, ["get", "acquire", "replace"]);
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_follows_from_the_flight() {
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground.node(&db).await;
+async fn a_waiter_follows_from_the_flight() {
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend.node(&db).await;
     let (traces, _guard) = Traces::begin();
     let gate = db.gate();
     let leader = a.caller(1).await;
@@ -213,20 +213,21 @@ async fn who_waits_follows_from_the_flight() {
     gate.open();
     answer(leader).await.expect("a value");
     answer(waiter).await.expect("a value");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-/// A trace that lasts as long as the request must not last as long as what it has begun behind it.
+/// The trace of a request ends with the request, so a refresh that outlives it is a trace of its
+/// own.
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_nobody_waits_for_is_a_trace_of_its_own_that_follows_from_its_hit() {
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground.node_with(&db, revalidates).await;
-    crate::support::life::aged(&db, &[&a], 1).await;
+async fn a_refresh_in_the_background_is_a_trace_of_its_own_that_follows_from_its_hit() {
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend.node_with(&db, with_stale_while_revalidate).await;
+    crate::support::aging::make_stale(&db, &[&a], 1).await;
     let (traces, _guard) = Traces::begin();
     let request = info_span!("request");
     let id = request.id().expect("a span").into_u64();
     a.get(1).instrument(request).await.expect("the old value");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
     let (flight, span) = traces.one("flight");
     assert_eq!(span.parent, None);
     assert_eq!(traces.follows(), [(flight, id)]);
@@ -237,8 +238,8 @@ async fn a_refresh_that_nobody_waits_for_is_a_trace_of_its_own_that_follows_from
 
 #[tokio::test(start_paused = true)]
 async fn a_load_of_many_keys_is_one_span_that_follows_from_their_flights() {
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend
         .node_with(&db, |builder| builder.batched(Batching::new()))
         .await;
     let (traces, _guard) = Traces::begin();
@@ -251,13 +252,13 @@ async fn a_load_of_many_keys_is_one_span_that_follows_from_their_flights() {
     for (flight, _) in flights {
         assert!(follows.contains(&(load, flight)), "{follows:?}");
     }
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_key_is_named_but_at_trace() {
-    let (ground, db) = (Ground::in_process(), Db::default());
-    let a = ground.node(&db).await;
+    let (backend, db) = (Backend::in_process(), Db::default());
+    let a = backend.node(&db).await;
     let (traces, _guard) = Traces::begin();
     let key = 123_456_789;
     db.behave(crate::support::loader::Behaviour::fails());
@@ -279,15 +280,19 @@ async fn no_key_is_named_but_at_trace() {
     let lines = lines.iter().filter(|line| names(&line.fields));
     let levels: Vec<Level> = lines.map(|line| line.level).collect();
     assert_eq!(levels, [Level::TRACE, Level::TRACE], "one for each flight");
-    ground.check(&[&a]).await;
+    backend.check(&[&a]).await;
 }
 
-/// Nothing is said of a hit. In good times and in an outage, what is said above DEBUG is about changes
-/// of the state, however many requests there are.
+/// Hits write no line. With a healthy server and in an outage, lines above DEBUG report changes of
+/// state, and their number does not grow with the requests.
 #[tokio::test]
 async fn ten_thousand_requests_are_not_ten_thousand_lines() {
     let (mut server, db) = (Server::start(), Db::default());
-    let redis = server.patient().connect().await.expect("connect");
+    let redis = server
+        .long_timeout_builder()
+        .connect()
+        .await
+        .expect("connect");
     let builder = Cache::builder("users", db.clone()).ttl_jitter(0.0);
     let lease = Duration::from_secs(60);
     let build = builder.channel_lease(lease).l2(redis).build();
@@ -303,15 +308,15 @@ async fn ten_thousand_requests_are_not_ten_thousand_lines() {
     assert_eq!(ours.count(), 0);
     for name in ["flight", "load", "l2"] {
         let spans = traces.named(name).into_iter();
-        // Its beats are not about requests.
+        // Heartbeats do not belong to requests.
         let spans = spans.filter(|(_, span)| !span.fields.contains("name=\"beat\""));
         assert_eq!(spans.count(), 0, "{name}");
     }
-    traces.forget();
+    traces.clear();
     for key in 0..10_000 {
         a.get(key % 1_000).await.expect("a value");
     }
-    assert_eq!(traces.aloud(), [""; 0]);
+    assert_eq!(traces.above_debug(), [""; 0]);
     server.kill();
     for key in 0..10_000 {
         a.get(key % 2_000).await.expect("a value, without Redis");
@@ -319,22 +324,30 @@ async fn ten_thousand_requests_are_not_ten_thousand_lines() {
             a.invalidate(&key).await.expect_err("Redis is gone");
         }
     }
-    let said = traces.aloud();
-    assert!((1..=8).contains(&said.len()), "{}: {said:#?}", said.len());
+    let lines = traces.above_debug();
+    assert!(
+        (1..=8).contains(&lines.len()),
+        "{}: {lines:#?}",
+        lines.len()
+    );
     for event in ["channel_down", "breaker_opened", "repair_pending"] {
-        let of = said.iter().filter(|line| line.contains(event));
-        assert_eq!(of.count(), 1, "{event}: {said:#?}");
+        let of = lines.iter().filter(|line| line.contains(event));
+        assert_eq!(of.count(), 1, "{event}: {lines:#?}");
     }
     server.restart();
-    traces.forget();
+    traces.clear();
     eventually("it is whole again", async || {
         a.health().pending_repairs == 0 && a.health().channel == tidegate::Channel::Proven
     })
     .await;
     sleep(Duration::from_millis(10)).await;
-    let said = traces.aloud();
-    assert!((1..=8).contains(&said.len()), "{}: {said:#?}", said.len());
-    let back = said.iter().filter(|line| line.contains("breaker_closed"));
-    assert_eq!(back.count(), 1, "{said:#?}");
+    let lines = traces.above_debug();
+    assert!(
+        (1..=8).contains(&lines.len()),
+        "{}: {lines:#?}",
+        lines.len()
+    );
+    let back = lines.iter().filter(|line| line.contains("breaker_closed"));
+    assert_eq!(back.count(), 1, "{lines:#?}");
     a.check().await;
 }

@@ -1,4 +1,4 @@
-//! Processes and servers that die.
+//! Write-behind when processes and servers die.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
@@ -11,10 +11,10 @@ use super::{Stock, applied, worker, write};
 use crate::support::eventually;
 use crate::support::server::{Raw, Reply, Server};
 
-/// Random numbers that can be had again: with `TIDEGATE_SEED`.
-struct Dice(u64);
+/// Random numbers with a seed. `TIDEGATE_SEED` repeats a run.
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn new() -> Self {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let now = since.map_or(0, |since| since.as_nanos() as u64);
@@ -24,8 +24,8 @@ impl Dice {
         Self(seed)
     }
 
-    /// Below `most`.
-    fn draw(&mut self, most: u64) -> u64 {
+    /// A number below `most`.
+    fn below(&mut self, most: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -34,16 +34,16 @@ impl Dice {
     }
 
     async fn pause(&mut self, most_ms: u64) {
-        sleep(Duration::from_millis(self.draw(most_ms))).await;
+        sleep(Duration::from_millis(self.below(most_ms))).await;
     }
 }
 
 type Id = (u64, u64);
 
-/// What was applied, in the order of application.
+/// An applied write, as the log holds it.
 struct Row {
     pid: u32,
-    /// Whether it is the first of its batch.
+    /// Whether it is the first write of its batch.
     first: bool,
     partition: u16,
     epoch: u64,
@@ -84,17 +84,17 @@ fn backlog(raw: &mut Raw) -> i64 {
     (0..PARTITIONS).map(length).sum()
 }
 
-/// Accepted writes: the id, and the version that was written, of each key.
+/// Accepted writes: the version of each id, by key.
 #[derive(Default)]
 struct Accepted {
     by_key: BTreeMap<u64, BTreeMap<Id, u64>>,
-    /// Writes whose writer does not know what became of them.
+    /// Writes whose writer got no answer.
     unknown: usize,
 }
 
 impl Accepted {
-    fn hear(&mut self, said: &str) {
-        let words: Vec<&str> = said.split(' ').collect();
+    fn record(&mut self, line: &str) {
+        let words: Vec<&str> = line.split(' ').collect();
         let number = |at: usize| words[at].parse::<u64>().expect("a number");
         match words[0] {
             "ok" => {
@@ -125,7 +125,7 @@ impl Accepted {
     }
 }
 
-/// Holds the log against what was accepted. Answers how many applications were repetitions.
+/// Compares the log with the accepted writes. Returns how many applications were repetitions.
 fn check(rows: &[Row], accepted: &Accepted) -> usize {
     let mut applied: BTreeMap<Id, BTreeSet<(u16, u64)>> = BTreeMap::new();
     for row in rows {
@@ -134,7 +134,7 @@ fn check(rows: &[Row], accepted: &Accepted) -> usize {
             .or_default()
             .insert((row.partition, row.key));
     }
-    // None is lost, and each is what was written.
+    // No accepted write is lost, and each was applied with its value.
     for (key, versions) in &accepted.by_key {
         let of_key: BTreeMap<Id, &str> = rows
             .iter()
@@ -145,8 +145,8 @@ fn check(rows: &[Row], accepted: &Accepted) -> usize {
             let value = of_key.get(id).copied();
             assert_eq!(value, Some(version.to_string().as_str()), "{key} {id:?}");
         }
-        // What stands there at the end is what was accepted last. After it there may be one that
-        // its writer did not live to hear of.
+        // The last applied write of a key is the last accepted one, or a later one whose answer its
+        // writer did not live to see.
         let last = rows.iter().rev().find(|row| row.key == *key);
         let last = last.expect("it was applied").id;
         assert_eq!(
@@ -155,19 +155,20 @@ fn check(rows: &[Row], accepted: &Accepted) -> usize {
             "{key}"
         );
     }
-    // Within a partition the next is the one after. Only where the worker is another one, its first
-    // batch may begin where the last one did: that one was not acknowledged, those before it were.
-    // That nothing is left out, and nothing comes back that was acknowledged, follows for each key.
+    // Within a partition, writes are applied in order. Only the first batch of another worker may
+    // begin where the last batch began: that batch was not acknowledged, and all batches before it
+    // were. It follows for each key that no write is left out and that no acknowledged write is
+    // applied again.
     for partition in 0..PARTITIONS {
         let of_partition: Vec<&Row> = rows
             .iter()
             .filter(|row| row.partition == partition)
             .collect();
         let order: BTreeSet<Id> = of_partition.iter().map(|row| row.id).collect();
-        let place: BTreeMap<Id, usize> = order.into_iter().zip(0..).collect();
+        let position: BTreeMap<Id, usize> = order.into_iter().zip(0..).collect();
         let (mut next, mut batch, mut epoch) = (0, 0, 0);
         for row in of_partition {
-            let at = place[&row.id];
+            let at = position[&row.id];
             assert!(row.epoch >= epoch, "epoch {} after {epoch}", row.epoch);
             let repeats = row.epoch > epoch && at == batch;
             assert!(
@@ -192,7 +193,7 @@ async fn workers_and_writers_that_are_killed_lose_no_accepted_write_and_no_order
     let lease = Duration::from_millis(700);
     let server = Server::start();
     let (mut raw, log) = (server.raw(), open_log(&log_of(server.dir())));
-    let mut dice = Dice::new();
+    let mut rng = Rng::new();
     let begun = Instant::now();
 
     let mut accepted = Accepted::default();
@@ -210,58 +211,59 @@ async fn workers_and_writers_that_are_killed_lose_no_accepted_write_and_no_order
             for key in 0..KEYS {
                 let (count, version) = accepted.of(key);
                 if count < VERSIONS {
-                    // Not the version after the last: that one may have been on its way.
+                    // The version after the last one may have been on its way, so the writer skips
+                    // it.
                     let first = version + 2;
                     orders.push_str(&format!("{key} {first} {}\n", first + VERSIONS - count - 1));
                 }
             }
-            process.tell(&format!("{orders}go")).await;
+            process.send(&format!("{orders}go")).await;
             writer = Some(process);
         }
-        // A worker dies at any moment after it, or the other one, has applied something.
+        // A worker dies at a random moment after any worker has applied a write.
         let before = logged(&log);
-        let dies = usize::try_from(dice.draw(2)).expect("one or two");
-        let moment = Duration::from_millis(dice.draw(120));
+        let dies = usize::try_from(rng.below(2)).expect("one or two");
+        let moment = Duration::from_millis(rng.below(120));
         let kill_writer = writers_killed < 6;
-        // So soon that all of these are killed before everything is written.
-        let mut writer_lives = dice.draw(1_500);
+        // Soon enough that six writers are killed before everything is written.
+        let mut writer_lives = rng.below(1_500);
         let writes = async {
             let Some(mut process) = writer else {
                 return true;
             };
             while !kill_writer || writer_lives > 0 {
-                let said = process.next().await.expect("the writer lives");
-                accepted.hear(&said);
-                if said == "done" {
+                let line = process.next().await.expect("the writer lives");
+                accepted.record(&line);
+                if line == "done" {
                     return false;
                 }
                 writer_lives = writer_lives.saturating_sub(1);
             }
             process.kill().await;
-            // What it had said before is said.
-            while let Some(said) = process.next().await {
-                if said.matches(' ').count() == 3 {
-                    accepted.hear(&said);
+            // What the writer had printed before its death still counts.
+            while let Some(line) = process.next().await {
+                if line.matches(' ').count() == 3 {
+                    accepted.record(&line);
                 }
             }
             true
         };
         let kills = async {
-            let patience = tokio::time::Instant::now() + Duration::from_secs(2);
-            while logged(&log) == before && tokio::time::Instant::now() < patience {
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(2);
+            while logged(&log) == before && tokio::time::Instant::now() < deadline {
                 sleep(Duration::from_millis(2)).await;
             }
             sleep(moment).await;
             workers[dies].kill().await;
         };
-        let (goes_on, ()) = tokio::join!(writes, kills);
+        let (wait_for_look_ups, ()) = tokio::join!(writes, kills);
         workers_killed += 1;
-        if writing && goes_on {
+        if writing && wait_for_look_ups {
             writers_killed += 1;
         }
-        writing = writing && goes_on;
+        writing = writing && wait_for_look_ups;
         workers[dies] = Process::start(&server, Role::Logging, lease).await;
-        dice.pause(50).await;
+        rng.pause(50).await;
     }
     for mut worker in workers {
         worker.ask("close", "closed").await;
@@ -278,7 +280,7 @@ async fn workers_and_writers_that_are_killed_lose_no_accepted_write_and_no_order
     );
     assert!(accepted.count() >= 10_000 && workers_killed >= 7 && writers_killed == 6);
     assert_eq!(raw.keys("*:dead"), [""; 0]);
-    // The last one that was killed may not be forgotten yet.
+    // The worker that was killed last may still be registered.
     eventually("nothing is left", async || {
         raw.keys("*:lease").is_empty() && raw.keys("*:workers").is_empty()
     })
@@ -297,12 +299,12 @@ async fn two_workers_share_the_partitions_and_one_takes_over_when_the_other_dies
     let lease = Duration::from_secs(3);
     let mut a = Process::start(&server, Role::Logging, lease).await;
     for _ in 0..PARTITIONS {
-        a.hear("claimed").await;
+        a.expect_line("claimed").await;
     }
     let mut b = Process::start(&server, Role::Logging, lease).await;
-    // The other one gives up what is beyond its share, and keeps the rest.
+    // The first worker gives up the partitions beyond its share and keeps the rest.
     for _ in 0..PARTITIONS / 2 {
-        b.hear("claimed").await;
+        b.expect_line("claimed").await;
     }
     let mut accepted = Accepted::default();
     let mut version = 0;
@@ -310,7 +312,7 @@ async fn two_workers_share_the_partitions_and_one_takes_over_when_the_other_dies
         version += 1;
         for key in 0..40 {
             let id = write(&stock, key, &version.to_string()).await;
-            accepted.hear(&format!("ok {key} {version} {id}"));
+            accepted.record(&format!("ok {key} {version} {id}"));
         }
     };
     writes(&mut accepted).await;
@@ -325,7 +327,7 @@ async fn two_workers_share_the_partitions_and_one_takes_over_when_the_other_dies
     }
     a.kill().await;
     writes(&mut accepted).await;
-    // In its partitions too, which nobody else could.
+    // Also in the partitions of the dead worker, which the other one must have taken over.
     eventually("it is applied", async || backlog(&mut raw) == 0).await;
     check(&rows(&log), &accepted);
     b.ask("close", "closed").await;
@@ -338,15 +340,15 @@ async fn a_server_that_dies_and_comes_back_with_its_file_goes_on_where_it_was() 
     for value in ["a", "b", "c", "d"] {
         write(&stock, 1, value).await;
     }
-    let mut seen = Vec::new();
-    while seen.len() < 2 {
+    let mut applied_ids = Vec::new();
+    while applied_ids.len() < 2 {
         let call = calls.next().await;
-        seen.extend(call.ids.iter().copied());
-        let last = seen.len() >= 2;
+        applied_ids.extend(call.ids.iter().copied());
+        let last = applied_ids.len() >= 2;
         if last {
             server.kill();
         }
-        // The sink is not troubled; the acknowledgement is.
+        // The sink has succeeded, but the acknowledgement fails.
         call.ok();
     }
     server.restart();
@@ -354,20 +356,20 @@ async fn a_server_that_dies_and_comes_back_with_its_file_goes_on_where_it_was() 
         stock.write(&1, &"e".to_owned()).await.is_ok()
     })
     .await;
-    // What is repeated is what was not acknowledged, and the order stands.
-    let mut next = seen.len();
-    let mut order = seen.clone();
+    // Only writes without an acknowledgement are repeated, and in order.
+    let mut next = applied_ids.len();
+    let mut order = applied_ids.clone();
     let mut last = String::new();
     while last != "e" {
         let call = calls.next().await;
         for (id, write) in call.ids.iter().zip(&call.given) {
-            match order.iter().position(|seen| seen == id) {
+            match order.iter().position(|applied_ids| applied_ids == id) {
                 Some(at) => assert!(at <= next, "none is left out"),
                 None => order.push(*id),
             }
             next = order
                 .iter()
-                .position(|seen| seen == id)
+                .position(|applied_ids| applied_ids == id)
                 .map_or(0, |at| at + 1);
             last = write.1.clone().unwrap_or_default();
         }

@@ -1,11 +1,13 @@
-//! Sinks that fail, and entries that nobody can read.
+//! Sinks that fail, and entries that cannot be read.
 
 use std::time::{Duration, Instant};
 
 use tidegate::Json;
 use tidegate::write_behind::{Event, WriteBehind, WriteError};
 
-use super::{STREAM, Said, Stock, applied, connect, quick, unapplied, worker, write, writer};
+use super::{
+    Events, STREAM, Stock, applied, connect, unapplied, with_short_times, worker, write, writer,
+};
 use crate::support::eventually;
 use crate::support::server::Server;
 
@@ -16,17 +18,17 @@ async fn a_write_that_fails_is_tried_alone_then_dead_lettered_and_can_be_driven_
     let bad = write(&stock, 1, "bad").await;
     write(&stock, 2, "good").await;
     write(&stock, 1, "later").await;
-    let said = Said::default();
+    let events = Events::default();
     let wait = Duration::from_millis(40);
     let (other, mut calls) = worker(&server, |builder| {
-        said.listens(builder.attempts(3).backoff(wait, wait * 4))
+        events.record(builder.attempts(3).backoff(wait, wait * 4))
     })
     .await;
     let call = calls.next().await;
     assert_eq!(call.writes(), [(1, "bad"), (2, "good"), (1, "later")]);
     let mut failed = Instant::now();
     call.fail("the database is away");
-    // Alone, after a wait that grows, and nothing passes it.
+    // The write is tried alone, after growing pauses, and no later write overtakes it.
     for attempt in [2, 3] {
         let call = calls.next().await;
         assert_eq!(call.given, [(1, Some("bad".into()), attempt)]);
@@ -36,7 +38,7 @@ async fn a_write_that_fails_is_tried_alone_then_dead_lettered_and_can_be_driven_
         failed = Instant::now();
         call.fail("no such column");
     }
-    // The others of the batch one by one, the later write of the key among them.
+    // The others of the batch follow one by one, among them the later write of the same key.
     let call = calls.next().await;
     assert_eq!(call.given, [(2, Some("good".into()), 2)]);
     call.ok();
@@ -44,8 +46,8 @@ async fn a_write_that_fails_is_tried_alone_then_dead_lettered_and_can_be_driven_
     assert_eq!(call.given, [(1, Some("later".into()), 2)]);
     call.ok();
     applied(&mut server.raw()).await;
-    let event = said
-        .hear("it is dead-lettered", |event| {
+    let event = events
+        .wait_for("it is dead-lettered", |event| {
             matches!(event, Event::DeadLettered { .. })
         })
         .await;
@@ -62,7 +64,7 @@ async fn a_write_that_fails_is_tried_alone_then_dead_lettered_and_can_be_driven_
     })
     .await;
 
-    // From any process.
+    // Any process can list the dead letters.
     let letters = stock.dead_letters(10).await.expect("an answer");
     let [letter] = &letters[..] else {
         panic!("{letters:?}")
@@ -74,14 +76,15 @@ async fn a_write_that_fails_is_tried_alone_then_dead_lettered_and_can_be_driven_
     let again = stock.redrive(letter).await;
     assert!(matches!(again, Err(WriteError::NoSuchLetter)), "{again:?}");
     assert!(stock.dead_letters(10).await.expect("an answer").is_empty());
-    // It keeps its id, so a sink that compares them knows that it is old.
+    // The write keeps its id, so that a sink which compares ids recognises it as old.
     let call = calls.next().await;
     assert_eq!((&call.ids[..], call.given[0].2), (&[bad][..], 1));
     call.fail("still bad");
     for _ in 0..2 {
         calls.next().await.fail("still bad");
     }
-    said.hear("again", |event| matches!(event, Event::DeadLettered { .. }))
+    events
+        .wait_for("again", |event| matches!(event, Event::DeadLettered { .. }))
         .await;
     let letters = stock.dead_letters(10).await.expect("an answer");
     assert_eq!(letters[0].id(), Some(bad), "also the second time");
@@ -112,23 +115,23 @@ async fn a_rejected_write_is_dead_lettered_at_once_and_the_others_go_on_together
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sink_that_panics_or_hangs_has_failed_and_is_called_again() {
     let server = Server::start();
-    let said = Said::default();
+    let events = Events::default();
     let (stock, mut calls) = worker(&server, |builder| {
-        said.listens(builder.sink_timeout(Duration::from_millis(1_500)))
+        events.record(builder.sink_timeout(Duration::from_millis(1_500)))
     })
     .await;
     write(&stock, 1, "a").await;
     calls.next().await.fail("panic");
     let call = calls.next().await;
     assert_eq!(call.given[0].2, 2);
-    // Never answered.
+    // The test does not answer this call.
     let next = calls.next().await;
     assert_eq!(next.given[0].2, 3);
     assert!(call.answer.is_closed(), "it was cut off");
     next.ok();
     applied(&mut server.raw()).await;
     for says in ["the sink panicked", "the sink did not end within 1.5s"] {
-        let event = said.hear(says, |event| matches!(event, Event::Failed { .. }));
+        let event = events.wait_for(says, |event| matches!(event, Event::Failed { .. }));
         let event = event.await;
         assert!(
             matches!(&event, Event::Failed { error, writes: 1, .. } if error == says),
@@ -139,7 +142,7 @@ async fn a_sink_that_panics_or_hangs_has_failed_and_is_called_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_failed_is_before_what_came_later_whoever_has_the_partition() {
+async fn a_failed_write_stays_before_later_ones_when_the_partition_changes_hands() {
     let server = Server::start();
     let hour = Duration::from_secs(3_600);
     let (stock, mut calls) = worker(&server, |builder| builder.backoff(hour, hour)).await;
@@ -157,7 +160,7 @@ async fn what_failed_is_before_what_came_later_whoever_has_the_partition() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn failures_are_remembered_when_the_partition_goes_over() {
+async fn failed_attempts_still_count_when_the_partition_changes_hands() {
     let server = Server::start();
     let mut raw = server.raw();
     let hour = Duration::from_secs(3_600);
@@ -169,7 +172,7 @@ async fn failures_are_remembered_when_the_partition_goes_over() {
         assert_eq!(call.given[0].2, attempt);
         call.fail("no");
         eventually("it is counted", async || stock.stats().failed == 1).await;
-        // An hour of back-off keeps nobody from closing.
+        // A backoff of an hour does not delay `close`.
         stock.close().await;
     }
     assert_eq!(unapplied(&mut raw), (0, 0));
@@ -178,7 +181,7 @@ async fn failures_are_remembered_when_the_partition_goes_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn entries_that_nobody_can_read_are_dead_lettered_and_stop_nothing() {
+async fn entries_that_cannot_be_read_are_dead_lettered_and_stop_nothing() {
     let server = Server::start();
     let mut raw = server.raw();
     let stock = writer(&server).await;
@@ -190,12 +193,12 @@ async fn entries_that_nobody_can_read_are_dead_lettered_and_stop_nothing() {
     raw.ask(&format!("XADD {STREAM} * {many}"));
     // Another codec, and another schema version.
     let redis = connect(&server).await;
-    let json: Stock = quick(WriteBehind::writer("stock", redis.clone()).codec(Json))
+    let json: Stock = with_short_times(WriteBehind::writer("stock", redis.clone()).codec(Json))
         .open()
         .await
         .expect("opens");
     write(&json, 1, "json").await;
-    let newer: Stock = quick(WriteBehind::writer("stock", redis).schema_version(1))
+    let newer: Stock = with_short_times(WriteBehind::writer("stock", redis).schema_version(1))
         .open()
         .await
         .expect("opens");
@@ -204,7 +207,7 @@ async fn entries_that_nobody_can_read_are_dead_lettered_and_stop_nothing() {
     let (other, mut calls) = worker(&server, |builder| builder).await;
     let call = calls.next().await;
     assert_eq!(call.writes(), [(1, "first"), (1, "last")]);
-    // Deleted by hand while the worker has them.
+    // Deleted by another client while the worker holds them.
     raw.ask(&format!("XDEL {STREAM} {} {}", call.ids[0], call.ids[1]));
     call.fail("again");
     applied(&mut raw).await;
@@ -224,31 +227,31 @@ async fn entries_that_nobody_can_read_are_dead_lettered_and_stop_nothing() {
         (stats.unreadable, stats.dead_lettered) == (8, 8)
     })
     .await;
-    // Who can read it has it.
+    // A process with the right schema version can read the letter.
     assert_eq!(
         newer.dead_letters(100).await.expect("an answer")[5].write(),
         Some((&1, Some(&"newer".to_owned())))
     );
-    // What is not ours at all is no write when it is driven again either.
+    // An entry that is no write of this crate is not applied when it is driven again.
     stock.redrive(&letters[0]).await.expect("accepted");
     applied(&mut raw).await;
     assert_eq!(stock.dead_letters(100).await.expect("an answer").len(), 8);
-    // The partition goes on.
+    // The partition continues.
     write(&stock, 1, "after").await;
     assert_eq!(calls.drain(1).await, [(1, "after".to_owned())]);
     other.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn dead_letters_are_bounded_and_the_oldest_is_dropped_aloud() {
+async fn dead_letters_are_bounded_and_the_oldest_is_dropped_with_an_event() {
     let server = Server::start();
-    let said = Said::default();
+    let events = Events::default();
     let stock = writer(&server).await;
     for key in 0..5 {
         write(&stock, key, "bad").await;
     }
     let (other, mut calls) = worker(&server, |builder| {
-        said.listens(builder.attempts(1).batch_size(1).max_dead_letters(3))
+        events.record(builder.attempts(1).batch_size(1).max_dead_letters(3))
     })
     .await;
     for _ in 0..5 {
@@ -262,10 +265,11 @@ async fn dead_letters_are_bounded_and_the_oldest_is_dropped_aloud() {
         [2, 3, 4]
     );
     assert_eq!(stock.dead_letters(2).await.expect("an answer").len(), 2);
-    said.hear("one was dropped", |event| {
-        matches!(event, Event::DeadLettered { dropped: 1, .. })
-    })
-    .await;
+    events
+        .wait_for("one was dropped", |event| {
+            matches!(event, Event::DeadLettered { dropped: 1, .. })
+        })
+        .await;
     other.close().await;
     assert_eq!(other.stats().dead_letters_dropped, 2);
 }

@@ -1,27 +1,27 @@
-//! One worker at a time has a partition, whatever happens to it.
+//! Leases of partitions: one worker at a time applies the writes of a partition.
 
 use std::time::Duration;
 
 use tidegate::write_behind::Event;
 
 use super::process::{Process, Role};
-use super::{STREAM, Said, applied, unapplied, worker, write, writer};
+use super::{Events, STREAM, applied, unapplied, worker, write, writer};
 use crate::support::eventually;
 use crate::support::server::Server;
 
 const LEASE: &str = "tidegate:wb:{stock:0}:lease";
 
-/// Somebody else has the lease, and the worker does not know.
+/// Another worker has taken the lease, and this one does not know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_its_lease_a_worker_neither_acknowledges_nor_reads_nor_dead_letters() {
     for failing in [false, true] {
         let server = Server::start();
         let mut raw = server.raw();
-        let said = Said::default();
-        // Long enough that it is not renewed in between.
+        let events = Events::default();
+        // Long enough that the lease is not renewed during the test.
         let minute = Duration::from_secs(60);
         let (stock, mut calls) = worker(&server, |builder| {
-            said.listens(builder.lease_ttl(minute).attempts(1))
+            events.record(builder.lease_ttl(minute).attempts(1))
         })
         .await;
         write(&stock, 1, "a").await;
@@ -33,10 +33,11 @@ async fn without_its_lease_a_worker_neither_acknowledges_nor_reads_nor_dead_lett
         } else {
             call.ok();
         }
-        said.hear("it has lost it", |event| {
-            *event == Event::Lost { partition: 0 }
-        })
-        .await;
+        events
+            .wait_for("it has lost it", |event| {
+                *event == Event::Lost { partition: 0 }
+            })
+            .await;
         assert_eq!(unapplied(&mut raw), (2, 1));
         assert_eq!(raw.keys("*:dead"), [""; 0]);
         assert_eq!(raw.get(LEASE).as_deref(), Some(&b"somebody"[..]));
@@ -65,37 +66,37 @@ async fn a_worker_that_is_stopped_is_replaced_and_acknowledges_nothing_when_it_g
     let lease = Duration::from_secs(2);
     let stock = writer(&server).await;
     let mut stopped = Process::start(&server, Role::Gated, lease).await;
-    stopped.hear("claimed 0").await;
+    stopped.expect_line("claimed 0").await;
     let first = write(&stock, 1, "a").await;
-    let said = stopped.hear("apply").await;
-    let (epoch, ids) = said.split_once(' ').expect("epoch and ids");
+    let line = stopped.expect_line("apply").await;
+    let (epoch, ids) = line.split_once(' ').expect("epoch and ids");
     assert_eq!(ids, first.to_string());
     stopped.stop();
     write(&stock, 1, "b").await;
     let (other, mut calls) = worker(&server, |builder| builder.lease_ttl(lease * 2)).await;
-    // Begins with what was not acknowledged.
+    // The new worker begins with the writes that were not acknowledged.
     let call = calls.next().await;
     assert_eq!(call.writes(), [(1, "a"), (1, "b")]);
     assert_eq!(call.ids[0], first, "with the same id");
     assert!(call.epoch > epoch.parse().expect("a number"));
     stopped.resume();
-    // It has applied, and knows nothing of the other one.
-    stopped.tell("ok").await;
-    stopped.hear("lost 0").await;
+    // The stopped worker has applied its batch and does not know of the other worker.
+    stopped.send("ok").await;
+    stopped.expect_line("lost 0").await;
     assert_eq!(unapplied(&mut raw), (2, 2));
     call.ok();
     applied(&mut raw).await;
     other.close().await;
-    // Now it is its turn again.
+    // The partition is free again.
     write(&stock, 1, "c").await;
-    stopped.hear("apply").await;
-    stopped.tell("ok").await;
+    stopped.expect_line("apply").await;
+    stopped.send("ok").await;
     applied(&mut raw).await;
     stopped.ask("close", "closed").await;
     assert_eq!(raw.keys("*:lease"), [""; 0]);
 }
 
-/// The lease is renewed while the sink takes its time.
+/// The lease is renewed while the call of the sink lasts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_takes_longer_than_the_lease_keeps_it() {
     let server = Server::start();
@@ -106,7 +107,7 @@ async fn a_call_that_takes_longer_than_the_lease_keeps_it() {
     let call = calls.next().await;
     let token = raw.get(LEASE).expect("a lease");
     for _ in 0..3 {
-        // Down, and up again.
+        // The remaining time falls, and a renewal raises it.
         eventually("it is older", async || raw.pttl(LEASE) < 3_000).await;
         eventually("it is renewed", async || raw.pttl(LEASE) > 3_500).await;
     }
@@ -117,9 +118,9 @@ async fn a_call_that_takes_longer_than_the_lease_keeps_it() {
     stock.close().await;
 }
 
-/// The group is deleted, or everything is.
+/// Another client deletes the consumer group, and then all keys.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_group_that_is_gone_is_made_again_and_nothing_that_is_there_is_left_out() {
+async fn a_consumer_group_that_was_deleted_is_made_again_and_no_write_is_left_out() {
     let server = Server::start();
     let mut raw = server.raw();
     let (stock, mut calls) = worker(&server, |builder| builder).await;

@@ -1,4 +1,4 @@
-//! Write-behind, on real servers.
+//! Write-behind on real servers.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,13 +19,13 @@ mod process;
 mod settings;
 mod writes;
 
-/// The stream of partition 0 of the write-behind that the tests have.
+/// The stream of partition 0.
 const STREAM: &str = "tidegate:wb:{stock:0}";
 
 type Stock = WriteBehind<u64, String>;
 type StockBuilder = WriteBehindBuilder<u64, String>;
 
-/// A write, as a sink was given it: key, value, attempt.
+/// A write as a sink receives it: key, value, attempt.
 type Given = (u64, Option<String>, u32);
 
 /// A call of a sink that waits for its answer.
@@ -45,7 +45,7 @@ impl Call {
         let _ = self.answer.send(Err(error.into()));
     }
 
-    /// Keys and values alone.
+    /// Keys and values only.
     fn writes(&self) -> Vec<(u64, &str)> {
         let writes = self.given.iter();
         writes
@@ -73,7 +73,7 @@ impl Sink for Gated {
                 .collect(),
             answer,
         };
-        self.0.send(call).map_err(|_| "nobody answers")?;
+        self.0.send(call).map_err(|_| "the test has ended")?;
         match answered.await {
             Ok(Err(error)) if error.to_string() == "panic" => panic!("as the test wants it"),
             Ok(answer) => answer,
@@ -81,7 +81,7 @@ impl Sink for Gated {
         }
     }
 
-    /// `reject 12-0` rejects a write.
+    /// The error `reject 12-0` rejects the write with that id.
     fn rejected(&self, error: &BoxError) -> Option<WriteId> {
         let text = error.to_string();
         WriteId::parse(text.strip_prefix("reject ")?)
@@ -102,7 +102,7 @@ impl Calls {
         self.0.try_recv().is_err()
     }
 
-    /// Answers everything with success until `writes` writes have come, and says what came.
+    /// Answers calls with success until `writes` writes have arrived. Returns these writes.
     async fn drain(&mut self, writes: usize) -> Vec<(u64, String)> {
         let mut came = Vec::new();
         while came.len() < writes {
@@ -120,31 +120,34 @@ fn gated() -> (Gated, Calls) {
     (Gated(calls), Calls(called))
 }
 
-/// What a write-behind says of itself.
+/// The events of a write-behind.
 #[derive(Clone, Default)]
-struct Said(Arc<Mutex<VecDeque<Event>>>);
+struct Events(Arc<Mutex<VecDeque<Event>>>);
 
-impl Said {
-    fn listens(&self, builder: StockBuilder) -> StockBuilder {
-        let said = self.clone();
-        builder.on_event(move |event| said.0.lock().push_back(event.clone()))
+impl Events {
+    fn record(&self, builder: StockBuilder) -> StockBuilder {
+        let events = self.clone();
+        builder.on_event(move |event| events.0.lock().push_back(event.clone()))
     }
 
-    /// Waits for an event.
-    async fn hear(&self, what: &str, is_it: impl Fn(&Event) -> bool) -> Event {
-        let mut heard = None;
+    /// Waits for an event and removes it.
+    async fn wait_for(&self, what: &str, is_it: impl Fn(&Event) -> bool) -> Event {
+        let mut found = None;
         eventually(what, async || {
-            let mut said = self.0.lock();
-            heard = said.iter().position(&is_it).and_then(|at| said.remove(at));
-            heard.is_some()
+            let mut events = self.0.lock();
+            found = events
+                .iter()
+                .position(&is_it)
+                .and_then(|at| events.remove(at));
+            found.is_some()
         })
         .await;
-        heard.expect("it was heard")
+        found.expect("it was heard")
     }
 }
 
-/// Short times, one partition, and a lease that a slow machine does not lose.
-fn quick(builder: StockBuilder) -> StockBuilder {
+/// Short pauses, one partition, and a lease that a slow machine does not lose.
+fn with_short_times(builder: StockBuilder) -> StockBuilder {
     let ms = Duration::from_millis;
     builder
         .partitions(1)
@@ -153,23 +156,26 @@ fn quick(builder: StockBuilder) -> StockBuilder {
 }
 
 async fn connect(server: &Server) -> Redis {
-    let patient = server.patient().connect().await;
-    patient.expect("connect")
+    let redis = server.long_timeout_builder().connect().await;
+    redis.expect("connect")
 }
 
 async fn writer(server: &Server) -> Stock {
     let builder = WriteBehind::writer("stock", connect(server).await);
-    quick(builder).open().await.expect("sound settings")
+    with_short_times(builder)
+        .open()
+        .await
+        .expect("sound settings")
 }
 
-/// A write-behind with a gated sink, and settings of the test's own.
+/// A write-behind with a gated sink and settings of the test.
 async fn worker(
     server: &Server,
     settings: impl Fn(StockBuilder) -> StockBuilder,
 ) -> (Stock, Calls) {
     let (sink, calls) = gated();
     let builder = WriteBehind::builder("stock", connect(server).await, sink);
-    let opened = settings(quick(builder)).open().await;
+    let opened = settings(with_short_times(builder)).open().await;
     (opened.expect("sound settings"), calls)
 }
 
@@ -178,7 +184,7 @@ async fn write(stock: &Stock, key: u64, value: &str) -> WriteId {
     written.unwrap_or_else(|error| panic!("{key} {value}: {error:?}"))
 }
 
-/// How many writes are unapplied, and how many of them were given to a worker.
+/// The number of unapplied writes, and how many of them a worker has received.
 fn unapplied(raw: &mut Raw) -> (i64, i64) {
     let Reply::Number(length) = raw.ask(&format!("XLEN {STREAM}")) else {
         panic!("XLEN answers a number")
@@ -188,7 +194,7 @@ fn unapplied(raw: &mut Raw) -> (i64, i64) {
             Reply::Number(pending) => pending,
             _ => panic!("XPENDING begins with a number"),
         },
-        // No group yet.
+        // The group does not exist yet.
         _ => 0,
     };
     (length, pending)

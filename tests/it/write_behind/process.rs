@@ -1,12 +1,13 @@
-//! Real processes: this test binary, started again as a worker or a writer.
+//! Worker and writer processes: this test binary, started again. A process follows the orders on
+//! its standard input.
 //!
-//! | role | told | says |
+//! | role | orders | answers |
 //! |---|---|---|
 //! | gated | `ok` (answers the call), `close` | `apply epoch ids…`, `closed` |
 //! | logging | `close` | `closed` |
-//! | writer | `key first last` lines, then `go` | `ok key version id`, `unknown key version`, `done` |
+//! | writer | `key first last`…, `go` | `ok key version id`, `unknown key version`, `done` |
 //!
-//! Workers say `claimed partition` and `lost partition`; everyone says `ready` first.
+//! Workers also print `claimed partition` and `lost partition`. Every process prints `ready` first.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -20,12 +21,12 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::gated;
-use crate::support::server::{Server, patient, signal};
+use crate::support::server::{Server, long_timeout_builder, signal};
 use crate::support::within;
 
-/// Role, port, partitions, lease in milliseconds, and the file of the log.
+/// The variable with the role, the port, the lease in milliseconds, and the file of the log.
 const PROCESS: &str = "TIDEGATE_WRITE_BEHIND";
-/// What a process says begins with this; the test harness says other things.
+/// Lines of a process begin with this, lines of the test harness do not.
 const MARK: &str = "@@";
 
 pub(super) const PARTITIONS: u16 = 4;
@@ -42,8 +43,8 @@ pub(super) enum Role {
 
 pub(super) struct Process {
     child: Child,
-    told: ChildStdin,
-    says: Lines<BufReader<ChildStdout>>,
+    stdin: ChildStdin,
+    stdout: Lines<BufReader<ChildStdout>>,
 }
 
 impl Process {
@@ -67,45 +68,49 @@ impl Process {
             .stderr(Stdio::inherit())
             .kill_on_drop(true);
         let mut child = command.spawn().expect("start a process");
-        let told = child.stdin.take().expect("a pipe");
-        let says = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        let mut process = Self { child, told, says };
-        process.hear("ready").await;
+        let stdin = child.stdin.take().expect("a pipe");
+        let stdout = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        let mut process = Self {
+            child,
+            stdin,
+            stdout,
+        };
+        process.expect_line("ready").await;
         process
     }
 
-    pub(super) async fn tell(&mut self, order: &str) {
+    pub(super) async fn send(&mut self, order: &str) {
         let order = format!("{order}\n");
-        let told = self.told.write_all(order.as_bytes()).await;
-        told.expect("the process lives");
+        let stdin = self.stdin.write_all(order.as_bytes()).await;
+        stdin.expect("the process lives");
     }
 
-    /// What it says next. `None`: it has ended.
+    /// The next line of the process, or `None` when it has ended.
     pub(super) async fn next(&mut self) -> Option<String> {
         loop {
-            let line = self.says.next_line().await.ok()??;
-            if let Some((_, said)) = line.split_once(MARK) {
-                return Some(said.to_owned());
+            let line = self.stdout.next_line().await.ok()??;
+            if let Some((_, text)) = line.split_once(MARK) {
+                return Some(text.to_owned());
             }
         }
     }
 
-    /// The rest of the next line that begins with `what`; others are skipped.
-    pub(super) async fn hear(&mut self, what: &str) -> String {
-        let heard = async {
-            while let Some(said) = self.next().await {
-                if let Some(rest) = said.strip_prefix(what) {
+    /// The rest of the next line that begins with `what`. Other lines are skipped.
+    pub(super) async fn expect_line(&mut self, what: &str) -> String {
+        let found = async {
+            while let Some(text) = self.next().await {
+                if let Some(rest) = text.strip_prefix(what) {
                     return rest.trim().to_owned();
                 }
             }
-            panic!("the process ended without saying {what}");
+            panic!("the process ended without the line {what}");
         };
-        within(what, heard).await
+        within(what, found).await
     }
 
     pub(super) async fn ask(&mut self, order: &str, answer: &str) -> String {
-        self.tell(order).await;
-        self.hear(answer).await
+        self.send(order).await;
+        self.expect_line(answer).await
     }
 
     pub(super) fn id(&self) -> u32 {
@@ -126,7 +131,7 @@ impl Process {
     }
 }
 
-/// Not a test, but the body of a process: returns at once in a test run.
+/// Not a test but the main function of a process. In a test run it returns at once.
 #[test]
 fn write_behind_process() {
     let Ok(settings) = std::env::var(PROCESS) else {
@@ -153,12 +158,12 @@ fn write_behind_process() {
 }
 
 async fn redis(port: u16) -> tidegate::Redis {
-    // A server that is slow for a moment costs no lease of a second.
-    let redis = patient(port).timeout(Duration::from_millis(300));
+    // A short timeout: a server that is slow for a moment does not cost a lease of a second.
+    let redis = long_timeout_builder(port).timeout(Duration::from_millis(300));
     redis.connect().await.expect("connect")
 }
 
-fn tell(event: &Event) {
+fn print_event(event: &Event) {
     match event {
         Event::Claimed { partition, .. } => say(&format!("claimed {partition}")),
         Event::Lost { partition } => say(&format!("lost {partition}")),
@@ -173,7 +178,7 @@ fn orders() -> Lines<BufReader<tokio::io::Stdin>> {
 async fn work_gated(port: u16, lease: Duration) {
     let (sink, mut calls) = gated();
     let builder = WriteBehind::builder("stock", redis(port).await, sink);
-    let builder = builder.partitions(1).lease_ttl(lease).on_event(tell);
+    let builder = builder.partitions(1).lease_ttl(lease).on_event(print_event);
     say("ready");
     let stock = builder.open().await.expect("opens");
     let mut orders = orders();
@@ -209,7 +214,7 @@ pub(super) fn open_log(path: &Path) -> Connection {
     let log = Connection::open(path).expect("a database");
     log.busy_timeout(Duration::from_secs(10))
         .expect("a timeout");
-    // A process that is killed loses nothing by it, only a machine.
+    // `synchronous = OFF` loses nothing when a process is killed, only when the machine fails.
     log.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;
          CREATE TABLE IF NOT EXISTS log (at INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER,
@@ -220,7 +225,7 @@ pub(super) fn open_log(path: &Path) -> Connection {
     log
 }
 
-/// A source of truth that remembers everything, and refuses those who were replaced.
+/// A source of truth that logs every write, and refuses workers that were replaced.
 struct Log(Mutex<Connection>);
 
 impl Sink for Log {
@@ -229,7 +234,7 @@ impl Sink for Log {
     type Error = BoxError;
 
     async fn apply(&self, batch: &Batch<u64, String>) -> Result<(), BoxError> {
-        // So that being killed hits before, in, and after the transaction.
+        // Pauses, so that a kill hits before, in and after the transaction.
         let pause = batch.writes()[0].id().ms() % 6;
         tokio::time::sleep(Duration::from_millis(pause)).await;
         commit(&mut self.0.lock(), batch).map_err(BoxError::new)?;
@@ -276,7 +281,7 @@ async fn work_logging(port: u16, lease: Duration, log: &Path) {
         .batch_size(BATCH)
         .lease_ttl(lease)
         .backoff(Duration::from_millis(5), Duration::from_millis(50))
-        .on_event(tell);
+        .on_event(print_event);
     let stock = builder.open().await.expect("opens");
     say("ready");
     let mut orders = orders();
@@ -290,7 +295,7 @@ async fn work_logging(port: u16, lease: Duration, log: &Path) {
 async fn write_all(port: u16) {
     let builder = WriteBehind::<u64, String>::writer(
         "stock",
-        patient(port).connect().await.expect("connect"),
+        long_timeout_builder(port).connect().await.expect("connect"),
     );
     let stock = builder.partitions(PARTITIONS).open().await.expect("opens");
     say("ready");
@@ -335,6 +340,6 @@ async fn write(stock: &super::Stock, key: u64, version: u64) {
 fn say(what: &str) {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
-    // Nobody listens any more where the test has ended.
+    // The reader may be gone when the test has ended.
     let _ = writeln!(out, "{MARK}{what}").and_then(|()| out.flush());
 }

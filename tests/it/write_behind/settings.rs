@@ -10,7 +10,7 @@ use crate::support::server::Server;
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Nobody listens there: what is refused is refused before anybody is asked.
+/// A port without a server: these settings are refused before any connection.
 fn nowhere() -> Redis {
     Redis::open("redis://127.0.0.1:1").expect("a sound URL")
 }
@@ -82,7 +82,7 @@ async fn processes_that_disagree_on_the_partitions_are_refused() {
     open("stock:4", 5).await.expect("another name");
     // A server that was flushed, and another process that was quicker.
     server.raw().ask("FLUSHALL");
-    let five = open("stock", 5).await.expect("nobody is there");
+    let five = open("stock", 5).await.expect("no other partitions");
     for key in 0..50 {
         five.write(&key, &String::new()).await.expect("accepted");
     }

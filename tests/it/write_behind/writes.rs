@@ -6,7 +6,8 @@ use tidegate::Redis;
 use tidegate::write_behind::{WriteBehind, WriteError};
 
 use super::{
-    STREAM, Said, Stock, applied, connect, gated, quick, unapplied, worker, write, writer,
+    Events, STREAM, Stock, applied, connect, gated, unapplied, with_short_times, worker, write,
+    writer,
 };
 use crate::support::cluster::Cluster;
 use crate::support::server::Server;
@@ -47,7 +48,7 @@ async fn full_is_an_error_of_its_own_without_a_race_and_passes_when_writes_are_a
     let server = Server::start();
     let bounded = |builder: super::StockBuilder| builder.max_unapplied(3);
     let redis = connect(&server).await;
-    let stock: Stock = bounded(quick(WriteBehind::writer("stock", redis)))
+    let stock: Stock = bounded(with_short_times(WriteBehind::writer("stock", redis)))
         .open()
         .await
         .expect("opens");
@@ -82,23 +83,25 @@ async fn full_is_an_error_of_its_own_without_a_race_and_passes_when_writes_are_a
 async fn a_write_that_redis_does_not_answer_is_unknown_and_may_be_applied() {
     let server = Server::start();
     let (stock, mut calls) = worker(&server, |builder| builder).await;
-    let impatient = server.patient().timeout(Duration::from_millis(500));
-    let redis = impatient.connect().await.expect("connect");
-    let hasty: Stock = quick(WriteBehind::writer("stock", redis))
+    let short_timeout = server
+        .long_timeout_builder()
+        .timeout(Duration::from_millis(500));
+    let redis = short_timeout.connect().await.expect("connect");
+    let with_short_timeout: Stock = with_short_times(WriteBehind::writer("stock", redis))
         .open()
         .await
         .expect("opens");
     // Teaches the server the script, so that one command is enough.
-    write(&hasty, 1, "before").await;
+    write(&with_short_timeout, 1, "before").await;
     calls.drain(1).await;
     server.stop();
-    let error = hasty.write(&1, &"during".to_owned()).await;
+    let error = with_short_timeout.write(&1, &"during".to_owned()).await;
     let error = error.expect_err("no answer");
     assert!(matches!(error, WriteError::Unknown(_)), "{error:?}");
     assert!(!error.is_not_accepted());
     server.resume();
     assert_eq!(calls.drain(1).await, [(1, "during".to_owned())]);
-    assert_eq!(hasty.stats().unknown, 1);
+    assert_eq!(with_short_timeout.stats().unknown, 1);
     stock.close().await;
 }
 
@@ -123,7 +126,7 @@ async fn without_a_server_a_write_is_refused_for_certain() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_redis_refuses_is_refused() {
+async fn a_write_that_redis_refuses_is_refused() {
     let server = Server::start();
     let stock = writer(&server).await;
     server.raw().set(STREAM, b"no stream");
@@ -186,9 +189,9 @@ async fn close_finishes_the_batch_under_way_and_gives_the_partition_up_at_once()
         let stock = stock.clone();
         async move { stock.close().await }
     });
-    let said = Said::default();
+    let events = Events::default();
     let (other, mut others) =
-        worker(&server, |builder| said.listens(builder.lease_ttl(minute))).await;
+        worker(&server, |builder| events.record(builder.lease_ttl(minute))).await;
     assert!(!closing.is_finished() && others.none());
     let before = call.epoch;
     call.ok();
@@ -208,7 +211,7 @@ async fn close_finishes_the_batch_under_way_and_gives_the_partition_up_at_once()
     .await;
     let (sink, mut calls) = gated();
     let redis = connect(&server).await;
-    let third = quick(WriteBehind::builder("stock", redis, sink))
+    let third = with_short_times(WriteBehind::builder("stock", redis, sink))
         .open()
         .await;
     let third = third.expect("opens");

@@ -1,4 +1,5 @@
-//! amalgam-cache: postcard, its backplane, its breaker at two seconds; with and without its lock.
+//! amalgam-cache with postcard, its backplane and its breaker at two seconds, with and without its
+//! lock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +10,8 @@ use amalgam::provider::{
 };
 use amalgam::{Cache, EntryOptions};
 
-use crate::peer::{Draws, Fault, Instance, Later, Opening, Peer, Setup, TTL};
-use crate::source::{Held, Source, id_of, name_of};
+use crate::peer::{BoxError, BoxFuture, Draws, Instance, Opening, Peer, Setup, TTL};
+use crate::source::{CachedUser, Source, id_of, name_of};
 
 pub(crate) fn open(setup: Setup) -> Opening {
     Box::pin(build(setup, false, BREAKER))
@@ -26,13 +27,13 @@ pub(crate) fn open_without_breaker(setup: Setup) -> Opening {
 
 const BREAKER: Duration = Duration::from_secs(2);
 
-async fn build(setup: Setup, lock: bool, breaker: Duration) -> Result<Instance, Fault> {
+async fn build(setup: Setup, lock: bool, breaker: Duration) -> Result<Instance, BoxError> {
     let url = setup.url;
     let l2 = RedisDistributedCache::connect(url.clone()).await?;
     let backplane = RedisBackplane::connect(url.clone()).await?;
     let mut builder = Cache::builder()
         .distributed(Arc::new(l2) as Arc<dyn DistributedCache>)
-        .serializer(Arc::new(PostcardSerializer) as Arc<dyn DistributedSerializer<Held>>)
+        .serializer(Arc::new(PostcardSerializer) as Arc<dyn DistributedSerializer<CachedUser>>)
         .backplane(Arc::new(backplane) as Arc<dyn Backplane>)
         .distributed_circuit_breaker(breaker)
         .backplane_circuit_breaker(breaker)
@@ -48,47 +49,47 @@ async fn build(setup: Setup, lock: bool, breaker: Duration) -> Result<Instance, 
 }
 
 struct Amalgam {
-    cache: Cache<Held>,
+    cache: Cache<CachedUser>,
     source: &'static Source,
 }
 
 impl Amalgam {
-    async fn load(&self, name: impl AsRef<str>, id: u64) -> amalgam::Result<Held> {
+    async fn load(&self, name: impl AsRef<str>, id: u64) -> amalgam::Result<CachedUser> {
         let source = self.source;
         self.cache
-            .get_or_set(name, move |_| async move { source.held(id).await })
+            .get_or_set(name, move |_| async move { source.load_shared(id).await })
             .await
     }
 }
 
 impl Peer for Amalgam {
-    fn get(&self, id: u64) -> Later<'_, Result<Held, Fault>> {
+    fn get(&self, id: u64) -> BoxFuture<'_, Result<CachedUser, BoxError>> {
         Box::pin(async move { Ok(self.load(name_of(id), id).await?) })
     }
 
-    fn get_by_name<'a>(&'a self, name: &'a str) -> Later<'a, Result<Held, Fault>> {
+    fn get_by_name<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<CachedUser, BoxError>> {
         Box::pin(async move { Ok(self.load(name, id_of(name)).await?) })
     }
 
-    fn invalidate(&self, id: u64) -> Later<'_, Result<(), Fault>> {
+    fn invalidate(&self, id: u64) -> BoxFuture<'_, Result<(), BoxError>> {
         Box::pin(async move { Ok(self.cache.remove(name_of(id)).await?) })
     }
 
-    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, Fault> {
+    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, BoxError> {
         let source = self.source;
         draws.spin(
             |id| async move {
-                let load = move |_| async move { source.held(id).await };
+                let load = move |_| async move { source.load_shared(id).await };
                 self.cache.get_or_set(name_of(id), load).await
             },
             |name, id| async move {
-                let load = move |_| async move { source.held(id).await };
+                let load = move |_| async move { source.load_shared(id).await };
                 self.cache.get_or_set(name, load).await
             },
         )
     }
 
-    fn close(&self) -> Later<'_, ()> {
+    fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let _ = self.cache.shutdown().await;
         })

@@ -1,5 +1,5 @@
-//! cached: its sharded LRU in memory, and its store in Redis. It composes no tiers: hits in memory are the
-//! former's, everything else is the latter's, and loads are not shared.
+//! cached: its sharded LRU in memory, and its store in Redis. It composes no tiers: hits in memory
+//! are those of the LRU, everything else is the store. Loads are not shared.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use cached::ConcurrentCachedAsync;
 use cached::stores::{AsyncRedisCache, ShardedLruTtlCache};
 
-use crate::peer::{Draws, Fault, Instance, Later, Opening, Peer, Setup, TTL};
-use crate::source::{Held, Source, id_of};
+use crate::peer::{BoxError, BoxFuture, Draws, Instance, Opening, Peer, Setup, TTL};
+use crate::source::{CachedUser, Source, id_of};
 
 pub(crate) fn open(setup: Setup) -> Opening {
     Box::pin(async move {
@@ -29,46 +29,46 @@ pub(crate) fn open(setup: Setup) -> Opening {
 }
 
 struct Cached {
-    ids: ShardedLruTtlCache<u64, Held>,
-    names: ShardedLruTtlCache<String, Held>,
-    redis: AsyncRedisCache<u64, Held>,
+    ids: ShardedLruTtlCache<u64, CachedUser>,
+    names: ShardedLruTtlCache<String, CachedUser>,
+    redis: AsyncRedisCache<u64, CachedUser>,
     source: &'static Source,
 }
 
 impl Peer for Cached {
-    fn get(&self, id: u64) -> Later<'_, Result<Held, Fault>> {
+    fn get(&self, id: u64) -> BoxFuture<'_, Result<CachedUser, BoxError>> {
         Box::pin(async move {
-            if let Some(held) = self.redis.async_cache_get(&id).await? {
-                return Ok(held);
+            if let Some(cached) = self.redis.async_cache_get(&id).await? {
+                return Ok(cached);
             }
-            let held = self.source.held(id).await?;
-            self.redis.async_cache_set(id, held.clone()).await?;
-            // For the hits in memory; nothing else reads it.
-            self.ids.set(id, held.clone());
-            Ok(held)
+            let cached = self.source.load_shared(id).await?;
+            self.redis.async_cache_set(id, cached.clone()).await?;
+            // Only the measurement of hits in memory reads this.
+            self.ids.set(id, cached.clone());
+            Ok(cached)
         })
     }
 
-    fn get_by_name<'a>(&'a self, name: &'a str) -> Later<'a, Result<Held, Fault>> {
+    fn get_by_name<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<CachedUser, BoxError>> {
         Box::pin(async move {
-            let held = self.source.held(id_of(name)).await?;
-            self.names.set(name.to_owned(), held.clone());
-            Ok(held)
+            let cached = self.source.load_shared(id_of(name)).await?;
+            self.names.set(name.to_owned(), cached.clone());
+            Ok(cached)
         })
     }
 
-    fn invalidate(&self, id: u64) -> Later<'_, Result<(), Fault>> {
+    fn invalidate(&self, id: u64) -> BoxFuture<'_, Result<(), BoxError>> {
         Box::pin(async move {
             self.redis.async_cache_delete(&id).await?;
             Ok(())
         })
     }
 
-    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, Fault> {
-        let look_up = |held: Option<Held>, id: u64| async move {
-            match held {
-                Some(held) => Ok(held),
-                None => self.source.held(id).await,
+    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, BoxError> {
+        let look_up = |cached: Option<CachedUser>, id: u64| async move {
+            match cached {
+                Some(cached) => Ok(cached),
+                None => self.source.load_shared(id).await,
             }
         };
         draws.spin(

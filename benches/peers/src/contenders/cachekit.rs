@@ -1,12 +1,13 @@
-//! cachekit-rs: the preset `production`, and the loop that its documentation shows for a closure.
+//! cachekit-rs with its preset `production` and the loop that its documentation shows for a
+//! closure.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use cachekit::CacheKit;
 
-use crate::peer::{Draws, Fault, Instance, Later, Opening, Peer, Setup, TTL};
-use crate::source::{Failed, Held, Source, User, id_of, name_of};
+use crate::peer::{BoxError, BoxFuture, Draws, Instance, Opening, Peer, Setup, TTL};
+use crate::source::{CachedUser, Failed, Source, User, id_of, name_of};
 
 pub(crate) fn open(setup: Setup) -> Opening {
     Box::pin(async move {
@@ -27,7 +28,7 @@ struct Kit {
 }
 
 impl Kit {
-    /// Like its macro, it goes on where Redis fails.
+    /// Like the crate's macro, it continues when Redis fails.
     async fn load(&self, name: &str, id: u64) -> Result<Option<User>, Failed> {
         if let Ok(Some(found)) = self.cache.get(name).await {
             return Ok(found);
@@ -49,22 +50,22 @@ impl Kit {
 }
 
 impl Peer for Kit {
-    fn get(&self, id: u64) -> Later<'_, Result<Held, Fault>> {
+    fn get(&self, id: u64) -> BoxFuture<'_, Result<CachedUser, BoxError>> {
         Box::pin(async move { Ok(self.load(&name_of(id), id).await?.map(Arc::new)) })
     }
 
-    fn get_by_name<'a>(&'a self, name: &'a str) -> Later<'a, Result<Held, Fault>> {
+    fn get_by_name<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<CachedUser, BoxError>> {
         Box::pin(async move { Ok(self.load(name, id_of(name)).await?.map(Arc::new)) })
     }
 
-    fn invalidate(&self, id: u64) -> Later<'_, Result<(), Fault>> {
+    fn invalidate(&self, id: u64) -> BoxFuture<'_, Result<(), BoxError>> {
         Box::pin(async move {
             self.cache.delete(&name_of(id)).await?;
             Ok(())
         })
     }
 
-    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, Fault> {
+    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, BoxError> {
         draws.spin(
             |id| async move { self.load(&name_of(id), id).await },
             |name, id| async move { self.load(name, id).await },

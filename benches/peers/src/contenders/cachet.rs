@@ -1,5 +1,5 @@
-//! cachet: its memory tier over a tier of ours, for which there is none to be had, and which returns its
-//! errors as the trait invites.
+//! cachet: its memory tier over a Redis tier of ours, because it has none. The tier returns its
+//! errors, as the trait allows.
 
 use std::fmt::Display;
 use std::hash::Hash;
@@ -13,8 +13,8 @@ use fred::interfaces::KeysInterface;
 use tick::Clock;
 
 use super::client::{connect, read, write};
-use crate::peer::{Draws, Fault, Instance, Later, Opening, Peer, Setup, TTL};
-use crate::source::{Held, Source, id_of};
+use crate::peer::{BoxError, BoxFuture, Draws, Instance, Opening, Peer, Setup, TTL};
+use crate::source::{CachedUser, Source, id_of};
 
 /// `GET`, `SET` and `DEL` of one kind of keys.
 struct Tier {
@@ -28,13 +28,13 @@ impl Tier {
     }
 }
 
-impl<K: Display + Send + Sync + 'static> CacheTier<K, Held> for Tier {
-    async fn get(&self, key: &K) -> Result<Option<CacheEntry<Held>>, Error> {
+impl<K: Display + Send + Sync + 'static> CacheTier<K, CachedUser> for Tier {
+    async fn get(&self, key: &K) -> Result<Option<CacheEntry<CachedUser>>, Error> {
         let found = read(&self.redis, self.key(key)).await;
         Ok(found.map_err(Error::from_source)?.map(CacheEntry::new))
     }
 
-    async fn insert(&self, key: K, entry: CacheEntry<Held>) -> Result<InsertOutcome, Error> {
+    async fn insert(&self, key: K, entry: CacheEntry<CachedUser>) -> Result<InsertOutcome, Error> {
         let written = write(&self.redis, self.key(key), entry.value()).await;
         written.map_err(Error::from_source)?;
         Ok(InsertOutcome::Accepted)
@@ -46,7 +46,7 @@ impl<K: Display + Send + Sync + 'static> CacheTier<K, Held> for Tier {
     }
 
     async fn clear(&self) -> Result<(), Error> {
-        Err(Error::from_message("nobody asks for it here"))
+        Err(Error::from_message("not used here"))
     }
 }
 
@@ -61,7 +61,7 @@ pub(crate) fn open(setup: Setup) -> Opening {
     })
 }
 
-fn build<K>(kind: &'static str, redis: &Client, capacity: u64) -> Cache<K, Held>
+fn build<K>(kind: &'static str, redis: &Client, capacity: u64) -> Cache<K, CachedUser>
 where
     K: Hash + Eq + Clone + Display + Send + Sync + 'static,
 {
@@ -77,38 +77,40 @@ where
 }
 
 struct Cachet {
-    ids: Cache<u64, Held>,
-    names: Cache<String, Held>,
+    ids: Cache<u64, CachedUser>,
+    names: Cache<String, CachedUser>,
     source: &'static Source,
 }
 
 impl Peer for Cachet {
-    fn get(&self, id: u64) -> Later<'_, Result<Held, Fault>> {
+    fn get(&self, id: u64) -> BoxFuture<'_, Result<CachedUser, BoxError>> {
         Box::pin(async move {
-            let found = self.ids.try_get_or_insert(&id, || self.source.held(id));
+            let found = self
+                .ids
+                .try_get_or_insert(&id, || self.source.load_shared(id));
             Ok(found.await?.into_value())
         })
     }
 
-    fn get_by_name<'a>(&'a self, name: &'a str) -> Later<'a, Result<Held, Fault>> {
+    fn get_by_name<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<CachedUser, BoxError>> {
         Box::pin(async move {
-            let load = || self.source.held(id_of(name));
+            let load = || self.source.load_shared(id_of(name));
             Ok(self.names.try_get_or_insert(name, load).await?.into_value())
         })
     }
 
-    fn invalidate(&self, id: u64) -> Later<'_, Result<(), Fault>> {
+    fn invalidate(&self, id: u64) -> BoxFuture<'_, Result<(), BoxError>> {
         Box::pin(async move { Ok(self.ids.invalidate(&id).await?) })
     }
 
-    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, Fault> {
+    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, BoxError> {
         draws.spin(
             |id| async move {
-                let load = || self.source.held(id);
+                let load = || self.source.load_shared(id);
                 self.ids.try_get_or_insert(&id, load).await
             },
             |name, id| async move {
-                let load = || self.source.held(id);
+                let load = || self.source.load_shared(id);
                 self.names.try_get_or_insert(name, load).await
             },
         )

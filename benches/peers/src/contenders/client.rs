@@ -1,4 +1,4 @@
-//! The client of the limit, and of what is built on fred by hand.
+//! The fred client of the limits and of the tiers of ours.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use fred::interfaces::{ClientLike, KeysInterface};
 use fred::types::config::{Config, ReconnectPolicy};
 use fred::types::{Builder, Expiration};
 
-use crate::peer::{Fault, TTL};
-use crate::source::{Held, decode, encode};
+use crate::peer::{BoxError, TTL};
+use crate::source::{CachedUser, decode, encode};
 
-/// With a timeout, and reconnecting for ever: fred's own defaults wait without an end.
-pub(crate) async fn connect(url: &str) -> Result<Client, Fault> {
+/// A client with a timeout that reconnects for ever. fred's own defaults wait without an end.
+pub(crate) async fn connect(url: &str) -> Result<Client, BoxError> {
     let mut builder = Builder::from_config(Config::from_url(url)?);
     builder.with_performance_config(|config| {
         config.default_command_timeout = Duration::from_millis(500);
@@ -24,14 +24,18 @@ pub(crate) async fn connect(url: &str) -> Result<Client, Fault> {
 }
 
 /// `GET` and decode.
-pub(crate) async fn read(client: &Client, key: String) -> Result<Option<Held>, Fault> {
+pub(crate) async fn read(client: &Client, key: String) -> Result<Option<CachedUser>, BoxError> {
     let bytes: Option<Bytes> = client.get(key).await?;
     Ok(bytes.and_then(|bytes| decode(&bytes)))
 }
 
 /// Encode and `SET`.
-pub(crate) async fn write(client: &Client, key: String, held: &Held) -> Result<(), Fault> {
-    let bytes = Bytes::from(encode(held)?);
+pub(crate) async fn write(
+    client: &Client,
+    key: String,
+    cached: &CachedUser,
+) -> Result<(), BoxError> {
+    let bytes = Bytes::from(encode(cached)?);
     let ttl = i64::try_from(TTL.as_millis()).unwrap_or(i64::MAX);
     let expire = Some(Expiration::PX(ttl));
     client

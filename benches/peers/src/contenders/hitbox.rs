@@ -1,5 +1,5 @@
-//! hitbox: moka over Redis with refills and one upstream call at a time, and a connection that is made before the tiers
-//! are composed: its composition makes a new one for every command otherwise.
+//! hitbox: moka over Redis with refills and one upstream call at a time. The connection is made
+//! before the tiers are composed, because the composition would make a new one for every command.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,17 +15,17 @@ use hitbox_moka::MokaBackend;
 use hitbox_redis::{ConnectionMode, RedisBackend};
 use serde::{Deserialize, Serialize};
 
-use crate::peer::{Draws, Fault, Instance, Later, Opening, Peer, Setup, TTL};
-use crate::source::{Failed, Held, Source, id_of};
+use crate::peer::{BoxError, BoxFuture, Draws, Instance, Opening, Peer, Setup, TTL};
+use crate::source::{CachedUser, Failed, Source, id_of};
 
 #[derive(Clone, Debug, Serialize, Deserialize, CacheableResponse)]
 struct Answer {
-    held: Held,
+    cached: CachedUser,
 }
 
 type Answered = Result<Answer, Failed>;
 
-/// Not of the key.
+/// The source, which is no part of the key.
 #[derive(Clone, Copy, Debug)]
 struct Loads(&'static Source);
 
@@ -33,14 +33,14 @@ const IDS: &str = "ids";
 
 #[cached(prefix = "ids", skip(from))]
 async fn by_id(id: u64, from: Loads) -> Result<Answer, Failed> {
-    let held = from.0.held(id).await?;
-    Ok(Answer { held })
+    let cached = from.0.load_shared(id).await?;
+    Ok(Answer { cached })
 }
 
 #[cached(prefix = "names", skip(from))]
 async fn by_name(name: String, from: Loads) -> Result<Answer, Failed> {
-    let held = from.0.held(id_of(&name)).await?;
-    Ok(Answer { held })
+    let cached = from.0.load_shared(id_of(&name)).await?;
+    Ok(Answer { cached })
 }
 
 pub(crate) fn open(setup: Setup) -> Opening {
@@ -74,19 +74,19 @@ struct Hitbox<B> {
 }
 
 impl<B: Backend + CacheBackend + Send + Sync + 'static> Peer for Hitbox<B> {
-    fn get(&self, id: u64) -> Later<'_, Result<Held, Fault>> {
-        Box::pin(async move { Ok(by_id(id, self.from).cache(&self.cache).await?.held) })
+    fn get(&self, id: u64) -> BoxFuture<'_, Result<CachedUser, BoxError>> {
+        Box::pin(async move { Ok(by_id(id, self.from).cache(&self.cache).await?.cached) })
     }
 
-    fn get_by_name<'a>(&'a self, name: &'a str) -> Later<'a, Result<Held, Fault>> {
+    fn get_by_name<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<CachedUser, BoxError>> {
         Box::pin(async move {
             let found = by_name(name.to_owned(), self.from).cache(&self.cache);
-            Ok(found.await?.held)
+            Ok(found.await?.cached)
         })
     }
 
-    /// There is no call for it: the key is made again from its parts.
-    fn invalidate(&self, id: u64) -> Later<'_, Result<(), Fault>> {
+    /// The crate has no call for this, so the key is made again from its parts.
+    fn invalidate(&self, id: u64) -> BoxFuture<'_, Result<(), BoxError>> {
         Box::pin(async move {
             let extractor = FnExtractor::<Args<(Arg<u64>,)>>::new(IDS);
             let parts = extractor.get(Args((Arg::new("id", id),))).await;
@@ -97,7 +97,7 @@ impl<B: Backend + CacheBackend + Send + Sync + 'static> Peer for Hitbox<B> {
         })
     }
 
-    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, Fault> {
+    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, BoxError> {
         draws.spin(
             |id| async move { by_id(id, self.from).cache(&self.cache).await },
             |name, _| async move {

@@ -1,4 +1,4 @@
-//! What the libraries underneath do alone: nobody who stands on them can be faster.
+//! The limits: the libraries underneath, alone. A cache that is built on them cannot be faster.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use fred::interfaces::KeysInterface;
 use fred::types::Value;
 
 use super::client::{connect, read, write};
-use crate::peer::{Draws, Fault, Instance, Later, Opening, Peer, Setup, unable};
-use crate::source::{Held, Source, id_of, name_of};
+use crate::peer::{BoxError, BoxFuture, Draws, Instance, Opening, Peer, Setup, unsupported};
+use crate::source::{CachedUser, Source, id_of, name_of};
 
 pub(crate) fn moka(setup: Setup) -> Opening {
     Box::pin(async move {
@@ -22,40 +22,40 @@ pub(crate) fn moka(setup: Setup) -> Opening {
 }
 
 struct Moka {
-    ids: moka::sync::Cache<u64, Held>,
-    names: moka::sync::Cache<String, Held>,
+    ids: moka::sync::Cache<u64, CachedUser>,
+    names: moka::sync::Cache<String, CachedUser>,
     source: &'static Source,
 }
 
 impl Peer for Moka {
-    fn get(&self, id: u64) -> Later<'_, Result<Held, Fault>> {
+    fn get(&self, id: u64) -> BoxFuture<'_, Result<CachedUser, BoxError>> {
         Box::pin(async move {
-            if let Some(held) = self.ids.get(&id) {
-                return Ok(held);
+            if let Some(cached) = self.ids.get(&id) {
+                return Ok(cached);
             }
-            let held = self.source.held(id).await?;
-            self.ids.insert(id, held.clone());
-            Ok(held)
+            let cached = self.source.load_shared(id).await?;
+            self.ids.insert(id, cached.clone());
+            Ok(cached)
         })
     }
 
-    fn get_by_name<'a>(&'a self, name: &'a str) -> Later<'a, Result<Held, Fault>> {
+    fn get_by_name<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<CachedUser, BoxError>> {
         Box::pin(async move {
-            if let Some(held) = self.names.get(name) {
-                return Ok(held);
+            if let Some(cached) = self.names.get(name) {
+                return Ok(cached);
             }
-            let held = self.source.held(id_of(name)).await?;
-            self.names.insert(name.to_owned(), held.clone());
-            Ok(held)
+            let cached = self.source.load_shared(id_of(name)).await?;
+            self.names.insert(name.to_owned(), cached.clone());
+            Ok(cached)
         })
     }
 
-    fn invalidate(&self, id: u64) -> Later<'_, Result<(), Fault>> {
+    fn invalidate(&self, id: u64) -> BoxFuture<'_, Result<(), BoxError>> {
         self.ids.invalidate(&id);
         Box::pin(async { Ok(()) })
     }
 
-    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, Fault> {
+    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, BoxError> {
         Ok(draws.spin_blocking(|id| self.ids.get(&id), |name, _| self.names.get(name)))
     }
 }
@@ -72,40 +72,40 @@ pub(crate) fn quick_cache(setup: Setup) -> Opening {
 }
 
 struct Quick {
-    ids: quick_cache::sync::Cache<u64, Held>,
-    names: quick_cache::sync::Cache<String, Held>,
+    ids: quick_cache::sync::Cache<u64, CachedUser>,
+    names: quick_cache::sync::Cache<String, CachedUser>,
     source: &'static Source,
 }
 
 impl Peer for Quick {
-    fn get(&self, id: u64) -> Later<'_, Result<Held, Fault>> {
+    fn get(&self, id: u64) -> BoxFuture<'_, Result<CachedUser, BoxError>> {
         Box::pin(async move {
-            if let Some(held) = self.ids.get(&id) {
-                return Ok(held);
+            if let Some(cached) = self.ids.get(&id) {
+                return Ok(cached);
             }
-            let held = self.source.held(id).await?;
-            self.ids.insert(id, held.clone());
-            Ok(held)
+            let cached = self.source.load_shared(id).await?;
+            self.ids.insert(id, cached.clone());
+            Ok(cached)
         })
     }
 
-    fn get_by_name<'a>(&'a self, name: &'a str) -> Later<'a, Result<Held, Fault>> {
+    fn get_by_name<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<CachedUser, BoxError>> {
         Box::pin(async move {
-            if let Some(held) = self.names.get(name) {
-                return Ok(held);
+            if let Some(cached) = self.names.get(name) {
+                return Ok(cached);
             }
-            let held = self.source.held(id_of(name)).await?;
-            self.names.insert(name.to_owned(), held.clone());
-            Ok(held)
+            let cached = self.source.load_shared(id_of(name)).await?;
+            self.names.insert(name.to_owned(), cached.clone());
+            Ok(cached)
         })
     }
 
-    fn invalidate(&self, id: u64) -> Later<'_, Result<(), Fault>> {
+    fn invalidate(&self, id: u64) -> BoxFuture<'_, Result<(), BoxError>> {
         self.ids.remove(&id);
         Box::pin(async { Ok(()) })
     }
 
-    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, Fault> {
+    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, BoxError> {
         Ok(draws.spin_blocking(|id| self.ids.get(&id), |name, _| self.names.get(name)))
     }
 }
@@ -118,33 +118,33 @@ pub(crate) fn fred(setup: Setup) -> Opening {
     })
 }
 
-/// `GET`, and where nothing is there, the load and `SET`: neither L1 nor coalescing.
+/// `GET`, and on a miss the load and `SET`, without L1 and without coalescing.
 struct Fred {
     redis: Client,
     source: &'static Source,
 }
 
 impl Peer for Fred {
-    fn get(&self, id: u64) -> Later<'_, Result<Held, Fault>> {
+    fn get(&self, id: u64) -> BoxFuture<'_, Result<CachedUser, BoxError>> {
         Box::pin(async move {
-            if let Some(held) = read(&self.redis, name_of(id)).await? {
-                return Ok(held);
+            if let Some(cached) = read(&self.redis, name_of(id)).await? {
+                return Ok(cached);
             }
-            let held = self.source.held(id).await?;
-            write(&self.redis, name_of(id), &held).await?;
-            Ok(held)
+            let cached = self.source.load_shared(id).await?;
+            write(&self.redis, name_of(id), &cached).await?;
+            Ok(cached)
         })
     }
 
-    fn get_by_name<'a>(&'a self, name: &'a str) -> Later<'a, Result<Held, Fault>> {
+    fn get_by_name<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<CachedUser, BoxError>> {
         self.get(id_of(name))
     }
 
-    fn invalidate(&self, id: u64) -> Later<'_, Result<(), Fault>> {
+    fn invalidate(&self, id: u64) -> BoxFuture<'_, Result<(), BoxError>> {
         Box::pin(async move { Ok(self.redis.del::<(), _>(name_of(id)).await?) })
     }
 
-    fn get_many(&self, ids: Vec<u64>) -> Option<Later<'_, Result<usize, Fault>>> {
+    fn get_many(&self, ids: Vec<u64>) -> Option<BoxFuture<'_, Result<usize, BoxError>>> {
         Some(Box::pin(async move {
             let keys: Vec<String> = ids.into_iter().map(name_of).collect();
             let values: Vec<Value> = self.redis.mget(keys).await?;
@@ -152,11 +152,11 @@ impl Peer for Fred {
                 let bytes = value.into_bytes()?;
                 crate::source::decode(&bytes)
             });
-            Ok(decoded.collect::<Vec<Held>>().len())
+            Ok(decoded.collect::<Vec<CachedUser>>().len())
         }))
     }
 
-    fn hits(&self, _: &Draws<'_>) -> Result<Duration, Fault> {
-        unable("fred holds nothing in this process")
+    fn hits(&self, _: &Draws<'_>) -> Result<Duration, BoxError> {
+        unsupported("fred holds nothing in this process")
     }
 }

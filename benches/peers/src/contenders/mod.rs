@@ -1,8 +1,8 @@
-//! Who is compared, each in the configuration of its documentation.
+//! The contenders, each in the configuration of its documentation.
 
 use std::sync::OnceLock;
 
-use crate::peer::{Fault, Opening, Setup};
+use crate::peer::{BoxError, Opening, Setup};
 
 mod amalgam;
 mod by_hand;
@@ -24,15 +24,15 @@ pub(crate) struct Contender {
     pub(crate) slug: &'static str,
     pub(crate) name: &'static str,
     pub(crate) open: fn(Setup) -> Opening,
-    /// It answers from this process's memory.
+    /// It answers from the memory of the process.
     pub(crate) l1: bool,
     /// It answers from Redis.
     pub(crate) l2: bool,
-    /// One process of many loads.
+    /// One process loads for all others.
     pub(crate) lease: bool,
-    /// Other processes hear of an invalidation.
+    /// Invalidations reach other processes.
     pub(crate) bus: bool,
-    /// A limit, or a variant for one table alone.
+    /// Whether it is a limit, a cache, or a variant for one table.
     pub(crate) kind: Kind,
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct Contender {
 pub(crate) enum Kind {
     Limit,
     Cache,
-    /// Only in the table of the outage.
+    /// A variant for the table of the outage only.
     Outage,
 }
 
@@ -154,18 +154,18 @@ const ALL: [Contender; 13] = [
 
 static ONLY: OnceLock<Vec<String>> = OnceLock::new();
 
-/// The limits and these alone from now on.
-pub(crate) fn only(slugs: &str) -> Result<(), Fault> {
+/// Restricts the run to the limits and to these contenders.
+pub(crate) fn only(slugs: &str) -> Result<(), BoxError> {
     let slugs: Vec<String> = slugs.split(',').map(str::to_owned).collect();
     if let Some(slug) = slugs.iter().find(|slug| named(slug).is_none()) {
         let all = ALL.map(|one| one.slug).join(", ");
-        return Err(format!("nobody is called '{slug}'; there are: {all}").into());
+        return Err(format!("there is no '{slug}'; there are: {all}").into());
     }
     ONLY.set(slugs).map_err(|_| "--only is there twice".into())
 }
 
-/// Those of which it is true, in the order of the tables.
-pub(crate) fn those(which: impl Fn(&Contender) -> bool) -> Vec<Contender> {
+/// The contenders for which `which` holds, in the order of the tables.
+pub(crate) fn contenders_where(which: impl Fn(&Contender) -> bool) -> Vec<Contender> {
     let wanted = |one: &Contender| {
         let only = ONLY.get();
         one.kind == Kind::Limit
@@ -177,7 +177,7 @@ pub(crate) fn those(which: impl Fn(&Contender) -> bool) -> Vec<Contender> {
 
 /// The caches, without the limits.
 pub(crate) fn caches() -> Vec<Contender> {
-    those(|one| one.kind == Kind::Cache)
+    contenders_where(|one| one.kind == Kind::Cache)
 }
 
 pub(crate) fn named(slug: &str) -> Option<Contender> {

@@ -8,8 +8,8 @@ use multi_tier_cache::{
     CacheManager, CacheStrategy, InvalidationConfig, L1Cache, L2Cache, MokaCacheConfig,
 };
 
-use crate::peer::{Draws, Fault, Instance, Later, Opening, Peer, Setup, TTL};
-use crate::source::{Held, Source, User, id_of, name_of};
+use crate::peer::{BoxError, BoxFuture, Draws, Instance, Opening, Peer, Setup, TTL};
+use crate::source::{CachedUser, Source, User, id_of, name_of};
 
 pub(crate) fn open(setup: Setup) -> Opening {
     Box::pin(async move {
@@ -45,19 +45,19 @@ impl MultiTier {
 }
 
 impl Peer for MultiTier {
-    fn get(&self, id: u64) -> Later<'_, Result<Held, Fault>> {
+    fn get(&self, id: u64) -> BoxFuture<'_, Result<CachedUser, BoxError>> {
         Box::pin(async move { Ok(self.load(&name_of(id), id).await?.map(Arc::new)) })
     }
 
-    fn get_by_name<'a>(&'a self, name: &'a str) -> Later<'a, Result<Held, Fault>> {
+    fn get_by_name<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<CachedUser, BoxError>> {
         Box::pin(async move { Ok(self.load(name, id_of(name)).await?.map(Arc::new)) })
     }
 
-    fn invalidate(&self, id: u64) -> Later<'_, Result<(), Fault>> {
+    fn invalidate(&self, id: u64) -> BoxFuture<'_, Result<(), BoxError>> {
         Box::pin(async move { Ok(self.cache.invalidate(&name_of(id)).await?) })
     }
 
-    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, Fault> {
+    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, BoxError> {
         draws.spin(
             |id| async move { self.load(&name_of(id), id).await },
             |name, id| self.load(name, id),

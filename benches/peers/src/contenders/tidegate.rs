@@ -1,12 +1,12 @@
-//! tidegate, with its defaults.
+//! tidegate with its defaults.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate::{Cache, Redis, loader_fn};
 
-use crate::peer::{Draws, Fault, Instance, Later, Opening, Peer, Setup, TTL};
-use crate::source::{Failed, Held, User, id_of};
+use crate::peer::{BoxError, BoxFuture, Draws, Instance, Opening, Peer, Setup, TTL};
+use crate::source::{CachedUser, Failed, User, id_of};
 
 pub(crate) fn open(setup: Setup) -> Opening {
     Box::pin(async move {
@@ -35,19 +35,19 @@ struct Tidegate {
 }
 
 impl Peer for Tidegate {
-    fn get(&self, id: u64) -> Later<'_, Result<Held, Fault>> {
+    fn get(&self, id: u64) -> BoxFuture<'_, Result<CachedUser, BoxError>> {
         Box::pin(async move { Ok(self.ids.get(&id).await?) })
     }
 
-    fn get_by_name<'a>(&'a self, name: &'a str) -> Later<'a, Result<Held, Fault>> {
+    fn get_by_name<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<CachedUser, BoxError>> {
         Box::pin(async move { Ok(self.names.get(name).await?) })
     }
 
-    fn invalidate(&self, id: u64) -> Later<'_, Result<(), Fault>> {
+    fn invalidate(&self, id: u64) -> BoxFuture<'_, Result<(), BoxError>> {
         Box::pin(async move { Ok(self.ids.invalidate(&id).await?) })
     }
 
-    fn get_many(&self, ids: Vec<u64>) -> Option<Later<'_, Result<usize, Fault>>> {
+    fn get_many(&self, ids: Vec<u64>) -> Option<BoxFuture<'_, Result<usize, BoxError>>> {
         Some(Box::pin(async move {
             let answers = self.ids.get_many(&ids).await;
             Ok(answers
@@ -57,14 +57,14 @@ impl Peer for Tidegate {
         }))
     }
 
-    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, Fault> {
+    fn hits(&self, draws: &Draws<'_>) -> Result<Duration, BoxError> {
         draws.spin(
             |id| async move { self.ids.get(&id).await },
             |name, _| self.names.get(name),
         )
     }
 
-    fn close(&self) -> Later<'_, ()> {
+    fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.ids.close().await;
             self.names.close().await;

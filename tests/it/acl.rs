@@ -1,20 +1,21 @@
-//! The rights of a user of Redis: each one that is missing is named, and none fails a look-up.
+//! The rights that a Redis user needs (ACL rules): each missing one is named, and none fails a
+//! look-up.
 
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tidegate::{Cache, Channel, Event, Redis, RedisBuilder, Source};
 
+use crate::support::backend::{check_records, users};
 use crate::support::cluster::Cluster;
 use crate::support::events::Events;
 use crate::support::eventually;
-use crate::support::ground::{check_records, users};
 use crate::support::loader::Db;
 use crate::support::node::{Node, value};
-use crate::support::proxy::{Proxy, Wire};
-use crate::support::server::{Raw, Reply, Server, patient};
+use crate::support::proxy::{Proxy, ProxyMode};
+use crate::support::server::{Raw, Reply, Server, long_timeout_builder};
 
-/// What the guide names, but for the user itself.
+/// The ACL rules that the guide names, without the user and its password.
 fn rights() -> Vec<&'static str> {
     let guide = include_str!("../../src/guide/operations.md");
     let (_, rights) = guide
@@ -24,18 +25,18 @@ fn rights() -> Vec<&'static str> {
     rights.split_whitespace().collect()
 }
 
-/// A server whose user `app` has all these rights but one.
-struct Scene {
+/// A server whose user `app` has these rights, or all but one of them.
+struct Fixture {
     server: Server,
     raw: Raw,
     has_channels: bool,
 }
 
-impl Scene {
+impl Fixture {
     fn new() -> Self {
         let server = Server::start();
         let mut raw = server.raw();
-        // Redis 6.0 has no rights for channels.
+        // Redis 6.0 has no permissions for channels.
         let rule = raw.try_ask("ACL SETUSER probe resetchannels");
         let has_channels = !matches!(rule, Reply::Error(_));
         Self {
@@ -60,13 +61,13 @@ impl Scene {
     }
 
     fn builder(&self) -> RedisBuilder {
-        self.server.patient().user("app", "secret")
+        self.server.long_timeout_builder().user("app", "secret")
     }
 }
 
 fn node(name: &str, db: &Db, redis: &Redis, events: &Events) -> Node {
     let builder = Cache::builder(name, db.clone()).ttl_jitter(0.0);
-    let builder = builder.on_event(events.teller());
+    let builder = builder.on_event(events.callback());
     Node::new(builder.l2(redis.clone()).build().expect("a cache"))
 }
 
@@ -77,8 +78,8 @@ async fn proven(node: &Node) {
     .await;
 }
 
-/// Waits until the health of a cache names a rule.
-async fn says(node: &Node, rule: &str) {
+/// Waits until the health of a cache names an ACL rule.
+async fn wait_until_denied(node: &Node, rule: &str) {
     eventually(rule, async || {
         let denied = node.health().denied;
         denied.is_some_and(|denied| denied.contains(rule))
@@ -88,12 +89,12 @@ async fn says(node: &Node, rule: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connect_names_each_right_that_is_missing_and_leaves_no_key() {
-    let mut scene = Scene::new();
-    let rights = scene.rights();
+    let mut fixture = Fixture::new();
+    let rights = fixture.rights();
     assert!(rights.len() > 15, "{rights:?}");
     for right in rights {
-        scene.grant_all_but(right);
-        let error = scene.builder().connect().await;
+        fixture.grant_all_but(right);
+        let error = fixture.builder().connect().await;
         let error = error.expect_err(right);
         assert!(
             error.is_denied() && error.is_refused(),
@@ -111,23 +112,23 @@ async fn connect_names_each_right_that_is_missing_and_leaves_no_key() {
             !right.starts_with('+') || what.contains(&name),
             "{right}: {source}"
         );
-        // The rule helps.
+        // The rule that the error proposes grants the right.
         let rule = format!("ACL SETUSER app {rules}");
-        scene.raw.ask(&rule);
-        drop(scene.builder().connect().await.expect(&rule));
+        fixture.raw.ask(&rule);
+        drop(fixture.builder().connect().await.expect(&rule));
     }
     assert!(
-        scene.raw.keys("*").is_empty(),
+        fixture.raw.keys("*").is_empty(),
         "a look at the rights leaves nothing"
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn several_missing_rights_are_named_together() {
-    let mut scene = Scene::new();
-    scene.grant_all_but("");
-    scene.raw.ask("ACL SETUSER app -publish -set -zadd -time");
-    let error = scene
+    let mut fixture = Fixture::new();
+    fixture.grant_all_but("");
+    fixture.raw.ask("ACL SETUSER app -publish -set -zadd -time");
+    let error = fixture
         .builder()
         .connect()
         .await
@@ -144,31 +145,31 @@ async fn several_missing_rights_are_named_together() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_look_at_the_rights_changes_no_key_even_where_one_has_its_name() {
-    let mut scene = Scene::new();
-    scene.grant_all_but("");
-    let before = scene.raw.calls("set");
-    drop(scene.builder().connect().await.expect("connect"));
-    assert!(scene.raw.calls("set") > before, "it was tried");
-    assert!(scene.raw.keys("*").is_empty());
-    // Somebody has put it there: it does not stay without an expiry.
-    scene.raw.ask("SET tidegate::probe there");
-    drop(scene.builder().connect().await.expect("connect"));
-    check_records(&scene.server);
+    let mut fixture = Fixture::new();
+    fixture.grant_all_but("");
+    let before = fixture.raw.calls("set");
+    drop(fixture.builder().connect().await.expect("connect"));
+    assert!(fixture.raw.calls("set") > before, "it was tried");
+    assert!(fixture.raw.keys("*").is_empty());
+    // A key of this name that another client wrote without an expiry is not left without one.
+    fixture.raw.ask("SET tidegate::probe there");
+    drop(fixture.builder().connect().await.expect("connect"));
+    check_records(&fixture.server);
 }
 
-/// Whoever may not read many keys at once reads them one by one.
+/// Without the right to MGET, a process reads keys one at a time.
 #[tokio::test]
 async fn without_mget_look_ups_at_the_same_time_are_reads_of_their_own() {
-    let mut scene = Scene::new();
-    scene.grant_all_but("");
+    let mut fixture = Fixture::new();
+    fixture.grant_all_but("");
     let (db, events) = (Db::default(), Events::default());
-    let redis = scene.builder().connect().await.expect("connect");
+    let redis = fixture.builder().connect().await.expect("connect");
     let a = node("users", &db, &redis, &events);
     for key in 0..40 {
         a.get(key).await.expect("a load");
     }
-    scene.grant_all_but("+mget");
-    let redis = scene.builder().open().expect("a handle");
+    fixture.grant_all_but("+mget");
+    let redis = fixture.builder().open().expect("a handle");
     let b = node("users", &db, &redis, &events);
     let got = join_all((0..20).map(|key| b.get(key))).await;
     let keys: Vec<u64> = (20..40).collect();
@@ -181,10 +182,11 @@ async fn without_mget_look_ups_at_the_same_time_are_reads_of_their_own() {
     b.check().await;
 }
 
-/// With `open`, a right that is missing costs what it is for, shows, and heals when it is granted.
+/// With `open`, a missing right disables only what it is for. Health and events name it, and
+/// everything works again once it is granted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_opened_handle_says_what_is_missing_goes_on_and_heals() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     for (at, right) in [
         "+evalsha",
         "+set",
@@ -197,16 +199,16 @@ async fn an_opened_handle_says_what_is_missing_goes_on_and_heals() {
     .into_iter()
     .enumerate()
     {
-        if right.starts_with('&') && !scene.has_channels {
+        if right.starts_with('&') && !fixture.has_channels {
             continue;
         }
-        scene.grant_all_but(right);
-        scene.raw.ask("FLUSHALL");
+        fixture.grant_all_but(right);
+        fixture.raw.ask("FLUSHALL");
         let (db, events) = (Db::default(), Events::default());
-        let redis = scene.builder().timeout(Duration::from_millis(300)).open();
+        let redis = fixture.builder().timeout(Duration::from_millis(300)).open();
         let a = node("users", &db, &redis.expect("a handle"), &events);
         assert_eq!(value(a.get(1).await), "row 1", "{right}");
-        says(&a, right).await;
+        wait_until_denied(&a, right).await;
         for key in 2..10 {
             assert_eq!(value(a.get(key).await), format!("row {key}"), "{right}");
         }
@@ -216,7 +218,7 @@ async fn an_opened_handle_says_what_is_missing_goes_on_and_heals() {
             "{right}: {:?}",
             events.all()
         );
-        scene.grant_all_but("");
+        fixture.grant_all_but("");
         eventually("nothing is denied any more", async || {
             a.health().denied.is_none()
         })
@@ -225,7 +227,7 @@ async fn an_opened_handle_says_what_is_missing_goes_on_and_heals() {
         let key = 100 + at as u64;
         assert_eq!(value(a.get(key).await), format!("row {key}"));
         eventually("loads fill L2", async || {
-            scene.raw.get(&users(key)).is_some()
+            fixture.raw.get(&users(key)).is_some()
         })
         .await;
         assert_eq!(
@@ -236,33 +238,33 @@ async fn an_opened_handle_says_what_is_missing_goes_on_and_heals() {
         );
         a.check().await;
     }
-    check_records(&scene.server);
+    check_records(&fixture.server);
 }
 
-/// A look at the rights that gets no answer is not the last.
+/// A check of the rights that gets no answer is repeated.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_right_that_is_missing_is_found_by_a_later_look_when_the_first_is_not_answered() {
-    let mut scene = Scene::new();
-    scene.grant_all_but("+time");
-    let proxy = Proxy::to(scene.server.port()).await;
-    proxy.set(Wire::Hold("EVAL")).await;
+    let mut fixture = Fixture::new();
+    fixture.grant_all_but("+time");
+    let proxy = Proxy::to(fixture.server.port()).await;
+    proxy.set(ProxyMode::Hold("EVAL")).await;
     let timeout = Duration::from_millis(100);
-    let builder = patient(proxy.port()).user("app", "secret");
+    let builder = long_timeout_builder(proxy.port()).user("app", "secret");
     let redis = builder.timeout(timeout).open().expect("a handle");
     let (db, events) = (Db::default(), Events::default());
     let a = node("users", &db, &redis, &events);
     assert_eq!(value(a.get(1).await), "row 1");
-    // The look has begun, and is given up.
+    // The check has begun and has run into its timeout.
     eventually(
         "the clock is asked for",
-        async || matches!(scene.raw.ask("ACL LOG"), Reply::List(denied) if !denied.is_empty()),
+        async || matches!(fixture.raw.ask("ACL LOG"), Reply::List(denied) if !denied.is_empty()),
     )
     .await;
     tokio::time::sleep(3 * timeout).await;
     assert_eq!(a.health().denied, None);
-    proxy.set(Wire::Pass).await;
-    says(&a, "+time").await;
-    scene.grant_all_but("");
+    proxy.set(ProxyMode::Pass).await;
+    wait_until_denied(&a, "+time").await;
+    fixture.grant_all_but("");
     eventually("nothing is denied any more", async || {
         a.health().denied.is_none()
     })
@@ -276,22 +278,22 @@ async fn a_right_that_is_missing_is_found_by_a_later_look_when_the_first_is_not_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_right_that_is_taken_away_while_it_runs_shows_and_heals() {
-    let mut scene = Scene::new();
-    scene.grant_all_but("");
+    let mut fixture = Fixture::new();
+    fixture.grant_all_but("");
     let (db, events) = (Db::default(), Events::default());
-    let redis = scene.builder().connect().await.expect("connect");
+    let redis = fixture.builder().connect().await.expect("connect");
     let a = node("users", &db, &redis, &events);
     assert_eq!(value(a.get(1).await), "row 1");
     assert_eq!(a.health().denied, None);
-    scene.raw.ask("ACL SETUSER app -set");
+    fixture.raw.ask("ACL SETUSER app -set");
     assert_eq!(value(a.get(2).await), "row 2");
-    says(&a, "+set").await;
+    wait_until_denied(&a, "+set").await;
     let error = a
         .insert(3, "three".to_owned())
         .await
         .expect_err("SET is denied");
     assert!(error.is_denied(), "{error:?}");
-    scene.raw.ask("ACL SETUSER app +set");
+    fixture.raw.ask("ACL SETUSER app +set");
     eventually("nothing is denied any more", async || {
         a.health().denied.is_none()
     })
@@ -302,33 +304,33 @@ async fn a_right_that_is_taken_away_while_it_runs_shows_and_heals() {
         (1, 1)
     );
     a.check().await;
-    check_records(&scene.server);
+    check_records(&fixture.server);
 }
 
-/// A SUBSCRIBE that is refused is answered, where nobody waits for an answer: the replies that follow
-/// are those to earlier commands.
+/// The server answers a refused SUBSCRIBE, but no command waits for that answer: the replies that
+/// follow it belong to earlier commands.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l1_is_not_used_where_the_channel_of_one_cache_is_denied() {
-    let mut scene = Scene::new();
-    if !scene.has_channels {
-        // Redis 6.0 denies no channel to anybody.
-        scene.grant_all_but("&tidegate:*");
-        drop(scene.builder().connect().await.expect("connect"));
+    let mut fixture = Fixture::new();
+    if !fixture.has_channels {
+        // Redis 6.0 denies no channel to any user.
+        fixture.grant_all_but("&tidegate:*");
+        drop(fixture.builder().connect().await.expect("connect"));
         return;
     }
-    scene.grant_all_but("&tidegate:*");
-    scene
+    fixture.grant_all_but("&tidegate:*");
+    fixture
         .raw
         .ask("ACL SETUSER app &tidegate::* &tidegate:users:*");
     let (db, events) = (Db::default(), Events::default());
-    let redis = scene.builder().connect().await.expect("connect");
+    let redis = fixture.builder().connect().await.expect("connect");
     let first = node("users", &db, &redis, &events);
     assert_eq!(value(first.get(1).await), "row 1");
     proven(&first).await;
     let second = node("posts", &db, &redis, &events);
     assert_eq!(value(second.get(1).await), "row 1");
-    says(&second, "&tidegate:*").await;
-    // For longer than a subscription takes to be tried again, or a channel to be proven.
+    wait_until_denied(&second, "&tidegate:*").await;
+    // Longer than the retry of a subscription takes, and longer than the proof of a channel takes.
     let begun = tokio::time::Instant::now();
     while begun.elapsed() < Duration::from_secs(3) {
         let entry = second
@@ -340,52 +342,55 @@ async fn l1_is_not_used_where_the_channel_of_one_cache_is_denied() {
         assert_ne!(second.health().channel, Channel::Proven);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    scene.grant_all_but("");
+    fixture.grant_all_but("");
     for node in [&first, &second] {
         proven(node).await;
         node.check().await;
     }
-    check_records(&scene.server);
+    check_records(&fixture.server);
 }
 
-/// The reply to a SUBSCRIBE that is refused may come when no command waits for one; then nobody hears of it.
+/// The reply to a refused SUBSCRIBE may arrive when no command waits for one, and is lost then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_subscription_whose_refusal_nobody_hears_is_never_taken_for_one() {
-    let mut scene = Scene::new();
-    if !scene.has_channels {
-        // Redis 6.0 denies no channel to anybody.
-        scene.grant_all_but("&tidegate:*");
-        drop(scene.builder().connect().await.expect("connect"));
+async fn a_subscription_whose_refusal_is_not_received_is_never_taken_as_confirmed() {
+    let mut fixture = Fixture::new();
+    if !fixture.has_channels {
+        // Redis 6.0 denies no channel to any user.
+        fixture.grant_all_but("&tidegate:*");
+        drop(fixture.builder().connect().await.expect("connect"));
         return;
     }
-    scene.grant_all_but("&tidegate:*");
-    scene
+    fixture.grant_all_but("&tidegate:*");
+    fixture
         .raw
         .ask("ACL SETUSER app &tidegate::* &tidegate:users:*");
-    let proxy = Proxy::to(scene.server.port()).await;
-    let redis = patient(proxy.port()).user("app", "secret").connect().await;
+    let proxy = Proxy::to(fixture.server.port()).await;
+    let redis = long_timeout_builder(proxy.port())
+        .user("app", "secret")
+        .connect()
+        .await;
     let redis = redis.expect("connect");
     let (db, events) = (Db::default(), Events::default());
     let first = node("users", &db, &redis, &events);
     assert_eq!(value(first.get(1).await), "row 1");
     proven(&first).await;
-    proxy.set(Wire::HideDenials).await;
+    proxy.set(ProxyMode::HideDenials).await;
     let second = node("posts", &db, &redis, &events);
     assert_eq!(value(second.get(1).await), "row 1");
-    // For longer than it takes to subscribe, and to be proven.
+    // Longer than a subscription and the proof of a channel take.
     let begun = tokio::time::Instant::now();
     while begun.elapsed() < Duration::from_secs(3) {
         assert_ne!(second.health().channel, Channel::Proven);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    says(&second, "&tidegate:*").await;
-    scene.grant_all_but("");
-    proxy.set(Wire::Pass).await;
+    wait_until_denied(&second, "&tidegate:*").await;
+    fixture.grant_all_but("");
+    proxy.set(ProxyMode::Pass).await;
     for node in [&first, &second] {
         proven(node).await;
         node.check().await;
     }
-    check_records(&scene.server);
+    check_records(&fixture.server);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,28 +1,34 @@
-//! What can happen next. One step is one thing that nothing can come between: a script that the
-//! server carries out, or what a process does under one lock.
+//! The steps that lead out of a state. A step is atomic: a script that the server carries out, or
+//! what a process does under one lock.
 
 use crate::effects::{
-    acquire, alone, commit, crash, detach, ends, execute, fails, fill, forget, hear, holds_still,
-    loaded, may_fill, publish, read, remove, rename_tokens, repair, returns, told, untold,
-    wake_waiters,
+    acquire, change_executed, change_fails, clear_local, commit, crash, detach, execute, fill,
+    finish, finish_with_error, loaded, may_fill, process_message, publish, read, remove,
+    rename_tokens, repair, returns, still_holds, wake_waiters, without_lease,
 };
 use crate::rules::{Model, Rule};
-use crate::state::{At, Done, Flight, How, Kind, Link, Message, Record, State, Under};
-use crate::step::{Step, Taken};
+use crate::state::{
+    FillAgainst, Flight, Kind, Message, Progress, Record, Stage, State, Subscription, WriteKind,
+};
+use crate::step::{Step, StepTaken};
 
-/// The steps that lead out of a state.
-pub(crate) struct Next<'a> {
+/// Collects the steps that lead out of a state.
+pub(crate) struct Transitions<'a> {
     model: &'a Model<'a>,
     from: &'a State,
-    steps: &'a mut Vec<(Taken, State)>,
+    steps: &'a mut Vec<(StepTaken, State)>,
 }
 
 pub(crate) fn number(index: usize) -> u8 {
     u8::try_from(index).expect("there are few of each")
 }
 
-impl<'a> Next<'a> {
-    pub(crate) fn of(model: &'a Model<'a>, from: &'a State, steps: &'a mut Vec<(Taken, State)>) {
+impl<'a> Transitions<'a> {
+    pub(crate) fn of(
+        model: &'a Model<'a>,
+        from: &'a State,
+        steps: &'a mut Vec<(StepTaken, State)>,
+    ) {
         steps.clear();
         let mut next = Self { model, from, steps };
         for process in 0..model.config.processes {
@@ -35,19 +41,19 @@ impl<'a> Next<'a> {
         for write in 0..model.config.writes.len() {
             next.write(write);
         }
-        next.world();
+        next.environment();
     }
 
-    fn step(&mut self, step: Taken, change: impl FnOnce(&mut State)) {
+    fn step(&mut self, step: StepTaken, change: impl FnOnce(&mut State)) {
         let mut to = *self.from;
         change(&mut to);
         self.push(step, to);
     }
 
-    /// The same, and it uses up one of the faults that are allowed.
+    /// A step that uses up one of the allowed faults.
     fn fault(
         &mut self,
-        step: Taken,
+        step: StepTaken,
         left: impl Fn(&mut State) -> &mut u8,
         change: impl FnOnce(&mut State),
     ) {
@@ -60,15 +66,16 @@ impl<'a> Next<'a> {
         }
     }
 
-    fn push(&mut self, step: Taken, mut to: State) {
+    fn push(&mut self, step: StepTaken, mut to: State) {
         if self.model.has(Rule::UniqueToken) && !self.model.replicates() {
             rename_tokens(&mut to);
         }
-        // Nobody joins a detached flight and it stores nothing: what is left of it is its answer.
+        // A detached flight is not joined and stores nothing. Once it has its answer, it has no
+        // further effect.
         for flight in &mut to.flights {
-            let answered = match flight.at {
-                At::Land => flight.fenced && flight.version >= flight.needs,
-                At::LandFailed => true,
+            let answered = match flight.stage {
+                Stage::Complete => flight.fenced && flight.version >= flight.needs,
+                Stage::CompleteWithError => true,
                 _ => false,
             };
             if answered && !flight.joinable {
@@ -80,8 +87,8 @@ impl<'a> Next<'a> {
 
     // ---- callers -------------------------------------------------------------------------------
 
-    /// A get or a refresh joins the flight of its key or leads one. (A get that L1 answers changes
-    /// nothing: what L1 would answer is looked at in every state.)
+    /// A get or a refresh joins the flight of its key or leads one. A get that L1 answers is no
+    /// step, because the answer of L1 is checked in every state.
     fn calls(&mut self, process: usize) {
         let here = &self.from.processes[process];
         let misses = self.model.l1_answer(self.from, process).is_none();
@@ -129,7 +136,7 @@ impl<'a> Next<'a> {
                         detach(model, &mut to.flights[old]);
                     }
                     to.flights[free] = Flight {
-                        at: At::ReadL2,
+                        stage: Stage::ReadL2,
                         process: number(process),
                         refreshes,
                         joinable: true,
@@ -143,15 +150,15 @@ impl<'a> Next<'a> {
         }
     }
 
-    /// Each process has as many slots for flights as it has calls: which process came first makes
-    /// no difference.
+    /// Each process has as many slots for flights as it has calls, so the order of the processes
+    /// makes no difference.
     fn free_slot(&self, process: usize) -> usize {
         let config = self.model.config;
         let calls = |process: usize| usize::from(config.gets[process] + config.refreshes[process]);
         let first: usize = (0..process).map(calls).sum();
         let mut slots = first..first + calls(process);
         slots
-            .find(|slot| !self.from.flights[*slot].flies())
+            .find(|slot| !self.from.flights[*slot].in_use())
             .expect("a flight is led by a call of its process")
     }
 
@@ -160,118 +167,131 @@ impl<'a> Next<'a> {
     fn flight(&mut self, index: usize) {
         let (model, from) = (self.model, self.from);
         let (i, flight) = (number(index), &from.flights[index]);
-        match flight.at {
-            At::Free => {}
-            At::ReadL2 if from.processes[usize::from(flight.process)].repairs > 0 => {
-                self.step((Step::GoAlone, i), |to| alone(&mut to.flights[index]));
+        match flight.stage {
+            Stage::Free => {}
+            Stage::ReadL2 if from.processes[usize::from(flight.process)].repairs > 0 => {
+                self.step((Step::LoadWithoutLease, i), |to| {
+                    without_lease(&mut to.flights[index])
+                });
             }
-            At::ReadL2 => {
+            Stage::ReadL2 => {
                 self.step((Step::Read, i), |to| read(model, to, index));
-                self.go_alone(index);
+                self.load_without_lease(index);
             }
-            At::Reply => self.step((Step::HearReply, i), |to| {
+            Stage::Reply => self.step((Step::ReceiveReply, i), |to| {
                 let flight = &mut to.flights[index];
-                (flight.registered, flight.at) = (true, At::Land);
+                (flight.registered, flight.stage) = (true, Stage::Complete);
             }),
-            At::Acquire => {
+            Stage::Acquire => {
                 self.step((Step::Acquire, i), |to| acquire(model, to, index));
-                self.go_alone(index);
+                self.load_without_lease(index);
             }
-            At::Wait => {
-                // A timer that ends while the lease is there asks again and waits again.
+            Stage::Wait => {
+                // While the lease lasts, the end of a timer leads back to the same wait.
                 let asked = from.l2.kind == Kind::Lease && from.l2.waited_for;
                 if !asked && model.has(Rule::WaitWithTimer) {
                     self.step((Step::TimerEnds, i), |to| {
-                        to.flights[index].at = At::Acquire
+                        to.flights[index].stage = Stage::Acquire
                     });
                 }
-                self.go_alone(index);
+                self.load_without_lease(index);
             }
-            At::Load => {
-                self.step((Step::Load, i), |to| {
-                    loaded(model, &mut to.flights[index], from.source);
-                });
-                if !model.has(Rule::LoadPrimary) && from.source > 0 {
-                    self.step((Step::LoadOld, i), |to| {
-                        loaded(model, &mut to.flights[index], from.source - 1);
-                    });
-                }
-                self.fault(
-                    (Step::LoadFails, i),
-                    |to| &mut to.faults.failures,
-                    |to| {
-                        let flight = &mut to.flights[index];
-                        match flight.under {
-                            Under::Lease => flight.at = At::Mark,
-                            _ => fails(flight),
-                        }
-                    },
-                );
-            }
-            At::Mark => self.step((Step::Mark, i), |to| {
-                if holds_still(to, index) {
-                    wake_waiters(to);
-                    to.l2 = Record::of(Kind::Failed, 0);
-                }
-                fails(&mut to.flights[index]);
-            }),
-            At::Fill => {
-                let stores = may_fill(model, from, index);
-                let step = if stores {
-                    Step::Fill
-                } else {
-                    Step::FillRefused
-                };
-                self.step((step, i), |to| fill(model, to, index));
-                self.fault(
-                    (Step::FillUnknown, i),
-                    |to| &mut to.faults.unknown_fills,
-                    |to| {
-                        fill(model, to, index);
-                        to.flights[index].keeps = false;
-                    },
-                );
-                self.fault(
-                    (Step::FillLost, i),
-                    |to| &mut to.faults.unknown_fills,
-                    |to| ends(&mut to.flights[index], false),
-                );
-            }
-            At::Land if !flight.keeps || flight.fenced => {
-                self.step((Step::LandUnstored, i), |to| {
+            Stage::Load | Stage::MarkFailure => self.loading(index),
+            Stage::Fill => self.filling(index),
+            Stage::Complete if !flight.enters_l1 || flight.fenced => {
+                self.step((Step::CompleteUnstored, i), |to| {
                     let flight = std::mem::take(&mut to.flights[index]);
                     to.old_answer |= flight.version < flight.needs;
                 });
             }
-            At::Land => self.step((Step::Land, i), |to| {
+            Stage::Complete => self.step((Step::Complete, i), |to| {
                 let flight = to.flights[index];
                 to.old_answer |= flight.version < flight.needs;
                 if model.has(Rule::CheckWithStore) {
                     to.flights[index] = Flight::default();
                     to.processes[usize::from(flight.process)].l1 = Some(flight.version);
                 } else {
-                    to.flights[index].at = At::Store;
+                    to.flights[index].stage = Stage::Store;
                 }
             }),
-            At::Store => self.step((Step::Store, i), |to| {
+            Stage::Store => self.step((Step::Store, i), |to| {
                 let flight = std::mem::take(&mut to.flights[index]);
                 to.processes[usize::from(flight.process)].l1 = Some(flight.version);
             }),
-            At::LandFailed => {
-                self.step((Step::LandUnstored, i), |to| {
+            Stage::CompleteWithError => {
+                self.step((Step::CompleteUnstored, i), |to| {
                     to.flights[index] = Flight::default()
                 });
             }
         }
     }
 
-    /// L2 does not answer, or the lease is not given up within `lease_wait`.
-    fn go_alone(&mut self, index: usize) {
+    /// A load ends, or its failure is marked in L2.
+    fn loading(&mut self, index: usize) {
+        let (model, from, i) = (self.model, self.from, number(index));
+        if from.flights[index].stage == Stage::MarkFailure {
+            self.step((Step::MarkFailure, i), |to| {
+                if still_holds(to, index) {
+                    wake_waiters(to);
+                    to.l2 = Record::of(Kind::Failed, 0);
+                }
+                finish_with_error(&mut to.flights[index]);
+            });
+            return;
+        }
+        self.step((Step::Load, i), |to| {
+            loaded(model, &mut to.flights[index], from.source);
+        });
+        if !model.has(Rule::LoadPrimary) && from.source > 0 {
+            self.step((Step::LoadOld, i), |to| {
+                loaded(model, &mut to.flights[index], from.source - 1);
+            });
+        }
         self.fault(
-            (Step::GoAlone, number(index)),
-            |to| &mut to.faults.alone,
+            (Step::LoadFails, i),
+            |to| &mut to.faults.failures,
             |to| {
-                alone(&mut to.flights[index]);
+                let flight = &mut to.flights[index];
+                match flight.fill_against {
+                    FillAgainst::Lease => flight.stage = Stage::MarkFailure,
+                    _ => finish_with_error(flight),
+                }
+            },
+        );
+    }
+
+    /// A fill is carried out or refused, and its outcome may stay unknown.
+    fn filling(&mut self, index: usize) {
+        let (model, from, i) = (self.model, self.from, number(index));
+        let stores = may_fill(model, from, index);
+        let step = if stores {
+            Step::Fill
+        } else {
+            Step::FillRefused
+        };
+        self.step((step, i), |to| fill(model, to, index));
+        self.fault(
+            (Step::FillUnknown, i),
+            |to| &mut to.faults.unknown_fills,
+            |to| {
+                fill(model, to, index);
+                to.flights[index].enters_l1 = false;
+            },
+        );
+        self.fault(
+            (Step::FillLost, i),
+            |to| &mut to.faults.unknown_fills,
+            |to| finish(&mut to.flights[index], false),
+        );
+    }
+
+    /// L2 does not answer, or the lease lasts longer than `lease_wait`.
+    fn load_without_lease(&mut self, index: usize) {
+        self.fault(
+            (Step::LoadWithoutLease, number(index)),
+            |to| &mut to.faults.without_lease,
+            |to| {
+                without_lease(&mut to.flights[index]);
             },
         );
     }
@@ -281,82 +301,89 @@ impl<'a> Next<'a> {
     fn write(&mut self, index: usize) {
         let (model, from) = (self.model, self.from);
         let (i, write) = (number(index), &from.writes[index]);
-        let (process, how) = model.config.writes[index];
+        let (process, write_kind) = model.config.writes[index];
         let process = usize::from(process);
-        match write.done {
-            Done::Nothing if !model.has(Rule::CommitThenInvalidate) => {
-                self.step((Step::Execute, i), |to| execute(model, to, index, how));
+        match write.progress {
+            Progress::Nothing if !model.has(Rule::CommitThenInvalidate) => {
+                self.step((Step::Execute, i), |to| {
+                    execute(model, to, index, write_kind)
+                });
             }
-            Done::Nothing if self.has_turn(how) => self.step((Step::Commit, i), |to| {
-                commit(to, index);
-                to.writes[index].done = Done::Committed;
-            }),
-            Done::Nothing | Done::All => {}
-            Done::Committed if !model.has(Rule::RemoveThenPublish) => {
+            Progress::Nothing if self.may_commit(write_kind) => {
+                self.step((Step::Commit, i), |to| {
+                    commit(to, index);
+                    to.writes[index].progress = Progress::Committed;
+                })
+            }
+            Progress::Nothing | Progress::All => {}
+            Progress::Committed if !model.has(Rule::RemoveThenPublish) => {
                 self.step((Step::Announce, i), |to| {
                     publish(
                         to,
                         Some(process),
                         Message::Changed(to.writes[index].version),
                     );
-                    to.writes[index].done = Done::Announced;
+                    to.writes[index].progress = Progress::Announced;
                 });
             }
-            Done::Committed if !model.has(Rule::L2ThenEvict) => {
+            Progress::Committed if !model.has(Rule::L2ThenEvict) => {
                 self.step((Step::EvictEarly, i), |to| {
-                    forget(model, to, process);
-                    to.writes[index].done = Done::Evicted;
+                    clear_local(model, to, process);
+                    to.writes[index].progress = Progress::Evicted;
                 });
             }
-            Done::Committed | Done::Evicted | Done::Announced => {
-                self.step((Step::Execute, i), |to| execute(model, to, index, how));
-                if how == How::Invalidate {
+            Progress::Committed | Progress::Evicted | Progress::Announced => {
+                self.step((Step::Execute, i), |to| {
+                    execute(model, to, index, write_kind)
+                });
+                if write_kind == WriteKind::Invalidate {
                     self.fault(
-                        (Step::Untold, i),
-                        |to| &mut to.faults.untold,
-                        |to| untold(model, to, index, process),
+                        (Step::ChangeFails, i),
+                        |to| &mut to.faults.change_fails,
+                        |to| change_fails(model, to, index, process),
                     );
                 }
             }
-            Done::Executed => {
+            Progress::Executed => {
                 self.step((Step::Return, i), |to| {
-                    returns(model, to, index, process, how)
+                    returns(model, to, index, process, write_kind)
                 });
                 if !model.has(Rule::EvictWithoutCaller) {
                     self.step((Step::CallerLeaves, i), |to| {
                         let write = &mut to.writes[index];
-                        (write.done, write.dropped) = (Done::All, true);
+                        (write.progress, write.dropped) = (Progress::All, true);
                     });
                 }
             }
-            Done::WaitsOut => {
+            Progress::WaitsForLease => {
                 if from.now >= write.returned + model.config.lease {
-                    self.step((Step::WaitedOut, i), |to| {
-                        to.writes[index].done = Done::All;
+                    self.step((Step::WaitedForLease, i), |to| {
+                        to.writes[index].progress = Progress::All;
                         to.everywhere = to.everywhere.max(to.writes[index].version);
                     });
                 }
             }
-            Done::Premature => self.step((Step::Commit, i), |to| {
+            Progress::Premature => self.step((Step::Commit, i), |to| {
                 commit(to, index);
-                told(to, index, how);
+                change_executed(to, index, write_kind);
                 let version = to.writes[index].version;
                 let here = &mut to.processes[process];
                 here.knows = here.knows.max(version);
-                to.writes[index].done = Done::All;
+                to.writes[index].progress = Progress::All;
             }),
         }
     }
 
-    /// Between the commit and L2's change of a write that inserts, or beside one, nobody commits.
-    fn has_turn(&self, how: How) -> bool {
+    /// While an insert is between its commit and its change of L2, no other write commits, and no
+    /// insert commits while another write is there.
+    fn may_commit(&self, write_kind: WriteKind) -> bool {
         let mut others = self.from.writes.iter().zip(self.model.config.writes);
         !self.model.has(Rule::InsertInTurn)
             || !others.any(|(write, (_, other))| {
-                (how == How::Insert || *other == How::Insert)
+                (write_kind == WriteKind::Insert || *other == WriteKind::Insert)
                     && matches!(
-                        write.done,
-                        Done::Committed | Done::Evicted | Done::Announced
+                        write.progress,
+                        Progress::Committed | Progress::Evicted | Progress::Announced
                     )
             })
     }
@@ -367,68 +394,69 @@ impl<'a> Next<'a> {
         let (model, from) = (self.model, self.from);
         let (i, here) = (number(process), &from.processes[process]);
         if here.inbox[0] != Message::None {
-            self.step((Step::Hear, i), |to| {
-                hear(model, to, process);
-                to.processes[process].hear();
+            self.step((Step::Receive, i), |to| {
+                process_message(model, to, process);
+                to.processes[process].pop_message();
             });
             if matches!(here.inbox[0], Message::Changed(_)) {
                 self.fault(
-                    (Step::HearTwice, i),
+                    (Step::ReceiveTwice, i),
                     |to| &mut to.faults.duplicates,
-                    |to| hear(model, to, process),
+                    |to| process_message(model, to, process),
                 );
             }
         }
-        match here.link {
-            Link::Up => {
+        match here.subscription {
+            Subscription::Up => {
                 self.fault(
                     (Step::Cut, i),
                     |to| &mut to.faults.cuts,
                     |to| {
                         let here = &mut to.processes[process];
-                        (here.link, here.inbox) = (Link::Cut, Default::default());
+                        (here.subscription, here.inbox) = (Subscription::Cut, Default::default());
                     },
                 );
                 let sent = here
                     .inbox
                     .iter()
-                    .any(|message| matches!(message, Message::Beat(_)));
+                    .any(|message| matches!(message, Message::Heartbeat(_)));
                 let renews = here.lease_until < from.now + model.config.lease;
-                // Whoever never reads needs no L1.
+                // A process without gets needs no L1 and so no heartbeats.
                 let reads = model.config.gets[process] > 0;
                 if model.config.lease > 0 && reads && renews && !sent {
-                    self.step((Step::Beat, i), |to| {
+                    self.step((Step::Heartbeat, i), |to| {
                         let here = &mut to.processes[process];
-                        if model.has(Rule::BeatInQueue) {
-                            here.send(Message::Beat(from.now));
+                        if model.has(Rule::HeartbeatInQueue) {
+                            here.send(Message::Heartbeat(from.now));
                         } else {
                             here.lease_until = from.now + model.config.lease;
                         }
                     });
                 }
             }
-            Link::Cut => {
+            Subscription::Cut => {
                 self.step((Step::NoticeCut, i), |to| {
-                    to.processes[process].link = Link::Down
+                    to.processes[process].subscription = Subscription::Down
                 });
             }
-            Link::Down if !model.has(Rule::SubscribeThenForget) => {
-                self.step((Step::Forget, i), |to| {
-                    forget(model, to, process);
-                    to.processes[process].link = Link::Forgotten;
+            Subscription::Down if !model.has(Rule::SubscribeThenClear) => {
+                self.step((Step::ClearLocal, i), |to| {
+                    clear_local(model, to, process);
+                    to.processes[process].subscription = Subscription::Cleared;
                 });
             }
-            Link::Down => self.step((Step::Subscribe, i), |to| {
+            Subscription::Down => self.step((Step::Subscribe, i), |to| {
                 let here = &mut to.processes[process];
-                (here.link, here.lease_until) = (Link::Subscribed, from.now + model.config.lease);
+                (here.subscription, here.lease_until) =
+                    (Subscription::Subscribed, from.now + model.config.lease);
             }),
-            Link::Subscribed => self.step((Step::Up, i), |to| {
-                forget(model, to, process);
-                to.processes[process].link = Link::Up;
+            Subscription::Subscribed => self.step((Step::Up, i), |to| {
+                clear_local(model, to, process);
+                to.processes[process].subscription = Subscription::Up;
             }),
-            Link::Forgotten => {
+            Subscription::Cleared => {
                 self.step((Step::Subscribe, i), |to| {
-                    to.processes[process].link = Link::Up
+                    to.processes[process].subscription = Subscription::Up
                 });
             }
         }
@@ -442,20 +470,20 @@ impl<'a> Next<'a> {
         }
         if here.l1.is_some() {
             self.fault(
-                (Step::L1Drops, i),
+                (Step::L1Evicts, i),
                 |to| &mut to.faults.evictions,
                 |to| to.processes[process].l1 = None,
             );
         }
     }
 
-    // ---- the world -----------------------------------------------------------------------------
+    // ---- the environment ------------------------------------------------------------------------
 
-    fn world(&mut self) {
+    fn environment(&mut self) {
         let (model, from) = (self.model, self.from);
         match from.l2.kind {
             Kind::Absent => {}
-            Kind::Failed => self.step((Step::MarkExpires, 0), |to| to.l2 = Record::ABSENT),
+            Kind::Failed => self.step((Step::FailureExpires, 0), |to| to.l2 = Record::ABSENT),
             Kind::Lease => {
                 let mut flights = from.flights.iter();
                 let alive = flights.any(|flight| flight.holds() && flight.token == from.l2.token);

@@ -1,12 +1,12 @@
-//! Every trouble that a server can be in, each under a steady load: one harness, a row for each.
+//! Every kind of server trouble under a steady load: one harness, one test per kind.
 //!
-//! | what is required | how |
+//! | required | how it is checked |
 //! |---|---|
-//! | no look-up fails, none is older than an invalidation that came to an end here | every answer is looked at |
-//! | a look-up waits for the timeout a few times at most | the longest of all |
-//! | loads stay coalesced | cold keys with 20 callers whose load stands at a gate |
-//! | the trouble was there | an insert failed as it should, or what the row names |
-//! | L2 is used again, and nothing is left to be repaired | fills, a hit of L2 in another cache, a hit of L1 |
+//! | no look-up fails, and none misses an invalidation made here | every answer |
+//! | a look-up waits for a few timeouts at most | the longest look-up |
+//! | loads stay coalesced | cold keys with 20 callers whose load waits at a gate |
+//! | the trouble was present | an insert failed with the expected error, or what the test names |
+//! | L2 is used again, and no repair is pending | fills, an L2 hit in another cache, an L1 hit |
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,28 +18,28 @@ use crate::support::cluster::{Cluster, cluster_info};
 use crate::support::eventually;
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, value};
-use crate::support::proxy::{Proxy, Wire};
+use crate::support::proxy::{Proxy, ProxyMode};
 use crate::support::server::{Reply, Server, url};
 use crate::support::traffic::{HOT, Traffic, why};
 
 const TIMEOUT: Duration = Duration::from_millis(300);
 const LEASE: Duration = Duration::from_millis(500);
-/// A look-up may wait for its first command that is not answered, for a lease whose grant nobody
-/// heard of, and for a fill; and a busy machine may stop it.
+/// A look-up may wait for its first unanswered command, for a lease whose grant was not received,
+/// and for a fill. A busy machine may add to that.
 const LONGEST: Duration = Duration::from_secs(3);
-/// Look-ups while the trouble lasts.
+/// Look-ups that must be answered while the trouble lasts.
 const GETS: u64 = 150;
 
-/// A process that reaches its L2 by that URL, and has been in use.
-struct Ward {
+/// A process that reaches L2 by this URL, under a steady load.
+struct CacheUnderLoad {
     db: Db,
     a: Node,
-    /// Another cache on the same handle, which asks for nothing while there is trouble.
+    /// Another cache on the same handle. It sends nothing while the trouble lasts.
     b: Node,
     traffic: Traffic,
 }
 
-impl Ward {
+impl CacheUnderLoad {
     async fn new(url: &str) -> Self {
         let redis = Redis::builder(url).timeout(TIMEOUT);
         let redis = redis.connect().await.expect("connect");
@@ -60,26 +60,26 @@ impl Ward {
         Self { db, a, b, traffic }
     }
 
-    /// The trouble is there: an insert fails with that word. It becomes an invalidation.
-    async fn feels(&self, word: &str) {
+    /// Waits until an insert fails with this word. The insert becomes an invalidation.
+    async fn wait_for_error(&self, word: &str) {
         eventually(word, async || {
-            let told = self.a.insert(500, "row 500".to_owned()).await;
-            told.is_err_and(|error| why(&error).contains(word))
+            let result = self.a.insert(500, "row 500".to_owned()).await;
+            result.is_err_and(|error| why(&error).contains(word))
         })
         .await;
     }
 
-    /// The same where there is no answer at all.
-    async fn feels_silence(&self) {
+    /// Waits until an insert is not answered at all.
+    async fn wait_for_no_answer(&self) {
         eventually("the server is silent", async || {
-            let told = self.a.insert(500, "row 500".to_owned()).await;
-            told.is_err_and(|error| error.is_timeout() || error.is_unreachable())
+            let result = self.a.insert(500, "row 500".to_owned()).await;
+            result.is_err_and(|error| error.is_timeout() || error.is_unreachable())
         })
         .await;
     }
 
-    /// Cold keys are loaded once, whoever asks; and it goes on.
-    async fn bears_it(&self) {
+    /// Cold keys are loaded once for all callers, and look-ups continue.
+    async fn assert_works_meanwhile(&self) {
         for key in 600..603 {
             let gaps = self.a.stats().gaps;
             let gate = self.db.gate_of(key);
@@ -89,16 +89,16 @@ impl Ward {
             for caller in callers {
                 assert_eq!(value(answer(caller).await), format!("row {key}"));
             }
-            // Whoever comes after a gap does not join what began before it.
+            // Callers that come after a gap do not join a load that began before it.
             let loads = self.db.loads_of(key);
             let gaps = self.a.stats().gaps - gaps;
             assert!(loads <= 1 + gaps, "{loads} loads of key {key}, {gaps} gaps");
         }
-        self.traffic.goes_on(GETS).await;
+        self.traffic.wait_for_look_ups(GETS).await;
     }
 
-    /// Nobody has done anything for it.
-    async fn heals(self, what: &str) {
+    /// The cache recovers by itself.
+    async fn assert_recovers(self, what: &str) {
         let mut key = 10_000;
         eventually(
             "loads fill L2, and another cache reads them there",
@@ -124,7 +124,7 @@ impl Ward {
         for key in 0..HOT {
             let row = self.db.row(key);
             assert_eq!(value(self.a.get(key).await), row);
-            eventually("the other cache has heard of it", async || {
+            eventually("the change has arrived", async || {
                 value(self.b.get(key).await) == row
             })
             .await;
@@ -133,107 +133,107 @@ impl Ward {
     }
 }
 
-/// One server behind a wire.
-struct Scene {
+/// One server behind a proxy.
+struct Fixture {
     server: Server,
     proxy: Proxy,
-    ward: Ward,
+    cache: CacheUnderLoad,
 }
 
-impl Scene {
+impl Fixture {
     async fn new() -> Self {
         Self::on(Server::start()).await
     }
 
     async fn on(server: Server) -> Self {
         let proxy = Proxy::to(server.port()).await;
-        let ward = Ward::new(&url(proxy.port())).await;
+        let cache = CacheUnderLoad::new(&url(proxy.port())).await;
         Self {
             server,
             proxy,
-            ward,
+            cache,
         }
     }
 }
 
-/// What a wire does to it.
-async fn endures(what: &str, wire: Wire) {
-    let scene = Scene::new().await;
-    scene.proxy.set(wire).await;
-    scene.ward.feels_silence().await;
-    scene.ward.bears_it().await;
-    scene.proxy.set(Wire::Pass).await;
-    scene.ward.heals(what).await;
+/// Tests one mode of the proxy.
+async fn test_proxy_mode(what: &str, mode: ProxyMode) {
+    let fixture = Fixture::new().await;
+    fixture.proxy.set(mode).await;
+    fixture.cache.wait_for_no_answer().await;
+    fixture.cache.assert_works_meanwhile().await;
+    fixture.proxy.set(ProxyMode::Pass).await;
+    fixture.cache.assert_recovers(what).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_refused() {
-    endures("refused", Wire::Refuse).await;
+    test_proxy_mode("refused", ProxyMode::Refuse).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_end_in_the_middle_of_a_reply() {
-    endures("torn", Wire::Tear(25)).await;
+    test_proxy_mode("torn", ProxyMode::CutMidReply(25)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_black_hole() {
-    endures("a black hole", Wire::Swallow).await;
+    test_proxy_mode("a black hole", ProxyMode::BlackHole).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_half_a_second_slow() {
-    endures("slow", Wire::Slow(Duration::from_millis(500))).await;
+    test_proxy_mode("slow", ProxyMode::Slow(Duration::from_millis(500))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_whose_clients_are_paused() {
-    let scene = Scene::new().await;
-    // It ends by itself.
-    scene.server.raw().ask("CLIENT PAUSE 1500");
-    scene.ward.feels_silence().await;
-    scene.ward.bears_it().await;
-    scene.ward.heals("CLIENT PAUSE").await;
+    let fixture = Fixture::new().await;
+    // The pause ends by itself.
+    fixture.server.raw().ask("CLIENT PAUSE 1500");
+    fixture.cache.wait_for_no_answer().await;
+    fixture.cache.assert_works_meanwhile().await;
+    fixture.cache.assert_recovers("CLIENT PAUSE").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_stopped() {
-    let scene = Scene::new().await;
-    scene.server.stop();
-    scene.ward.feels_silence().await;
-    scene.ward.bears_it().await;
-    scene.server.resume();
-    scene.ward.heals("SIGSTOP").await;
+    let fixture = Fixture::new().await;
+    fixture.server.stop();
+    fixture.cache.wait_for_no_answer().await;
+    fixture.cache.assert_works_meanwhile().await;
+    fixture.server.resume();
+    fixture.cache.assert_recovers("SIGSTOP").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_and_comes_back_empty() {
-    let mut scene = Scene::new().await;
-    scene.server.kill();
-    scene.ward.feels_silence().await;
-    scene.ward.bears_it().await;
-    scene.server.restart();
-    scene.ward.heals("SIGKILL").await;
+    let mut fixture = Fixture::new().await;
+    fixture.server.kill();
+    fixture.cache.wait_for_no_answer().await;
+    fixture.cache.assert_works_meanwhile().await;
+    fixture.server.restart();
+    fixture.cache.assert_recovers("SIGKILL").await;
 }
 
-/// `-LOADING`: it is back and reads its file.
+/// `-LOADING`: the server is back and reads its file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_loads_its_file() {
     let server = Server::start();
     let mut raw = server.raw();
-    // It answers once for every 2 MB that it has read.
+    // The server answers commands once per 2 MB of the file.
     let many = "for i = 1, 60 do redis.call('SET', 'other:' .. i, string.rep('x', 2100000)) end";
     raw.ask("CONFIG SET rdbcompression no");
     raw.send(&[b"EVAL", many.as_bytes(), b"0"]);
     raw.ask("SAVE");
-    let mut scene = Scene::on(server).await;
-    scene.server.kill();
-    // In microseconds, for each key.
-    scene.server.restart_with(&["--key-load-delay", "80000"]);
-    let mut raw = scene.server.raw();
-    // A connection that is answered so when it introduces itself is none.
-    scene.ward.feels_silence().await;
-    scene.ward.bears_it().await;
+    let mut fixture = Fixture::on(server).await;
+    fixture.server.kill();
+    // The delay for each key, in microseconds.
+    fixture.server.restart_with(&["--key-load-delay", "80000"]);
+    let mut raw = fixture.server.raw();
+    // The client counts a connection that gets this answer to its handshake as not connected.
+    fixture.cache.wait_for_no_answer().await;
+    fixture.cache.assert_works_meanwhile().await;
     let reply = raw.try_ask("GET x");
     assert!(
         matches!(&reply, Reply::Error(error) if error.starts_with("LOADING")),
@@ -244,45 +244,45 @@ async fn a_server_that_loads_its_file() {
         raw.info("loading").as_deref() == Some("0")
     })
     .await;
-    scene.ward.heals("LOADING").await;
+    fixture.cache.assert_recovers("LOADING").await;
 }
 
 /// `-READONLY`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_has_become_a_replica() {
-    let scene = Scene::new().await;
-    let (primary, mut raw) = (Server::start(), scene.server.raw());
+    let fixture = Fixture::new().await;
+    let (primary, mut raw) = (Server::start(), fixture.server.raw());
     raw.ask(&format!("REPLICAOF 127.0.0.1 {}", primary.port()));
     eventually("it has what its primary has", async || {
         raw.info("master_link_status").as_deref() == Some("up")
     })
     .await;
-    scene.ward.feels("READONLY").await;
-    scene.ward.bears_it().await;
+    fixture.cache.wait_for_error("READONLY").await;
+    fixture.cache.assert_works_meanwhile().await;
     raw.ask("REPLICAOF NO ONE");
-    scene.ward.heals("READONLY").await;
+    fixture.cache.assert_recovers("READONLY").await;
 }
 
 /// `-OOM`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_memory() {
-    let scene = Scene::new().await;
-    let mut raw = scene.server.raw();
+    let fixture = Fixture::new().await;
+    let mut raw = fixture.server.raw();
     raw.ask("CONFIG SET maxmemory-policy noeviction");
     raw.ask("CONFIG SET maxmemory 1");
-    scene.ward.feels("OOM").await;
-    scene.ward.bears_it().await;
+    fixture.cache.wait_for_error("OOM").await;
+    fixture.cache.assert_works_meanwhile().await;
     raw.ask("CONFIG SET maxmemory 0");
-    scene.ward.heals("OOM").await;
+    fixture.cache.assert_recovers("OOM").await;
 }
 
 /// `-MISCONF`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_cannot_write_its_file() {
-    let scene = Scene::new().await;
-    let mut raw = scene.server.raw();
-    // The file's name is taken.
-    let file = scene.server.dir().join("dump.rdb");
+    let fixture = Fixture::new().await;
+    let mut raw = fixture.server.raw();
+    // A directory stands where the file should be written.
+    let file = fixture.server.dir().join("dump.rdb");
     std::fs::create_dir(&file).expect("a directory");
     raw.send(&[b"CONFIG", b"SET", b"save", b"3600 1"]);
     raw.ask("BGSAVE");
@@ -290,48 +290,48 @@ async fn a_server_that_cannot_write_its_file() {
         raw.info("rdb_last_bgsave_status").as_deref() == Some("err")
     })
     .await;
-    scene.ward.feels("MISCONF").await;
-    scene.ward.bears_it().await;
+    fixture.cache.wait_for_error("MISCONF").await;
+    fixture.cache.assert_works_meanwhile().await;
     std::fs::remove_dir(&file).expect("remove it");
     raw.ask("BGSAVE");
-    scene.ward.heals("MISCONF").await;
+    fixture.cache.assert_recovers("MISCONF").await;
 }
 
-/// `-NOSCRIPT`: nothing but a script that is sent again.
+/// `-NOSCRIPT`: the script is sent again, and nothing fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_forgets_its_scripts_all_the_time() {
-    let scene = Scene::new().await;
-    let mut raw = scene.server.raw();
-    let (before, failures) = (raw.calls("eval"), scene.ward.a.stats().l2_failures);
+    let fixture = Fixture::new().await;
+    let mut raw = fixture.server.raw();
+    let (before, failures) = (raw.calls("eval"), fixture.cache.a.stats().l2_failures);
     eventually("scripts are sent again", async || {
         raw.ask("SCRIPT FLUSH");
         raw.calls("eval") > before + 50
     })
     .await;
-    scene.ward.bears_it().await;
-    assert_eq!(scene.ward.a.stats().l2_failures, failures);
-    assert_eq!(scene.ward.a.health().pending_repairs, 0);
-    scene.ward.heals("NOSCRIPT").await;
+    fixture.cache.assert_works_meanwhile().await;
+    assert_eq!(fixture.cache.a.stats().l2_failures, failures);
+    assert_eq!(fixture.cache.a.health().pending_repairs, 0);
+    fixture.cache.assert_recovers("NOSCRIPT").await;
 }
 
 /// `-BUSY`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_busy_with_a_script() {
-    let scene = Scene::new().await;
-    let (mut busy, mut raw) = (scene.server.raw(), scene.server.raw());
+    let fixture = Fixture::new().await;
+    let (mut busy, mut raw) = (fixture.server.raw(), fixture.server.raw());
     raw.ask("CONFIG SET lua-time-limit 20");
     busy.tell(&[b"EVAL", b"while true do end", b"0"]);
-    scene.ward.feels("BUSY").await;
-    scene.ward.bears_it().await;
+    fixture.cache.wait_for_error("BUSY").await;
+    fixture.cache.assert_works_meanwhile().await;
     raw.ask("SCRIPT KILL");
-    scene.ward.heals("BUSY").await;
+    fixture.cache.assert_recovers("BUSY").await;
 }
 
 /// `-CLUSTERDOWN`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_is_down() {
     let cluster = Cluster::start(1).await;
-    let ward = Ward::new(&cluster.url()).await;
+    let cache = CacheUnderLoad::new(&cluster.url()).await;
     let mut raw = cluster.nodes[0].raw();
     raw.ask("CONFIG SET cluster-require-full-coverage yes");
     raw.ask("CLUSTER DELSLOTS 0");
@@ -341,53 +341,53 @@ async fn a_cluster_that_is_down() {
     .await;
     let reply = raw.try_ask("GET x");
     assert!(matches!(&reply, Reply::Error(error) if error.starts_with("CLUSTERDOWN")));
-    // The client takes a connection that says so for a broken one.
-    ward.feels_silence().await;
-    ward.bears_it().await;
+    // The client treats a connection with this answer as broken.
+    cache.wait_for_no_answer().await;
+    cache.assert_works_meanwhile().await;
     raw.ask("CLUSTER ADDSLOTS 0");
-    ward.heals("CLUSTERDOWN").await;
+    cache.assert_recovers("CLUSTERDOWN").await;
 }
 
-/// `-TRYAGAIN`: a record is there and its claim is not, or neither is on one node.
+/// `-TRYAGAIN`: the record and its claim are on different nodes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_that_are_on_their_way_for_long() {
     let cluster = Cluster::start(2).await;
-    let ward = Ward::new(&cluster.url()).await;
+    let cache = CacheUnderLoad::new(&cluster.url()).await;
     let mut slots: Vec<(usize, usize)> = (0..HOT)
         .chain([500])
-        .map(|key| (cluster.slot(key), cluster.home(key)))
+        .map(|key| (cluster.slot(key), cluster.primary_of(key)))
         .collect();
     slots.sort_unstable();
     slots.dedup();
     for (slot, home) in &slots {
-        cluster.opens(*slot, *home, 1 - home);
+        cluster.begin_slot_migration(*slot, *home, 1 - home);
     }
-    // What is nowhere is on its way, and what is half there is to be tried again. Whatever came of
-    // other commands at the time, none of this may count as carried out.
-    ward.feels("on its way").await;
+    // An absent key is answered with "on its way", and a key whose record and claim are apart with
+    // TRYAGAIN. Neither answer may count as carried out.
+    cache.wait_for_error("on its way").await;
     eventually("a hot key is to be tried again", async || {
-        ward.traffic.seen().was_refused("TRYAGAIN")
+        cache.traffic.observed().was_refused("TRYAGAIN")
     })
     .await;
-    ward.bears_it().await;
+    cache.assert_works_meanwhile().await;
     for (slot, home) in &slots {
-        cluster.carries(*slot, *home, 1 - home);
-        cluster.settles(*slot, 1 - home);
+        cluster.move_keys_of_slot(*slot, *home, 1 - home);
+        cluster.assign_slot(*slot, 1 - home);
     }
-    ward.heals("TRYAGAIN").await;
+    cache.assert_recovers("TRYAGAIN").await;
 }
 
 /// `-MOVED` and `-ASK`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_that_move_all_the_time() {
     let cluster = Arc::new(Cluster::start(2).await);
-    let ward = Ward::new(&cluster.url()).await;
+    let cache = CacheUnderLoad::new(&cluster.url()).await;
     let (ends, rounds) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicU64::new(0)),
     );
     let mut slots: Vec<(usize, usize)> = (0..HOT)
-        .map(|key| (cluster.slot(key), cluster.home(key)))
+        .map(|key| (cluster.slot(key), cluster.primary_of(key)))
         .collect();
     slots.sort_unstable();
     slots.dedup();
@@ -397,9 +397,9 @@ async fn slots_that_move_all_the_time() {
         tokio::task::spawn_blocking(move || {
             while !ends.load(Ordering::SeqCst) {
                 for (slot, home) in &mut slots {
-                    cluster.opens(*slot, *home, 1 - *home);
-                    cluster.carries(*slot, *home, 1 - *home);
-                    cluster.settles(*slot, 1 - *home);
+                    cluster.begin_slot_migration(*slot, *home, 1 - *home);
+                    cluster.move_keys_of_slot(*slot, *home, 1 - *home);
+                    cluster.assign_slot(*slot, 1 - *home);
                     *home = 1 - *home;
                 }
                 rounds.fetch_add(1, Ordering::SeqCst);
@@ -410,11 +410,14 @@ async fn slots_that_move_all_the_time() {
         rounds.load(Ordering::SeqCst) >= 2
     })
     .await;
-    ward.bears_it().await;
+    cache.assert_works_meanwhile().await;
     eventually("and again", async || rounds.load(Ordering::SeqCst) >= 6).await;
     ends.store(true, Ordering::SeqCst);
     answer(moving).await;
     let redirected = |node: &Server| node.raw().info("errorstat_MOVED").is_some();
-    assert!(cluster.nodes.iter().any(redirected), "nobody was sent on");
-    ward.heals("MOVED").await;
+    assert!(
+        cluster.nodes.iter().any(redirected),
+        "no client was redirected"
+    );
+    cache.assert_recovers("MOVED").await;
 }

@@ -1,4 +1,4 @@
-//! Steady traffic of hits and misses, for the time of an outage.
+//! Steady traffic of hits and misses during an outage.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -6,25 +6,25 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use crate::peer::{Fault, Instance};
+use crate::peer::{BoxError, Instance};
 use crate::table::{Values, millis};
 
-/// Before, meanwhile, and after.
+/// Before, during and after the outage.
 pub(crate) const PHASES: usize = 3;
 
-/// Who has no answer by then counts as failed.
+/// A look-up without an answer after this time counts as failed.
 const BUDGET: Duration = Duration::from_secs(10);
 
-/// Keys that are asked for again and again.
+/// Keys that are looked up again and again.
 const KNOWN: u64 = 100;
 
-pub(crate) struct Drive {
+pub(crate) struct Traffic {
     tasks: JoinSet<[Phase; PHASES]>,
     phase: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
 }
 
-/// What one task has seen of one phase.
+/// What one task has measured in one phase.
 #[derive(Default)]
 struct Phase {
     misses: Outcome,
@@ -37,12 +37,12 @@ struct Outcome {
     failed: usize,
 }
 
-impl Drive {
-    pub(crate) async fn start(peer: &Instance, tasks: u64) -> Result<Self, Fault> {
+impl Traffic {
+    pub(crate) async fn start(peer: &Instance, tasks: u64) -> Result<Self, BoxError> {
         for id in 0..KNOWN {
             peer.get(id).await?;
         }
-        let mut drive = Self {
+        let mut traffic = Self {
             tasks: JoinSet::new(),
             phase: Arc::default(),
             stop: Arc::default(),
@@ -50,10 +50,10 @@ impl Drive {
         for task in 0..tasks {
             let (peer, phase, stop) = (
                 Arc::clone(peer),
-                Arc::clone(&drive.phase),
-                Arc::clone(&drive.stop),
+                Arc::clone(&traffic.phase),
+                Arc::clone(&traffic.stop),
             );
-            drive.tasks.spawn(async move {
+            traffic.tasks.spawn(async move {
                 let mut phases = <[Phase; PHASES]>::default();
                 let mut turn = 0;
                 while !stop.load(Relaxed) {
@@ -62,7 +62,7 @@ impl Drive {
                     for (id, miss) in [(unknown, true), (turn % KNOWN, false)] {
                         let began = phase.load(Relaxed);
                         let answered = look_up(&peer, id).await;
-                        // What the outage caught under way is the outage's.
+                        // A look-up that was under way when the outage began counts for the outage.
                         let of = if began == 0 {
                             phase.load(Relaxed).min(1)
                         } else {
@@ -83,14 +83,15 @@ impl Drive {
                 phases
             });
         }
-        Ok(drive)
+        Ok(traffic)
     }
 
     pub(crate) fn phase(&self, number: usize) {
         self.phase.store(number, Relaxed);
     }
 
-    /// One line for each phase: of misses and hits the number that were answered, that failed, and p50 and p99 in ms.
+    /// One line for each phase: for misses and for hits the number of answers, the number of
+    /// failures, and p50 and p99 in ms.
     pub(crate) async fn stop(self) -> Vec<String> {
         self.stop.store(true, Relaxed);
         let all = self.tasks.join_all().await;
@@ -109,7 +110,7 @@ impl Drive {
     }
 }
 
-/// Milliseconds until there was an answer.
+/// The milliseconds until the answer, or `None` when the look-up failed.
 async fn look_up(peer: &Instance, id: u64) -> Option<f64> {
     let begun = Instant::now();
     let ended = tokio::time::timeout(BUDGET, peer.get(id)).await;

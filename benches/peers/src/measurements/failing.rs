@@ -1,20 +1,20 @@
-//! Loads that do not end as they should, with others waiting for them.
+//! Loads that fail, panic or lose their caller while others wait for them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::{Entrant, Scale, runtime};
+use super::{Participant, Scale, runtime};
 use crate::contenders::caches;
-use crate::peer::{Fault, Instance};
+use crate::peer::{BoxError, Instance};
 use crate::source::Source;
 use crate::table::{Table, Values, count, millis, number};
 
 const LOAD: Duration = Duration::from_millis(100);
 const WAITERS: u64 = 20;
 
-/// Who has no answer by then hangs.
+/// A waiter without an answer after this time counts as hanging.
 const BUDGET: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy)]
@@ -35,30 +35,34 @@ struct Outcome {
     hang: u64,
 }
 
-pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
     let rounds = scale.pick(3, 1);
-    let entrants = Entrant::all(caches(), Source::new)?;
+    let participants = Participant::all(caches(), Source::new)?;
     let mut table = Table::new(
-        "A load that fails, panics, or is left",
-        "One caller begins a load of 100 ms, and 20 ms later 20 others join it. The load returns an error; or it panics, the first time; or the task that \
-         began it is aborted at 50 ms. Loads, and ms until the last waiter has his answer; of the others what the waiters have within 10 s: an answer, an \
-         error, or nothing. Medians of 3 rounds.",
+        "A load that fails, panics, or loses its caller",
+        "One caller begins a load of 100 ms, and 20 ms later 20 others join it. The load returns an error, or panics the first \
+        time, or its task is aborted at 50 ms. For the error: the loads, and the time until the last waiter has its answer. For \
+        the others: how many waiters have an answer, an error or nothing within 10 s, and the loads. Medians of 3 rounds.",
         &[
             "",
             "error: loads",
-            "last waiter, ms",
-            "panic: answered / error / hang",
-            "loads",
-            "left: answered / error / hang",
-            "loads",
+            "error: last waiter, ms",
+            "panic: answers",
+            "panic: errors",
+            "panic: hanging",
+            "panic: loads",
+            "abort: answers",
+            "abort: errors",
+            "abort: hanging",
+            "abort: loads",
         ],
     );
-    for entrant in &entrants {
-        let mut row = vec![entrant.who.name.to_owned()];
+    for participant in &participants {
+        let mut row = vec![participant.who.name.to_owned()];
         for what in ALL {
             let mut outcomes = Vec::new();
             for id in 0..rounds {
-                outcomes.push(round(entrant, what, id)?);
+                outcomes.push(round(participant, what, id)?);
             }
             let of = |pick: fn(&Outcome) -> f64| {
                 number(outcomes.iter().map(pick).collect::<Values>().median())
@@ -72,7 +76,10 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
             ];
             match what {
                 What::Fails => row.extend([loads, last]),
-                What::Panics | What::LeaderGoes => row.extend([ends.join(" / "), loads]),
+                What::Panics | What::LeaderGoes => {
+                    row.extend(ends);
+                    row.push(loads);
+                }
             }
         }
         table.row(row);
@@ -80,14 +87,14 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
     Ok(vec![table])
 }
 
-/// Each with an instance of its own, and a key that nobody has asked for.
-fn round(entrant: &Entrant, what: What, round: u64) -> Result<Outcome, Fault> {
+/// One round with an instance of its own and a cold key.
+fn round(participant: &Participant, what: What, round: u64) -> Result<Outcome, BoxError> {
     let (source, runtime) = (Source::new(), runtime()?);
-    let mut setup = entrant.setup();
+    let mut setup = participant.setup();
     setup.source = source;
     let id = 1_000 * (what as u64 + 1) + round;
     let outcome = runtime.block_on(async {
-        let peer = entrant.open_with(setup).await?;
+        let peer = participant.open_with(setup).await?;
         peer.get(7).await?;
         source.takes(LOAD);
         match what {
@@ -123,7 +130,7 @@ fn round(entrant: &Entrant, what: What, round: u64) -> Result<Outcome, Fault> {
         outcome.loads = source.loads() - before;
         let _ = leader.await;
         peer.close().await;
-        Ok::<_, Fault>(outcome)
+        Ok::<_, BoxError>(outcome)
     });
     runtime.shutdown_background();
     outcome

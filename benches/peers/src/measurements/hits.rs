@@ -1,4 +1,4 @@
-//! Look-ups that this process's memory answers.
+//! Look-ups that the memory of this process answers.
 
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -6,17 +6,26 @@ use std::time::Duration;
 use rand::RngExt;
 use tokio::runtime::Runtime;
 
-use super::{Entrant, Scale, ask_all, runtime};
-use crate::contenders::{Kind, those};
-use crate::peer::{Draws, Fault, Instance};
+use super::{Participant, Scale, ask_all, runtime};
+use crate::contenders::{Kind, contenders_where};
+use crate::peer::{BoxError, Draws, Instance};
 use crate::source::{ABSENT, Source, name_of};
-use crate::table::{Table, Values, count, nanos, number, times};
+use crate::table::{Table, Values, count, nanos, number};
 
-const METHOD: &str = "Nanoseconds of one get-or-load that finds a fresh value of about 100 bytes in this process's \
-    memory: the median of 9 rounds of 90,000 look-ups with the quartiles, and the multiple of `moka::sync::Cache::get` in the same \
-    rounds. Keys are drawn beforehand: always the same one, or by Zipf's law (exponent 0.99) from 1,000 or 100,000; \
-    the instance holds all 100,000 in every column, with room for twice as many. With two threads it is the time of the slower one. Every cache has its Redis behind it; \
-    cached has its memory store alone. None of the measured look-ups loads.";
+const METHOD: &str = "The time of one get-or-load that finds a fresh value of about 100 bytes in the memory of the \
+    process. Medians and quartiles of 9 rounds with 90,000 look-ups each, and the median multiple of \
+    `moka::sync::Cache::get` in the same rounds. Keys are drawn beforehand: always the same one, or by Zipf's law \
+    (exponent 0.99) from 1,000 or 100,000. The instance always holds all 100,000 keys and has room for twice as many. \
+    With two threads, the time is that of the slower one. Every cache has its Redis behind it, except cached, which has \
+    its memory store alone. No measured look-up loads.";
+
+const HEAD: [&str; 5] = [
+    "keys",
+    "cache",
+    "median, ns",
+    "quartiles, ns",
+    "multiple of moka",
+];
 
 struct Column {
     head: &'static str,
@@ -25,59 +34,55 @@ struct Column {
     by_name: bool,
 }
 
-pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
     let keys = scale.pick(100_000, 2_000);
     let columns = columns(keys, scale.pick(100_000, 2_000));
     let names: Vec<String> = (0..keys).map(name_of).collect();
     let runtime = runtime()?;
-    let entrants = Entrant::all(those(|one| one.l1 && one.kind != Kind::Outage), Source::new)?;
-    let filled: Vec<Instance> = entrants
+    let participants = Participant::all(
+        contenders_where(|one| one.l1 && one.kind != Kind::Outage),
+        Source::new,
+    )?;
+    let filled: Vec<Instance> = participants
         .iter()
-        .map(|entrant| fill(&runtime, entrant, &names))
+        .map(|participant| fill(&runtime, participant, &names))
         .collect::<Result<_, _>>()?;
-    let mut measured = vec![vec![Values::default(); columns.len()]; entrants.len()];
-    let mut loads = vec![0; columns.len() * entrants.len()];
+    let mut measured = vec![vec![Values::default(); columns.len()]; participants.len()];
+    let mut loads = vec![0; columns.len() * participants.len()];
     for _ in 0..scale.pick(9, 1) {
         for (at, column) in columns.iter().enumerate() {
             for (who, peer) in filled.iter().enumerate() {
-                // What another one left in the CPU's caches is nobody's merit.
+                // A warm-up, because the other contenders have used the CPU's caches.
                 let (warm, ids) = column.ids.split_at(column.ids.len() / 10);
                 side_by_side(peer, column, warm, &names)?;
-                let before = entrants[who].source.loads();
+                let before = participants[who].source.loads();
                 let took = side_by_side(peer, column, ids, &names)?;
-                loads[who * columns.len() + at] += entrants[who].source.loads() - before;
+                loads[who * columns.len() + at] += participants[who].source.loads() - before;
                 measured[who][at].push(nanos(took) / count(ids.len() as u64));
             }
         }
     }
-    let heads = |by_name| {
-        let of = columns.iter().filter(|column| column.by_name == by_name);
-        std::iter::once("")
-            .chain(of.map(|column| column.head))
-            .collect::<Vec<_>>()
-    };
     let mut tables = [
-        Table::new("L1 hits, keys that are numbers", METHOD, &heads(false)),
+        Table::new("L1 hits, keys that are numbers", METHOD, &HEAD),
         Table::new(
             "L1 hits, keys that are strings",
-            "The same, with keys that the caller has as a `String`. Where a cache takes strings alone, the numbers above were \
-             formatted for each look-up, and that is in their times.",
-            &heads(true),
+            "The same with keys that the caller has as a `String`. A cache that takes only strings formats the numbers of \
+            the table above for each look-up, and its times there include that.",
+            &HEAD,
         ),
     ];
-    for (who, entrant) in entrants.iter().enumerate() {
-        for (table, by_name) in tables.iter_mut().zip([false, true]) {
-            let mut row = vec![entrant.who.name.to_owned()];
-            for (at, column) in columns.iter().enumerate() {
-                if column.by_name == by_name {
-                    let (ours, limit) = (&measured[who][at], &measured[0][at]);
-                    let ratio = times(ours.per(limit).median());
-                    row.push(match loads[who * columns.len() + at] {
-                        0 => format!("{}, {ratio}", ours.spread()),
-                        loads => format!("not kept: {} loads", number(count(loads))),
-                    });
+    for (at, column) in columns.iter().enumerate() {
+        let table = &mut tables[usize::from(column.by_name)];
+        for (who, participant) in participants.iter().enumerate() {
+            let mut row = vec![column.head.to_owned(), participant.who.name.to_owned()];
+            row.extend(match loads[who * columns.len() + at] {
+                0 => measured[who][at].beside(&measured[0][at]),
+                loads => {
+                    let none = number(f64::NAN);
+                    let text = format!("not kept: {} loads", number(count(loads)));
+                    [text, none.clone(), none]
                 }
-            }
+            });
             table.row(row);
         }
     }
@@ -130,7 +135,7 @@ fn columns(keys: u64, times: usize) -> Vec<Column> {
     columns
 }
 
-/// So many draws from as many keys, of which the first is the most frequent.
+/// Draws `times` keys by Zipf's law. The first key is the most frequent.
 fn zipf(keys: u64, times: usize) -> Vec<u64> {
     let mut sum = 0.0;
     let until: Vec<f64> = (1..=keys)
@@ -148,15 +153,19 @@ fn zipf(keys: u64, times: usize) -> Vec<u64> {
         .collect()
 }
 
-fn fill(runtime: &Runtime, entrant: &Entrant, names: &[String]) -> Result<Instance, Fault> {
+fn fill(
+    runtime: &Runtime,
+    participant: &Participant,
+    names: &[String],
+) -> Result<Instance, BoxError> {
     let keys = names.len() as u64;
-    let mut setup = entrant.setup();
+    let mut setup = participant.setup();
     setup.capacity = 2 * keys.max(1_000);
     runtime.block_on(async {
-        let peer = entrant.open_with(setup).await?;
+        let peer = participant.open_with(setup).await?;
         let ids: Vec<u64> = (0..keys).chain(ABSENT..ABSENT + 1_000).collect();
         if ask_all(&peer, &ids, 64).await? > 0 {
-            return Err(format!("{} cannot be filled", entrant.who.slug).into());
+            return Err(format!("{} cannot be filled", participant.who.slug).into());
         }
         let mut running = tokio::task::JoinSet::new();
         for share in names.chunks(names.len().div_ceil(64)) {
@@ -165,7 +174,7 @@ fn fill(runtime: &Runtime, entrant: &Entrant, names: &[String]) -> Result<Instan
                 for name in &share {
                     peer.get_by_name(name).await?;
                 }
-                Ok::<_, Fault>(())
+                Ok::<_, BoxError>(())
             });
         }
         while let Some(ended) = running.join_next().await {
@@ -175,13 +184,13 @@ fn fill(runtime: &Runtime, entrant: &Entrant, names: &[String]) -> Result<Instan
     })
 }
 
-/// How long it takes until all threads are through.
+/// The time of the slowest thread.
 fn side_by_side(
     peer: &Instance,
     column: &Column,
     ids: &[u64],
     names: &[String],
-) -> Result<Duration, Fault> {
+) -> Result<Duration, BoxError> {
     let barrier = Barrier::new(column.threads);
     let draws = Draws {
         ids,

@@ -1,12 +1,12 @@
-//! Random traffic against a source of truth with versions: no look-up answers a version older than
-//! the last invalidation that had returned in its process.
+//! Random traffic against a source with versions: no look-up answers a version older than the last
+//! invalidation that had returned in its process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::support::backend::{Backend, on_both_tiers};
 use crate::support::eventually;
-use crate::support::ground::{Ground, on_both_tiers};
 use crate::support::loader::{Behaviour, Db};
 use crate::support::node::{Node, answer, value};
 
@@ -20,11 +20,11 @@ const NODES: usize = 3;
 const TASKS: u64 = 12;
 const STEPS: u64 = 120;
 
-/// Random enough, and the same in every run.
-struct Dice(u64);
+/// A xorshift generator with a fixed seed: the same numbers in every run.
+struct Rng(u64);
 
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+impl Rng {
+    fn below(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -32,28 +32,28 @@ impl Dice {
     }
 }
 
-/// The newest versions: written, and invalidated in each process.
+/// The newest version of each key in the source, and the newest that each process has invalidated.
 #[derive(Default)]
 struct Truth {
     written: [AtomicU64; KEYS],
     floors: [[AtomicU64; KEYS]; NODES],
 }
 
-async fn run(db: Db, node: Node, at: usize, truth: Arc<Truth>, mut dice: Dice) {
+async fn run(db: Db, node: Node, at: usize, truth: Arc<Truth>, mut rng: Rng) {
     for _ in 0..STEPS {
-        let key = dice.roll(KEYS as u64);
+        let key = rng.below(KEYS as u64);
         let index = usize::try_from(key).expect("a small number");
         let floor = &truth.floors[at][index];
-        match dice.roll(10) {
+        match rng.below(10) {
             0 => {
-                // The commit is one step, as in a database; then everyone is told.
+                // The commit is one step, as in a database. The invalidation follows it.
                 let version = db.update(key, || {
                     truth.written[index].fetch_add(1, Ordering::SeqCst) + 1
                 });
                 node.invalidate(&key).await.expect("an invalidation");
                 floor.fetch_max(version, Ordering::SeqCst);
             }
-            1 => tokio::time::sleep(Duration::from_micros(dice.roll(3_000))).await,
+            1 => tokio::time::sleep(Duration::from_micros(rng.below(3_000))).await,
             _ => {
                 let least = floor.load(Ordering::SeqCst);
                 let version: u64 = value(node.get(key).await).parse().expect("a version");
@@ -66,7 +66,7 @@ async fn run(db: Db, node: Node, at: usize, truth: Arc<Truth>, mut dice: Dice) {
     }
 }
 
-async fn storm(ground: Ground, l1_capacity: u64) {
+async fn storm(backend: Backend, l1_capacity: u64) {
     let db = Db::default();
     for key in 0..KEYS as u64 {
         db.write(key, "0");
@@ -78,7 +78,7 @@ async fn storm(ground: Ground, l1_capacity: u64) {
     let mut nodes = Vec::new();
     for _ in 0..NODES {
         nodes.push(
-            ground
+            backend
                 .node_with(&db, |builder| builder.l1_capacity(l1_capacity))
                 .await,
         );
@@ -87,19 +87,19 @@ async fn storm(ground: Ground, l1_capacity: u64) {
     let mut tasks = Vec::new();
     for task in 0..TASKS {
         let at = usize::try_from(task).expect("a small number") % NODES;
-        let dice = Dice(0x9E37_79B9_7F4A_7C15 ^ (task << 17));
+        let rng = Rng(0x9E37_79B9_7F4A_7C15 ^ (task << 17));
         tasks.push(tokio::spawn(run(
             db.clone(),
             nodes[at].clone(),
             at,
             Arc::clone(&truth),
-            dice,
+            rng,
         )));
     }
     for task in tasks {
         answer(task).await;
     }
-    // When all messages have arrived there is nothing old left in any tier.
+    // When all messages have arrived, no tier holds an older version.
     for node in &nodes {
         for (key, written) in truth.written.iter().enumerate() {
             let latest = written.load(Ordering::SeqCst).to_string();
@@ -111,13 +111,13 @@ async fn storm(ground: Ground, l1_capacity: u64) {
     }
     let coalesced: u64 = nodes.iter().map(|node| node.stats().coalesced).sum();
     assert!(coalesced > 0, "nothing was at stake");
-    ground.check(&nodes.iter().collect::<Vec<_>>()).await;
+    backend.check(&nodes.iter().collect::<Vec<_>>()).await;
 }
 
-async fn no_look_up_answers_less_than_the_last_invalidation_that_returned(ground: Ground) {
-    storm(ground, 10_000).await;
+async fn no_look_up_answers_less_than_the_last_invalidation_that_returned(backend: Backend) {
+    storm(backend, 10_000).await;
 }
 
-async fn no_look_up_answers_less_than_that_without_l1_either(ground: Ground) {
-    storm(ground, 0).await;
+async fn no_look_up_answers_less_than_that_without_l1_either(backend: Backend) {
+    storm(backend, 0).await;
 }

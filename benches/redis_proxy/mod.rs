@@ -1,4 +1,4 @@
-//! A real server and a wire to it that can be broken: those of the tests.
+//! A real server and a proxy that can disturb its connections, shared with the tests.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ pub(crate) mod proxy;
 #[path = "../../tests/it/support/server.rs"]
 pub(crate) mod server;
 
-/// Asks again and again until it holds; panics with its name when it does not.
+/// Polls a condition until it holds. Panics with `what` when it does not hold in time.
 pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !holds().await {

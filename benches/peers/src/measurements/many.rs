@@ -3,23 +3,23 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use super::{Entrant, Scale, ask_all, runtime};
-use crate::contenders::those;
-use crate::peer::{Fault, Instance};
+use super::{Participant, Scale, ask_all, runtime};
+use crate::contenders::contenders_where;
+use crate::peer::{BoxError, Instance};
 use crate::source::Source;
-use crate::table::{Table, Values, count, micros, times};
+use crate::table::{Table, Values, count, micros};
 
 const KEYS: u64 = 100;
 
-pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
     let (rounds, calls) = (scale.pick(11, 1), scale.pick(100, 5));
     let runtime = runtime()?;
-    let entrants = Entrant::all(
-        those(|one| matches!(one.slug, "fred" | "tidegate" | "moka")),
+    let participants = Participant::all(
+        contenders_where(|one| matches!(one.slug, "fred" | "tidegate" | "moka")),
         Source::new,
     )?;
-    // It is about tidegate alone, which may not have been asked for.
-    let [moka, fred, tidegate] = &entrants[..] else {
+    // The table needs these three rows, and `--only` may have left one of them out.
+    let [moka, fred, tidegate] = &participants[..] else {
         return Ok(Vec::new());
     };
     let (fred_source, source) = (fred.source, tidegate.source);
@@ -27,10 +27,10 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
     let [mut limit, mut ours, mut l1_limit, mut l1] = [(); 4].map(|()| Values::default());
     runtime.block_on(async {
         let all: Vec<u64> = (0..rounds * calls * KEYS).collect();
-        for entrant in &entrants {
-            let mut setup = entrant.setup();
+        for participant in &participants {
+            let mut setup = participant.setup();
             setup.capacity = 2 * all.len() as u64;
-            let peer = entrant.open_with(setup).await?;
+            let peer = participant.open_with(setup).await?;
             ask_all(&peer, &all, 64).await?;
             peer.close().await;
         }
@@ -39,7 +39,7 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
         let moka = moka.open_with(setup).await?;
         ask_all(&moka, &all, 1).await?;
         let fred = fred.open().await?;
-        // It has nothing in L1 in the beginning.
+        // This instance begins with an empty L1.
         let mut setup = tidegate.setup();
         setup.capacity = 2 * all.len() as u64;
         let peer = tidegate.open_with(setup).await?;
@@ -61,23 +61,33 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
             return Err("some were loaded".into());
         }
         peer.close().await;
-        Ok::<_, Fault>(())
+        Ok::<_, BoxError>(())
     })?;
     let mut table = Table::new(
         "100 keys in one call",
-        "`get_many` of tidegate, values of about 100 bytes, µs for a call: from Redis, against fred's MGET and decoding alone; and from L1, against 100 \
-         calls of moka's `get`, each in a box as the others are. Medians of 11 rounds of 100 calls. No other cache here has such a call.",
-        &["", "limit, µs", "tidegate, µs", "ratio"],
+        "One call of tidegate's `get_many` with values of about 100 bytes. From Redis, the limit is fred's MGET and decoding \
+        alone. From L1, the limit is 100 calls of moka's `get`, each boxed as the others are. Medians and quartiles of 11 rounds \
+        of 100 calls. No other cache here has such a call.",
+        &[
+            "",
+            "limit, µs",
+            "quartiles, µs",
+            "tidegate, µs",
+            "quartiles, µs",
+            "multiple of the limit",
+        ],
     );
     for (what, limit, ours) in [("from Redis", &limit, &ours), ("from L1", &l1_limit, &l1)] {
-        let ratio = times(ours.per(limit).median());
-        table.row(vec![what.to_owned(), limit.spread(), ours.spread(), ratio]);
+        let mut row = vec![what.to_owned()];
+        row.extend(limit.spread());
+        row.extend(ours.beside(limit));
+        table.row(row);
     }
     Ok(vec![table])
 }
 
-/// Microseconds of each.
-async fn calls_in_a_row(peer: &Instance, calls: Range<u64>) -> Result<f64, Fault> {
+/// Microseconds of each call.
+async fn calls_in_a_row(peer: &Instance, calls: Range<u64>) -> Result<f64, BoxError> {
     let (begun, number) = (Instant::now(), calls.end - calls.start);
     for call in calls {
         let ids = (call * KEYS..(call + 1) * KEYS).collect();

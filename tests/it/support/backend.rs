@@ -1,4 +1,4 @@
-//! What a contract test runs on: the embedded tier under paused time, or a real server.
+//! The backend of a contract test: the embedded tier under paused time, or a real server.
 
 use std::time::Duration;
 
@@ -8,20 +8,20 @@ use super::loader::Db;
 use super::node::Node;
 use super::server::{Monitor, Server, is_lease};
 
-pub(crate) enum Ground {
+pub(crate) enum Backend {
     InProcess(InProcess),
     Redis(Server),
 }
 
-/// What the cache `users` remembers of invalidations as a whole.
-pub(crate) const MARKS: &str = "tidegate:users::{marks}";
+/// The key of the watermarks of the cache `users`.
+pub(crate) const WATERMARKS_KEY: &str = "tidegate:users::{marks}";
 
-/// The key `key` of the cache `users` as Redis knows it.
+/// The Redis key of an entry of the cache `users`.
 pub(crate) fn users(key: u64) -> String {
     format!("tidegate:users:{key}")
 }
 
-impl Ground {
+impl Backend {
     pub(crate) fn in_process() -> Self {
         Self::InProcess(InProcess::new())
     }
@@ -44,8 +44,8 @@ impl Ground {
         self.named("users", db.clone(), settings).await
     }
 
-    /// The same with another name or loader. The lease lives longer than a test may take, so
-    /// whatever goes on before was woken.
+    /// The same with another name or loader. The lease outlasts the test, so that a process which
+    /// waits for it goes on only when it is woken.
     pub(crate) async fn named<L>(
         &self,
         name: &str,
@@ -62,7 +62,11 @@ impl Ground {
             .lease_wait(Duration::from_secs(60));
         let builder = match self {
             Self::InProcess(tier) => builder.l2(tier.clone()),
-            Self::Redis(server) => builder.l2(server.patient().connect().await.expect("connect")),
+            Self::Redis(server) => builder.l2(server
+                .long_timeout_builder()
+                .connect()
+                .await
+                .expect("connect")),
         };
         Node::new(settings(builder).build().expect("settings that make sense"))
     }
@@ -74,7 +78,7 @@ impl Ground {
         }
     }
 
-    /// How many entries, leases and marks of failed loads there are.
+    /// The number of entries, leases and failure marks.
     pub(crate) fn records(&self) -> usize {
         match self {
             Self::InProcess(tier) => tier.len(),
@@ -82,15 +86,16 @@ impl Ground {
         }
     }
 
-    /// Counts what is asked of the tier from now on.
-    pub(crate) fn watch(&self) -> Watch {
+    /// Counts the commands to the tier from now on.
+    pub(crate) fn command_counter(&self) -> CommandCounter {
         match self {
-            Self::InProcess(tier) => Watch::InProcess(tier.clone(), tier.commands()),
-            Self::Redis(server) => Watch::Redis(server.monitor()),
+            Self::InProcess(tier) => CommandCounter::InProcess(tier.clone(), tier.commands()),
+            Self::Redis(server) => CommandCounter::Redis(server.monitor()),
         }
     }
 
-    /// Every node at rest, every key of the tier with an expiry, no lease among them.
+    /// Asserts that every node is idle, that every key of the tier has an expiry, and that no lease
+    /// is left.
     pub(crate) async fn check<V: Send + Sync + 'static>(&self, nodes: &[&Node<V>]) {
         for node in nodes {
             node.check().await;
@@ -101,12 +106,12 @@ impl Ground {
     }
 }
 
-/// No key without an expiry, no lease and no claim.
+/// Asserts that every key has an expiry, and that no lease and no claim is left.
 pub(crate) fn check_records(server: &Server) {
     let mut raw = server.raw();
     for key in raw.keys("tidegate*") {
         let pttl = raw.pttl(&key);
-        // -2: it has just expired.
+        // -2: the key has just expired.
         assert!(pttl > 0 || pttl == -2, "{key} has no expiry");
     }
     for key in raw.entries("tidegate*") {
@@ -117,20 +122,20 @@ pub(crate) fn check_records(server: &Server) {
     }
 }
 
-pub(crate) enum Watch {
+pub(crate) enum CommandCounter {
     InProcess(InProcess, u64),
     Redis(Monitor),
 }
 
-impl Watch {
-    /// How many commands there were since the last call.
+impl CommandCounter {
+    /// The number of commands since the last call.
     pub(crate) fn commands(&mut self) -> u64 {
         match self {
             Self::InProcess(tier, before) => {
                 let now = tier.commands();
                 now - std::mem::replace(before, now)
             }
-            Self::Redis(monitor) => monitor.seen().len() as u64,
+            Self::Redis(monitor) => monitor.command_names().len() as u64,
         }
     }
 }
@@ -141,13 +146,13 @@ macro_rules! on_both_tiers {
         mod in_process {
             $(#[tokio::test(start_paused = true)]
             async fn $test() {
-                super::$test($crate::support::ground::Ground::in_process()).await;
+                super::$test($crate::support::backend::Backend::in_process()).await;
             })*
         }
         mod redis {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
-                super::$test($crate::support::ground::Ground::redis()).await;
+                super::$test($crate::support::backend::Backend::redis()).await;
             })*
         }
     };

@@ -3,21 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Entrant, Scale, runtime};
+use super::{Participant, Scale, runtime};
 use crate::contenders::caches;
-use crate::peer::{Fault, Instance};
+use crate::peer::{BoxError, Instance};
 use crate::source::Source;
 use crate::table::Table;
 
-/// What a look-up found, after the source had changed and the key had been invalidated.
+/// What look-ups found after the source had changed and the key had been invalidated.
 #[derive(Default)]
-struct Seen {
+struct Findings {
     fresh: u32,
     stale: u32,
     failed: u32,
 }
 
-impl Seen {
+impl Findings {
     async fn look_up(&mut self, peer: &Instance, id: u64, revision: u64) {
         match peer.get(id).await {
             Ok(Some(user)) if user.revision >= revision => self.fresh += 1,
@@ -35,41 +35,46 @@ impl Seen {
     }
 }
 
-pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
     let rounds = scale.pick(10, 1);
     let runtime = runtime()?;
     let mut table = Table::new(
         "An invalidation, and what is read after it",
-        "During a load of 100 ms, which has read its value, the source changes and the key is invalidated. When the load has ended, the key is read \
-         again: by the same instance, and by a new one that has only Redis to ask. Across instances: B has loaded the key, A invalidates it, and 300 ms later B \
-         reads. 10 rounds; where they differ, how many. cached has no L1 over its Redis that could be stale in B.",
+        "During a load of 100 ms that has read its value, the source changes and the key is invalidated. After the load, the \
+        key is read again by the same instance, and by a new one that has only Redis to ask. Across instances: B has loaded the \
+        key, A invalidates it, and B reads 300 ms later. 10 rounds. Where they differ, the cell tells how many. cached has no \
+        L1 over its Redis that could be stale in B.",
         &[
             "",
             "during a load: the same instance",
-            "a new instance",
+            "during a load: a new instance",
             "B, 300 ms after A invalidated",
         ],
     );
-    for entrant in Entrant::all(caches(), Source::new)? {
-        let (mut same, mut new, mut other) = (Seen::default(), Seen::default(), Seen::default());
+    for participant in Participant::all(caches(), Source::new)? {
+        let (mut same, mut new, mut other) = (
+            Findings::default(),
+            Findings::default(),
+            Findings::default(),
+        );
         runtime.block_on(async {
-            let (a, b) = (entrant.open().await?, entrant.open().await?);
-            // Subscriptions are made.
+            let (a, b) = (participant.open().await?, participant.open().await?);
+            // Time for the subscriptions to be made.
             tokio::time::sleep(Duration::from_millis(200)).await;
             for id in 0..rounds {
-                during_a_load(&entrant, &a, id, &mut same, &mut new).await?;
+                during_a_load(&participant, &a, id, &mut same, &mut new).await?;
                 b.get(1_000 + id).await?;
-                let revision = entrant.source.changes();
+                let revision = participant.source.changes();
                 a.invalidate(1_000 + id).await?;
                 tokio::time::sleep(Duration::from_millis(300)).await;
                 other.look_up(&b, 1_000 + id, revision).await;
             }
             a.close().await;
             b.close().await;
-            Ok::<_, Fault>(())
+            Ok::<_, BoxError>(())
         })?;
         table.row(vec![
-            entrant.who.name.to_owned(),
+            participant.who.name.to_owned(),
             same.text(),
             new.text(),
             other.text(),
@@ -79,13 +84,13 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
 }
 
 async fn during_a_load(
-    entrant: &Entrant,
+    participant: &Participant,
     peer: &Instance,
     id: u64,
-    same: &mut Seen,
-    new: &mut Seen,
-) -> Result<(), Fault> {
-    let (source, before) = (entrant.source, entrant.source.loads());
+    same: &mut Findings,
+    new: &mut Findings,
+) -> Result<(), BoxError> {
+    let (source, before) = (participant.source, participant.source.loads());
     source.takes(Duration::from_millis(100));
     let load = tokio::spawn({
         let peer = Arc::clone(peer);
@@ -98,8 +103,8 @@ async fn during_a_load(
     peer.invalidate(id).await?;
     load.await??;
     source.takes(Duration::ZERO);
-    // The new one first: what the other one loads would be in Redis.
-    let third = entrant.open().await?;
+    // The new instance looks first: the other one would load the key into Redis.
+    let third = participant.open().await?;
     new.look_up(&third, id, revision).await;
     third.close().await;
     same.look_up(peer, id, revision).await;

@@ -1,11 +1,11 @@
-//! What is measured, a table or two in each module.
+//! The measurements, one module for one or two tables.
 
 use std::sync::Arc;
 
 use tokio::runtime::Runtime;
 
 use crate::contenders::Contender;
-use crate::peer::{Fault, Instance, Setup};
+use crate::peer::{BoxError, Instance, Setup};
 use crate::server::Server;
 use crate::source::Source;
 use crate::table::Table;
@@ -21,10 +21,10 @@ mod many;
 mod miss;
 mod outage;
 
-/// How much of it.
+/// The size of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scale {
-    /// Only whether it runs.
+    /// A small round, to check that everything runs.
     pub(crate) quick: bool,
 }
 
@@ -34,10 +34,10 @@ impl Scale {
     }
 }
 
-pub(crate) type Measure = fn(Scale) -> Result<Vec<Table>, Fault>;
+pub(crate) type Measure = fn(Scale) -> Result<Vec<Table>, BoxError>;
 
-/// By their names on the command line, in the order of the file.
-pub(crate) const CELLS: [(&str, Measure); 10] = [
+/// All measurements by their names on the command line, in the order of the file.
+pub(crate) const MEASUREMENTS: [(&str, Measure); 10] = [
     ("hits", hits::measure),
     ("l2", l2::measure),
     ("miss", miss::measure),
@@ -51,22 +51,23 @@ pub(crate) const CELLS: [(&str, Measure); 10] = [
 ];
 
 /// Two workers, as many as the machine of the published tables has cores.
-fn runtime() -> Result<Runtime, Fault> {
+fn runtime() -> Result<Runtime, BoxError> {
     Ok(tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?)
 }
 
-/// A contender with a server of its own, so that what one sends is not counted for another.
-struct Entrant {
+/// A contender with a server of its own, so that the commands of one contender do not count for
+/// another.
+struct Participant {
     who: Contender,
     server: Server,
     source: &'static Source,
 }
 
-impl Entrant {
-    fn all(of: Vec<Contender>, source: fn() -> &'static Source) -> Result<Vec<Self>, Fault> {
+impl Participant {
+    fn all(of: Vec<Contender>, source: fn() -> &'static Source) -> Result<Vec<Self>, BoxError> {
         of.into_iter()
             .map(|who| {
                 let server = Server::start()?;
@@ -84,18 +85,18 @@ impl Entrant {
         Setup::new(self.server.url(), self.source)
     }
 
-    async fn open(&self) -> Result<Instance, Fault> {
+    async fn open(&self) -> Result<Instance, BoxError> {
         self.open_with(self.setup()).await
     }
 
-    async fn open_with(&self, setup: Setup) -> Result<Instance, Fault> {
+    async fn open_with(&self, setup: Setup) -> Result<Instance, BoxError> {
         let opened = (self.who.open)(setup).await;
         opened.map_err(|error| format!("{}: {error}", self.who.slug).into())
     }
 }
 
-/// Asks for all of these keys, by as many tasks at once; how many look-ups failed.
-async fn ask_all(peer: &Instance, ids: &[u64], tasks: usize) -> Result<usize, Fault> {
+/// Looks all keys up with this many tasks. Returns the number of failed look-ups.
+async fn ask_all(peer: &Instance, ids: &[u64], tasks: usize) -> Result<usize, BoxError> {
     let mut running = tokio::task::JoinSet::new();
     for share in ids.chunks(ids.len().div_ceil(tasks).max(1)) {
         let (peer, share) = (Arc::clone(peer), share.to_vec());

@@ -1,4 +1,4 @@
-//! How fast another instance sees an invalidation.
+//! How soon another instance sees an invalidation.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -7,42 +7,44 @@ use std::time::{Duration, Instant};
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
 use tokio::runtime::Runtime;
 
-use super::{Entrant, Scale};
-use crate::contenders::{Kind, connect, those};
-use crate::peer::{Fault, Instance};
+use super::{Participant, Scale};
+use crate::contenders::{Kind, connect, contenders_where};
+use crate::peer::{BoxError, Instance};
 use crate::server::Server;
 use crate::source::Source;
 use crate::table::{Table, Values, micros, number, times};
 
-/// Who answers the old value for so long is not going to change.
+/// An instance that answers the old value for this long is not going to change.
 const BUDGET: Duration = Duration::from_secs(2);
 
-pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
+pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, BoxError> {
     let turns = scale.pick(2_000, 20);
     let (writes, reads) = (one_thread()?, one_thread()?);
     let server = Server::start()?;
     let bare = Bare::new(&server.url(), &writes, &reads)?;
-    let entrants = Entrant::all(
-        those(|one| one.bus && one.l1 && one.kind == Kind::Cache),
+    let participants = Participant::all(
+        contenders_where(|one| one.bus && one.l1 && one.kind == Kind::Cache),
         Source::new,
     )?;
     let mut pairs = Vec::new();
-    for entrant in &entrants {
+    for participant in &participants {
         pairs.push((
-            writes.block_on(entrant.open())?,
-            reads.block_on(entrant.open())?,
+            writes.block_on(participant.open())?,
+            reads.block_on(participant.open())?,
         ));
     }
     std::thread::sleep(Duration::from_millis(500));
     let mut limit = Values::default();
-    let mut measured = vec![(Values::default(), 0); entrants.len()];
+    let mut measured = vec![(Values::default(), 0); participants.len()];
     for turn in 1..=turns {
-        limit.push(micros(bare.heard(&writes, turn)?));
-        for ((entrant, (writer, reader)), into) in entrants.iter().zip(&pairs).zip(&mut measured) {
+        limit.push(micros(bare.received(&writes, turn)?));
+        for ((participant, (writer, reader)), into) in
+            participants.iter().zip(&pairs).zip(&mut measured)
+        {
             reads.block_on(reader.get(turn))?;
-            let revision = entrant.source.changes();
+            let revision = participant.source.changes();
             let start = Start::default();
-            let told = writes.spawn({
+            let task = writes.spawn({
                 let (writer, start) = (Arc::clone(writer), start.clone());
                 async move {
                     start.wait();
@@ -53,7 +55,7 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
                 Some(took) => into.0.push(micros(took)),
                 None => into.1 += 1,
             }
-            writes.block_on(told)??;
+            writes.block_on(task)??;
         }
     }
     for (writer, reader) in &pairs {
@@ -62,37 +64,34 @@ pub(super) fn measure(scale: Scale) -> Result<Vec<Table>, Fault> {
     }
     let mut table = Table::new(
         "An invalidation, until another instance answers the new value",
-        "Two instances with runtimes and connections of their own. B has loaded the key; A invalidates it; B is asked again and again. µs from A's call to the \
-         beginning of the first look-up of B that answers what is new. The limit is a bare PUBLISH that a bare subscriber hears. 2,000 turns. Caches that are \
-         not here do not tell other processes.",
-        &["", "p50, µs", "p99, µs", "never within 2 s"],
+        "Two instances with runtimes and connections of their own. B has loaded the key, A invalidates it, and B is asked again \
+        and again. The time from A's call to the beginning of the first look-up of B that answers the new value. The limit is a \
+        bare PUBLISH to a bare subscriber. 2,000 turns. The caches that are not in the table do not tell other processes.",
+        &[
+            "",
+            "p50, µs",
+            "multiple of the limit",
+            "p99, µs",
+            "multiple of the limit",
+            "never within 2 s",
+        ],
     );
-    table.row(vec![
-        "*PUBLISH to a subscriber*".to_owned(),
-        number(limit.at(0.5)),
-        number(limit.at(0.99)),
-        "–".to_owned(),
-    ]);
-    for (entrant, (ours, never)) in entrants.iter().zip(&measured) {
-        let cell = |share| {
-            format!(
-                "{}, {}",
-                number(ours.at(share)),
-                times(ours.at(share) / limit.at(share))
-            )
-        };
-        let row = vec![
-            entrant.who.name.to_owned(),
-            cell(0.5),
-            cell(0.99),
-            never.to_string(),
-        ];
-        table.row(row);
+    let row = |name: &str, of: &Values, never: String| {
+        let mut row = vec![name.to_owned()];
+        for share in [0.5, 0.99] {
+            row.extend([number(of.at(share)), times(of.at(share) / limit.at(share))]);
+        }
+        row.push(never);
+        row
+    };
+    table.row(row("*PUBLISH to a subscriber*", &limit, "–".to_owned()));
+    for (participant, (ours, never)) in participants.iter().zip(&measured) {
+        table.row(row(participant.who.name, ours, never.to_string()));
     }
     Ok(vec![table])
 }
 
-fn one_thread() -> Result<Runtime, Fault> {
+fn one_thread() -> Result<Runtime, BoxError> {
     Ok(tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -105,15 +104,15 @@ fn seen(
     id: u64,
     revision: u64,
     start: &Start,
-) -> Result<Option<Duration>, Fault> {
-    let patience = Instant::now() + BUDGET;
+) -> Result<Option<Duration>, BoxError> {
+    let limit = Instant::now() + BUDGET;
     loop {
         let at = Instant::now();
         let found = reads.block_on(reader.get(id))?;
         if found.is_some_and(|user| user.revision >= revision) {
             return Ok(Some(start.until(at)));
         }
-        if at > patience {
+        if at > limit {
             return Ok(None);
         }
         start.looking();
@@ -121,7 +120,8 @@ fn seen(
     }
 }
 
-/// Nothing is told before somebody looks: who wakes the one that tells may have to make room for it on his core.
+/// A start signal: the writer begins only when the reader polls. Otherwise the wake-up of the
+/// writer's thread would be measured as well.
 #[derive(Clone, Default)]
 struct Start(Arc<(AtomicBool, OnceLock<Instant>)>);
 
@@ -146,40 +146,40 @@ impl Start {
 /// A bare publisher and a bare subscriber.
 struct Bare {
     publisher: fred::clients::Client,
-    heard: Arc<AtomicU64>,
+    received: Arc<AtomicU64>,
     _subscriber: fred::clients::Client,
 }
 
 impl Bare {
-    fn new(url: &str, writes: &Runtime, reads: &Runtime) -> Result<Self, Fault> {
+    fn new(url: &str, writes: &Runtime, reads: &Runtime) -> Result<Self, BoxError> {
         let publisher = writes.block_on(connect(url))?;
         let subscriber = reads.block_on(connect(url))?;
-        let heard = Arc::new(AtomicU64::new(0));
+        let received = Arc::new(AtomicU64::new(0));
         let mut messages = subscriber.message_rx();
         reads.spawn({
-            let heard = Arc::clone(&heard);
+            let received = Arc::clone(&received);
             async move {
                 while let Ok(message) = messages.recv().await {
                     let turn = message.value.as_u64().unwrap_or_default();
-                    heard.store(turn, Ordering::Release);
+                    received.store(turn, Ordering::Release);
                 }
             }
         });
         reads.block_on(async {
             subscriber.subscribe("bare").await?;
-            // fred returns before the server has it.
+            // fred returns before the server has confirmed the subscription.
             subscriber.ping::<fred::types::Value>(None).await
         })?;
         Ok(Self {
             publisher,
-            heard,
+            received,
             _subscriber: subscriber,
         })
     }
 
-    fn heard(&self, writes: &Runtime, turn: u64) -> Result<Duration, Fault> {
+    fn received(&self, writes: &Runtime, turn: u64) -> Result<Duration, BoxError> {
         let start = Start::default();
-        let told = writes.spawn({
+        let task = writes.spawn({
             let (publisher, start) = (self.publisher.clone(), start.clone());
             async move {
                 let text = turn.to_string();
@@ -187,12 +187,12 @@ impl Bare {
                 publisher.publish::<u64, _, _>("bare", text).await
             }
         });
-        while self.heard.load(Ordering::Acquire) != turn {
+        while self.received.load(Ordering::Acquire) != turn {
             start.looking();
             std::thread::yield_now();
         }
         let took = start.until(Instant::now());
-        writes.block_on(told)??;
+        writes.block_on(task)??;
         Ok(took)
     }
 }
