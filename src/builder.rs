@@ -11,12 +11,13 @@ use crate::Cache;
 use crate::batch::Batching;
 use crate::codec::{AnyCodec, Codec, CodecFor};
 use crate::config::Config;
-use crate::engine::{Batches, Engine};
+use crate::engine::{Batches, Engine, EngineParts};
 use crate::error::BuildError;
 use crate::health::OnEvent;
-use crate::l1::{TypedEntries, TypedL1, Weigher};
+use crate::l1::{TypedL1, Weigher};
 use crate::l2::{At, SharedTier};
 use crate::loader::{BatchLoader, CacheFor, ErasedBatchLoader, Loader};
+use crate::shell::Shell;
 
 /// Settings of a cache: see [`Cache::builder`].
 ///
@@ -427,9 +428,16 @@ impl<L: Loader> CacheBuilder<L> {
         let config = self.config.bounded();
         let weighs = self.weigher.is_some();
         let typed = Arc::new(TypedL1::new(config.l1_capacity, self.weigher));
-        let entries: Arc<dyn TypedEntries> = Arc::clone(&typed) as _;
-        let engine = Engine::new(&self.name, config, loader, batches, entries, weighs, shared);
-        Ok(Cache::new(engine, typed))
+        let engine = Engine::new(EngineParts {
+            name: self.name,
+            config,
+            loader,
+            batches,
+            typed: Arc::clone(&typed) as _,
+            weighs,
+            remote: shared,
+        });
+        Ok(Cache::new(Shell::new(engine, typed)))
     }
 
     fn check(&self) -> Result<(), BuildError> {

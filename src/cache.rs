@@ -3,22 +3,19 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::hash::Hash;
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 use futures_core::Stream;
 
 use crate::builder::CacheBuilder;
-use crate::engine::Engine;
 use crate::engine::change::write::{AfterWrite, Written};
 use crate::entry::{Entry, Read};
 use crate::error::{BoxError, Error, RemoteError, WriteError};
 use crate::health::Health;
 use crate::key::CacheKey;
-use crate::l1::TypedL1;
 use crate::loader::{Loaded, Loader};
 use crate::many::{GetStream, Warm};
-use crate::shell::{LookedUp, entry_of, value_of};
+use crate::shell::{LookedUp, Shell, entry_of, value_of};
 use crate::stats::Stats;
 
 /// A cache of one kind of thing: a handle that is cheap to clone, and that needs no `Arc` around it.
@@ -34,10 +31,7 @@ use crate::stats::Stats;
 /// Every future may be dropped at any time. A read or load that was begun goes on and is stored,
 /// for whoever asks next; an `insert` or `invalidate` that was begun is carried out.
 pub struct Cache<K, V, E = BoxError> {
-    pub(crate) engine: Arc<Engine>,
-    /// What the engine does not know: the types.
-    pub(crate) typed: Arc<TypedL1<K, V>>,
-    errors: PhantomData<fn() -> E>,
+    pub(crate) shell: Shell<K, V, E>,
 }
 
 impl Cache<(), (), BoxError> {
@@ -58,12 +52,8 @@ where
     V: Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
-    pub(crate) fn new(engine: Arc<Engine>, typed: Arc<TypedL1<K, V>>) -> Self {
-        Self {
-            engine,
-            typed,
-            errors: PhantomData,
-        }
+    pub(crate) fn new(shell: Shell<K, V, E>) -> Self {
+        Self { shell }
     }
 
     /// The value of a key: from L1, or L2, or the loader. `None` means that the source of truth
@@ -100,11 +90,14 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let wait = match self.look_up(key, |hit, _| hit.value.clone(), value_of)? {
+        let wait = match self
+            .shell
+            .look_up(key, |hit, _| hit.value.clone(), value_of)?
+        {
             LookedUp::Answered(value) => return Ok(value),
             LookedUp::Waits(wait) => wait,
         };
-        let got = self.engine.wait(wait).await;
+        let got = self.shell.engine.wait(wait).await;
         got.map(value_of).map_err(Error::typed)
     }
 
@@ -136,11 +129,11 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let wait = match self.look_up_with(key, read)? {
+        let wait = match self.shell.look_up_with(key, read)? {
             LookedUp::Answered(answer) => return Ok(value_of(answer)),
             LookedUp::Waits(wait) => wait,
         };
-        let got = self.engine.wait(wait).await;
+        let got = self.shell.engine.wait(wait).await;
         got.map(value_of).map_err(Error::typed)
     }
 
@@ -172,11 +165,14 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let wait = match self.look_up(key, |hit, now| hit.entry(now), entry_of)? {
+        let wait = match self
+            .shell
+            .look_up(key, |hit, now| hit.entry(now), entry_of)?
+        {
             LookedUp::Answered(entry) => return Ok(entry),
             LookedUp::Waits(wait) => wait,
         };
-        let got = self.engine.wait(wait).await;
+        let got = self.shell.engine.wait(wait).await;
         got.map(entry_of).map_err(Error::typed)
     }
 
@@ -190,11 +186,11 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let wait = match self.look_up_with(key, read)? {
+        let wait = match self.shell.look_up_with(key, read)? {
             LookedUp::Answered(answer) => return Ok(entry_of(answer)),
             LookedUp::Waits(wait) => wait,
         };
-        let got = self.engine.wait(wait).await;
+        let got = self.shell.engine.wait(wait).await;
         got.map(entry_of).map_err(Error::typed)
     }
 
@@ -230,7 +226,7 @@ where
     /// Those of [`get`](Self::get), for each key by itself. A `load_many` that fails is the error of
     /// every key that it was given.
     pub async fn get_many(&self, keys: &[K]) -> Vec<Result<Option<Arc<V>>, Error<E>>> {
-        self.look_up_many(keys, value_of).await
+        self.shell.look_up_many(keys, value_of).await
     }
 
     /// [`get_many`](Self::get_many), with what is known about each entry.
@@ -239,7 +235,7 @@ where
     ///
     /// Those of [`get_many`](Self::get_many).
     pub async fn get_many_entries(&self, keys: &[K]) -> Vec<Result<Option<Entry<V>>, Error<E>>> {
-        self.look_up_many(keys, entry_of).await
+        self.shell.look_up_many(keys, entry_of).await
     }
 
     /// [`get_many`](Self::get_many) for more keys than should be in memory at once: takes keys from a
@@ -333,8 +329,8 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let (key, admission) = self.admit(key)?;
-        let got = self.engine.refresh(key, admission).await;
+        let (key, admission) = self.shell.admit(key)?;
+        let got = self.shell.engine.refresh(key, admission).await;
         got.map(value_of).map_err(Error::typed)
     }
 
@@ -358,10 +354,10 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        if self.engine.is_closed() {
+        if self.shell.engine.is_closed() {
             return None;
         }
-        self.peek_l1(key)
+        self.shell.peek_l1(key)
     }
 
     /// Puts a value into both tiers, for every process. Loads that are running are not stored over
@@ -400,7 +396,7 @@ where
     pub async fn insert(&self, key: K, value: impl Into<Loaded<V>>) -> Result<(), RemoteError> {
         // Not held across the await: the future is `Send` whatever `value` is.
         let loaded = value.into().erased();
-        self.engine.insert(self.key(key), loaded).await
+        self.shell.engine.insert(self.shell.key(key), loaded).await
     }
 
     /// [`insert`](Self::insert) for many values at once, pipelined: up to 256 are under way.
@@ -429,9 +425,9 @@ where
     {
         let entries = entries
             .into_iter()
-            .map(|(key, value)| (self.key(key), value.into().erased()))
+            .map(|(key, value)| (self.shell.key(key), value.into().erased()))
             .collect();
-        self.engine.insert_many(entries).await
+        self.shell.engine.insert_many(entries).await
     }
 
     /// **Write-through**: carries a write out, and puts the value that it answers into both tiers, for
@@ -481,7 +477,10 @@ where
     {
         let written = |value: T| Written::Value(value.into().erased());
         let write = async move { write.await.map(written) };
-        let done = self.write_through(key, AfterWrite::Insert, write).await;
+        let done = self
+            .shell
+            .write_through(key, AfterWrite::Insert, write)
+            .await;
         done.map(drop)
     }
 
@@ -522,7 +521,9 @@ where
         T: Send + 'static,
         X: Send + 'static,
     {
-        self.write_then(key, AfterWrite::Invalidate, write).await
+        self.shell
+            .write_then(key, AfterWrite::Invalidate, write)
+            .await
     }
 
     /// **Refresh-after-write**: carries a write out, [expires](Self::expire) the key, and
@@ -563,7 +564,7 @@ where
         T: Send + 'static,
         X: Send + 'static,
     {
-        self.write_then(key, AfterWrite::Refresh, write).await
+        self.shell.write_then(key, AfterWrite::Refresh, write).await
     }
 
     /// Drops a key from both tiers, in every process. Call it **after** the write has been
@@ -603,7 +604,10 @@ where
         K: Borrow<Q>,
         Q: ToOwned<Owned = K> + ?Sized,
     {
-        self.engine.invalidate(self.key(key.to_owned())).await
+        self.shell
+            .engine
+            .invalidate(self.shell.key(key.to_owned()))
+            .await
     }
 
     /// [`invalidate`](Self::invalidate) for many keys at once, pipelined: up to 256 are under way.
@@ -624,7 +628,10 @@ where
     ///
     /// The first one; the other keys are invalidated all the same.
     pub async fn invalidate_many(&self, keys: &[K]) -> Result<(), RemoteError> {
-        self.engine.invalidate_many(self.keys(keys)).await
+        self.shell
+            .engine
+            .invalidate_many(self.shell.keys(keys))
+            .await
     }
 
     /// Drops a key as [`invalidate`](Self::invalidate) does, and returns when no process can answer
@@ -659,8 +666,9 @@ where
         K: Borrow<Q>,
         Q: ToOwned<Owned = K> + ?Sized,
     {
-        self.engine
-            .invalidate_everywhere(self.key(key.to_owned()))
+        self.shell
+            .engine
+            .invalidate_everywhere(self.shell.key(key.to_owned()))
             .await
     }
 
@@ -701,7 +709,10 @@ where
         K: Borrow<Q>,
         Q: ToOwned<Owned = K> + ?Sized,
     {
-        self.engine.expire(self.key(key.to_owned())).await
+        self.shell
+            .engine
+            .expire(self.shell.key(key.to_owned()))
+            .await
     }
 
     /// Drops every entry of this cache, in every process, in constant time: a mark is set in the
@@ -729,7 +740,7 @@ where
     /// Those of [`invalidate`](Self::invalidate); until the shared tier has confirmed it, this
     /// process reads nothing from there.
     pub async fn invalidate_all(&self) -> Result<(), RemoteError> {
-        self.engine.invalidate_all().await
+        self.shell.engine.invalidate_all().await
     }
 
     /// Drops every entry with this [tag](Loaded::tag), in every process, in constant time, as
@@ -760,7 +771,7 @@ where
     /// Those of [`invalidate`](Self::invalidate).
     pub async fn invalidate_tag(&self, tag: impl AsRef<[u8]>) -> Result<(), RemoteError> {
         let tag = crate::loader::tag_hash(tag.as_ref());
-        self.engine.invalidate_tag(tag).await
+        self.shell.engine.invalidate_tag(tag).await
     }
 
     /// How the cache and its shared tier get on: the state of the invalidation bus, invalidations
@@ -781,7 +792,7 @@ where
     /// # }
     /// ```
     pub fn health(&self) -> Health {
-        self.engine.health()
+        self.shell.engine.health()
     }
 
     /// What has happened so far.
@@ -800,7 +811,7 @@ where
     /// # }
     /// ```
     pub fn stats(&self) -> Stats {
-        self.engine.stats.snapshot()
+        self.shell.engine.stats.snapshot()
     }
 
     /// Brings the [metrics](crate::guide::telemetry) up to date now. They are published once a second
@@ -809,7 +820,7 @@ where
     #[cfg(feature = "metrics")]
     #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
     pub fn publish_metrics(&self) {
-        self.engine.publish();
+        self.shell.engine.publish();
     }
 
     /// Shuts the cache down: calls from now on are answered [`Error::Closed`], what runs is waited
@@ -828,29 +839,27 @@ where
     /// # }
     /// ```
     pub async fn close(&self) {
-        self.engine.close().await;
+        self.shell.engine.close().await;
     }
 }
 
 impl<K, V, E> Clone for Cache<K, V, E> {
     fn clone(&self) -> Self {
         Self {
-            engine: Arc::clone(&self.engine),
-            typed: Arc::clone(&self.typed),
-            errors: PhantomData,
+            shell: self.shell.clone(),
         }
     }
 }
 
 impl<K, V, E> fmt::Debug for Cache<K, V, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.engine.fmt(f)
+        self.shell.engine.fmt(f)
     }
 }
 
 #[cfg(all(test, feature = "bincode"))]
 impl<K, V, E> Cache<K, V, E> {
-    pub(crate) fn engine(&self) -> &Arc<Engine> {
-        &self.engine
+    pub(crate) fn engine(&self) -> &Arc<crate::engine::Engine> {
+        &self.shell.engine
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::erased::{self, AnyEntry};
+use crate::erased::{self, Erased};
 
 /// A value with what is known about it: see [`Cache::get_entry`](crate::Cache::get_entry) and
 /// [`Cache::peek`](crate::Cache::peek).
@@ -58,6 +58,9 @@ impl<V: ?Sized> Clone for Entry<V> {
         }
     }
 }
+
+/// An entry without the type of its value.
+pub(crate) type AnyEntry = Entry<Erased>;
 
 impl AnyEntry {
     /// The same entry with the type of its value.

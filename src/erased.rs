@@ -10,7 +10,6 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::entry::Entry;
 use crate::error::Error;
 use crate::key::HashedKey;
 
@@ -19,9 +18,6 @@ pub(crate) type Erased = dyn Any + Send + Sync;
 
 /// A value without its type.
 pub(crate) type AnyValue = Arc<Erased>;
-
-/// An entry without the type of its value.
-pub(crate) type AnyEntry = Entry<Erased>;
 
 /// A key without its type: its encoding for the flight table and for L2, its hash in L1, and the
 /// key itself for the code that knows the type.

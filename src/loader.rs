@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::Cache;
+use crate::entry::AnyEntry;
 use crate::entry::Entry;
-use crate::erased::{self, AnyEntry, AnyError, AnyKey, AnyValue};
+use crate::erased::{self, AnyError, AnyKey, AnyValue};
 use crate::key::CacheKey;
 
 /// Reads one kind of thing from the source of truth.

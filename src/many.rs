@@ -196,8 +196,8 @@ where
         } = self;
         let mut tell = tell.unwrap_or_else(|| Box::new(|_| {}));
         Box::pin(async move {
-            let mut keys = keys.map(|key| cache.key(key));
-            let engine = &cache.engine;
+            let mut keys = keys.map(|key| cache.shell.key(key));
+            let engine = &cache.shell.engine;
             engine.warm(&mut keys, loads_per_second, &mut *tell).await
         })
     }

@@ -7,20 +7,21 @@
 use std::any::Any;
 use std::borrow::Borrow;
 use std::hash::Hash;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::Cache;
 use crate::answer::Answer;
 use crate::engine::change::write::{AfterWrite, Written};
 use crate::engine::get_many::LookUp;
-use crate::engine::{Admission, FlightWait};
+use crate::engine::{Admission, Engine, FlightWait};
+use crate::entry::AnyEntry;
 use crate::entry::{Entry, Read};
-use crate::erased::{self, AnyEntry, AnyError, AnyKey};
+use crate::erased::{self, AnyError, AnyKey};
 use crate::error::{Error, WriteError};
 use crate::key::{self, CacheKey};
-use crate::l1::{HitView, SAMPLE, Slot};
+use crate::l1::{HitView, SAMPLE, Slot, TypedL1};
 
 /// What L1 has for a look-up that asks for nothing special.
 pub(crate) enum PlainHit<T> {
@@ -38,12 +39,37 @@ pub(crate) enum LookedUp<T> {
     Waits(FlightWait),
 }
 
-impl<K, V, E> Cache<K, V, E>
+/// One cache's engine, and the types that the engine does not know.
+pub(crate) struct Shell<K, V, E> {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) typed: Arc<TypedL1<K, V>>,
+    errors: PhantomData<fn() -> E>,
+}
+
+impl<K, V, E> Clone for Shell<K, V, E> {
+    fn clone(&self) -> Self {
+        Self {
+            engine: Arc::clone(&self.engine),
+            typed: Arc::clone(&self.typed),
+            errors: PhantomData,
+        }
+    }
+}
+
+impl<K, V, E> Shell<K, V, E>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
+    pub(crate) fn new(engine: Arc<Engine>, typed: Arc<TypedL1<K, V>>) -> Self {
+        Self {
+            engine,
+            typed,
+            errors: PhantomData,
+        }
+    }
+
     /// The key without its type. `hash`: its hash in L1.
     pub(crate) fn hashed_key(&self, key: K, hash: u64) -> AnyKey {
         AnyKey::new(self.engine.id(key::encode(&key)), hash, key)

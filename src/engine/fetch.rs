@@ -1,914 +1,412 @@
-//! The read path behind L1, from top to bottom: one flight's task.
+//! The read path behind L1, from top to bottom: what one flight does.
 //!
 //! ```text
-//! GET ── a fresh value or absence ──────────────────────────────► hit
-//!  │     a failed load elsewhere ───────────────────────────────► LoadFailedElsewhere, or stale
-//!  │     a newer version's record ─► load, L1 only
-//!  │     (no answer from L2) ──────► load, L1 for degraded_l1_ttl
-//!  │     an entry past its TTL, or soon ─► put up for the callers who may have it; it stays in L2
+//! GET ── a fresh value or absence ───────────────────────► hit
+//!  │     a load failed elsewhere ────────────────────────► LoadFailedElsewhere, or stale
+//!  │     a record of a newer version ─► load, L1 only
+//!  │     (no answer from L2) ─────────► load, L1 for degraded_l1_ttl
+//!  │     an entry past its TTL, or soon ─► interim value; it stays in L2
 //!  ▼
-//! acquire ── granted ──► load ──► fill, compared with the lease, or with that entry ─► loaded
+//! acquire ── granted ──► load ──► fill, compared with the lease or that entry ─► loaded
 //!  │    ▲
 //!  │    └── a record after all ─► read it
 //!  ▼
-//! held by another ──► wait for its wake-up or the lease's end ──► GET, or acquire
-//!                     lease_wait over ─► load, L1 for degraded_l1_ttl; nothing, if nobody waits
+//! held by another ──► wait for its wake-up or the end of the lease ──► GET, or acquire
+//!                     lease_wait over ─► load, L1 for degraded_l1_ttl
 //! ```
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::flight::{Failure, Flight, Found, Outcome, Purpose};
-use super::load::{LoadPermit, Nesting};
-use super::refresh::{self, Replaces};
-use super::regenerate::{Lease, LeaseWaits, ObservedRecord};
+use super::batch::LoadRoute;
+use super::completion::{Completion, Retention};
+use super::core::Batches;
+use super::flight::FoundEntry;
+use super::flight_task::FlightTask;
+use super::lease::{Lease, LeaseWaits, ObservedRecord};
+use super::load::LoadPermit;
+use super::refresh::Replaces;
+use super::regenerate::UnleasedReason;
 use super::remote::{RemoteKey, RemoteTier};
-use super::tasks::Running;
-use super::{Engine, L1Entry};
-use crate::answer::Answer;
-use crate::codec::RecordContext;
-use crate::coherence::watermarks::{Liveness, News};
-use crate::entry::{ForwardReason, Freshness, Provenance, Read, Source};
-use crate::erased::{AnyError, AnyValue};
+use super::transcode::Reading;
+use crate::erased::AnyError;
 use crate::error::{Error, RemoteError};
-use crate::l2::{Acquired, Advance, Read as FirstRead, WatermarkRequest};
-use crate::lifetime::Lifetime;
-use crate::loader::Loaded;
-use crate::protocol::record::{Baseline, Header, Kind, MOST_TAGS, Malformed, STATED};
-use crate::random;
+use crate::protocol::record::{Header, STATED};
+use crate::protocol::request::{Acquired, Read as RecordRead};
 use crate::telemetry::Wait;
 use crate::ttl;
 
-/// What a flight comes down with.
-pub(crate) struct Completion {
-    /// `None`: it has come to nothing, and nobody who waits is to blame it for that.
-    pub(crate) outcome: Option<Result<Answer, Error<AnyError>>>,
-    pub(crate) keep: Retention,
-}
-
-/// What is kept of it in this process.
-pub(crate) enum Retention {
-    Nothing,
-    /// An entry, which L1 may answer for so long at most.
-    Entry(Found, Duration),
-    /// An error.
-    Failure(Failure),
-}
-
-impl Completion {
-    /// An answer that is kept in L1, if it may be.
-    pub(crate) fn entry(found: Found, l1_lifetime: Option<Duration>) -> Self {
-        let outcome = Some(Ok(found.answer.clone()));
-        let keep = match l1_lifetime {
-            Some(l1_lifetime) if !l1_lifetime.is_zero() => Retention::Entry(found, l1_lifetime),
-            _ => Retention::Nothing,
-        };
-        Self { outcome, keep }
-    }
-
-    pub(crate) fn error(error: Error<AnyError>) -> Self {
-        Self {
-            outcome: Some(Err(error)),
-            keep: Retention::Nothing,
-        }
-    }
-
-    /// An error that is answered again for a while.
-    pub(crate) fn failure(failure: Failure) -> Self {
-        Self {
-            outcome: Some(Err(failure.error.clone())),
-            keep: Retention::Failure(failure),
-        }
-    }
-
-    pub(crate) fn nothing() -> Self {
-        Self {
-            outcome: None,
-            keep: Retention::Nothing,
-        }
-    }
-}
-
-/// What a record of L2 says.
-#[expect(clippy::large_enum_variant, reason = "taken apart where it is made")]
-enum Reading {
-    /// An entry, fresh or not.
-    Entry(Found, Header),
-    /// Somebody loads it.
-    Leased,
-    /// Somebody failed to load it: no attempt for so long.
-    Failed(Duration),
-    /// A newer version's record: to be left alone.
-    Newer,
-    /// It was invalidated a moment ago, and nothing is to be stored yet.
-    HeldOff,
-    /// Dead or unreadable: to be replaced. So many loads have failed in a row.
-    Replace(u32),
-}
-
-/// Why a record was not read.
-enum Unread {
-    Failed(RemoteError),
-    /// Whether it is alive is for L2 to say: it begins in this era, and has these tags.
-    Doubtful(Baseline, Vec<u64>),
-}
-
-impl From<RemoteError> for Unread {
-    fn from(error: RemoteError) -> Self {
-        Self::Failed(error)
-    }
-}
-
-/// Why a load runs without a lease, and so without a fill.
-enum UnleasedReason {
-    /// There is no shared tier.
-    NoTier,
-    /// L2 holds a newer version's record.
-    Newer,
-    /// L2 did not answer, or must not be asked.
-    Unreachable,
-    /// The key was invalidated a moment ago.
-    HeldOff,
-    /// The holder of the lease took longer than `lease_wait`.
-    WaitedEnough,
-}
-
-/// See [`Engine::longest_hold`].
-const LONGEST_HOLD: Duration = Duration::from_secs(60);
-
-/// Attempts of a flight at one key, each after something has changed.
+/// The attempts of one flight to acquire the lease. Each follows a change in L2.
 const MAX_ATTEMPTS: usize = 100;
 
-/// How far a flight has come with its first read.
-struct FirstReadResult {
+/// What a flight has found in L2 so far.
+struct Observation<'a> {
+    remote: &'a RemoteTier,
     remote_key: RemoteKey,
     background_permit: Option<OwnedSemaphorePermit>,
     replaces: Replaces,
-    /// What was found, and what it says.
-    record: Option<Bytes>,
-    reading: Option<Result<Reading, RemoteError>>,
+    waits: LeaseWaits,
+    /// Loads that have failed in a row.
+    failures: u32,
+    /// What was read and is not considered yet, with what it says if that is known.
+    record: Option<(Bytes, Option<Result<Reading, RemoteError>>)>,
 }
 
-/// A flight that is to be flown: whoever drops it instead lets its callers go on.
-pub(crate) struct Leader {
-    pub(crate) guard: FlightGuard,
-    pub(crate) nesting: Nesting,
-    pub(crate) running: Running,
-    /// What L2 has of it, if that was read already.
-    pub(crate) read: Option<FirstRead>,
+/// What the lease is acquired over: the entry that it refreshes, or the beginning of a record that
+/// is of no use.
+#[derive(Default)]
+struct Target {
+    observed: Option<ObservedRecord>,
+    useless: Option<Bytes>,
 }
 
-/// Flies it, in a task or for its leader.
-pub(crate) async fn run(leader: Leader) {
-    let Leader {
-        guard,
-        nesting,
-        running,
-        read,
-    } = leader;
-    let running_flight = guard.engine.resolve_in_time(&guard.flight, &nesting, read);
-    let completion = guard.flight.trace().within(running_flight).await;
-    guard.complete(completion);
-    drop(running);
-}
-
-/// A flight that has not landed yet. Dropped with its task, it leaves nothing behind and lets its
-/// waiters go on.
-pub(crate) struct FlightGuard {
-    pub(crate) engine: Arc<Engine>,
-    pub(crate) flight: Arc<Flight>,
-    pub(crate) completed: bool,
-}
-
-impl FlightGuard {
-    fn complete(mut self, completion: Completion) {
-        let (engine, flight) = (&self.engine, &self.flight);
-        let (now, mut stored, mut in_l1) = (Instant::now(), false, false);
-        {
-            let mut shard = engine.flights.lock(flight.key.id.hash);
-            let mut quiet = refresh::RETRY_AFTER;
-            // The fence: a flight that was detached stores nothing, in one critical section with
-            // whatever detaches.
-            let current = shard.is_current(flight);
-            match completion.keep {
-                Retention::Entry(found, l1_lifetime) if current => {
-                    if found.lifetime.freshness(now) == Freshness::Fresh {
-                        shard.clear_failure(&flight.key.id);
-                    }
-                    in_l1 = engine.store(flight, &found, l1_lifetime, (now, None));
-                    stored = true;
-                }
-                Retention::Failure(failure) if current && !failure.hold.is_zero() => {
-                    quiet = failure.hold;
-                    shard.hold(&flight.key.id, failure, now);
-                }
-                // What was loaded is not kept, and nobody is answered what is older.
-                Retention::Nothing
-                    if current && completion.outcome.as_ref().is_some_and(Result::is_ok) =>
-                {
-                    engine.l1.remove(&flight.key);
-                }
-                _ => {}
-            }
-            if flight.suspends_refresh() && !stored {
-                engine.rearm_refresh(&flight.key, ttl::deadline(now, quiet));
-            }
-            shard.remove(flight);
+impl FlightTask {
+    /// Lets the leader poll the flight, as far as that goes. A flight that is likely to load gets a
+    /// task at once.
+    pub(super) fn start(self, runtime: Handle) {
+        let batches = self.engine.batches.as_ref();
+        let has_window = batches.is_some_and(Batches::has_window);
+        if self.engine.remote.is_none() || has_window {
+            return self.spawn(&runtime);
         }
-        flight.complete(match completion.outcome {
-            Some(outcome) => Outcome::Completed(outcome.map(|mut answer| {
-                if in_l1 {
-                    answer.provenance.store();
-                }
-                answer
-            })),
-            None => Outcome::Abandoned,
-        });
-        self.completed = true;
+        let flight = Arc::clone(&self.flight);
+        flight.driver.start_inline(runtime, Box::pin(self.run()));
     }
-}
 
-impl Drop for FlightGuard {
-    fn drop(&mut self) {
-        if self.completed {
-            return;
+    /// Runs the flight in a task.
+    pub(super) fn spawn(self, runtime: &Handle) {
+        let batches = self.engine.batches.as_ref();
+        if let Some(window) = batches.and_then(|batches| batches.window.as_ref()) {
+            self.set_route(LoadRoute::Window(window.expect_arrival()));
         }
-        self.engine
-            .flights
-            .lock(self.flight.key.id.hash)
-            .remove(&self.flight);
-        self.flight.complete(if std::thread::panicking() {
-            Outcome::Completed(Err(Error::LoadPanicked))
-        } else {
-            Outcome::Abandoned
-        });
+        self.flight.driver.mark_in_task();
+        runtime.spawn(self.run());
     }
-}
 
-impl Engine {
-    /// Lets callers have what is there when the soft timeout is over, and goes on.
-    async fn resolve_in_time(
-        self: &Arc<Self>,
-        flight: &Arc<Flight>,
-        nesting: &Nesting,
-        read: Option<FirstRead>,
-    ) -> Completion {
-        let Some(after) = self.config.load_soft_timeout else {
-            return self.resolve(flight, nesting, read).await;
+    /// Runs the flight to its completion.
+    pub(super) async fn run(self) {
+        let trace = self.flight.trace();
+        let completion = trace.within(self.resolve_in_time()).await;
+        self.complete(completion);
+    }
+
+    /// Lets callers have the interim value when the soft timeout is over, and goes on.
+    async fn resolve_in_time(&self) -> Completion {
+        let Some(after) = self.engine.config.load_soft_timeout else {
+            return self.resolve().await;
         };
-        let mut resolving = Box::pin(self.resolve(flight, nesting, read));
+        let mut resolving = Box::pin(self.resolve());
+        let late = tokio::time::sleep_until(ttl::deadline(self.flight.begun, after));
         tokio::select! {
             biased;
             completion = &mut resolving => return completion,
-            () = tokio::time::sleep_until(ttl::deadline(flight.begun, after)) => flight.pass_soft_timeout(),
+            () = late => self.flight.pass_soft_timeout(),
         }
         resolving.await
     }
 
-    async fn first_read(
-        self: &Arc<Self>,
-        remote: &RemoteTier,
-        flight: &Flight,
-        remote_key: &RemoteKey,
-    ) -> FirstRead {
-        self.attach(remote).await;
-        let known = if flight.past_l1 {
-            Box::pin(self.ask_watermarks(remote, Vec::new()))
-                .await
-                .map(drop)
-        } else {
-            self.know_watermarks(remote).await
-        };
-        // Before the read is sent, so that whatever is missed from now on ends this flight.
-        flight.register(self.fence.epoch());
-        if known.is_err() || self.repairs.block(&flight.key.id.encoded) {
-            return Err(());
-        }
-        self.tier(remote.tier.get(&remote_key.bytes).await)
-            .map_err(drop)
-    }
-
-    async fn resolve(
-        self: &Arc<Self>,
-        flight: &Arc<Flight>,
-        nesting: &Nesting,
-        read: Option<FirstRead>,
-    ) -> Completion {
+    /// Reads L2. Most flights end here; what the others need is in a box, so that these stay small.
+    async fn resolve(&self) -> Completion {
+        let engine = &self.engine;
         let mut background_permit = None;
-        if flight.is_background(&self.config.windows) {
-            background_permit = self.background_permit();
+        if self.is_background() {
+            background_permit = engine.background_permit();
             if background_permit.is_none() {
-                return Completion::nothing();
+                return Completion::no_background_permit();
             }
         }
-        let Some(remote) = &self.remote else {
-            flight.register(self.fence.epoch());
-            let load = self.load_unleased(flight, nesting, None, UnleasedReason::NoTier);
-            return Box::pin(load).await;
+        let Some(remote) = &engine.remote else {
+            self.flight.register(engine.fence.epoch());
+            return Box::pin(self.load_unleased(None, UnleasedReason::NoTier)).await;
         };
-        let remote_key = remote.key(&flight.key.id);
-        let read = match read {
-            Some(read) => read,
-            None => self.first_read(remote, flight, &remote_key).await,
+        let remote_key = remote.key(&self.flight.key.id);
+        let read = match &self.read {
+            Some(read) => read.clone(),
+            None => self.first_read(remote, &remote_key).await,
         };
         let mut replaces = Replaces::default();
-        let (record, reading) = match read {
+        let record = match read {
             Ok(Some(record)) => {
-                let reading = self.interpret(remote, flight, &remote_key, &record).await;
+                let reading = self.interpret(remote, &remote_key, &record).await;
                 if let Ok(Reading::Entry(found, _)) = &reading {
-                    if !self.replaces(flight, found, &mut replaces, &LeaseWaits::default()) {
-                        return Completion::entry(found.clone(), Some(self.config.l1_lifetime()));
+                    if !self.replaces(found, &mut replaces, &LeaseWaits::default()) {
+                        return self.found_in_l2(found.clone());
                     }
                 }
-                (Some(record), Some(reading))
+                Some((record, Some(reading)))
             }
-            Ok(None) => (None, None),
+            Ok(None) => None,
             Err(()) => {
-                flight.driver.move_to_task().await;
-                let completion = self.unreachable(flight, nesting, None);
-                return Box::pin(completion).await;
+                self.flight.driver.move_to_task().await;
+                return Box::pin(self.unreachable(None)).await;
             }
         };
-        // Most flights end before, and what they need from here on would make all of them large.
-        let first_read_result = Box::new(FirstReadResult {
+        let observation = Box::new(Observation {
+            remote,
             remote_key,
             background_permit,
             replaces,
+            waits: LeaseWaits::default(),
+            failures: self.flight.failures,
             record,
-            reading,
         });
-        flight.driver.move_to_task().await;
-        Box::pin(self.go_on(remote, flight, nesting, *first_read_result)).await
+        self.flight.driver.move_to_task().await;
+        Box::pin(self.load_or_wait(*observation)).await
     }
 
-    /// What L2 has is not enough: loads it, or waits for who does.
-    async fn go_on(
-        self: &Arc<Self>,
-        remote: &RemoteTier,
-        flight: &Arc<Flight>,
-        nesting: &Nesting,
-        first_read_result: FirstReadResult,
-    ) -> Completion {
-        let FirstReadResult {
-            remote_key,
-            mut background_permit,
-            mut replaces,
-            mut record,
-            reading: mut first,
-        } = first_read_result;
-        let (mut waits, mut failures) = (LeaseWaits::default(), flight.failures);
-        for _ in 0..MAX_ATTEMPTS {
-            let (mut observed, mut replacing) = (None, None);
-            if let Some(bytes) = record.take() {
-                let reading = match first.take() {
-                    Some(reading) => reading,
-                    None => self.interpret(remote, flight, &remote_key, &bytes).await,
-                };
-                match reading {
-                    Ok(Reading::Entry(found, header)) => {
-                        let mut done = !self.replaces(flight, &found, &mut replaces, &waits);
-                        if !done {
-                            if let Some(error) = &flight.held_error {
-                                return self.spare(flight, error, found);
-                            }
-                            self.publish_interim(flight, &found);
-                            if flight.is_background(&self.config.windows)
-                                && background_permit.is_none()
-                            {
-                                background_permit = self.background_permit();
-                                match background_permit {
-                                    Some(_) => self.stats.refreshes.add(),
-                                    None => done = true,
-                                }
-                            }
-                        }
-                        if done {
-                            return Completion::entry(found, Some(self.config.l1_lifetime()));
-                        }
-                        let record = bytes;
-                        observed = Some(ObservedRecord {
-                            found,
-                            header,
-                            record,
-                        });
-                    }
-                    // The mark may be our own: the error of that load is at hand.
-                    Ok(Reading::Failed(_)) if flight.held_error.is_some() => {}
-                    Ok(Reading::Failed(left)) => {
-                        return self.failed_elsewhere(flight, left);
-                    }
-                    Ok(Reading::Newer) => {
-                        return self
-                            .load_unleased(flight, nesting, None, UnleasedReason::Newer)
-                            .await;
-                    }
-                    Ok(Reading::HeldOff) => {
-                        return self
-                            .load_unleased(flight, nesting, None, UnleasedReason::HeldOff)
-                            .await;
-                    }
-                    Ok(Reading::Leased) => {}
-                    Ok(Reading::Replace(failed)) => {
-                        failures = failures.max(failed);
-                        replacing = Some(bytes.slice(..bytes.len().min(STATED)));
-                    }
-                    Err(_) => return self.unreachable(flight, nesting, None).await,
-                }
-            }
-            if let Some(error) = &flight.held_error {
-                self.stats.errors_held.add();
-                return Completion::error(error.clone());
-            }
-            // A place first, the lease then: who waits for a place holds nobody up.
-            let deadline = self.load_deadline();
-            let permit = match self.load_permit(deadline, flight).await {
-                Ok(permit) => permit,
-                Err(error) => return Completion::error(error),
-            };
-            // Hear of wake-ups before the attempt that asks for them.
-            self.flights.lock(flight.key.id.hash).listen(flight);
-            // And know what is invalidated as a whole before the load begins.
-            let mut lease = Lease::new(
-                remote,
-                &remote_key,
-                self.watermarks.baseline(),
-                observed,
-                failures,
-            );
-            let Ok(lease_record) = lease.record() else {
-                return self.unreachable(flight, nesting, Some(permit)).await;
-            };
-            let ttl_ms = ttl::millis(self.config.lease_ttl);
-            let known = self.watermarks.known().unwrap_or_default();
-            let over = lease.over(replacing.as_deref());
-            let acquired = remote
-                .tier
-                .acquire(lease.keys(), lease_record, ttl_ms, over, known)
-                .await;
-            match self.tier(acquired) {
-                Ok(Acquired::Granted(failed)) => {
-                    lease.failures = failures.max(failed);
-                    return self
-                        .regenerate(remote, flight, nesting, permit, deadline, &lease)
-                        .await;
-                }
-                Ok(Acquired::Record(found)) => record = found,
-                Ok(Acquired::Failed(left_ms)) => {
-                    let left = Duration::from_millis(left_ms);
-                    if left <= self.longest_hold() {
-                        return self.failed_elsewhere(flight, left);
-                    }
-                    // Nobody of us has said so.
-                    self.stats.decode_failures.add();
-                    return self
-                        .load_unleased(flight, nesting, Some(permit), UnleasedReason::WaitedEnough)
-                        .await;
-                }
-                Ok(Acquired::Held(remaining_ms)) => {
-                    drop(permit);
-                    if waits.count() {
-                        self.stats.lease_waits.add();
-                    }
-                    let remaining = Duration::from_millis(remaining_ms);
-                    let wait = waits.wait(flight, remaining, self.config.lease_wait);
-                    let since = Instant::now();
-                    let goes_on = tokio::select! {
-                        biased;
-                        goes_on = wait => goes_on,
-                        () = self.cut_off(flight) => return Completion::nothing(),
-                    };
-                    self.telemetry.waited(Wait::Lease, since);
-                    if !goes_on && flight.is_background(&self.config.windows) {
-                        // Whoever comes has something to answer; another hit tries again.
-                        return Completion::nothing();
-                    }
-                    if !goes_on {
-                        self.stats.lease_wait_exceeded.add();
-                        return self
-                            .load_unleased(flight, nesting, None, UnleasedReason::WaitedEnough)
-                            .await;
-                    }
-                    if waits.woken() || lease.is_claim() {
-                        // Most likely the value is there: the cheapest command will do.
-                        match self.tier(remote.tier.get(&remote_key.bytes).await) {
-                            Ok(found) => record = found,
-                            Err(_) => return self.unreachable(flight, nesting, None).await,
-                        }
-                    }
-                }
-                Err(error) => {
-                    let completion = self.unreachable(flight, nesting, Some(permit)).await;
-                    if error.is_timeout() {
-                        // It may have been granted after all, too late to fill against.
-                        self.release_later(&lease, &flight.key.id);
-                    }
-                    return completion;
-                }
-            }
-        }
-        // Others are quicker all the time, or L2 says one thing to a read and another to an attempt.
-        self.unreachable(flight, nesting, None).await
-    }
-
-    /// For how long a mark in L2 is believed that says that a load failed: as long as any process of
-    /// the fleet would hold off, whose settings may differ a little. What says more is forged.
-    fn longest_hold(&self) -> Duration {
-        ttl::backoff(self.config.error_backoff, u32::MAX).max(LONGEST_HOLD)
-    }
-
-    /// Counts an operation's failure and notes whether L2 can be reached.
-    pub(crate) fn tier<T>(&self, result: Result<T, RemoteError>) -> Result<T, RemoteError> {
-        if let Some(remote) = &self.remote {
-            remote.note(&result);
-        }
-        if result.is_err() {
-            self.stats.l2_failures.add();
-        }
-        result
-    }
-
-    /// Sees to it that the marks are known: from the channel while it is proven, else from L2.
-    pub(crate) async fn know_watermarks(&self, remote: &RemoteTier) -> Result<(), RemoteError> {
-        if self.watermarks.is_certain() && remote.channel.is_proven(Instant::now()) {
-            return Ok(());
-        }
-        Box::pin(self.ask_watermarks(remote, Vec::new()))
-            .await
-            .map(drop)
-    }
-
-    /// Asks L2 for the marks. Answers the latest one that concerns the tags.
-    async fn ask_watermarks(
-        &self,
-        remote: &RemoteTier,
-        tags: Vec<u64>,
-    ) -> Result<u64, RemoteError> {
-        let look = WatermarkRequest {
-            advance: Advance::Nothing,
-            known: self.watermarks.known().unwrap_or_default(),
-            tags,
-            notice: None,
+    async fn first_read(&self, remote: &RemoteTier, remote_key: &RemoteKey) -> RecordRead {
+        let engine = &self.engine;
+        engine.attach(remote).await;
+        let known = if self.flight.past_l1 {
+            let asked = engine.ask_watermarks(remote, Vec::new());
+            Box::pin(asked).await.map(drop)
+        } else {
+            engine.know_watermarks(remote).await
         };
-        let asked = self.watermarks.asks();
-        let (watermarks, latest) =
-            self.tier(remote.tier.marks(&remote.watermarks_key, look).await)?;
-        self.watermarks.answered(watermarks, asked);
-        if self.watermarks.learn(watermarks, false) == News::Everything {
-            self.start_new_epoch();
+        // Before the read is sent, so that whatever is missed from now on ends this flight.
+        self.flight.register(engine.fence.epoch());
+        if known.is_err() || engine.repairs.block(&self.flight.key.id.encoded) {
+            return Err(());
         }
-        Ok(latest)
+        let read = remote.tier.get(&remote_key.bytes).await;
+        engine.tier(read).map_err(drop)
     }
 
-    /// As far as that is known here.
-    fn judge_now(
-        &self,
-        remote: &RemoteTier,
-        baseline: Baseline,
-        tags: &[u64],
-        ask: bool,
-    ) -> Liveness {
-        // Which is asked about tags alone.
-        let proven = !ask && !tags.is_empty() && remote.channel.is_proven(Instant::now());
-        self.watermarks
-            .judge(baseline, tags.iter().copied(), proven)
-    }
-
-    /// Whether a record that begins in `era` is alive, with its tags if it has some. `ask`: L2, also
-    /// where what the messages have told would do.
-    async fn judge(
-        &self,
-        remote: &RemoteTier,
-        baseline: Baseline,
-        tags: &[u64],
-        ask: bool,
-    ) -> Result<Liveness, RemoteError> {
-        let judge = || self.judge_now(remote, baseline, tags, ask);
-        let mut verdict = judge();
-        if matches!(verdict, Liveness::OtherIncarnation) {
-            self.ask_watermarks(remote, Vec::new()).await?;
-            verdict = judge();
-        }
-        if let Liveness::AskTags(of) = verdict {
-            let latest = self.ask_watermarks(remote, tags.to_vec()).await?;
-            // Whoever invalidated everything meanwhile had the marks of the tags dropped.
-            let none: [u64; 0] = [];
-            let alive = latest <= baseline.watermark
-                && of.hold()
-                && matches!(
-                    self.watermarks.judge(baseline, none.into_iter(), true),
-                    Liveness::Alive(_)
-                );
-            verdict = if alive {
-                Liveness::Alive(Some(of))
-            } else {
-                Liveness::Dead
-            };
-        }
-        Ok(verdict)
-    }
-
+    /// What a record says.
     async fn interpret(
         &self,
         remote: &RemoteTier,
-        flight: &Flight,
         remote_key: &RemoteKey,
         record: &Bytes,
     ) -> Result<Reading, RemoteError> {
-        let known = |baseline, tags: &[u64]| self.judge_now(remote, baseline, tags, flight.past_l1);
-        let (baseline, tags) = match self.decode_record(remote, remote_key, record, known) {
-            Ok(reading) => return Ok(reading),
-            Err(Unread::Failed(error)) => return Err(error),
-            Err(Unread::Doubtful(baseline, tags)) => (baseline, tags),
-        };
-        let judged = self.judge(remote, baseline, &tags, flight.past_l1);
-        let verdict = match Box::pin(judged).await? {
-            Liveness::Alive(tags) => Liveness::Alive(tags),
-            Liveness::Dead | Liveness::OtherIncarnation | Liveness::AskTags(_) => Liveness::Dead,
-        };
-        match self.decode_record(remote, remote_key, record, |_, _| verdict) {
-            Ok(reading) => Ok(reading),
-            Err(Unread::Failed(error)) => Err(error),
-            Err(Unread::Doubtful(..)) => Ok(Reading::Replace(0)),
-        }
+        // A caller past L1 must miss nothing that the messages have not told yet.
+        let ask = self.flight.past_l1;
+        let engine = &self.engine;
+        engine.interpret(remote, remote_key, record, ask).await
     }
 
-    /// What a record says, if it is known whether it is alive.
-    fn decode_record(
-        &self,
-        remote: &RemoteTier,
-        remote_key: &RemoteKey,
-        record: &Bytes,
-        judge: impl FnOnce(Baseline, &[u64]) -> Liveness,
-    ) -> Result<Reading, Unread> {
-        let unreadable = || {
-            self.stats.decode_failures.add();
-            Ok(Reading::Replace(0))
-        };
-        if record.len() > self.config.max_record_bytes {
-            return unreadable();
-        }
-        let (header, body) = match Header::parse(record, remote_key.hash) {
-            Ok(parsed) => parsed,
-            Err(Malformed::Damaged) => return unreadable(),
-            Err(Malformed::LaterFormat) => {
-                self.stats.newer_records.add();
-                return Ok(Reading::Newer);
+    /// L2 does not hold what the callers need: loads it under a lease, or waits for the process that
+    /// holds the lease.
+    async fn load_or_wait(&self, mut observation: Observation<'_>) -> Completion {
+        for _ in 0..MAX_ATTEMPTS {
+            let target = match self.on_record(&mut observation).await {
+                Ok(target) => target,
+                Err(completion) => return completion,
+            };
+            if let Some(error) = &self.flight.held_error {
+                self.engine.stats.errors_held.add();
+                return Completion::error(error.clone());
             }
-        };
-        match header.kind {
-            Kind::Lease => return Ok(Reading::Leased),
-            Kind::HoldOff => return Ok(Reading::HeldOff),
-            Kind::Value if header.schema > self.config.schema_version => {
-                self.stats.newer_records.add();
-                return Ok(Reading::Newer);
-            }
-            Kind::Value | Kind::Negative | Kind::Failed => {}
-        }
-        let tags: Vec<u64> = body.tags().collect();
-        let tags = match judge(header.baseline, &tags) {
-            Liveness::Alive(tags) => tags,
-            Liveness::Dead => return Ok(Reading::Replace(0)),
-            Liveness::OtherIncarnation | Liveness::AskTags(_) => {
-                return Err(Unread::Doubtful(header.baseline, tags));
-            }
-        };
-        let now_ms = remote.now_ms()?;
-        if header.kind == Kind::Failed {
-            let longest = ttl::millis(self.longest_hold());
-            let from_later = header.created_ms > now_ms.saturating_add(longest);
-            if from_later || header.fresh_ms > longest {
-                return unreadable();
+            if let Some(completion) = self.acquire(&mut observation, target).await {
+                return completion;
             }
         }
-        let age_ms = now_ms.saturating_sub(header.created_ms);
-        let left = Duration::from_millis(header.fresh_ms.saturating_sub(age_ms));
-        if header.kind == Kind::Failed {
-            return Ok(if left.is_zero() {
-                Reading::Replace(header.load_cost_ms)
-            } else {
-                Reading::Failed(left)
-            });
-        }
-        let now = Instant::now();
-        let over = Duration::from_millis(age_ms.saturating_sub(header.fresh_ms));
-        // Longer ago than this clock goes back: whatever its windows are.
-        let Some(ended) = now.checked_sub(over.min(ttl::LONGEST)) else {
-            return Ok(Reading::Replace(0));
-        };
-        let lifetime = Lifetime {
-            fresh_until: if left.is_zero() {
-                ended
-            } else {
-                ttl::deadline(now, left)
-            },
-            expired: header.expired,
-            has_stale_windows: header.kind == Kind::Value,
-            cost: Duration::from_millis(header.load_cost_ms.into()),
-        };
-        let value = if header.kind == Kind::Value {
-            let ours =
-                header.schema == self.config.schema_version && header.codec == remote.codec_id();
-            if !ours {
-                return unreadable();
-            }
-            let fields = header.fields();
-            let context = RecordContext::new(&remote_key.bytes, &fields, body.raw_tags);
-            match remote.decode(body.payload, &context) {
-                Ok(value) => Some(value),
-                Err(_) => return unreadable(),
-            }
-        } else {
-            None
-        };
-        let answer = Answer {
-            value,
-            source: Source::L2,
-            age: Duration::from_millis(age_ms),
-            at: now,
-            fresh_until: lifetime.fresh_until,
-            freshness: lifetime.freshness(now),
-            provenance: Provenance::FromTier,
-            tags,
-        };
-        let version_id = header.version_id();
-        let found = Found {
-            answer,
-            lifetime,
-            of_l1: None,
-            version_id,
-        };
-        Ok(Reading::Entry(found, header))
+        // Other processes are quicker all the time, or L2 answers a read and an attempt differently.
+        self.unreachable(None).await
     }
 
-    /// L2 cannot be asked, or must not be.
-    async fn unreachable(
-        self: &Arc<Self>,
-        flight: &Flight,
-        nesting: &Nesting,
-        permit: Option<LoadPermit>,
-    ) -> Completion {
-        // Now that it is known, L1 may answer for a while what it could not when the call came.
-        let local = self.look(&flight.key, Instant::now());
-        let is_fresh = |local: &L1Entry| local.suits(Read::fresh());
-        let has_l1 = !flight.past_l1 && local.as_ref().is_some_and(is_fresh);
-        if let Some(local) = local.filter(|_| flight.interim().is_none()) {
-            flight.set_interim(local.found());
-        }
-        let fresh = |found: Found| found.lifetime.freshness(Instant::now()) == Freshness::Fresh;
-        let is_done = match flight.purpose {
-            Purpose::Load => false,
-            // There is time, and without L2 everybody would load for himself.
-            Purpose::Replace(_) => flight.interim().is_some_and(fresh),
-            // Whoever waits finds it there. Else every process would load every key that is asked for
-            // at the moment when L2 is lost.
-            Purpose::Any | Purpose::Fresh => has_l1,
+    /// Considers the record that was read, if there is one. `Err`: the flight ends with it.
+    async fn on_record(&self, observation: &mut Observation<'_>) -> Result<Target, Completion> {
+        let Some((record, reading)) = observation.record.take() else {
+            return Ok(Target::default());
         };
-        if is_done {
-            return Completion::nothing();
-        }
-        if let Some(error) = &flight.held_error {
-            self.stats.errors_held.add();
-            return Completion::error(error.clone());
-        }
-        self.load_unleased(flight, nesting, permit, UnleasedReason::Unreachable)
-            .await
-    }
-
-    /// A load that nobody in the fleet knows of: its value enters no L2.
-    async fn load_unleased(
-        self: &Arc<Self>,
-        flight: &Flight,
-        nesting: &Nesting,
-        permit: Option<LoadPermit>,
-        why: UnleasedReason,
-    ) -> Completion {
-        let deadline = self.load_deadline();
-        let permit = match permit {
-            Some(permit) => Ok(permit),
-            None => self.load_permit(deadline, flight).await,
-        };
-        let baseline = self.watermarks.baseline();
-        let previous = flight.interim().filter(|found| self.is_of_use(found));
-        let loaded = match permit {
-            Ok(permit) => {
-                let previous = previous.as_ref();
-                let meanwhile = std::future::pending();
-                self.load(flight, nesting, permit, deadline, previous, meanwhile)
-                    .await
+        let reading = match reading {
+            Some(reading) => reading,
+            None => {
+                let Observation {
+                    remote, remote_key, ..
+                } = &*observation;
+                self.interpret(remote, remote_key, &record).await
             }
-            Err(error) => Err(error),
         };
-        match loaded {
-            Ok((loaded, cost)) => {
-                let fwd =
-                    ForwardReason::because(flight.purpose == Purpose::Load, previous.is_some());
-                let found = self.found(
-                    loaded,
-                    baseline,
-                    previous.as_ref(),
-                    (cost, fwd),
-                    random::number(),
-                );
-                let l1_lifetime = match why {
-                    UnleasedReason::NoTier | UnleasedReason::Newer => self.config.l1_lifetime(),
-                    UnleasedReason::Unreachable | UnleasedReason::WaitedEnough => {
-                        self.unshared_l1_lifetime()
-                    }
-                    UnleasedReason::HeldOff => Duration::ZERO,
-                };
-                match found {
-                    (found, true) => Completion::entry(found, Some(l1_lifetime)),
-                    (found, false) => Completion::entry(found, None),
-                }
-            }
-            Err(error) => self.failed(flight, error, flight.failures),
-        }
-    }
-
-    /// What a failed load comes down with.
-    pub(crate) fn failed(
-        &self,
-        flight: &Flight,
-        error: Error<AnyError>,
-        failures: u32,
-    ) -> Completion {
-        match error {
-            Error::Overloaded | Error::Closed => Completion::error(error),
-            error => {
-                let failures = flight.failures.max(failures).saturating_add(1);
-                let hold = ttl::backoff(self.config.error_backoff, failures);
-                Completion::failure(Failure {
-                    error,
-                    hold,
-                    failures,
+        match reading {
+            Ok(Reading::Entry(found, header)) => {
+                let observed = self.on_entry(observation, found, header, record)?;
+                Ok(Target {
+                    observed: Some(observed),
+                    useless: None,
                 })
             }
+            Ok(Reading::Leased) => Ok(Target::default()),
+            // The mark may be our own: the error of that load is at hand.
+            Ok(Reading::Failed(_)) if self.flight.held_error.is_some() => Ok(Target::default()),
+            Ok(Reading::Failed(left)) => Err(self.failed_elsewhere(left)),
+            Ok(Reading::Newer) => Err(self.load_unleased(None, UnleasedReason::Newer).await),
+            Ok(Reading::HeldOff) => Err(self.load_unleased(None, UnleasedReason::HeldOff).await),
+            Ok(Reading::Replace(failed)) => {
+                observation.failures = observation.failures.max(failed);
+                Ok(Target {
+                    observed: None,
+                    useless: Some(record.slice(..record.len().min(STATED))),
+                })
+            }
+            Err(_) => Err(self.unreachable(None).await),
         }
     }
 
-    /// What a loader found, as an entry, and whether it may be kept. `era`: what was known before it
-    /// began. `previous`: what it was told to compare with.
-    pub(crate) fn found(
+    /// An entry was read: it is the answer, or it is to be refreshed.
+    fn on_entry(
         &self,
-        loaded: Loaded<AnyValue>,
-        baseline: Baseline,
-        previous: Option<&Found>,
-        (cost, why): (Duration, ForwardReason),
-        version_id: u64,
-    ) -> (Found, bool) {
-        let at = Instant::now();
-        let previous = previous.filter(|_| loaded.unchanged);
-        let too_many_tags = loaded.tags.len() > MOST_TAGS;
-        if too_many_tags {
-            self.stats.encode_failures.add();
+        observation: &mut Observation<'_>,
+        found: FoundEntry,
+        header: Header,
+        record: Bytes,
+    ) -> Result<ObservedRecord, Completion> {
+        let Observation {
+            replaces, waits, ..
+        } = &mut *observation;
+        if !self.replaces(&found, replaces, waits) {
+            return Err(self.found_in_l2(found));
         }
-        let value = match previous {
-            Some(previous) => previous.answer.value.clone(),
-            None => loaded.value,
+        if let Some(error) = &self.flight.held_error {
+            return Err(self.answer_held_error(error, found));
+        }
+        self.engine.publish_interim(&self.flight, &found);
+        if self.is_background() && observation.background_permit.is_none() {
+            observation.background_permit = self.engine.background_permit();
+            match observation.background_permit {
+                Some(_) => self.engine.stats.refreshes.add(),
+                None => return Err(self.found_in_l2(found)),
+            }
+        }
+        Ok(ObservedRecord {
+            found,
+            header,
+            record,
+        })
+    }
+
+    /// One attempt to acquire the lease. `None`: L2 has changed, or is to be looked at again.
+    async fn acquire(
+        &self,
+        observation: &mut Observation<'_>,
+        target: Target,
+    ) -> Option<Completion> {
+        let (engine, flight) = (&self.engine, &self.flight);
+        // A permit first, then the lease: a load that waits for its permit holds nobody up.
+        let deadline = engine.load_deadline();
+        let permit = match self.load_permit(deadline).await {
+            Ok(permit) => permit,
+            Err(error) => return Some(Completion::error(error)),
         };
-        let tags = match previous {
-            Some(previous) => previous
-                .answer
-                .tags
-                .as_ref()
-                .map(|tags| tags.renewed(baseline)),
-            None => self.watermarks.tags(baseline, loaded.tags.into_iter()),
+        // Hear of wake-ups before the attempt that asks for them.
+        engine.flights.lock(flight.key.id.hash).listen(flight);
+        // And know what is invalidated as a whole before the load begins.
+        let baseline = engine.watermarks.baseline();
+        let (remote, remote_key) = (observation.remote, observation.remote_key.clone());
+        let Target { observed, useless } = target;
+        let failures = observation.failures;
+        let mut lease = Lease::new(remote, &remote_key, baseline, observed, failures);
+        let Ok(record) = lease.record() else {
+            return Some(self.unreachable(Some(permit)).await);
         };
-        let life = match &value {
-            _ if !loaded.store || too_many_tags => Duration::ZERO,
-            Some(_) => self.config.draw_ttl(loaded.ttl, self.is_cold(at)),
-            None => loaded
-                .ttl
-                .unwrap_or(self.config.negative_ttl)
-                .min(ttl::LONGEST),
+        let ttl_ms = ttl::millis(engine.config.lease_ttl);
+        let known = engine.watermarks.known().unwrap_or_default();
+        let over = lease.over(useless.as_deref());
+        let acquired = remote
+            .tier
+            .acquire(lease.keys(), record, ttl_ms, over, known)
+            .await;
+        match engine.tier(acquired) {
+            Ok(Acquired::Granted(failed)) => {
+                lease.failures = observation.failures.max(failed);
+                Some(self.regenerate(permit, deadline, &lease).await)
+            }
+            Ok(Acquired::Record(found)) => {
+                observation.record = found.map(|record| (record, None));
+                None
+            }
+            Ok(Acquired::Failed(left_ms)) => Some(self.on_failed_mark(permit, left_ms).await),
+            Ok(Acquired::Held(remaining_ms)) => {
+                drop(permit);
+                let remaining = Duration::from_millis(remaining_ms);
+                self.wait_for_holder(observation, remaining, lease.is_claim())
+                    .await
+            }
+            Err(error) => {
+                let completion = self.unreachable(Some(permit)).await;
+                if error.is_timeout() {
+                    // It may have been granted after all, too late to fill against.
+                    engine.release_later(&lease, &flight.key.id);
+                }
+                Some(completion)
+            }
+        }
+    }
+
+    /// A refresh failed in another process a moment ago.
+    async fn on_failed_mark(&self, permit: LoadPermit, left_ms: u64) -> Completion {
+        let left = Duration::from_millis(left_ms);
+        if left <= self.engine.longest_hold() {
+            return self.failed_elsewhere(left);
+        }
+        // No process of the fleet has written that.
+        self.engine.stats.decode_failures.add();
+        let reason = UnleasedReason::WaitedEnough;
+        self.load_unleased(Some(permit), reason).await
+    }
+
+    /// Another process holds the lease: waits for it. `None`: look at L2 again.
+    async fn wait_for_holder(
+        &self,
+        observation: &mut Observation<'_>,
+        remaining: Duration,
+        is_claim: bool,
+    ) -> Option<Completion> {
+        let engine = &self.engine;
+        if observation.waits.count() {
+            engine.stats.lease_waits.add();
+        }
+        let lease_wait = engine.config.lease_wait;
+        let wait = observation.waits.wait(&self.flight, remaining, lease_wait);
+        let since = Instant::now();
+        let goes_on = tokio::select! {
+            biased;
+            goes_on = wait => goes_on,
+            () = self.cut_off() => return Some(Completion::closed()),
         };
-        // Without a shared tier nothing is left to ask when L1 has had it for long enough.
-        let fresh_for = match self.config.l1_ttl {
-            Some(_) if self.remote.is_none() => life.min(self.config.l1_lifetime()),
-            _ => life,
+        engine.telemetry.waited(Wait::Lease, since);
+        if !goes_on && self.is_background() {
+            return Some(Completion::lease_held());
+        }
+        if !goes_on {
+            engine.stats.lease_wait_exceeded.add();
+            let reason = UnleasedReason::WaitedEnough;
+            return Some(self.load_unleased(None, reason).await);
+        }
+        if observation.waits.woken() || is_claim {
+            // Most likely the value is there: a GET is the cheapest command.
+            let read = observation.remote.tier.get(&observation.remote_key.bytes);
+            match engine.tier(read.await) {
+                Ok(found) => observation.record = found.map(|record| (record, None)),
+                Err(_) => return Some(self.unreachable(None).await),
+            }
+        }
+        None
+    }
+
+    /// The entry that L2 holds is the answer.
+    fn found_in_l2(&self, found: FoundEntry) -> Completion {
+        Completion::entry(found, Some(self.engine.config.l1_lifetime()))
+    }
+
+    /// The flight must not load, and has found this entry.
+    fn answer_held_error(&self, error: &Error<AnyError>, found: FoundEntry) -> Completion {
+        let retention = if self.engine.is_of_use(&found) {
+            self.flight.set_interim(found.clone());
+            Retention::Entry(found, self.engine.config.l1_lifetime())
+        } else {
+            self.engine.stats.errors_held.add();
+            Retention::Nothing
         };
-        let fresh_until = ttl::deadline(at, fresh_for);
-        let answer = Answer {
-            source: Source::Loader,
-            age: Duration::ZERO,
-            at,
-            fresh_until,
-            freshness: Freshness::Fresh,
-            provenance: Provenance::Forwarded { why, stored: false },
-            tags,
-            value,
-        };
-        let has_stale_windows = answer.value.is_some();
-        let found = Found {
-            lifetime: Lifetime::new(fresh_until, has_stale_windows, cost),
-            of_l1: None,
-            answer,
-            version_id,
-        };
-        (found, !life.is_zero())
+        Completion {
+            outcome: Some(Err(error.clone())),
+            retention,
+        }
     }
 }

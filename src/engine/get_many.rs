@@ -16,9 +16,9 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::batch::{LoadRoute, PlanTicket};
-use super::fetch::{self, Leader};
-use super::flight;
-use super::{Engine, Entered, FlightWait, Want};
+use super::coalesce::{Entered, Want};
+use super::core::Engine;
+use super::flight_task::FlightTask;
 use crate::answer::Answer;
 use crate::entry::Read;
 use crate::erased::{AnyError, AnyKey};
@@ -37,18 +37,14 @@ impl Engine {
         self: &Arc<Self>,
         look_ups: Vec<LookUp>,
     ) -> Vec<Result<Answer, Error<AnyError>>> {
-        let want = Want {
-            read: Read::new(),
-            load: false,
-            since: flight::now_in_serials(),
-        };
+        let want = Want::look_up(Read::new());
         let entered = self.enter_all(look_ups, &want);
         let mut outcomes = Vec::with_capacity(entered.len());
         for entered in entered {
             outcomes.push(match entered {
                 EnteredLookUp::Hit(answer) => Ok(answer),
                 EnteredLookUp::Entered(entered) => match entered.or_wait(want) {
-                    Ok(wait) => self.wait_together(wait).await,
+                    Ok(wait) => self.wait_for_task(wait).await,
                     Err(received) => self.counted(received),
                 },
             });
@@ -66,63 +62,45 @@ impl Engine {
 
     fn enter_all(self: &Arc<Self>, look_ups: Vec<LookUp>, want: &Want) -> Vec<EnteredLookUp> {
         let closed = self.tasks.is_closed();
-        let mut leaders = Vec::new();
+        let mut tasks = Vec::new();
         let enter = |look_up| match look_up {
             LookUp::Hit(answer) => EnteredLookUp::Hit(answer),
             LookUp::Key(_) if closed => EnteredLookUp::Entered(Entered::Refused(Error::Closed)),
             LookUp::Key(key) => EnteredLookUp::Entered(match self.admit() {
-                Ok(admission) => self.enter(key, want, admission, |_, new| leaders.push(new)),
+                Ok(admission) => self.enter(key, want, admission, |_, new| tasks.push(new)),
                 Err(refused) => Entered::Refused(refused),
             }),
         };
         let entered = look_ups.into_iter().map(enter).collect();
-        if let (false, Ok(runtime)) = (leaders.is_empty(), Handle::try_current()) {
-            self.route_loads(&runtime, &leaders);
-            for leader in &leaders {
-                leader.guard.flight.driver.mark_in_task();
+        if let (false, Ok(runtime)) = (tasks.is_empty(), Handle::try_current()) {
+            self.route_loads(&runtime, &tasks);
+            for task in &tasks {
+                task.flight.driver.mark_in_task();
             }
-            runtime.spawn(Trace::here().within(run_together(Arc::clone(self), leaders)));
+            runtime.spawn(Trace::here().within(run_together(Arc::clone(self), tasks)));
         }
         entered
     }
 
-    /// Waits for a flight that has a task.
-    async fn wait_together(self: &Arc<Self>, wait: FlightWait) -> Result<Answer, Error<AnyError>> {
-        let FlightWait { flight, role, want } = &wait;
-        if let Some(received) = self.outcome(flight, *role, want).await {
-            return self.counted(received);
-        }
-        match self.enter_inline(flight.key.clone(), *want, self.admit()?) {
-            Ok(wait) => self.wait(wait).await,
-            Err(received) => self.counted(received),
-        }
-    }
-
     /// Lets flights come to their loads together.
-    fn route_loads(self: &Arc<Self>, runtime: &Handle, leaders: &[Leader]) {
+    fn route_loads(self: &Arc<Self>, runtime: &Handle, tasks: &[FlightTask]) {
         let Some(batches) = &self.batches else {
             let concurrency = Arc::new(Semaphore::new(MAX_CONCURRENT));
-            for leader in leaders {
-                leader
-                    .guard
-                    .flight
-                    .set_route(LoadRoute::Throttled(Arc::clone(&concurrency)));
+            for task in tasks {
+                task.set_route(LoadRoute::Throttled(Arc::clone(&concurrency)));
             }
             return;
         };
-        let keys = leaders
-            .iter()
-            .map(|leader| leader.guard.flight.key.clone())
-            .collect();
+        let keys = tasks.iter().map(|task| task.flight.key.clone()).collect();
         let settings = &batches.settings;
         let tickets = PlanTicket::of(self, runtime, keys, settings.max_size, settings.concurrency);
-        for (leader, ticket) in leaders.iter().zip(tickets) {
-            leader.guard.flight.set_route(LoadRoute::Batch(ticket));
+        for (task, ticket) in tasks.iter().zip(tickets) {
+            task.set_route(LoadRoute::Batch(ticket));
         }
     }
 
     /// Reads what L2 has, of all of them at once.
-    async fn first_reads(self: &Arc<Self>, leaders: &mut [Leader]) {
+    async fn first_reads(self: &Arc<Self>, tasks: &mut [FlightTask]) {
         let Some(remote) = &self.remote else {
             return;
         };
@@ -131,20 +109,20 @@ impl Engine {
         // Before the read is sent, so that whatever is missed from now on ends these flights.
         let epoch = self.fence.epoch();
         let (mut asking, mut names) = (Vec::new(), Vec::new());
-        for leader in leaders {
-            let flight = &leader.guard.flight;
+        for task in tasks {
+            let flight = &task.flight;
             flight.register(epoch);
             if known && !self.repairs.block(&flight.key.id.encoded) {
                 names.push(remote.key(&flight.key.id).bytes);
-                asking.push(leader);
+                asking.push(task);
             } else {
-                leader.read = Some(Err(()));
+                task.read = Some(Err(()));
             }
         }
         let (records, asked) = remote.tier.get_many(&names).await;
         let _ = self.tier(asked);
-        for (leader, record) in asking.into_iter().zip(records) {
-            leader.read = Some(record);
+        for (task, record) in asking.into_iter().zip(records) {
+            task.read = Some(record);
         }
     }
 }
@@ -162,14 +140,14 @@ enum EnteredLookUp {
 }
 
 /// The task of flights that begin together.
-async fn run_together(engine: Arc<Engine>, mut leaders: Vec<Leader>) {
-    engine.first_reads(&mut leaders).await;
+async fn run_together(engine: Arc<Engine>, mut tasks: Vec<FlightTask>) {
+    engine.first_reads(&mut tasks).await;
     drop(engine);
-    for (index, leader) in leaders.into_iter().enumerate() {
+    for (index, task) in tasks.into_iter().enumerate() {
         if index % YIELD_EVERY == YIELD_EVERY - 1 {
             tokio::task::yield_now().await;
         }
-        let mut running = Box::pin(fetch::run(leader));
+        let mut running = Box::pin(task.run());
         // A hit lands here. Whatever takes longer goes on in a task of its own, and so does not
         // concern the others if it panics, nor does it here.
         let begun = std::panic::catch_unwind(AssertUnwindSafe(|| poll_once(running.as_mut())));

@@ -1,57 +1,38 @@
-//! Refreshes: replacing an entry while it is still answered.
+//! Refreshes: an entry is replaced while it is still answered.
 //!
-//! | who | finds | does |
+//! | in | finds | does |
 //! |---|---|---|
-//! | a hit in L1 | an entry late in its TTL (drawn), or past it within `stale_while_revalidate` | answers it, begins a flight behind its back |
-//! | a flight | the same in L2 | puts it up, for callers to take, and goes on |
-//! | a flight | an entry that only an error justifies | puts it up for the case that the load fails, or is late |
+//! | a hit in L1 | an entry late in its TTL (drawn at random), or past it within `stale_while_revalidate` | answers it, and begins a flight that no caller waits for |
+//! | a flight | such an entry in L2 | makes it the interim value, which callers take, and goes on |
+//! | a flight | an entry that only an error justifies | makes it the interim value, in case the load fails or is late |
 //!
-//! In L2 the entry stays where it is. Whoever refreshes it holds the *claim*, a lease in a key beside
-//! it: one process in the fleet. The others keep answering what they have, and are woken when the new
-//! value is there. The claim only saves work. What keeps an old value out is the fill: it is compared
-//! with the entry that was read before the load began, its state included, so that whatever changed
-//! the key meanwhile, an expiry too, makes it lose.
+//! In L2 the entry stays where it is. The process that refreshes it holds the *claim*: a lease in a
+//! key beside the entry, one in the fleet. The other processes keep answering what they have, and
+//! are woken by the fill. The claim only saves work. The fill keeps an old value out: it is compared
+//! with the entry that was read before the load began, its state included. Any change of the key
+//! meanwhile, an expiry too, makes the fill lose.
 //!
-//! A refresher that dies is replaced when its claim ends, one that hangs when `load_timeout` does, and
-//! one that fails leaves a mark in the place of its claim: for `error_backoff` nobody tries.
+//! A process that dies while it refreshes is replaced when its claim ends. A load that hangs is cut
+//! off at `load_timeout`. A load that fails leaves a mark in the place of the claim: for
+//! `error_backoff` no process tries.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::fetch::{Completion, Retention};
-use super::flight::{Failure, Flight, Found, Purpose};
-use super::regenerate::LeaseWaits;
-use super::{Engine, L1Entry, load};
+use super::core::Engine;
+use super::flight::{Flight, FoundEntry, Purpose};
+use super::flight_task::FlightTask;
+use super::lease::LeaseWaits;
+use super::load::nesting;
+use super::memory::L1Entry;
 use crate::entry::Freshness;
-use crate::erased::{AnyError, AnyKey};
-use crate::error::Error;
-use crate::l1::Meta;
-use crate::lifetime::Usability;
-use crate::ttl;
-
-/// Refreshes in one process at once that nobody waits for. With more, entries stay what they are
-/// until the next hit.
-pub(crate) const MAX_BACKGROUND: usize = 1024;
-
-/// After a refresh that came to nothing, for which nobody is to blame, the next hit may try again.
-pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(20);
-
-/// Which versions of the value a flight is out to replace.
-#[derive(Debug, Default)]
-pub(crate) struct Replaces {
-    /// The one that it found first.
-    first: Option<u64>,
-    /// The one that it has begun to replace before its time.
-    early: Option<u64>,
-}
+use crate::erased::AnyKey;
 
 impl Engine {
     /// Begins a refresh that no caller waits for, unless one is under way, or one failed a moment ago.
-    pub(crate) fn refresh_in_background(self: &Arc<Self>, key: AnyKey, local: &L1Entry) {
+    pub(super) fn refresh_in_background(self: &Arc<Self>, key: AnyKey, seen: &L1Entry) {
         let (Ok(runtime), Some(running)) = (Handle::try_current(), self.tasks.enter()) else {
             return;
         };
@@ -60,14 +41,14 @@ impl Engine {
         }
         let now = Instant::now();
         let mut shard = self.flights.lock(key.id.hash);
-        // Look again, now that nobody can invalidate it: the flight puts up what is found here.
+        // Look again, now that nothing can invalidate the entry: it is the flight's interim value.
         let Some(local) = self
-            .look(&key, now)
-            .filter(|found| found.meta.version_id == local.meta.version_id)
+            .l1_entry(&key, now)
+            .filter(|local| local.meta.version_id == seen.meta.version_id)
         else {
             return;
         };
-        if let Some((_, until)) = shard.held(&key.id, now) {
+        if let Some((_, until)) = shard.held_error(&key.id, now) {
             return self.suspend_refresh(&key, until);
         }
         let until = self.load_deadline();
@@ -84,132 +65,52 @@ impl Engine {
         self.suspend_refresh(&flight.key, until);
         drop(shard);
         self.stats.refreshes.add();
-        let leader = self.leader(&flight, load::nesting(), running);
-        self.spawn_task(&runtime, leader);
+        let task = FlightTask::new(self, &flight, nesting::current(), running);
+        task.spawn(&runtime);
     }
+}
 
-    /// Until then hits answer what L1 has and do nothing else, as long as it may be answered at all.
-    /// Under the shard's lock.
-    fn suspend_refresh(&self, key: &AnyKey, until: Instant) {
-        let now = Instant::now();
-        self.l1.amend(key, |meta| {
-            let stands = meta.lifetime.usable_until(now, &self.config.windows);
-            meta.no_refresh_before = until.min(stands).min(meta.l1_deadline);
-        });
-    }
+/// The versions of the value that a flight is to replace.
+#[derive(Debug, Default)]
+pub(super) struct Replaces {
+    /// The version that it found first.
+    first: Option<u64>,
+    /// The version that it has begun to replace before its TTL is over.
+    early: Option<u64>,
+}
 
-    /// Hits look after the entry themselves again, from then on. Under the shard's lock.
-    pub(crate) fn rearm_refresh(&self, key: &AnyKey, at: Instant) {
-        self.l1.amend(key, |meta| {
-            if meta.no_refresh_before
-                > meta
-                    .lifetime
-                    .no_refresh_before(meta.loaded_at(), &self.config.windows)
-            {
-                meta.no_refresh_before = meta.no_refresh_before.min(at);
-            }
-        });
-    }
-
-    /// Stores an entry that a flight has found, if there is an L1 for it. Under the shard's lock, while
-    /// the flight is current. With an end of its calm other than its life's.
-    pub(crate) fn store(
+impl FlightTask {
+    /// Whether the flight is to replace this entry, which it has found in L2.
+    pub(super) fn replaces(
         &self,
-        flight: &Flight,
-        found: &Found,
-        l1_lifetime: Duration,
-        (now, no_refresh_before): (Instant, Option<Instant>),
-    ) -> bool {
-        let (hash, at) = (flight.key.id.hash, found.answer.at);
-        if self.l1.is_off() || self.fence.is_held_off(hash, now) {
-            return false;
-        }
-        let l1_deadline = ttl::deadline(at, l1_lifetime);
-        let windows = &self.config.windows;
-        let no_refresh_before = no_refresh_before.unwrap_or_else(|| {
-            found
-                .lifetime
-                .no_refresh_before(found.answer.loaded_at(), windows)
-        });
-        let meta = Meta {
-            begun: flight.begun,
-            stored: at,
-            age: found.answer.age,
-            lifetime: found.lifetime,
-            no_refresh_before: no_refresh_before.min(l1_deadline),
-            l1_deadline,
-            version_id: found.version_id,
-            stamp: self
-                .fence
-                .stamp_in(hash, flight.epoch().unwrap_or_default()),
-        };
-        self.l1.store(&flight.key, &found.answer, meta)
-    }
-
-    /// Puts up an entry that is about to be refreshed: for the callers of the flight, and in L1 for
-    /// those who come.
-    pub(crate) fn publish_interim(&self, flight: &Arc<Flight>, found: &Found) {
-        if !self.is_of_use(found) {
-            return;
-        }
-        let shard = self.flights.lock(flight.key.id.hash);
-        if shard.is_current(flight) {
-            let now = Instant::now();
-            let stands = found.lifetime.usable_until(now, &self.config.windows);
-            let no_refresh_before = match found.lifetime.usability(now, &self.config.windows) {
-                Usability::Fresh | Usability::Revalidate => self.load_deadline().min(stands),
-                Usability::Fallback | Usability::Gone => now,
-            };
-            flight.suspend_refresh();
-            let l1_lifetime = self.config.l1_lifetime();
-            self.store(flight, found, l1_lifetime, (now, Some(no_refresh_before)));
-        }
-        drop(shard);
-        flight.set_interim(found.clone());
-    }
-
-    /// Whether an entry is good for anything now.
-    pub(crate) fn is_of_use(&self, found: &Found) -> bool {
-        found
-            .lifetime
-            .usability(Instant::now(), &self.config.windows)
-            != Usability::Gone
-    }
-
-    /// Whether a flight that has found this entry in L2 is to replace it.
-    pub(crate) fn replaces(
-        &self,
-        flight: &Flight,
-        found: &Found,
+        found: &FoundEntry,
         replaces: &mut Replaces,
         waits: &LeaseWaits,
     ) -> bool {
-        // Read a moment ago.
-        let (now, windows) = (found.answer.at, &self.config.windows);
+        // It was read a moment ago.
+        let (now, windows) = (found.answer.at, &self.engine.config.windows);
         if found.lifetime.freshness(now) != Freshness::Fresh {
             return true;
         }
-        if flight.held_error.is_some() {
+        if self.flight.held_error.is_some() {
             return false;
         }
-        match flight.purpose {
+        match self.flight.purpose {
             Purpose::Fresh => false,
             Purpose::Replace(version_id) => found.version_id == version_id,
             Purpose::Any => {
+                let lifetime = &found.lifetime;
                 let begins = replaces.early.is_none()
                     && !waits.has_waited()
-                    && now
-                        >= found
-                            .lifetime
-                            .no_refresh_before(found.answer.loaded_at(), windows)
-                    && found.lifetime.is_early(now, windows);
+                    && now >= lifetime.no_refresh_before(found.answer.loaded_at(), windows)
+                    && lifetime.is_early(now, windows);
                 if begins {
                     replaces.early = Some(found.version_id);
                 }
                 replaces.early == Some(found.version_id)
             }
             Purpose::Load => match replaces.first {
-                // What another process has loaded meanwhile will do.
+                // A value that another process has loaded meanwhile will do.
                 Some(first) => first == found.version_id,
                 None if waits.has_waited() => false,
                 None => {
@@ -219,45 +120,13 @@ impl Engine {
             },
         }
     }
-
-    /// What a flight that must not load comes down with, having found this entry.
-    pub(crate) fn spare(
-        &self,
-        flight: &Flight,
-        error: &Error<AnyError>,
-        found: Found,
-    ) -> Completion {
-        let keep = if self.is_of_use(&found) {
-            flight.set_interim(found.clone());
-            Retention::Entry(found, self.config.l1_lifetime())
-        } else {
-            self.stats.errors_held.add();
-            Retention::Nothing
-        };
-        Completion {
-            outcome: Some(Err(error.clone())),
-            keep,
-        }
-    }
-
-    /// A load failed in another process a moment ago.
-    pub(crate) fn failed_elsewhere(&self, flight: &Flight, left: Duration) -> Completion {
-        Completion::failure(Failure {
-            error: Error::LoadFailedElsewhere,
-            hold: left,
-            failures: flight.failures,
-        })
-    }
-
-    /// A place for work that nobody waits for.
-    pub(crate) fn background_permit(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.background).try_acquire_owned().ok()
-    }
 }
 
 #[cfg(test)]
 #[cfg(feature = "bincode")]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::{BoxError, Cache, CacheBuilder, InProcess, Loader, loader_fn};
 
@@ -286,7 +155,7 @@ mod tests {
             let (_, meta) = cache
                 .engine()
                 .l1
-                .get(&cache.key(1), Instant::now())
+                .get(&cache.shell.key(1), Instant::now())
                 .unwrap();
             meta.no_refresh_before
         };

@@ -1,304 +1,168 @@
-//! The lease: how one process of the fleet regenerates a key, and how the others wait for it.
-//!
-//! The token is random and belongs to one load. A value enters L2 only by a fill that is compared
-//! with the lease which was there before the load began; whatever invalidates or replaces the key
-//! destroys that lease, so a fill with an older value loses. No clock takes part in that.
+//! Regeneration: a key is loaded, under a lease with a fill, or without one.
 
-use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::Engine;
-use super::fetch::{Completion, Retention};
-use super::flight::{Failure, Flight, Found, Purpose};
-use super::load::{LoadPermit, Nesting};
-use super::remote::{RemoteKey, RemoteTier};
-use crate::codec::RecordContext;
-use crate::entry::ForwardReason;
-use crate::erased::AnyValue;
+use super::completion::{Completion, Retention};
+use super::flight::{Failure, FoundEntry, Purpose};
+use super::flight_task::FlightTask;
+use super::lease::{Lease, ObservedRecord};
+use super::load::LoadPermit;
+use super::memory::L1Entry;
+use super::transcode::{EndedLoad, RecordFields};
+use crate::entry::{ForwardReason, Freshness, Read};
+use crate::erased::{AnyError, AnyValue};
 use crate::error::{Error, RemoteError};
-use crate::key::HashedKey;
-use crate::l2::{Keys, Over, Refill};
+use crate::loader::Loaded;
 use crate::protocol::message::Operation;
-use crate::protocol::record::{self, Baseline, Head, Header, Kind, STATED, Token};
+use crate::protocol::record::{self, Header};
+use crate::protocol::request::Refill;
 use crate::random;
 use crate::ttl;
 
-/// A lease that may be, or has been, acquired.
-pub(crate) struct Lease<'a> {
-    remote: &'a RemoteTier,
-    remote_key: &'a RemoteKey,
-    keys: Keys,
-    /// The entry that it is the claim to refresh; without one it takes the place of the record.
-    observed: Option<ObservedRecord>,
-    token: Token,
-    /// What was known to be invalidated as a whole before the load began.
-    baseline: Baseline,
-    /// Loads that failed in a row before this one.
-    pub(crate) failures: u32,
+/// Why a load runs without a lease, and so without a fill.
+#[derive(Clone, Copy)]
+pub(super) enum UnleasedReason {
+    /// There is no shared tier.
+    NoTier,
+    /// L2 holds the record of a newer version of the value's type.
+    Newer,
+    /// L2 did not answer, or must not be asked.
+    Unreachable,
+    /// The key was invalidated a moment ago.
+    HeldOff,
+    /// The holder of the lease took longer than `lease_wait`.
+    WaitedEnough,
 }
 
-/// An entry as it was found in L2.
-pub(crate) struct ObservedRecord {
-    pub(crate) found: Found,
-    pub(crate) header: Header,
-    pub(crate) record: Bytes,
+/// What L2 is filled with.
+enum Fill {
+    With(Refill),
+    /// The value is kept in neither tier.
+    Not,
+    /// The value is kept in L1 alone.
+    L1Only,
 }
 
-impl ObservedRecord {
-    /// What tells it from whatever takes its place, and from itself once it is expired by hand.
-    fn stated(&self) -> &[u8] {
-        &self.record[..STATED.min(self.record.len())]
-    }
-}
-
-/// What goes into an entry's header.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RecordFields<'a> {
-    pub(crate) token: Token,
-    pub(crate) baseline: Baseline,
-    pub(crate) fresh_for: Duration,
-    pub(crate) cost: Duration,
-    pub(crate) version: u64,
-    pub(crate) tags: &'a [u64],
-}
-
-impl RecordFields<'_> {
-    /// Puts everything into a header but what concerns the payload.
-    fn header(&self, header: Header, created_ms: u64) -> Header {
-        // A load that took less than a millisecond costs one: zero would be no cost at all.
-        let cost_ms = ttl::millis(self.cost + Duration::from_micros(999));
-        Header {
-            token: self.token,
-            created_ms,
-            fresh_ms: ttl::millis(self.fresh_for),
-            load_cost_ms: u32::try_from(cost_ms).unwrap_or(u32::MAX),
-            baseline: self.baseline,
-            version: self.version,
-            ..header
-        }
-    }
-}
-
-impl<'a> Lease<'a> {
-    pub(crate) fn new(
-        remote: &'a RemoteTier,
-        remote_key: &'a RemoteKey,
-        baseline: Baseline,
-        observed: Option<ObservedRecord>,
-        failures: u32,
-    ) -> Self {
-        Self {
-            remote,
-            remote_key,
-            keys: Keys::of(&remote_key.bytes),
-            observed,
-            token: random::bytes(),
-            baseline,
-            failures,
-        }
-    }
-
-    pub(crate) fn keys(&self) -> &Keys {
-        &self.keys
-    }
-
-    /// What it is acquired over; `useless`: what a record begins with that is to be replaced.
-    pub(crate) fn over<'b>(&'b self, useless: Option<&'b [u8]>) -> Over<'b> {
-        match (&self.observed, useless) {
-            (Some(observed), _) => Over::Entry(observed.stated()),
-            (None, Some(useless)) => Over::Useless(useless),
-            (None, None) => Over::Nothing,
-        }
-    }
-
-    pub(crate) fn is_claim(&self) -> bool {
-        self.observed.is_some()
-    }
-
-    /// The key that holds it.
-    fn key(&self) -> &Bytes {
-        if self.is_claim() {
-            &self.keys.claim
-        } else {
-            &self.keys.record
-        }
-    }
-
-    pub(crate) fn record(&self) -> Result<Vec<u8>, RemoteError> {
-        let now_ms = self.remote.now_ms()?;
-        let mut header = self.header(Kind::Lease, now_ms);
-        header.load_cost_ms = self.failures;
-        Ok(header.to_record())
-    }
-
-    /// The header of a record without a value.
-    fn header(&self, kind: Kind, now_ms: u64) -> Header {
-        let hash = if self.is_claim() {
-            record::key_hash(&self.keys.claim)
-        } else {
-            self.remote_key.hash
-        };
-        let mut header = Header::plain(kind, self.token, hash, now_ms);
-        header.baseline = self.baseline;
-        header
-    }
-
-    fn head(&self) -> Head {
-        record::head(Kind::Lease, &self.token)
-    }
-}
-
-impl Engine {
-    /// Loads under a lease, fills L2 and gives the lease up, in this order and before anyone is
+impl FlightTask {
+    /// Loads under a lease, fills L2 and releases the lease, in this order and before any caller is
     /// answered: a process that ends right after its answer leaves nothing behind.
-    pub(crate) async fn regenerate(
-        self: &Arc<Self>,
-        remote: &RemoteTier,
-        flight: &Arc<Flight>,
-        nesting: &Nesting,
+    pub(super) async fn regenerate(
+        &self,
         permit: LoadPermit,
         deadline: Instant,
         lease: &Lease<'_>,
     ) -> Completion {
+        let (engine, id) = (&self.engine, &self.flight.key.id);
         let observed = lease.observed.as_ref();
-        let previous = observed
-            .map(|observed| &observed.found)
-            .filter(|found| self.is_of_use(found));
-        let renew = self.renew(lease);
-        let loaded = self
-            .load(flight, nesting, permit, deadline, previous, renew)
-            .await;
-        let (mut loaded, cost) = match loaded {
-            Ok(loaded) => loaded,
+        let previous = observed.map(|observed| &observed.found);
+        let previous = previous.filter(|found| engine.is_of_use(found));
+        let renew = engine.renew(lease);
+        match self.load(permit, deadline, previous, renew).await {
+            Ok((loaded, cost)) => self.fill(lease, previous, loaded, cost).await,
             Err(Error::Closed) => {
-                self.release(lease, &flight.key.id).await;
-                return Completion::nothing();
+                engine.release(lease, id).await;
+                Completion::closed()
             }
             Err(error) => {
-                let completion = self.failed(flight, error, lease.failures);
-                if let Retention::Failure(failure) = &completion.keep {
-                    self.give_up(lease, &flight.key.id, failure).await;
+                let completion = self.failed(error, lease.failures);
+                if let Retention::Failure(failure) = &completion.retention {
+                    engine.leave_failed_mark(lease, id, failure).await;
                 }
-                return completion;
+                completion
             }
-        };
-        let unchanged = observed.filter(|_| loaded.unchanged);
+        }
+    }
+
+    /// Fills L2 with what was loaded, if it may be kept there.
+    async fn fill(
+        &self,
+        lease: &Lease<'_>,
+        previous: Option<&FoundEntry>,
+        mut loaded: Loaded<AnyValue>,
+        cost: Duration,
+    ) -> Completion {
+        let (engine, flight) = (&self.engine, &self.flight);
+        let unchanged = lease.observed.as_ref().filter(|_| loaded.unchanged);
         if let Some(observed) = unchanged {
-            // Kept, unless the loader knows a later one.
+            // The version is kept, unless the loader knows a later one.
             loaded.version = loaded.version.max(observed.header.version);
         }
         let (version, tags) = (loaded.version, loaded.tags.clone());
-        let version_id = record::version_id(&lease.token);
-        let why = ForwardReason::because(flight.purpose == Purpose::Load, previous.is_some());
-        let (mut found, kept) =
-            self.found(loaded, lease.baseline, previous, (cost, why), version_id);
-        let fresh_for = found
-            .lifetime
-            .fresh_until
-            .saturating_duration_since(found.answer.at);
+        let (found, kept) = engine.entry_from_load(
+            EndedLoad {
+                loaded,
+                cost,
+                baseline: lease.baseline,
+                why: self.forward_reason(previous),
+                version_id: record::version_id(&lease.token),
+            },
+            previous,
+        );
+        let fresh_until = found.lifetime.fresh_until;
         let fields = RecordFields {
             token: lease.token,
             baseline: lease.baseline,
-            fresh_for,
+            fresh_for: fresh_until.saturating_duration_since(found.answer.at),
             cost,
             version,
             tags: &tags,
         };
         // Revoked: L2 could not be told of an invalidation, and would take the fill.
         let fill = if kept && !flight.is_revoked() {
-            self.fill_of(remote, lease, &found, fields, unchanged)
+            self.fill_of(lease, &found, fields, unchanged)
         } else {
             Fill::Not
         };
-        let hard_ttl = self
-            .config
-            .hard_ttl(fresh_for, found.lifetime.has_stale_windows);
-        let ms = ttl::millis(hard_ttl);
-        let wake = remote.notice(Operation::Wake, &flight.key.id);
-        let (fill, l1_only) = match fill {
-            Fill::With(fill) => (fill, false),
-            Fill::Not => (Refill::Nothing, false),
-            Fill::L1Only => (Refill::Nothing, true),
-        };
-        let stores = !matches!(fill, Refill::Nothing);
-        let filled = match (observed, fill) {
-            (Some(_), Refill::Nothing) if flight.is_revoked() => {
-                self.release(lease, &flight.key.id).await;
-                return Completion::entry(found, None);
+        match fill {
+            Fill::With(refill) => {
+                let written = self
+                    .write_fill(lease, &found, fields.fresh_for, refill)
+                    .await;
+                self.filled(found, written)
             }
-            (Some(observed), fill) => {
-                let keys = &lease.keys;
-                remote
-                    .tier
-                    .refill(keys, observed.stated(), lease.head(), fill, ms, wake)
-                    .await
+            Fill::Not => {
+                self.drop_lease(lease).await;
+                Completion::entry(found, None)
             }
-            (None, Refill::Record(record)) => {
-                let key = &lease.keys.record;
-                remote
-                    .tier
-                    .replace(key, lease.head(), record, ms, wake)
-                    .await
+            Fill::L1Only => {
+                self.drop_lease(lease).await;
+                Completion::entry(found, Some(engine.config.l1_lifetime()))
             }
-            (None, _) => {
-                self.release(lease, &flight.key.id).await;
-                Ok(false)
-            }
-        };
-        if !stores {
-            let _ = self.tier(filled);
-            return Completion::entry(found, l1_only.then(|| self.config.l1_lifetime()));
         }
-        let l1_lifetime = match self.tier(filled) {
-            Ok(true) => {
-                self.stats.fills.add();
-                found.answer.provenance.store();
-                Some(self.config.l1_lifetime())
-            }
-            Ok(false) => {
-                self.stats.fills_refused.add();
-                None
-            }
-            // The server said no and stored nothing; this process still hears of invalidations.
-            Err(error) if error.is_refused() => Some(self.unshared_l1_lifetime()),
-            // Nobody knows whether it was stored, or before or after what.
-            Err(_) => None,
-        };
-        Completion::entry(found, l1_lifetime)
     }
 
-    /// What to fill L2 with, if the value goes there. `unchanged`: the entry that it is.
+    /// Why the load was begun, as `Cache-Status` says it.
+    fn forward_reason(&self, previous: Option<&FoundEntry>) -> ForwardReason {
+        ForwardReason::because(self.flight.purpose == Purpose::Load, previous.is_some())
+    }
+
+    /// What to fill L2 with. `unchanged`: the entry that the loader has confirmed.
     fn fill_of(
         &self,
-        remote: &RemoteTier,
         lease: &Lease<'_>,
-        found: &Found,
+        found: &FoundEntry,
         fields: RecordFields<'_>,
         unchanged: Option<&ObservedRecord>,
     ) -> Fill {
+        let (engine, remote) = (&self.engine, lease.remote);
         let Ok(now_ms) = remote.now_ms() else {
             return Fill::Not;
         };
         let value = found.answer.value.as_ref();
+        let encode = |fields| {
+            let encoded = engine.encode_record(remote, lease.remote_key, value, now_ms, fields);
+            encoded.map_or(Fill::Not, |record| Fill::With(Refill::Record(record)))
+        };
         if let Some(observed) = unchanged {
             if value.is_some() && remote.binds_headers() {
                 // The payload is good under the old header alone.
                 let tags: Vec<u64> = record::tags(&observed.record, &observed.header).collect();
-                let tags = &tags;
-                return match self.encode_record(
-                    remote,
-                    lease.remote_key,
-                    value,
-                    now_ms,
-                    RecordFields { tags, ..fields },
-                ) {
-                    Ok(record) => Fill::With(Refill::Record(record)),
-                    Err(_) => Fill::Not,
-                };
+                return encode(RecordFields {
+                    tags: &tags,
+                    ..fields
+                });
             }
             let header = Header {
                 expired: false,
@@ -306,183 +170,176 @@ impl Engine {
             };
             return Fill::With(Refill::Header(header.reseal(&observed.record)));
         }
-        if value.is_none() && !self.negatives.take(found.answer.at) {
-            self.stats.negatives_not_stored.add();
+        if value.is_none() && !engine.negatives.take(found.answer.at) {
+            engine.stats.negatives_not_stored.add();
             return Fill::L1Only;
         }
-        match self.encode_record(remote, lease.remote_key, value, now_ms, fields) {
-            Ok(record) => Fill::With(Refill::Record(record)),
-            Err(_) => Fill::Not,
-        }
+        encode(fields)
     }
 
-    /// Encodes a value, or an absence, into a record.
-    pub(crate) fn encode_record(
+    /// Writes a fill, compared with the lease, or with the entry that it refreshes.
+    async fn write_fill(
         &self,
-        remote: &RemoteTier,
-        remote_key: &RemoteKey,
-        value: Option<&AnyValue>,
-        created_ms: u64,
-        fields: RecordFields<'_>,
-    ) -> Result<Vec<u8>, RemoteError> {
-        let kind = if value.is_some() {
-            Kind::Value
-        } else {
-            Kind::Negative
+        lease: &Lease<'_>,
+        found: &FoundEntry,
+        fresh_for: Duration,
+        refill: Refill,
+    ) -> Result<bool, RemoteError> {
+        let has_stale_windows = found.lifetime.has_stale_windows;
+        let hard_ttl = self.engine.config.hard_ttl(fresh_for, has_stale_windows);
+        let ms = ttl::millis(hard_ttl);
+        let (tier, head) = (&lease.remote.tier, lease.head());
+        let wake = lease.remote.notice(Operation::Wake, &self.flight.key.id);
+        match (&lease.observed, refill) {
+            (Some(observed), refill) => {
+                let seen = observed.stated();
+                tier.refill(lease.keys(), seen, head, refill, ms, wake)
+                    .await
+            }
+            (None, Refill::Record(record)) => {
+                let key = &lease.keys().record;
+                tier.replace(key, head, record, ms, wake).await
+            }
+            // Only an entry can be confirmed or dropped.
+            (None, Refill::Header(_) | Refill::Nothing) => {
+                tier.release(lease.key(), head, wake).await
+            }
+        }
+    }
+
+    /// What was loaded is not kept in L2: the lease goes, and with it an entry that it refreshes. A
+    /// revoked flight leaves the entry alone, for its invalidation is repeated.
+    async fn drop_lease(&self, lease: &Lease<'_>) {
+        let (engine, id) = (&self.engine, &self.flight.key.id);
+        match &lease.observed {
+            Some(observed) if !self.flight.is_revoked() => {
+                let (seen, head) = (observed.stated(), lease.head());
+                let wake = lease.remote.notice(Operation::Wake, id);
+                let (keys, tier) = (lease.keys(), &lease.remote.tier);
+                let dropped = tier.refill(keys, seen, head, Refill::Nothing, 1, wake);
+                let _ = engine.tier(dropped.await);
+            }
+            _ => engine.release(lease, id).await,
+        }
+    }
+
+    /// The completion after a fill.
+    fn filled(&self, mut found: FoundEntry, written: Result<bool, RemoteError>) -> Completion {
+        let engine = &self.engine;
+        let l1_lifetime = match engine.tier(written) {
+            Ok(true) => {
+                engine.stats.fills.add();
+                found.answer.provenance.store();
+                Some(engine.config.l1_lifetime())
+            }
+            Ok(false) => {
+                engine.stats.fills_refused.add();
+                None
+            }
+            // The server said no and stored nothing. This process still hears of invalidations.
+            Err(error) if error.is_refused() => Some(engine.unshared_l1_lifetime()),
+            // It is not known whether it was stored, or before or after which change.
+            Err(_) => None,
         };
-        let plain = Header::plain(kind, fields.token, remote_key.hash, created_ms);
-        let mut header = fields.header(plain, created_ms);
-        header.tags = u16::try_from(fields.tags.len()).unwrap_or(u16::MAX);
-        let mut record = Header::reserve();
-        let tags: Vec<u8> = fields
-            .tags
-            .iter()
-            .flat_map(|tag| tag.to_le_bytes())
-            .collect();
-        record.extend_from_slice(&tags);
-        if let Some(value) = value {
-            header.codec = remote.codec_id();
-            header.schema = self.config.schema_version;
-            let unencodable = |cause| {
-                self.stats.encode_failures.add();
-                RemoteError::because(crate::error::RemoteKind::Unencodable, "encode", cause)
-            };
-            let fields = header.fields();
-            let context = RecordContext::new(&remote_key.bytes, &fields, &tags);
-            let encoded = remote.encode(value, &context, &mut record);
-            encoded.map_err(unencodable)?;
-            if record.len() > self.config.max_record_bytes {
-                let bytes = record.len();
-                let cause = format!("a record of {bytes} bytes is larger than max_record_bytes");
-                return Err(unencodable(crate::codec::CodecError::new(cause)));
-            }
+        Completion::entry(found, l1_lifetime)
+    }
+
+    /// L2 cannot be asked, or must not be.
+    pub(super) async fn unreachable(&self, permit: Option<LoadPermit>) -> Completion {
+        let (engine, flight) = (&self.engine, &self.flight);
+        // Now that it is known, L1 may answer for a while what it could not when the call came.
+        let local = engine.l1_entry(&flight.key, Instant::now());
+        let is_fresh = |local: &L1Entry| local.suits(Read::fresh());
+        let has_l1 = !flight.past_l1 && local.as_ref().is_some_and(is_fresh);
+        if let Some(local) = local.filter(|_| flight.interim().is_none()) {
+            flight.set_interim(local.found());
         }
-        header.seal(&mut record);
-        Ok(record)
-    }
-
-    /// Keeps the lease while its load runs. A renewal that is lost, or gets no answer, changes
-    /// nothing: the fill will find out.
-    pub(crate) async fn renew(&self, lease: &Lease<'_>) -> Infallible {
-        let (every, ttl_ms) = (
-            self.config.lease_ttl / 3,
-            ttl::millis(self.config.lease_ttl),
-        );
-        loop {
-            tokio::time::sleep(every).await;
-            let refreshed = lease.is_claim().then_some(&lease.keys.record);
-            let renewed = lease
-                .remote
-                .tier
-                .renew(lease.key(), refreshed, lease.head(), ttl_ms)
-                .await;
-            if let Ok(false) = self.tier(renewed) {
-                std::future::pending().await
-            }
-        }
-    }
-
-    async fn release(&self, lease: &Lease<'_>, id: &HashedKey) {
-        let wake = lease.remote.notice(Operation::Wake, id);
-        let _ = self.tier(
-            lease
-                .remote
-                .tier
-                .release(lease.key(), lease.head(), wake)
-                .await,
-        );
-    }
-
-    /// After a failed load: a mark instead of the lease, so that the processes that wait do not
-    /// take turns at a dead database. It lives twice as long as it is heeded, for the next attempt to
-    /// know that it is not the first.
-    async fn give_up(&self, lease: &Lease<'_>, id: &HashedKey, failure: &Failure) {
-        let Ok(now_ms) = lease.remote.now_ms() else {
-            return;
-        };
-        if failure.hold.is_zero() {
-            return self.release(lease, id).await;
-        }
-        let mut mark = lease.header(Kind::Failed, now_ms);
-        mark.fresh_ms = ttl::millis(failure.hold);
-        mark.load_cost_ms = failure.failures;
-        let wake = lease.remote.notice(Operation::Wake, id);
-        let ms = mark.fresh_ms.saturating_mul(2);
-        let tier = &lease.remote.tier;
-        let _ = self.tier(
-            tier.replace(lease.key(), lease.head(), mark.to_record(), ms, wake)
-                .await,
-        );
-    }
-
-    /// Drops a lease that may have been granted without our knowing, in the background.
-    pub(crate) fn release_later(self: &Arc<Self>, lease: &Lease<'_>, id: &HashedKey) {
-        let (engine, id) = (Arc::clone(self), id.clone());
-        let (key, head) = (lease.key().clone(), lease.head());
-        let running = self.tasks.enter_late();
-        tokio::spawn(async move {
-            if let Some(remote) = &engine.remote {
-                let wake = remote.notice(Operation::Wake, &id);
-                let _ = engine.tier(remote.tier.release(&key, head, wake).await);
-            }
-            drop(running);
-        });
-    }
-}
-
-enum Fill {
-    With(Refill),
-    /// Nothing for L2 and nothing for L1.
-    Not,
-    L1Only,
-}
-
-/// A flight's wait for somebody else's lease.
-#[derive(Debug, Default)]
-pub(crate) struct LeaseWaits {
-    until: Option<Instant>,
-    counted: bool,
-    woken: bool,
-}
-
-/// The processes that wait for a holder that died do not all come at the same moment.
-const JITTER: Duration = Duration::from_millis(25);
-
-impl LeaseWaits {
-    /// Whether this is the first wait of the flight.
-    pub(crate) fn count(&mut self) -> bool {
-        !std::mem::replace(&mut self.counted, true)
-    }
-
-    pub(crate) fn has_waited(&self) -> bool {
-        self.counted
-    }
-
-    /// Whether the last wait ended with a wake-up, not with the lease.
-    pub(crate) fn woken(&self) -> bool {
-        self.woken
-    }
-
-    /// Waits for the wake-up, or for the lease to end: a message may get lost. `false`: the time
-    /// that the user gave is over.
-    pub(crate) async fn wait(
-        &mut self,
-        flight: &Flight,
-        remaining: Duration,
-        lease_wait: Duration,
-    ) -> bool {
         let now = Instant::now();
-        let until = *self
-            .until
-            .get_or_insert_with(|| ttl::deadline(now, lease_wait));
-        if now >= until {
-            return false;
+        let fresh = |found: FoundEntry| found.lifetime.freshness(now) == Freshness::Fresh;
+        let is_done = match flight.purpose {
+            Purpose::Load => false,
+            // There is time. Without L2 every process would load for itself.
+            Purpose::Replace(_) => flight.interim().is_some_and(fresh),
+            // The callers find it there. Otherwise every process would load every key that is asked
+            // for at the moment when L2 is lost.
+            Purpose::Any | Purpose::Fresh => has_l1,
+        };
+        if is_done {
+            return Completion::l1_usable_again();
         }
-        let jitter = random::duration(Duration::from_millis(1), JITTER);
-        let lease_ends = ttl::deadline(now, remaining + jitter);
-        self.woken = tokio::time::timeout_at(lease_ends.min(until), flight.wake.notified())
+        if let Some(error) = &flight.held_error {
+            engine.stats.errors_held.add();
+            return Completion::error(error.clone());
+        }
+        self.load_unleased(permit, UnleasedReason::Unreachable)
             .await
-            .is_ok();
-        self.woken || Instant::now() < until
+    }
+
+    /// A load that no other process knows of: its value enters no L2.
+    pub(super) async fn load_unleased(
+        &self,
+        permit: Option<LoadPermit>,
+        reason: UnleasedReason,
+    ) -> Completion {
+        let engine = &self.engine;
+        let deadline = engine.load_deadline();
+        let permit = match permit {
+            Some(permit) => Ok(permit),
+            None => self.load_permit(deadline).await,
+        };
+        let baseline = engine.watermarks.baseline();
+        let previous = self.flight.interim();
+        let previous = previous.filter(|found| engine.is_of_use(found));
+        let loaded = match permit {
+            Ok(permit) => {
+                let meanwhile = std::future::pending();
+                self.load(permit, deadline, previous.as_ref(), meanwhile)
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        let (loaded, cost) = match loaded {
+            Ok(loaded) => loaded,
+            Err(error) => return self.failed(error, self.flight.failures),
+        };
+        let ended = EndedLoad {
+            loaded,
+            cost,
+            baseline,
+            why: self.forward_reason(previous.as_ref()),
+            version_id: random::number(),
+        };
+        let (found, kept) = engine.entry_from_load(ended, previous.as_ref());
+        let l1_lifetime = match reason {
+            UnleasedReason::NoTier | UnleasedReason::Newer => engine.config.l1_lifetime(),
+            UnleasedReason::Unreachable | UnleasedReason::WaitedEnough => {
+                engine.unshared_l1_lifetime()
+            }
+            UnleasedReason::HeldOff => Duration::ZERO,
+        };
+        Completion::entry(found, kept.then_some(l1_lifetime))
+    }
+
+    /// The completion after a failed load.
+    fn failed(&self, error: Error<AnyError>, failures: u32) -> Completion {
+        if matches!(error, Error::Overloaded | Error::Closed) {
+            return Completion::error(error);
+        }
+        let failures = self.flight.failures.max(failures).saturating_add(1);
+        let hold = ttl::backoff(self.engine.config.error_backoff, failures);
+        Completion::failure(Failure {
+            error,
+            hold,
+            failures,
+        })
+    }
+
+    /// A load failed in another process a moment ago.
+    pub(super) fn failed_elsewhere(&self, left: Duration) -> Completion {
+        Completion::failure(Failure {
+            error: Error::LoadFailedElsewhere,
+            hold: left,
+            failures: self.flight.failures,
+        })
     }
 }

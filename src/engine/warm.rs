@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::regenerate::Lease;
+use super::lease::Lease;
 use super::remote::RemoteKey;
 use crate::entry::Source;
 use crate::erased::AnyKey;

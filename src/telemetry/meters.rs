@@ -194,7 +194,7 @@ impl Meters {
 /// Publishes what the servers report in `INFO`.
 #[cfg(feature = "redis")]
 #[expect(clippy::cast_precision_loss, reason = "gauges are floats")]
-pub(crate) fn server(stats: &crate::ServerStats) {
+fn server(stats: &crate::ServerStats) {
     gauge!("tidegate_redis_nodes_unanswered").set(stats.unanswered as f64);
     for node in &stats.nodes {
         let label = || vec![Label::new("node", node.address.clone())];
@@ -264,6 +264,15 @@ fn describe() {
         "tidegate_l2_reachable",
         "1 if the last operation of the shared tier was answered"
     );
+}
+
+#[cfg(feature = "redis")]
+impl crate::l2::redis::ServerStats {
+    /// Sets the [metrics](crate::guide::telemetry) `tidegate_redis_…` of each node to these values.
+    #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+    pub fn publish(&self) {
+        server(self);
+    }
 }
 
 #[cfg(test)]

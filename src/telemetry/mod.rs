@@ -27,8 +27,6 @@ mod spans;
 
 #[cfg(feature = "metrics")]
 pub(crate) use self::meters::Gauges;
-#[cfg(all(feature = "metrics", feature = "redis"))]
-pub(crate) use self::meters::server as publish_server;
 pub(crate) use self::spans::Trace;
 
 /// What a call waits for.

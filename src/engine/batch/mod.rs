@@ -26,9 +26,10 @@ use tokio::time::Instant;
 
 use crate::engine::Engine;
 use crate::engine::batch::window::ArrivalGuard;
+use crate::engine::load::nesting::{self, Nesting};
 use crate::engine::load::permits::{self, LoadLimiter, Priority, WouldTimeOut};
-use crate::engine::load::{self, Nesting};
-use crate::erased::{AnyEntry, AnyError, AnyKey, AnyValue};
+use crate::entry::AnyEntry;
+use crate::erased::{AnyError, AnyKey, AnyValue};
 use crate::error::Error;
 use crate::loader::Loaded;
 use crate::telemetry::Trace;
@@ -440,7 +441,7 @@ async fn load_once(engine: &Engine, inline: Vec<(AnyKey, Member)>, singles: bool
             (None, []) => Ok(Vec::new()),
         }
     };
-    let loaded = trace.within(load::within(nesting, loading)).await;
+    let loaded = trace.within(nesting::within(nesting, loading)).await;
     trace.ended(if loaded.is_ok() { "found" } else { "error" });
     match loaded {
         Ok(loaded) => {

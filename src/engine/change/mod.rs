@@ -19,8 +19,8 @@ use crate::coherence::repairs::Repair;
 use crate::coherence::watermarks::{News, TagWatermark};
 use crate::engine::Engine;
 use crate::engine::flight::Flight;
-use crate::engine::regenerate::RecordFields;
 use crate::engine::remote::RemoteTier;
+use crate::engine::transcode::{EndedLoad, RecordFields};
 use crate::entry::ForwardReason;
 use crate::erased::{AnyKey, AnyValue};
 use crate::error::{RemoteError, RemoteKind};
@@ -326,13 +326,14 @@ impl Engine {
         let token = random::bytes();
         let version_id = record::version_id(&token);
         let cost = self.usual_cost();
-        let (found, kept) = self.found(
+        let ended = EndedLoad {
             loaded,
+            cost,
             baseline,
-            None,
-            (cost, ForwardReason::Request),
+            why: ForwardReason::Request,
             version_id,
-        );
+        };
+        let (found, kept) = self.entry_from_load(ended, None);
         if !kept {
             // Nothing to keep, so the old value goes.
             return self.invalidate_one(&key).await;

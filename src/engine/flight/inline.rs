@@ -66,7 +66,7 @@ impl Default for DriverState {
 /// What the leader knows after a poll.
 pub(crate) enum InlinePoll {
     /// It is for the leader to poll it again.
-    InlineGuard,
+    Idle,
     /// It has landed, or has a task.
     InTask,
     /// It has panicked, and has to be landed before this is dropped.
@@ -131,7 +131,7 @@ impl Driver {
                 let mut state = self.state.lock();
                 if !matches!(*state, DriverState::Polling { task_wanted: true }) && !is_closing() {
                     *state = DriverState::Idle(runtime, future, Some(cx.waker().clone()));
-                    return InlinePoll::InlineGuard;
+                    return InlinePoll::Idle;
                 }
                 drop(state);
                 self.mark_in_task();

@@ -13,38 +13,25 @@
 //! store are one critical section. A lock is never held across an await.
 
 pub(crate) mod inline;
+pub(crate) mod table;
 
-use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-use hashbrown::HashTable;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use self::inline::Driver;
 use crate::answer::Answer;
 use crate::coherence::fence::Stamp;
-use crate::engine::batch::LoadRoute;
-use crate::engine::flight::inline::Driver;
 use crate::entry::Freshness;
 use crate::erased::{AnyError, AnyKey};
 use crate::error::Error;
-use crate::key::HashedKey;
 use crate::lifetime::{Lifetime, Usability, Windows};
-use crate::random;
 use crate::telemetry::Trace;
-use crate::ttl;
-
-/// Shards of the table; a power of two, and no more than the fewest stripes of a fence.
-const SHARDS: usize = 64;
-
-/// Errors held for `error_backoff` per shard. When more keys fail at once, those whose time is up
-/// go first, then those that end soonest.
-const HELD_PER_SHARD: usize = 256;
 
 #[derive(Debug)]
 pub(crate) enum Outcome {
@@ -65,9 +52,34 @@ pub(crate) enum Purpose {
     Replace(u64),
 }
 
+/// What the callers of a flight need, in rising order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Need {
+    /// No caller waits: the flight refreshes an entry that is answered meanwhile.
+    Background,
+    /// Callers take an interim value where there is one.
+    Answer,
+    /// A caller waits that takes nothing stale.
+    FreshAnswer,
+    /// A load was asked for.
+    Load,
+}
+
+impl Purpose {
+    fn need(self) -> Need {
+        match self {
+            Self::Replace(_) => Need::Background,
+            Self::Any => Need::Answer,
+            Self::Fresh => Need::FreshAnswer,
+            Self::Load => Need::Load,
+        }
+    }
+}
+
 /// An entry that callers may have while the flight is under way, or if it comes to nothing.
 #[derive(Clone, Debug)]
-pub(crate) struct Found {
+pub(crate) struct FoundEntry {
     pub(crate) answer: Answer,
     pub(crate) lifetime: Lifetime,
     /// Of an entry from L1: when it began to be read there, and what must not have happened since. The
@@ -77,7 +89,7 @@ pub(crate) struct Found {
     pub(crate) version_id: u64,
 }
 
-impl Found {
+impl FoundEntry {
     /// As an answer at this moment.
     pub(crate) fn answer_at(&self, now: Instant) -> Answer {
         Answer {
@@ -107,15 +119,14 @@ pub(crate) struct Flight {
     /// Failures in a row before it, as far as this process knows.
     pub(crate) failures: u32,
     /// Its load has begun.
-    loads: AtomicBool,
-    /// Somebody waits for it who takes nothing else.
-    awaited: AtomicBool,
+    has_load: AtomicBool,
+    /// The highest [`Need`] of its callers so far.
+    need: AtomicU8,
     /// The soft timeout is over: who waits may have what is there.
     late: AtomicBool,
     /// L1 was told to let it work.
     suspends_refresh: AtomicBool,
-    interim_value: Mutex<Option<Found>>,
-    route: Mutex<LoadRoute>,
+    interim_value: Mutex<Option<FoundEntry>>,
     /// Who flies it.
     pub(crate) driver: Driver,
     /// The lease that it waits for is gone, or the flight was detached: look again.
@@ -148,28 +159,17 @@ impl Flight {
             past_l1: false,
             held_error: None,
             failures: 0,
-            loads: AtomicBool::new(false),
-            awaited: AtomicBool::new(false),
+            has_load: AtomicBool::new(false),
+            need: AtomicU8::new(purpose.need() as u8),
             late: AtomicBool::new(false),
             suspends_refresh: AtomicBool::new(false),
             interim_value: Mutex::new(None),
-            route: Mutex::new(LoadRoute::Single),
             driver: Driver::default(),
             wake: Notify::new(),
             outcome: OnceLock::new(),
             changed: Notify::new(),
             trace: OnceLock::new(),
         }
-    }
-
-    /// Has it come to its load in another way than alone.
-    pub(crate) fn set_route(&self, route: LoadRoute) {
-        *self.route.lock() = route;
-    }
-
-    /// How it comes to its load; from then on it is alone.
-    pub(crate) fn take_route(&self) -> LoadRoute {
-        self.route.lock().take()
     }
 
     /// What it does shows there, from now on.
@@ -186,15 +186,15 @@ impl Flight {
 
     /// Its load begins.
     pub(crate) fn begin_load(&self) {
-        self.loads.store(true, Ordering::SeqCst);
+        self.has_load.store(true, Ordering::SeqCst);
     }
 
-    pub(crate) fn loads(&self) -> bool {
-        self.loads.load(Ordering::SeqCst)
+    pub(crate) fn has_load(&self) -> bool {
+        self.has_load.load(Ordering::SeqCst)
     }
 
     /// Puts up what callers may have, in the place of an earlier offer.
-    pub(crate) fn set_interim(&self, found: Found) {
+    pub(crate) fn set_interim(&self, found: FoundEntry) {
         *self.interim_value.lock() = Some(found);
         self.changed.notify_waiters();
     }
@@ -204,7 +204,7 @@ impl Flight {
         self.interim_value.lock().is_some()
     }
 
-    pub(crate) fn interim(&self) -> Option<Found> {
+    pub(crate) fn interim(&self) -> Option<FoundEntry> {
         self.interim_value.lock().clone()
     }
 
@@ -252,24 +252,20 @@ impl Flight {
         }
     }
 
-    /// Somebody waits for it who takes no offer.
-    pub(crate) fn require_fresh(&self) {
-        self.awaited.store(true, Ordering::SeqCst);
+    /// A caller that has joined needs this.
+    pub(crate) fn raise_need(&self, need: Need) {
+        self.need.fetch_max(need as u8, Ordering::SeqCst);
     }
 
-    /// Whether nobody waits for it: whoever comes has something to answer.
+    /// Whether no caller waits for it: every caller has an interim value to take.
     pub(crate) fn is_background(&self, windows: &Windows) -> bool {
-        if self.awaited.load(Ordering::SeqCst) {
-            return false;
+        let need = self.need.load(Ordering::SeqCst);
+        if need == Need::Answer as u8 {
+            let now = Instant::now();
+            let interim = || self.interim_answer(now, windows, false, |_, _| true);
+            return self.has_interim() && interim().is_some();
         }
-        match self.purpose {
-            Purpose::Replace(_) => true,
-            Purpose::Any => {
-                let interim_answer = |now| self.interim_answer(now, windows, false, |_, _| true);
-                self.has_interim() && interim_answer(Instant::now()).is_some()
-            }
-            Purpose::Fresh | Purpose::Load => false,
-        }
+        need == Need::Background as u8
     }
 
     /// Begins to read in `epoch`: what is read from now on misses nothing since.
@@ -305,20 +301,7 @@ impl Flight {
     pub(crate) fn complete(&self, outcome: Outcome) {
         let _ = self.outcome.set(outcome);
         self.changed.notify_waiters();
-        // Nobody waits for it to load any more.
-        drop(self.take_route());
     }
-}
-
-/// An error that is answered for a while without a load.
-#[derive(Debug)]
-struct Held {
-    id: HashedKey,
-    error: Error<AnyError>,
-    until: Instant,
-    failures: u32,
-    /// Failures later than this are not in a row any more.
-    in_a_row_until: Instant,
 }
 
 /// A failed load, as it is held.
@@ -329,267 +312,4 @@ pub(crate) struct Failure {
     pub(crate) hold: Duration,
     /// It is the last of so many in a row.
     pub(crate) failures: u32,
-}
-
-#[derive(Debug)]
-pub(crate) struct Shard {
-    flights: HashTable<Arc<Flight>>,
-    /// Flights that wait for a lease, detached ones too: who hears of a wake-up.
-    waiting: HashTable<Arc<Flight>>,
-    held: HashTable<Held>,
-    /// Inserts that are under way; one whose key is changed meanwhile is taken out.
-    inserts: HashTable<Arc<HashedKey>>,
-}
-
-impl Shard {
-    pub(crate) fn find(&self, id: &HashedKey) -> Option<&Arc<Flight>> {
-        self.flights
-            .find(id.hash, |flight| flight.key.id.encoded == id.encoded)
-    }
-
-    pub(crate) fn insert(&mut self, flight: Arc<Flight>) {
-        self.flights
-            .insert_unique(flight.key.id.hash, flight, |flight| flight.key.id.hash);
-    }
-
-    /// Whether this very flight is still the one that its key's callers join.
-    pub(crate) fn is_current(&self, flight: &Arc<Flight>) -> bool {
-        self.find(&flight.key.id)
-            .is_some_and(|current| Arc::ptr_eq(current, flight))
-    }
-
-    /// Takes the flight out, wherever it is still in.
-    pub(crate) fn remove(&mut self, flight: &Arc<Flight>) {
-        for table in [&mut self.flights, &mut self.waiting] {
-            if let Ok(entry) =
-                table.find_entry(flight.key.id.hash, |other| Arc::ptr_eq(other, flight))
-            {
-                entry.remove();
-            }
-        }
-    }
-
-    /// Lets the flight hear of wake-ups from now on, until it is removed.
-    pub(crate) fn listen(&mut self, flight: &Arc<Flight>) {
-        let hash = flight.key.id.hash;
-        if self
-            .waiting
-            .find(hash, |other| Arc::ptr_eq(other, flight))
-            .is_none()
-        {
-            self.waiting
-                .insert_unique(hash, Arc::clone(flight), |flight| flight.key.id.hash);
-        }
-    }
-
-    /// Wakes the flights that wait for a lease on this key.
-    pub(crate) fn wake(&self, hash: u64, encoded: &[u8]) {
-        for flight in self.waiting.iter_hash(hash) {
-            if *flight.key.id.encoded == *encoded {
-                flight.wake.notify_one();
-            }
-        }
-    }
-
-    /// What a mutation does to what runs on its key. The flight is taken out and handed over: later
-    /// callers begin a new one, and if it waits for a lease it looks again, for that lease may be
-    /// gone. Whether it may still fill L2 is for the lease to say: a message may be about something
-    /// that happened before the flight began.
-    pub(crate) fn detach(&mut self, hash: u64, encoded: &[u8]) -> Option<Arc<Flight>> {
-        let detached = self
-            .flights
-            .find_entry(hash, |flight| *flight.key.id.encoded == *encoded)
-            .ok()
-            .map(|entry| entry.remove().0);
-        if let Some(flight) = &detached {
-            self.keep_findable(flight);
-        }
-        self.wake(hash, encoded);
-        self.inserts.retain(|insert| *insert.encoded != *encoded);
-        if let Ok(entry) = self
-            .held
-            .find_entry(hash, |held| *held.id.encoded == *encoded)
-        {
-            entry.remove();
-        }
-        detached
-    }
-
-    /// One that is detached and has no task is still found by whoever closes the cache.
-    fn keep_findable(&mut self, flight: &Arc<Flight>) {
-        if !flight.driver.is_in_task() {
-            self.listen(flight);
-        }
-    }
-
-    /// Detaches what began to read in an earlier epoch.
-    fn detach_before(&mut self, epoch: u32) {
-        let mut detached = Vec::new();
-        self.flights.retain(|flight| {
-            let stays = flight.epoch().is_none_or(|began| began == epoch);
-            if !stays {
-                detached.push(Arc::clone(flight));
-            }
-            stays
-        });
-        for flight in &detached {
-            self.keep_findable(flight);
-        }
-        for flight in &self.waiting {
-            flight.wake.notify_one();
-        }
-    }
-
-    /// An insert begins: until it is settled, this notices whatever changes its key.
-    pub(crate) fn begin_insert(&mut self, id: &Arc<HashedKey>) {
-        self.inserts
-            .insert_unique(id.hash, Arc::clone(id), |id| id.hash);
-    }
-
-    /// Takes the insert out. `false`: its key was changed meanwhile, before or after it in L2.
-    pub(crate) fn end_insert(&mut self, id: &Arc<HashedKey>) -> bool {
-        let entry = self
-            .inserts
-            .find_entry(id.hash, |other| Arc::ptr_eq(other, id));
-        entry.map(|entry| entry.remove()).is_ok()
-    }
-
-    /// The error that is to be answered for this key, and until when.
-    pub(crate) fn held(&self, id: &HashedKey, now: Instant) -> Option<(Error<AnyError>, Instant)> {
-        let held = self.find_held(id)?;
-        (held.until > now).then(|| (held.error.clone(), held.until))
-    }
-
-    /// How many loads of this key have failed in a row.
-    pub(crate) fn failures(&self, id: &HashedKey, now: Instant) -> u32 {
-        let held = self.find_held(id);
-        held.map_or(0, |held| {
-            if held.in_a_row_until > now {
-                held.failures
-            } else {
-                0
-            }
-        })
-    }
-
-    fn find_held(&self, id: &HashedKey) -> Option<&Held> {
-        self.held
-            .find(id.hash, |held| held.id.encoded == id.encoded)
-    }
-
-    pub(crate) fn hold(&mut self, id: &HashedKey, failure: Failure, now: Instant) {
-        self.clear_failure(id);
-        if self.held.len() >= HELD_PER_SHARD {
-            self.held.retain(|held| held.in_a_row_until > now);
-        }
-        if self.held.len() >= HELD_PER_SHARD {
-            let soonest = self.held.iter().map(|held| held.until).min();
-            self.held.retain(|held| Some(held.until) != soonest);
-        }
-        let held = Held {
-            id: id.clone(),
-            error: failure.error,
-            until: ttl::deadline(now, failure.hold),
-            failures: failure.failures,
-            in_a_row_until: ttl::deadline(now, failure.hold.saturating_mul(2)),
-        };
-        self.held.insert_unique(id.hash, held, |held| held.id.hash);
-    }
-
-    /// A load has succeeded.
-    pub(crate) fn clear_failure(&mut self, id: &HashedKey) {
-        if let Ok(entry) = self
-            .held
-            .find_entry(id.hash, |held| held.id.encoded == id.encoded)
-        {
-            entry.remove();
-        }
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct Flights {
-    /// Guards the flights and held errors of its keys, and the order of: bump of a generation,
-    /// store into L1, landing. Nothing is awaited and no tier is called under it.
-    shards: Box<[Mutex<Shard>]>,
-    seed: u64,
-}
-
-impl Flights {
-    pub(crate) fn new() -> Self {
-        let shard = || {
-            Mutex::new(Shard {
-                flights: HashTable::new(),
-                waiting: HashTable::new(),
-                held: HashTable::new(),
-                inserts: HashTable::new(),
-            })
-        };
-        Self {
-            shards: (0..SHARDS).map(|_| shard()).collect(),
-            seed: random::number(),
-        }
-    }
-
-    pub(crate) fn hash(&self, encoded: &[u8]) -> u64 {
-        xxh3_64_with_seed(encoded, self.seed)
-    }
-
-    pub(crate) fn id(&self, encoded: Vec<u8>) -> HashedKey {
-        HashedKey {
-            hash: self.hash(&encoded),
-            encoded: encoded.into(),
-        }
-    }
-
-    pub(crate) fn lock(&self, hash: u64) -> MutexGuard<'_, Shard> {
-        let shard = usize::try_from(hash & (SHARDS as u64 - 1)).unwrap_or(0);
-        self.shards[shard].lock()
-    }
-
-    /// What a gap does: flights that began to read before it are detached.
-    pub(crate) fn detach_before(&self, epoch: u32) {
-        for shard in &self.shards {
-            shard.lock().detach_before(epoch);
-        }
-    }
-
-    /// Gives a task to every flight that has none.
-    pub(crate) fn spawn_if_inline(&self) {
-        for shard in &self.shards {
-            let inline: Vec<_> = {
-                let shard = shard.lock();
-                let flights = shard.flights.iter().chain(&shard.waiting);
-                let inline = flights.filter(|flight| !flight.driver.is_in_task());
-                inline.cloned().collect()
-            };
-            for flight in inline {
-                flight.driver.spawn_if_inline();
-            }
-        }
-    }
-
-    /// Wakes the flights that wait for a lease on this key.
-    pub(crate) fn wake(&self, encoded: &[u8]) {
-        let hash = self.hash(encoded);
-        self.lock(hash).wake(hash, encoded);
-    }
-
-    /// How many flights callers can join.
-    #[cfg(feature = "metrics")]
-    pub(crate) fn under_way(&self) -> usize {
-        let shards = self.shards.iter();
-        shards.map(|shard| shard.lock().flights.len()).sum()
-    }
-
-    /// How many flights and inserts are in the tables.
-    pub(crate) fn len(&self) -> usize {
-        self.shards
-            .iter()
-            .map(|shard| {
-                let shard = shard.lock();
-                shard.flights.len() + shard.waiting.len() + shard.inserts.len()
-            })
-            .sum()
-    }
 }

@@ -1,5 +1,6 @@
 //! Running the user's loader: in a task of its own, bounded in time and number.
 
+pub(crate) mod nesting;
 pub(crate) mod permits;
 
 use std::convert::Infallible;
@@ -10,47 +11,18 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use self::nesting::Nesting;
 use self::permits::{Priority, WouldTimeOut};
-use crate::engine::Engine;
-use crate::engine::batch::{BatchTicket, LoadRoute};
-use crate::engine::flight::{Flight, Found, Purpose};
+use super::batch::{BatchTicket, LoadRoute};
+use super::flight::{FoundEntry, Purpose};
+use super::flight_task::FlightTask;
+use crate::entry::AnyEntry;
 use crate::entry::ForwardReason;
-use crate::erased::{AnyEntry, AnyError, AnyKey, AnyValue};
+use crate::erased::{AnyError, AnyValue};
 use crate::error::Error;
 use crate::loader::Loaded;
 use crate::telemetry::{self, Trace, Wait};
 use crate::ttl;
-
-tokio::task_local! {
-    /// The flights whose loads this task runs in, outermost first: what a loader must not wait for.
-    static NESTING: Nesting;
-}
-
-/// Flights, by their numbers. `None`: none, as nearly always.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Nesting(Option<Arc<[u64]>>);
-
-impl Nesting {
-    pub(crate) fn serials(&self) -> &[u64] {
-        self.0.as_deref().unwrap_or_default()
-    }
-}
-
-impl FromIterator<u64> for Nesting {
-    fn from_iter<I: IntoIterator<Item = u64>>(serials: I) -> Self {
-        Self(Some(serials.into_iter().collect()))
-    }
-}
-
-/// The flights whose loads the calling task runs in.
-pub(crate) fn nesting() -> Nesting {
-    NESTING.try_with(Clone::clone).unwrap_or_default()
-}
-
-/// Runs a load: what it looks up is compared with the flights that it is for.
-pub(crate) async fn within<T>(nesting: Nesting, loading: impl Future<Output = T>) -> T {
-    NESTING.scope(nesting, loading).await
-}
 
 /// A place among `max_concurrent_loads`, or none where there is no limit: a flight's own, or that of a
 /// batch.
@@ -72,56 +44,42 @@ impl Drop for AbortOnDrop {
     }
 }
 
-impl Engine {
-    /// Waits until the cache is closed, if nobody waits for this flight then.
-    pub(crate) async fn cut_off(&self, flight: &Flight) {
-        self.tasks.closing().await;
-        if !flight.is_background(&self.config.windows) {
-            std::future::pending::<()>().await;
-        }
-    }
-
-    /// When a load that begins now is cut off.
-    pub(crate) fn load_deadline(&self) -> Instant {
-        ttl::deadline(Instant::now(), self.config.load_timeout)
-    }
-
-    /// Waits for a place until the load's deadline, unless there will be none.
+impl FlightTask {
+    /// Waits for a permit until the load's deadline, or not at all where there will be none in time.
     pub(crate) async fn load_permit(
-        self: &Arc<Self>,
+        &self,
         deadline: Instant,
-        flight: &Flight,
     ) -> Result<LoadPermit, Error<AnyError>> {
-        let priority = match flight.purpose {
+        let engine = &self.engine;
+        let priority = match self.flight.purpose {
             Purpose::Replace(_) => Priority::Warm,
-            _ if flight.interim().is_some() => Priority::Warm,
+            _ if self.flight.has_interim() => Priority::Warm,
             _ => Priority::Cold,
         };
         let since = Instant::now();
-        let permit = self.permit_on(&flight.key, priority, deadline, flight.take_route());
         let permit = tokio::select! {
             biased;
-            permit = permit => permit,
-            () = self.cut_off(flight) => return Err(Error::Closed),
+            permit = self.permit_on(priority, deadline, self.take_route()) => permit,
+            () = self.cut_off() => return Err(Error::Closed),
         };
-        if self.limiter.is_some() || self.batches.is_some() {
-            self.telemetry.waited(Wait::Permit, since);
+        if engine.limiter.is_some() || engine.batches.is_some() {
+            engine.telemetry.waited(Wait::Permit, since);
         }
         permit.map_err(|WouldTimeOut| {
-            self.stats.overloaded.add();
+            engine.stats.overloaded.add();
             Error::Overloaded
         })
     }
 
-    /// A permit on the route that the flight's call has given it.
+    /// A permit on the way to its load that the flight's call has given it.
     async fn permit_on(
-        self: &Arc<Self>,
-        key: &AnyKey,
+        &self,
         priority: Priority,
         deadline: Instant,
         route: LoadRoute,
     ) -> Result<LoadPermit, WouldTimeOut> {
-        let window = self.batches.as_ref();
+        let engine = &self.engine;
+        let window = engine.batches.as_ref();
         let window = window.and_then(|batches| batches.window.as_ref());
         let (mut throttled, mut arrival) = (None, None);
         match route {
@@ -139,11 +97,12 @@ impl Engine {
             LoadRoute::Single => {}
         }
         if let Some(window) = window {
-            if let Some(ticket) = window.join(self, key, priority, arrival).await {
+            let joined = window.join(engine, &self.flight.key, priority, arrival);
+            if let Some(ticket) = joined.await {
                 return self.batch_permit(ticket, deadline).await;
             }
         }
-        let permit = match &self.limiter {
+        let permit = match &engine.limiter {
             Some(limiter) => Some(limiter.acquire(priority, deadline).await?),
             None => None,
         };
@@ -155,22 +114,21 @@ impl Engine {
         ticket: BatchTicket,
         deadline: Instant,
     ) -> Result<LoadPermit, WouldTimeOut> {
-        let limiter = self.limiter.as_ref();
+        let limiter = self.engine.limiter.as_ref();
         ticket.wait_for_permit(limiter, deadline).await?;
         Ok(LoadPermit::Batch(ticket))
     }
 
     /// One load, with what loads of this key cost. `meanwhile` is driven beside it.
     pub(crate) async fn load(
-        self: &Arc<Self>,
-        flight: &Flight,
-        nesting: &Nesting,
+        &self,
         permit: LoadPermit,
         deadline: Instant,
-        previous: Option<&Found>,
+        previous: Option<&FoundEntry>,
         meanwhile: impl Future<Output = Infallible>,
     ) -> Result<(Loaded<AnyValue>, Duration), Error<AnyError>> {
-        self.stats.loads.add();
+        let (engine, flight) = (&self.engine, &self.flight);
+        engine.stats.loads.add();
         flight.begin_load();
         let begun = Instant::now();
         let estimate = previous.map_or(Duration::ZERO, |previous| previous.lifetime.cost);
@@ -178,67 +136,60 @@ impl Engine {
         let compares = previous.is_some();
         let why = ForwardReason::because(flight.purpose == Purpose::Load, compares);
         let trace = match &permit {
-            LoadPermit::Own(..) => self.telemetry.load_trace(Some(why), 1),
+            LoadPermit::Own(..) => engine.telemetry.load_trace(Some(why), 1),
             LoadPermit::Batch(_) => Trace::none(),
         };
-        let result = {
-            let run = self.run(flight, nesting, permit, (previous, &trace));
-            tokio::select! {
-                biased;
-                loaded = run => match loaded {
-                    Ok(loaded) if loaded.unchanged && !compares => {
-                        Err(Error::UnchangedWithoutPrevious)
-                    }
-                    Ok(loaded) => Ok((loaded, ttl::upper_cost(estimate, begun.elapsed()))),
-                    Err(error) => Err(error),
-                },
-                () = tokio::time::sleep_until(deadline) => Err(Error::LoadTimedOut(self.config.load_timeout)),
-                () = self.cut_off(flight) => Err(Error::Closed),
-                never = meanwhile => match never {},
-            }
+        let load_timeout = engine.config.load_timeout;
+        let result = tokio::select! {
+            biased;
+            loaded = self.run_loader(permit, previous, &trace) => match loaded {
+                Ok(loaded) if loaded.unchanged && !compares => Err(Error::UnchangedWithoutPrevious),
+                Ok(loaded) => Ok((loaded, ttl::upper_cost(estimate, begun.elapsed()))),
+                Err(error) => Err(error),
+            },
+            () = tokio::time::sleep_until(deadline) => Err(Error::LoadTimedOut(load_timeout)),
+            () = self.cut_off() => Err(Error::Closed),
+            never = meanwhile => match never {},
         };
         if result.is_ok() {
-            self.note_cost(begun.elapsed());
+            engine.note_cost(begun.elapsed());
         }
         trace.ended(telemetry::outcome(&result));
-        self.telemetry.loaded(why, &result, begun);
+        engine.telemetry.loaded(why, &result, begun);
         match &result {
-            Ok((loaded, _)) if loaded.unchanged => self.stats.unchanged.add(),
+            Ok((loaded, _)) if loaded.unchanged => engine.stats.unchanged.add(),
             Ok(_) | Err(Error::Closed) => {}
-            Err(_) => self.stats.load_failures.add(),
+            Err(_) => engine.stats.load_failures.add(),
         }
         result
     }
-    /// The loader's work, alone or with others. Ends when dropped.
-    async fn run(
-        self: &Arc<Self>,
-        flight: &Flight,
-        nesting: &Nesting,
+
+    /// The loader's work, alone or in a batch. Ends when dropped.
+    async fn run_loader(
+        &self,
         permit: LoadPermit,
-        (previous, trace): (Option<AnyEntry>, &Trace),
+        previous: Option<AnyEntry>,
+        trace: &Trace,
     ) -> Result<Loaded<AnyValue>, Error<AnyError>> {
+        let (engine, flight) = (&self.engine, &self.flight);
         let permit = match permit {
             LoadPermit::Batch(ticket) => {
-                let nesting = nesting.clone();
+                let nesting = self.nesting.clone();
                 return ticket.join(flight.serial, nesting, previous).found().await;
             }
             own @ LoadPermit::Own(..) => own,
         };
-        let nesting: Nesting = nesting
-            .serials()
-            .iter()
-            .copied()
-            .chain([flight.serial])
-            .collect();
-        let running = self.tasks.enter_late();
-        let (loader, key) = (Arc::clone(&self.loader), flight.key.clone());
-        // A task of its own: a panic ends there, and a loader that blocks its thread can still be
-        // timed out here. The place is given back when the loader has really ended.
+        let around = self.nesting.serials().iter().copied();
+        let nesting: Nesting = around.chain([flight.serial]).collect();
+        let running = engine.tasks.enter_late();
+        let (loader, key) = (Arc::clone(&engine.loader), flight.key.clone());
+        // A task of its own: a panic ends there, and a loader that blocks its thread is still timed
+        // out here. The permit is given back when the loader has really ended.
         let loading = async move {
             let _held = (running, permit);
             loader.load(&key, previous).await
         };
-        let load = tokio::spawn(trace.within(within(nesting, loading)));
+        let load = tokio::spawn(trace.within(nesting::within(nesting, loading)));
         let _abort = AbortOnDrop(load.abort_handle());
         match load.await {
             Ok(loaded) => loaded.map_err(|error| Error::Load(Arc::new(error))),

@@ -80,8 +80,8 @@ async fn of_two_loads_around_an_invalidation_the_older_ones_fill_is_refused() {
     cache
         .engine()
         .flights
-        .lock(cache.key(1).id.hash)
-        .detach(cache.key(1).id.hash, b"1")
+        .lock(cache.shell.key(1).id.hash)
+        .detach(cache.shell.key(1).id.hash, b"1")
         .expect("the flight that runs");
     let second = spawn_get(&cache, 1);
     source.loading().await;

@@ -26,15 +26,15 @@ fn builder() -> CacheBuilder<impl Loader<Key = u64, Value = u64, Error = BoxErro
 }
 
 fn is_hot(cache: &SequenceTracker, key: u64) -> bool {
-    let hash = cache.typed.hash(&key);
-    cache.typed.hot(hash, &key).is_some()
+    let hash = cache.shell.typed.hash(&key);
+    cache.shell.typed.hot(hash, &key).is_some()
 }
 
 /// What the front answers.
 fn hot_hit(cache: &SequenceTracker, key: u64) -> Option<Option<u64>> {
     let value = |hit: &crate::l1::HitView<'_, u64>, _| hit.value.as_deref().copied();
-    let hash = cache.typed.hash(&key);
-    cache.hot_hit((&key, hash), Instant::now, value)
+    let hash = cache.shell.typed.hash(&key);
+    cache.shell.hot_hit((&key, hash), Instant::now, value)
 }
 
 /// Asks until the key is in front.
@@ -78,7 +78,7 @@ async fn hits_move_up_and_are_counted_as_what_they_are() {
 async fn a_slot_is_given_to_whoever_asks_twice_in_a_row() {
     let cache = builder().l1_capacity(2).build().unwrap();
     heat(&cache, 1).await;
-    let may_promote = |key: &u64| cache.typed.may_promote(cache.typed.hash(key));
+    let may_promote = |key: &u64| cache.shell.typed.may_promote(cache.shell.typed.hash(key));
     let mut others = (2..100).filter(|key| !may_promote(key));
     let (other, third) = (others.next().unwrap(), others.next().unwrap());
     assert!(!may_promote(&other), "the third one has asked meanwhile");
@@ -185,7 +185,7 @@ async fn moka_hears_of_hits_in_front_and_what_it_evicts_leaves() {
     let cache = builder().build().unwrap();
     heat(&cache, 1).await;
     let engine = Arc::clone(cache.engine());
-    engine.l1.evict_for_tests(&cache.key(1));
+    engine.l1.evict_for_tests(&cache.shell.key(1));
     for _ in 0..2 * crate::l1::SAMPLE {
         hot_hit(&cache, 1);
     }
@@ -205,7 +205,7 @@ async fn what_was_evicted_and_is_not_asked_for_leaves_in_turn() {
         // One slot for both.
         cold += 1;
     }
-    cache.engine().l1.evict_for_tests(&cache.key(cold));
+    cache.engine().l1.evict_for_tests(&cache.shell.key(cold));
     for _ in 0..20 * crate::l1::SAMPLE {
         hot_hit(&cache, hot).unwrap();
     }

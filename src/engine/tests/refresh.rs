@@ -8,7 +8,7 @@ use crate::{Entry, Freshness, Read, WriteError};
 
 const TTL: Duration = Duration::from_secs(10);
 const MS: Duration = Duration::from_millis(1);
-const MOST: usize = crate::engine::refresh::MAX_BACKGROUND;
+const MOST: usize = crate::engine::core::MAX_BACKGROUND;
 
 /// Ten seconds fresh, ten more while a new one is loaded, and twenty if that fails.
 fn lasting<L: Loader>(settings: CacheBuilder<L>) -> CacheBuilder<L> {
@@ -592,9 +592,14 @@ async fn without_l2_nothing_is_refreshed_before_its_time() {
     for time in [TTL / 2, TTL / 2] {
         let loads = source.calls();
         tokio::time::advance(time).await;
-        let local = cache.engine().look(&cache.key(1), Instant::now()).unwrap();
+        let local = cache
+            .engine()
+            .l1_entry(&cache.shell.key(1), Instant::now())
+            .unwrap();
         tier.fail("get", When::Before, RemoteKind::Unreachable);
-        cache.engine().refresh_in_background(cache.key(1), &local);
+        cache
+            .engine()
+            .refresh_in_background(cache.shell.key(1), &local);
         settle().await;
         let due = Instant::now() - cache.engine().created_at >= TTL;
         assert_eq!(source.calls() - loads, usize::from(due));
@@ -798,7 +803,7 @@ async fn a_look_up_past_l1_is_answered_however_many_refreshes_run() {
     let cache = settings.l2(tier.clone()).build().unwrap();
     cache.get(&1).await.unwrap();
     let engine = cache.engine();
-    let most = u32::try_from(crate::engine::refresh::MAX_BACKGROUND).unwrap();
+    let most = u32::try_from(crate::engine::core::MAX_BACKGROUND).unwrap();
     let _busy = engine.background.try_acquire_many(most).unwrap();
     let past = {
         let cache = cache.clone();

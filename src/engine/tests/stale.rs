@@ -643,9 +643,14 @@ async fn a_refresh_behind_puts_up_nothing_that_was_invalidated_meanwhile() {
     source.answer();
     cache.get(&1).await.unwrap();
     tokio::time::advance(TTL).await;
-    let local = cache.engine().look(&cache.key(1), Instant::now()).unwrap();
+    let local = cache
+        .engine()
+        .l1_entry(&cache.shell.key(1), Instant::now())
+        .unwrap();
     cache.invalidate(&1).await.unwrap();
-    cache.engine().refresh_in_background(cache.key(1), &local);
+    cache
+        .engine()
+        .refresh_in_background(cache.shell.key(1), &local);
     let got = spawn_get(&cache, 1);
     settle().await;
     source.answer();
@@ -753,11 +758,11 @@ async fn refreshes_that_nobody_waits_for_are_bounded() {
     for _ in 0..40 {
         settle().await;
     }
-    let most = crate::engine::refresh::MAX_BACKGROUND;
+    let most = crate::engine::core::MAX_BACKGROUND;
     assert_eq!(source.calls(), most);
     // The others are refreshed by a later hit.
     source.go.add_permits(KEYS as usize);
-    tokio::time::advance(crate::engine::refresh::RETRY_AFTER).await;
+    tokio::time::advance(crate::engine::memory::RETRY_AFTER).await;
     for _ in 0..40 {
         settle().await;
     }

@@ -81,15 +81,6 @@ impl ServerStats {
     }
 }
 
-#[cfg(feature = "metrics")]
-impl ServerStats {
-    /// Sets the [metrics](crate::guide::telemetry) `tidegate_redis_…` of each node to these values.
-    #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
-    pub fn publish(&self) {
-        crate::telemetry::publish_server(self);
-    }
-}
-
 impl NodeStats {
     /// The share of reads that found their key, from 0 to 1; 0 if there were no reads. It is about
     /// the reads of all clients. For those of a cache see
