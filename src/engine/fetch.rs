@@ -57,6 +57,12 @@ struct Observation<'a> {
     record: Option<(Bytes, Option<Result<Reading, RemoteError>>)>,
 }
 
+/// What follows from what L2 holds.
+enum Step {
+    Acquire(Target),
+    Complete(Completion),
+}
+
 /// What the lease is acquired over: the entry that it refreshes, or the beginning of a record that
 /// is of no use.
 #[derive(Default)]
@@ -195,8 +201,8 @@ impl FlightTask {
     async fn load_or_wait(&self, mut observation: Observation<'_>) -> Completion {
         for _ in 0..MAX_ATTEMPTS {
             let target = match self.on_record(&mut observation).await {
-                Ok(target) => target,
-                Err(completion) => return completion,
+                Step::Acquire(target) => target,
+                Step::Complete(completion) => return completion,
             };
             if let Some(error) = &self.flight.held_error {
                 self.engine.stats.errors_held.add();
@@ -210,10 +216,10 @@ impl FlightTask {
         self.unreachable(None).await
     }
 
-    /// Considers the record that was read, if there is one. `Err`: the flight ends with it.
-    async fn on_record(&self, observation: &mut Observation<'_>) -> Result<Target, Completion> {
+    /// Considers the record that was read, if there is one.
+    async fn on_record(&self, observation: &mut Observation<'_>) -> Step {
         let Some((record, reading)) = observation.record.take() else {
-            return Ok(Target::default());
+            return Step::Acquire(Target::default());
         };
         let reading = match reading {
             Some(reading) => reading,
@@ -225,27 +231,27 @@ impl FlightTask {
             }
         };
         match reading {
-            Ok(Reading::Entry(found, header)) => {
-                let observed = self.on_entry(observation, found, header, record)?;
-                Ok(Target {
-                    observed: Some(observed),
-                    useless: None,
-                })
-            }
-            Ok(Reading::Leased) => Ok(Target::default()),
+            Ok(Reading::Entry(found, header)) => self.on_entry(observation, found, header, record),
+            Ok(Reading::Leased) => Step::Acquire(Target::default()),
             // The mark may be our own: the error of that load is at hand.
-            Ok(Reading::Failed(_)) if self.flight.held_error.is_some() => Ok(Target::default()),
-            Ok(Reading::Failed(left)) => Err(self.failed_elsewhere(left)),
-            Ok(Reading::Newer) => Err(self.load_unleased(None, UnleasedReason::Newer).await),
-            Ok(Reading::HeldOff) => Err(self.load_unleased(None, UnleasedReason::HeldOff).await),
+            Ok(Reading::Failed(_)) if self.flight.held_error.is_some() => {
+                Step::Acquire(Target::default())
+            }
+            Ok(Reading::Failed(left)) => Step::Complete(self.failed_elsewhere(left)),
+            Ok(Reading::Newer) => {
+                Step::Complete(self.load_unleased(None, UnleasedReason::Newer).await)
+            }
+            Ok(Reading::HeldOff) => {
+                Step::Complete(self.load_unleased(None, UnleasedReason::HeldOff).await)
+            }
             Ok(Reading::Replace(failed)) => {
                 observation.failures = observation.failures.max(failed);
-                Ok(Target {
+                Step::Acquire(Target {
                     observed: None,
                     useless: Some(record.slice(..record.len().min(STATED))),
                 })
             }
-            Err(_) => Err(self.unreachable(None).await),
+            Err(_) => Step::Complete(self.unreachable(None).await),
         }
     }
 
@@ -256,28 +262,31 @@ impl FlightTask {
         found: FoundEntry,
         header: Header,
         record: Bytes,
-    ) -> Result<ObservedRecord, Completion> {
+    ) -> Step {
         let Observation {
             replaces, waits, ..
         } = &mut *observation;
         if !self.replaces(&found, replaces, waits) {
-            return Err(self.found_in_l2(found));
+            return Step::Complete(self.found_in_l2(found));
         }
         if let Some(error) = &self.flight.held_error {
-            return Err(self.answer_held_error(error, found));
+            return Step::Complete(self.answer_held_error(error, found));
         }
         self.engine.publish_interim(&self.flight, &found);
         if self.is_background() && observation.background_permit.is_none() {
             observation.background_permit = self.engine.background_permit();
             match observation.background_permit {
                 Some(_) => self.engine.stats.refreshes.add(),
-                None => return Err(self.found_in_l2(found)),
+                None => return Step::Complete(self.found_in_l2(found)),
             }
         }
-        Ok(ObservedRecord {
-            found,
-            header,
-            record,
+        Step::Acquire(Target {
+            observed: Some(ObservedRecord {
+                found,
+                header,
+                record,
+            }),
+            useless: None,
         })
     }
 

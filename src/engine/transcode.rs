@@ -44,6 +44,26 @@ pub(super) enum Reading {
     Replace(u32),
 }
 
+/// What a record holds that is neither an entry nor the mark of a failed load.
+enum NoEntry {
+    Lease,
+    HoldOff,
+    /// The record of a newer version.
+    Newer,
+    Unreadable,
+}
+
+impl From<NoEntry> for Reading {
+    fn from(held: NoEntry) -> Self {
+        match held {
+            NoEntry::Lease => Self::Leased,
+            NoEntry::HoldOff => Self::HeldOff,
+            NoEntry::Newer => Self::Newer,
+            NoEntry::Unreadable => Self::Replace(0),
+        }
+    }
+}
+
 /// Why a record was not read.
 enum Unread {
     Failed(RemoteError),
@@ -212,7 +232,7 @@ impl Engine {
     ) -> Result<Reading, Unread> {
         let (header, body) = match self.parse_record(remote_key, record) {
             Ok(parsed) => parsed,
-            Err(reading) => return Ok(reading),
+            Err(held) => return Ok(held.into()),
         };
         let tags: Vec<u64> = body.tags().collect();
         let tags = match liveness(header.baseline, &tags) {
@@ -232,7 +252,7 @@ impl Engine {
         };
         let value = match self.decode_value(remote, remote_key, &header, &body) {
             Ok(value) => value,
-            Err(reading) => return Ok(reading),
+            Err(held) => return Ok(held.into()),
         };
         let age_ms = now_ms.saturating_sub(header.created_ms);
         let found = FoundEntry {
@@ -253,9 +273,9 @@ impl Engine {
         Ok(Reading::Entry(found, header))
     }
 
-    fn unreadable(&self) -> Reading {
+    fn unreadable(&self) -> NoEntry {
         self.stats.decode_failures.add();
-        Reading::Replace(0)
+        NoEntry::Unreadable
     }
 
     /// The header and the body of a record that holds an entry or a mark of a failed load. `Err`: it
@@ -264,7 +284,7 @@ impl Engine {
         &self,
         remote_key: &RemoteKey,
         record: &'a Bytes,
-    ) -> Result<(Header, Body<'a>), Reading> {
+    ) -> Result<(Header, Body<'a>), NoEntry> {
         if record.len() > self.config.max_record_bytes {
             return Err(self.unreadable());
         }
@@ -273,15 +293,15 @@ impl Engine {
             Err(Malformed::Damaged) => return Err(self.unreadable()),
             Err(Malformed::LaterFormat) => {
                 self.stats.newer_records.add();
-                return Err(Reading::Newer);
+                return Err(NoEntry::Newer);
             }
         };
         match header.kind {
-            Kind::Lease => Err(Reading::Leased),
-            Kind::HoldOff => Err(Reading::HeldOff),
+            Kind::Lease => Err(NoEntry::Lease),
+            Kind::HoldOff => Err(NoEntry::HoldOff),
             Kind::Value if header.schema > self.config.schema_version => {
                 self.stats.newer_records.add();
-                Err(Reading::Newer)
+                Err(NoEntry::Newer)
             }
             Kind::Value | Kind::Negative | Kind::Failed => Ok((header, body)),
         }
@@ -292,7 +312,7 @@ impl Engine {
         let longest = ttl::millis(self.longest_hold());
         let from_later = header.created_ms > now_ms.saturating_add(longest);
         if from_later || header.fresh_ms > longest {
-            return self.unreadable();
+            return self.unreadable().into();
         }
         let age_ms = now_ms.saturating_sub(header.created_ms);
         let left = Duration::from_millis(header.fresh_ms.saturating_sub(age_ms));
@@ -310,7 +330,7 @@ impl Engine {
         remote_key: &RemoteKey,
         header: &Header,
         body: &Body<'_>,
-    ) -> Result<Option<AnyValue>, Reading> {
+    ) -> Result<Option<AnyValue>, NoEntry> {
         if header.kind != Kind::Value {
             return Ok(None);
         }
