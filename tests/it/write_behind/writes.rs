@@ -9,7 +9,7 @@ use super::{
     STREAM, Said, Stock, applied, connect, gated, quick, unapplied, worker, write, writer,
 };
 use crate::support::cluster::Cluster;
-use crate::support::server::Server;
+use crate::support::server::{Reply, Server};
 use crate::support::{eventually, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -189,6 +189,17 @@ async fn close_finishes_the_batch_under_way_and_gives_the_partition_up_at_once()
     let said = Said::default();
     let (other, mut others) =
         worker(&server, |builder| said.listens(builder.lease_ttl(minute))).await;
+    eventually("both work", async || {
+        let mut raw = server.raw();
+        let workers = raw.keys("*:workers");
+        let [workers] = &workers[..] else {
+            return false;
+        };
+        raw.ask(&format!("ZCARD {workers}")) == Reply::Number(2)
+    })
+    .await;
+    // The other one has tried to claim the partition, and will not by itself for a minute.
+    tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!closing.is_finished() && others.none());
     let before = call.epoch;
     call.ok();
