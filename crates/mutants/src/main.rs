@@ -57,7 +57,7 @@ fn run() -> io::Result<bool> {
     let kept = std::env::var_os(KEPT).filter(|kept| !kept.is_empty());
     let target = kept.map_or_else(|| Ok(work.join("target")), std::path::absolute)?;
     let tree = Tree::new(&root, &target.join("tree"))?;
-    let sources = tree.sources()?;
+    let sources = tree.sources();
     let mut session = Session {
         cargo: Cargo {
             tree: tree.copy.clone(),
