@@ -149,10 +149,17 @@ impl File<'_> {
         let old = &self.tokens[place.clone()];
         let new = lexer::lex(replacement, self.source.language);
         let same = |(one, other): &(&Token<'_>, &Token<'_>)| one.text == other.text;
-        let before = old.iter().zip(&new).take_while(same).count();
+        let mut before = old.iter().zip(&new).take_while(same).count();
+        // An operator of several characters is several tokens, and is not taken apart.
+        while is_one(old, before) || is_one(&new, before) {
+            before -= 1;
+        }
         let (old_rest, new_rest) = (&old[before..], &new[before..]);
         let pairs = old_rest.iter().rev().zip(new_rest.iter().rev());
-        let after = pairs.take_while(same).count();
+        let mut after = pairs.take_while(same).count();
+        while is_one(old, old.len() - after) || is_one(&new, new.len() - after) {
+            after -= 1;
+        }
         let taken = &old_rest[..old_rest.len() - after];
         let put = &new_rest[..new_rest.len() - after];
         let range = if taken.is_empty() {
@@ -206,6 +213,25 @@ pub(crate) fn apply(text: &str, part: Range<usize>, changes: &[&Change]) -> Stri
     }
     result.push_str(&text[at..part.end]);
     result
+}
+
+/// Whether the token there and the one before it are punctuation without a space between.
+fn is_one(tokens: &[Token<'_>], at: usize) -> bool {
+    let is_punctuation = |token: &Token<'_>| {
+        token.text.len() == 1
+            && token
+                .text
+                .starts_with(|char: char| char.is_ascii_punctuation())
+    };
+    match (
+        at.checked_sub(1).map(|before| tokens[before]),
+        tokens.get(at),
+    ) {
+        (Some(before), Some(token)) => {
+            before.end() == token.start && is_punctuation(&before) && is_punctuation(token)
+        }
+        _ => false,
+    }
 }
 
 /// All but the commas before a closing bracket.
@@ -304,6 +330,17 @@ mod tests {
         assert_eq!(without.expect("one place"), "match a { 1 = > x , }");
         let last = edited(&[source("src/a.rs", "f(a, b)")], &edit(None, "b,", "c, d,"));
         assert_eq!(last.expect("one place"), "f ( a , c , d , )");
+    }
+
+    #[test]
+    fn an_operator_stays_whole() {
+        let sources = [source("src/a.rs", "a == b && c || d")];
+        for replacement in ["a <= b && c || d", "a == b || d", "a == b && c && e || d"] {
+            let change = Index::new(&sources).find(&edit(None, "a == b && c || d", replacement));
+            let text = apply(&sources[0].text, 0..16, &[&change.expect("one place")]);
+            let words: Vec<_> = text.split_whitespace().collect();
+            assert_eq!(words.join(" "), replacement);
+        }
     }
 
     #[test]

@@ -19,10 +19,16 @@ pub(crate) struct Cargo {
 /// Why a build failed.
 #[derive(Debug, Default)]
 pub(crate) struct Errors {
-    /// For each error the files and bytes that the compiler names.
-    pub(crate) places: Vec<Vec<(String, usize)>>,
-    /// As the compiler prints it.
+    pub(crate) located: Vec<Located>,
+    /// All of them, as the compiler prints them.
     pub(crate) text: String,
+}
+
+/// An error with the files and bytes that it names.
+#[derive(Debug)]
+pub(crate) struct Located {
+    pub(crate) message: String,
+    pub(crate) places: Vec<(String, usize)>,
 }
 
 impl Cargo {
@@ -95,7 +101,8 @@ fn errors(messages: &[Json]) -> Errors {
             add_places(message, &mut places);
             // The summary at the end has none.
             if !places.is_empty() {
-                errors.places.push(places);
+                let message = message.get("message").text().to_owned();
+                errors.located.push(Located { message, places });
             }
         }
     }

@@ -57,7 +57,7 @@ fn run() -> io::Result<bool> {
     let kept = std::env::var_os(KEPT).filter(|kept| !kept.is_empty());
     let target = kept.map_or_else(|| Ok(work.join("target")), std::path::absolute)?;
     let tree = Tree::new(&root, &target.join("tree"))?;
-    let sources = tree.sources()?;
+    let sources = tree.sources();
     let mut session = Session {
         cargo: Cargo {
             tree: tree.copy.clone(),
@@ -167,17 +167,20 @@ impl Session<'_> {
                 Err(errors) => errors,
             };
             let mut guilty = BTreeSet::new();
-            for places in &errors.places {
-                let at = places
-                    .iter()
-                    .map(|(file, byte)| schema.mutants_at(file, *byte));
-                guilty.extend(
-                    at.min_by_key(|at| if at.is_empty() { usize::MAX } else { at.len() })
-                        .unwrap_or_default(),
-                );
+            for error in &errors.located {
+                for number in schema.mutants_of(&error.places) {
+                    if guilty.insert(number) {
+                        let name = &self.mutants[number].name;
+                        eprintln!("mutants: {name} is built alone: {}", error.message);
+                    }
+                }
             }
             if guilty.is_empty() {
                 guilty = self.bisect(&chosen)?;
+                for number in &guilty {
+                    let name = &self.mutants[*number].name;
+                    eprintln!("mutants: {name} is built alone: others do not compile with it");
+                }
             }
             if guilty.is_empty() {
                 return Err(io::Error::other(format!(
@@ -185,13 +188,7 @@ impl Session<'_> {
                     errors.text
                 )));
             }
-            for number in &guilty {
-                eprintln!(
-                    "mutants: {} does not compile beside others",
-                    self.mutants[*number].name
-                );
-                chosen.remove(number);
-            }
+            chosen.retain(|number| !guilty.contains(number));
         }
     }
 

@@ -115,15 +115,21 @@ impl Schema {
         schema
     }
 
-    /// The mutants that stand there; in a function that has mutants but outside of each, all of it.
-    pub(crate) fn mutants_at(&self, path: &str, byte: usize) -> BTreeSet<usize> {
-        let around = |branch: &&Branch| branch.path == path && branch.range.contains(&byte);
-        let innermost = self
-            .branches
+    /// The mutants that an error is about which names these files and bytes: the fewest that stand at one of
+    /// them. At a function's original body these are all of the function's.
+    pub(crate) fn mutants_of(&self, places: &[(String, usize)]) -> BTreeSet<usize> {
+        let at = |(path, byte): &(String, usize)| {
+            let around = self
+                .branches
+                .iter()
+                .filter(|branch| branch.path == *path && branch.range.contains(byte));
+            around.min_by_key(|branch| branch.range.len())
+        };
+        let fewest = places
             .iter()
-            .filter(around)
-            .min_by_key(|branch| branch.range.len());
-        innermost
+            .filter_map(at)
+            .min_by_key(|branch| branch.mutants.len());
+        fewest
             .map(|branch| branch.mutants.iter().copied().collect())
             .unwrap_or_default()
     }
@@ -355,7 +361,10 @@ mod tests {
         let expected = "async fn a<T>(x: [u8; 2]) -> T where T: B { if crate::mutant_switch::is(0) { one(|| three) } else if crate::mutant_switch::is(1) { four(|| two) } else { one(|| two) } }";
         let text = &schema.files["src/a.rs"];
         assert_eq!(tokens(text), tokens(expected));
-        let at = |needle: &str| schema.mutants_at("src/a.rs", text.find(needle).expect(needle));
+        let at = |needle: &str| {
+            let byte = text.find(needle).expect(needle);
+            schema.mutants_of(&[("src/a.rs".to_owned(), byte)])
+        };
         assert_eq!(at("three"), BTreeSet::from([0]));
         assert_eq!(at("four"), BTreeSet::from([1]));
         assert_eq!(at("one(|| two)"), BTreeSet::from([0, 1]));

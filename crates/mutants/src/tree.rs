@@ -9,12 +9,12 @@ use std::process::Command;
 use crate::anchor::Source;
 use crate::lexer::Language;
 
+/// What the working tree holds is read once, so nothing that is edited during a run is half in it.
 #[derive(Debug)]
 pub(crate) struct Tree {
-    root: PathBuf,
     pub(crate) copy: PathBuf,
-    /// From the root, with slashes.
-    paths: Vec<String>,
+    /// By their paths from the root, with slashes.
+    files: BTreeMap<String, Vec<u8>>,
 }
 
 impl Tree {
@@ -23,33 +23,29 @@ impl Tree {
         let listed = Command::new("git")
             .arg("-C")
             .arg(root)
-            .args([
-                "ls-files",
-                "-z",
-                "--cached",
-                "--others",
-                "--exclude-standard",
-            ])
+            .args(["ls-files", "-z", "--cached", "--others"])
+            .arg("--exclude-standard")
             .output()?;
         let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
-        let exists = |path: &&str| !path.is_empty() && root.join(path).is_file();
+        let mut files = BTreeMap::new();
+        for path in listed.split('\0') {
+            let file = root.join(path);
+            if file.is_file() {
+                files.insert(path.to_owned(), fs::read(file)?);
+            }
+        }
         let tree = Self {
-            root: root.to_owned(),
             copy: copy.to_owned(),
-            paths: listed
-                .split('\0')
-                .filter(exists)
-                .map(str::to_owned)
-                .collect(),
+            files,
         };
         tree.remove_others(copy)?;
         Ok(tree)
     }
 
     /// The code that mutants may be about: Rust and Lua under a `src`, except tests and this program.
-    pub(crate) fn sources(&self) -> io::Result<Vec<Source>> {
+    pub(crate) fn sources(&self) -> Vec<Source> {
         let mut sources = Vec::new();
-        for path in &self.paths {
+        for (path, content) in &self.files {
             let parts: Vec<_> = path.split('/').collect();
             let is_ours = match parts[..] {
                 ["src", ..] | ["derive", "src", ..] => true,
@@ -62,23 +58,22 @@ impl Tree {
             if let (true, false, Some(language)) = (is_ours, is_test, Language::of(path)) {
                 sources.push(Source {
                     path: path.clone(),
-                    text: fs::read_to_string(self.root.join(path))?,
+                    text: String::from_utf8_lossy(content).into_owned(),
                     language,
                 });
             }
         }
-        Ok(sources)
+        sources
     }
 
-    /// Makes the copy what the root is, except for the given files. A file that is right already is not
-    /// touched, so cargo does not build it again.
+    /// Makes the copy what the working tree is, except for the given files. A file that is right already
+    /// is not touched, so cargo does not build it again.
     pub(crate) fn write(&self, others: &BTreeMap<String, String>) -> io::Result<()> {
-        for path in &self.paths {
+        for (path, content) in &self.files {
             let to = self.copy.join(path);
-            let content = match others.get(path) {
-                Some(text) => text.clone().into_bytes(),
-                None => fs::read(self.root.join(path))?,
-            };
+            let content = others
+                .get(path)
+                .map_or(&content[..], |text| text.as_bytes());
             if fs::read(&to).is_ok_and(|found| found == content) {
                 continue;
             }
@@ -100,7 +95,7 @@ impl Tree {
             let from_root = path.strip_prefix(&self.copy).unwrap_or(&path);
             if path.is_dir() {
                 self.remove_others(&path)?;
-            } else if !self.paths.iter().any(|known| Path::new(known) == from_root) {
+            } else if !self.files.keys().any(|known| Path::new(known) == from_root) {
                 fs::remove_file(&path)?;
             }
         }

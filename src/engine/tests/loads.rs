@@ -341,6 +341,7 @@ fn a_flight_that_lands_between_the_look_at_l1_and_the_look_at_the_flights_is_not
         panic!("it loads again")
     };
     assert_eq!(text(&got), Some("v"));
+    assert_eq!(cache.engine().flights.len(), 0, "it flies again");
     assert_eq!((source.calls(), cache.stats().l1_hits), (1, 1));
 }
 

@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 
+use super::super::flight::{Aim, Flight, Outcome};
+use super::super::{Role, Want};
 use super::*;
 use crate::protocol::record::{HEADER, Header};
 use crate::{Entry, Freshness, Read, WriteError};
@@ -172,7 +174,8 @@ async fn what_a_flight_offers_from_l1_does_not_survive_a_gap() {
     let (cache, writer) = (stale(&source, &tier).build().unwrap(), node(&source, &tier));
     cache.get(&1).await.unwrap();
     let gate = tier.gate("marks", When::Before);
-    let past = spawn_get_with(&cache, Read::new().skip_l1());
+    // One that takes no offer has one for whoever joins it.
+    let past = spawn_get_with(&cache, Read::fresh().skip_l1());
     gate.reached().await;
     tier.mute();
     writer.insert(1, "inserted".to_owned()).await.unwrap();
@@ -312,6 +315,64 @@ async fn a_look_up_past_l1_takes_nothing_of_l1_in_whatever_state() {
         assert_eq!(text(&a.get(&1).await), Some("inserted"), "L1 keeps it");
         validate(&[&a, &b], &tier).await;
     }
+}
+
+/// A strict look-up past L1 takes no offer, so its flight has what L1 has for those who join it.
+#[tokio::test(start_paused = true)]
+async fn a_look_up_past_l1_takes_no_offer_of_l1_from_a_strict_one() {
+    let (tier, source) = ground(false, &["old"]);
+    let (a, b) = (stale(&source, &tier).build().unwrap(), node(&source, &tier));
+    a.get(&1).await.unwrap();
+    let gate = tier.gate("get", When::After);
+    let before = spawn_get_with(&a, Read::new().skip_l1());
+    gate.reached().await;
+    tier.mute();
+    b.insert(1, "inserted".to_owned()).await.unwrap();
+    // Both wait until the flight that began before them ends. The first then begins one, and the
+    // second joins it.
+    let strict = spawn_get_with(&a, Read::fresh().skip_l1());
+    settle().await;
+    let past = spawn_get_with(&a, Read::new().skip_l1());
+    settle().await;
+    let second = tier.gate("get", When::Before);
+    gate.open();
+    second.reached().await;
+    settle().await;
+    assert!(!past.is_finished());
+    second.open();
+    assert_eq!(text(&before.await.unwrap()), Some("old"));
+    for got in [strict, past] {
+        assert_eq!(text(&got.await.unwrap()), Some("inserted"));
+    }
+    validate(&[&a, &b], &tier).await;
+}
+
+/// A flight looks whether somebody strict waits for it before it ends with a stale entry. Nothing is
+/// awaited between the two, but another thread may join in between.
+#[tokio::test(start_paused = true)]
+async fn a_strict_look_up_takes_nothing_stale_from_a_flight_that_did_not_see_it_join() {
+    let (tier, source) = ground(false, &["old"]);
+    let cache = stale(&source, &tier).build().unwrap();
+    cache.get(&1).await.unwrap();
+    let engine = cache.engine();
+    for freshness in [Freshness::Fresh, Freshness::Stale, Freshness::StaleOnError] {
+        let mut answer = engine.peek(&1, Instant::now()).unwrap();
+        answer.freshness = freshness;
+        let flight = Flight::new(engine.id(&1), Aim::Any, Instant::now());
+        flight.land(Outcome::Landed(Ok(answer)));
+        let takes = |read| {
+            let want = Want {
+                read,
+                load: false,
+                since: 0,
+            };
+            let news = engine.news(&flight, Role::Joins, &want);
+            news.expect("it has landed").is_some()
+        };
+        assert!(takes(Read::new()));
+        assert_eq!(takes(Read::fresh()), freshness == Freshness::Fresh);
+    }
+    validate(&[&cache], &tier).await;
 }
 
 #[tokio::test(start_paused = true)]

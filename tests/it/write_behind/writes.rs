@@ -10,7 +10,7 @@ use super::{
     writer,
 };
 use crate::support::cluster::Cluster;
-use crate::support::server::Server;
+use crate::support::server::{Reply, Server};
 use crate::support::{eventually, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -192,6 +192,17 @@ async fn close_finishes_the_batch_under_way_and_gives_the_partition_up_at_once()
     let events = Events::default();
     let (other, mut others) =
         worker(&server, |builder| events.record(builder.lease_ttl(minute))).await;
+    eventually("both work", async || {
+        let mut raw = server.raw();
+        let workers = raw.keys("*:workers");
+        let [workers] = &workers[..] else {
+            return false;
+        };
+        raw.ask(&format!("ZCARD {workers}")) == Reply::Number(2)
+    })
+    .await;
+    // The second worker has tried to claim the partition. By itself it tries again in a minute.
+    tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!closing.is_finished() && others.none());
     let before = call.epoch;
     call.ok();
