@@ -34,6 +34,9 @@ const TIME_FOR_ALL: Duration = Duration::from_secs(600);
 /// Mutants that are tested at a time.
 const AT_ONCE: usize = 2;
 
+/// The first argument where mutants are located and not built.
+const CHECK: &str = "--check";
+
 /// The variable that names a folder for what is built.
 const KEPT: &str = "TIDEGATE_MUTANTS_TARGET";
 
@@ -54,6 +57,11 @@ fn run() -> io::Result<bool> {
         return Err(io::Error::other("call tests/mutants/run"));
     };
     let (root, work) = (PathBuf::from(root), PathBuf::from(work));
+    let mut names: Vec<String> = args.collect();
+    let only_check = names.first().is_some_and(|name| name == CHECK);
+    if only_check {
+        names.remove(0);
+    }
     let kept = std::env::var_os(KEPT).filter(|kept| !kept.is_empty());
     let target = kept.map_or_else(|| Ok(work.join("target")), std::path::absolute)?;
     let tree = Tree::new(&root, &target.join("tree"))?;
@@ -64,12 +72,15 @@ fn run() -> io::Result<bool> {
             target,
         },
         tree,
-        mutants: read(&root.join("tests/mutants"), &args.collect::<Vec<_>>())?,
+        mutants: read(&root.join("tests/mutants"), &names)?,
         changes: Vec::new(),
         sources: &sources,
         logs: work,
         survivors: AtomicUsize::new(0),
     };
+    if only_check {
+        return Ok(session.check());
+    }
     session.run()
 }
 
@@ -109,6 +120,20 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
+    /// Whether the anchor of every mutant is found once. Nothing is built.
+    fn check(&mut self) -> bool {
+        let broken = self.locate();
+        for (number, why) in &broken {
+            println!("{:<50} | BROKEN: {why}", self.mutants[*number].name);
+        }
+        println!(
+            "mutants: {} of {} can be applied",
+            self.mutants.len() - broken.len(),
+            self.mutants.len()
+        );
+        broken.is_empty()
+    }
+
     /// Whether all mutants are killed.
     fn run(&mut self) -> io::Result<bool> {
         let broken = self.locate();
