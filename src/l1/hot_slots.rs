@@ -89,7 +89,7 @@ impl<K, V> HotRef<K, V> {
             no_refresh_before: entry.no_refresh_before,
             stamp: entry.stamp,
             value: &entry.value,
-            tags: &entry.tags,
+            tags: entry.tags.as_ref(),
             meta: &entry.slot.meta,
         })
     }
@@ -205,7 +205,7 @@ where
             no_refresh_before: view.no_refresh_before,
             stamp: view.stamp,
             value: view.value.clone(),
-            tags: view.tags.clone(),
+            tags: view.tags.cloned(),
             slot: Arc::clone(slot),
             reported_at: AtomicU64::new(0),
         };

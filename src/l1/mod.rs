@@ -66,10 +66,9 @@ impl Meta {
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Slot<H: ?Sized = dyn Any + Send + Sync> {
-    /// What it takes of the capacity.
-    weight: u32,
     pub(crate) meta: Meta,
-    tags: Option<Tags>,
+    /// In a box: most entries have none.
+    tags: Option<Box<Tags>>,
     entry: H,
 }
 
@@ -79,7 +78,7 @@ pub(crate) struct HitView<'a, V> {
     pub(crate) no_refresh_before: Option<Instant>,
     pub(crate) stamp: Stamp,
     pub(crate) value: &'a Option<Arc<V>>,
-    tags: &'a Option<Tags>,
+    tags: Option<&'a Tags>,
     /// The rest.
     pub(crate) meta: &'a Meta,
 }
@@ -87,7 +86,7 @@ pub(crate) struct HitView<'a, V> {
 impl<V: Send + Sync + 'static> HitView<'_, V> {
     #[inline]
     pub(crate) fn tags_hold(&self) -> bool {
-        self.tags.as_ref().is_none_or(Tags::hold)
+        self.tags.is_none_or(Tags::hold)
     }
 
     pub(crate) fn answer(&self, now: Instant) -> Answer {
@@ -114,7 +113,7 @@ impl<V: Send + Sync + 'static> HitView<'_, V> {
 fn answer_from_l1(
     value: Option<AnyValue>,
     meta: &Meta,
-    tags: &Option<Tags>,
+    tags: Option<&Tags>,
     now: Instant,
 ) -> Answer {
     Answer {
@@ -125,7 +124,7 @@ fn answer_from_l1(
         fresh_until: meta.lifetime.fresh_until,
         freshness: meta.lifetime.freshness(now),
         provenance: Provenance::FromTier,
-        tags: tags.clone(),
+        tags: tags.cloned(),
     }
 }
 
@@ -139,6 +138,9 @@ pub(crate) trait TypedEntries: Send + Sync {
 
     /// The value of an entry. `None`: it is not this key's. `Some(None)`: an absence.
     fn value(&self, slot: &Slot, key: &AnyKey) -> Option<Option<AnyValue>>;
+
+    /// What an entry takes of the capacity.
+    fn weight(&self, slot: &Slot) -> u32;
 
     /// Puts an entry into its hot slot, which may hold another one.
     fn promote(&self, hash: u64, slot: &Arc<Slot>);
@@ -170,8 +172,9 @@ impl L1 {
         let map = |capacity| moka::sync::Cache::builder().max_capacity(capacity);
         let found = (capacity > 0).then(|| {
             let map = map(capacity);
+            let typed = Arc::clone(&typed);
             let map = if weighs {
-                map.weigher(|_, slot: &Arc<Slot>| slot.weight)
+                map.weigher(move |_, slot: &Arc<Slot>| typed.weight(slot))
             } else {
                 map
             };
@@ -196,7 +199,7 @@ impl L1 {
     pub(crate) fn get(&self, key: &AnyKey, now: Instant) -> Option<(Answer, Meta)> {
         let slot = self.slot(key.l1_hash)?;
         let value = self.typed.value(&slot, key)?;
-        let answer = answer_from_l1(value, &slot.meta, &slot.tags, now);
+        let answer = answer_from_l1(value, &slot.meta, slot.tags.as_deref(), now);
         Some((answer, slot.meta))
     }
 

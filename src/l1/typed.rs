@@ -108,7 +108,7 @@ impl Slot {
                 .then(|| lifetime.fresh_until.min(*no_refresh_before)),
             stamp: self.meta.stamp,
             value: &entry.value,
-            tags: &self.tags,
+            tags: self.tags.as_deref(),
             meta: &self.meta,
         }
     }
@@ -125,14 +125,9 @@ where
             Some(value) => Some(erased::typed::<V>(Arc::clone(value))?),
             None => None,
         };
-        let weight = match (&self.weigher, &value) {
-            (Some(weigh), Some(value)) => weigh(key, value),
-            _ => 1,
-        };
         Some(Arc::new(Slot {
-            weight,
             meta,
-            tags: answer.tags.clone(),
+            tags: answer.tags.clone().map(Box::new),
             entry: TypedEntry {
                 value,
                 key: key.clone(),
@@ -143,7 +138,6 @@ where
     fn with_meta(&self, slot: &Slot, meta: Meta) -> Option<Arc<Slot>> {
         let TypedEntry { value, key } = entry_of::<K, V>(slot)?;
         Some(Arc::new(Slot {
-            weight: slot.weight,
             meta,
             tags: slot.tags.clone(),
             entry: TypedEntry {
@@ -159,6 +153,15 @@ where
         key.typed::<K>()
             .is_some_and(|key| *key == entry.key)
             .then(value)
+    }
+
+    fn weight(&self, slot: &Slot) -> u32 {
+        let entry = entry_of::<K, V>(slot);
+        let value = entry.and_then(|entry| entry.value.as_ref().map(|value| (&entry.key, value)));
+        match (&self.weigher, value) {
+            (Some(weigh), Some((key, value))) => weigh(key, value),
+            _ => 1,
+        }
     }
 
     fn promote(&self, hash: u64, slot: &Arc<Slot>) {

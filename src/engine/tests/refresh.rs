@@ -1,9 +1,9 @@
-//! E, C6, C7: the rules of refreshes one by one.
+//! The rules of refreshes, one by one.
 
 use std::convert::Infallible;
 
-use super::super::flight::{Aim, Flight, Outcome};
-use super::super::{Role, Want};
+use super::super::coalesce::{Progress, Role, Want};
+use super::super::flight::{Flight, Outcome, Purpose};
 use super::*;
 use crate::protocol::record::{HEADER, Header};
 use crate::{Entry, Freshness, Read, WriteError};
@@ -356,18 +356,22 @@ async fn a_strict_look_up_takes_nothing_stale_from_a_flight_that_did_not_see_it_
     cache.get(&1).await.unwrap();
     let engine = cache.engine();
     for freshness in [Freshness::Fresh, Freshness::Stale, Freshness::StaleOnError] {
-        let mut answer = engine.peek(&1, Instant::now()).unwrap();
+        let (key, now) = (cache.shell.key(1), Instant::now());
+        let mut answer = engine.peek(engine.l1.get(&key, now).unwrap(), now).unwrap();
         answer.freshness = freshness;
-        let flight = Flight::new(engine.id(&1), Aim::Any, Instant::now());
-        flight.land(Outcome::Landed(Ok(answer)));
+        let flight = Flight::new(key, Purpose::Any, now);
+        flight.complete(Outcome::Completed(Ok(answer)));
         let takes = |read| {
             let want = Want {
                 read,
                 load: false,
                 since: 0,
             };
-            let news = engine.news(&flight, Role::Joins, &want);
-            news.expect("it has landed").is_some()
+            match engine.progress(&flight, Role::Joins, &want) {
+                Progress::Pending => panic!("it is completed"),
+                Progress::Answer(_) => true,
+                Progress::LookAgain => false,
+            }
         };
         assert!(takes(Read::new()));
         assert_eq!(takes(Read::fresh()), freshness == Freshness::Fresh);
