@@ -62,7 +62,7 @@ struct HotEntry<K, V> {
     no_refresh_before: Option<Instant>,
     stamp: Stamp,
     value: Option<Arc<V>>,
-    tags: Option<Tags>,
+    tags: Option<Box<Tags>>,
     slot: Arc<Slot>,
     /// When the map was reported_at of a hit, in nanoseconds after zero.
     reported_at: AtomicU64,
@@ -89,7 +89,7 @@ impl<K, V> HotRef<K, V> {
             no_refresh_before: entry.no_refresh_before,
             stamp: entry.stamp,
             value: &entry.value,
-            tags: entry.tags.as_ref(),
+            tags: &entry.tags,
             meta: &entry.slot.meta,
         })
     }
@@ -205,7 +205,7 @@ where
             no_refresh_before: view.no_refresh_before,
             stamp: view.stamp,
             value: view.value.clone(),
-            tags: view.tags.cloned(),
+            tags: view.tags.clone(),
             slot: Arc::clone(slot),
             reported_at: AtomicU64::new(0),
         };

@@ -78,7 +78,7 @@ pub(crate) struct HitView<'a, V> {
     pub(crate) no_refresh_before: Option<Instant>,
     pub(crate) stamp: Stamp,
     pub(crate) value: &'a Option<Arc<V>>,
-    tags: Option<&'a Tags>,
+    tags: &'a Option<Box<Tags>>,
     /// The rest.
     pub(crate) meta: &'a Meta,
 }
@@ -86,13 +86,13 @@ pub(crate) struct HitView<'a, V> {
 impl<V: Send + Sync + 'static> HitView<'_, V> {
     #[inline]
     pub(crate) fn tags_hold(&self) -> bool {
-        self.tags.is_none_or(Tags::hold)
+        self.tags.as_ref().is_none_or(|tags| tags.hold())
     }
 
     pub(crate) fn answer(&self, now: Instant) -> Answer {
         let value = self.value.clone();
         let value = value.map(|value| value as AnyValue);
-        answer_from_l1(value, self.meta, self.tags, now)
+        answer_from_l1(value, self.meta, self.tags.as_deref(), now)
     }
 
     /// As it is told to callers, while it is fresh.

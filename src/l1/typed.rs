@@ -108,7 +108,7 @@ impl Slot {
                 .then(|| lifetime.fresh_until.min(*no_refresh_before)),
             stamp: self.meta.stamp,
             value: &entry.value,
-            tags: self.tags.as_deref(),
+            tags: &self.tags,
             meta: &self.meta,
         }
     }
