@@ -8,10 +8,10 @@ use crate::l2::{Acquired, Advance, Keys, Listener, Over, TierOperations, Waterma
 use crate::protocol::message::{Message, Operation};
 
 /// The channel lease.
-const H: Duration = Duration::from_secs(2);
+const CHANNEL_LEASE: Duration = Duration::from_secs(2);
 
 /// Longer than one operation over a wire takes.
-const A_WHILE: Duration = Duration::from_millis(100);
+const DELIVERY_TIME: Duration = Duration::from_millis(100);
 
 /// The same source, with rows that belong to a team.
 #[derive(Clone)]
@@ -48,7 +48,7 @@ async fn connect(tier: &InProcess, nodes: &[&Users]) {
         engine.attach(engine.remote.as_ref().unwrap()).await;
         tier.connect(wire);
     }
-    tokio::time::sleep(A_WHILE).await;
+    tokio::time::sleep(DELIVERY_TIME).await;
     tier.hand_over_all();
     for node in nodes {
         assert_eq!(node.health().channel, Channel::Proven);
@@ -57,7 +57,7 @@ async fn connect(tier: &InProcess, nodes: &[&Users]) {
 
 /// Waits for the next heartbeat of every node, and delivers all messages.
 async fn heartbeat(tier: &InProcess) {
-    tokio::time::sleep(H / 3 + A_WHILE).await;
+    tokio::time::sleep(CHANNEL_LEASE / 3 + DELIVERY_TIME).await;
     tier.hand_over_all();
 }
 
@@ -78,7 +78,7 @@ async fn without_a_heartbeat_l1_is_silent_when_the_lease_ends_and_l2_is_asked() 
     // The message is on its way, and stays there.
     writer.invalidate(&1).await.unwrap();
     assert!(cache.peek(&1).is_some(), "the cache cannot know of it yet");
-    tokio::time::sleep(H).await;
+    tokio::time::sleep(CHANNEL_LEASE).await;
     assert!(cache.peek(&1).is_none());
     assert_eq!(cache.health().channel, Channel::Unproven);
     assert_eq!(text(&cache.get(&1).await), Some("new"));
@@ -112,9 +112,9 @@ async fn a_flight_older_than_the_lease_is_not_joined_while_no_message_comes() {
     let loading = spawn_get(&cache, 1);
     source.loading().await;
     writer.invalidate(&1).await.unwrap();
-    tokio::time::sleep(H).await;
+    tokio::time::sleep(CHANNEL_LEASE).await;
     let late = spawn_get(&cache, 1);
-    tokio::time::sleep(A_WHILE * 2).await;
+    tokio::time::sleep(DELIVERY_TIME * 2).await;
     assert_eq!(source.calls(), 2);
     source.go.add_permits(2);
     assert_eq!(text(&loading.await.unwrap()), Some("old"));
@@ -147,9 +147,9 @@ async fn a_message_that_is_lost_shows_as_a_missing_number_and_is_a_gap() {
 async fn a_lost_connection_silences_l1_at_once_and_a_new_one_forgets() {
     let (tier, source) = (InProcess::wired(0), old_then_new(false));
     let events = Arc::new(parking_lot::Mutex::new(Vec::new()));
-    let told = Arc::clone(&events);
+    let recorded = Arc::clone(&events);
     let cache = settings(&source)
-        .on_event(move |event| told.lock().push(*event))
+        .on_event(move |event| recorded.lock().push(*event))
         .l2(tier.clone())
         .build()
         .unwrap();
@@ -162,7 +162,7 @@ async fn a_lost_connection_silences_l1_at_once_and_a_new_one_forgets() {
     writer.invalidate(&1).await.unwrap();
     tier.connect(0);
     assert!(cache.peek(&1).is_none(), "not proven");
-    tokio::time::sleep(A_WHILE).await;
+    tokio::time::sleep(DELIVERY_TIME).await;
     tier.hand_over_all();
     assert_eq!(cache.health().channel, Channel::Proven);
     assert!(cache.peek(&1).is_none(), "from before");
@@ -183,21 +183,21 @@ async fn a_lost_connection_silences_l1_at_once_and_a_new_one_forgets() {
 async fn a_channel_that_falls_silent_is_told_once_per_lease() {
     let (tier, source) = (InProcess::wired(0), old_then_new(false));
     let events = Arc::new(parking_lot::Mutex::new(Vec::new()));
-    let told = Arc::clone(&events);
+    let recorded = Arc::clone(&events);
     let cache = settings(&source)
-        .on_event(move |event| told.lock().push(*event))
+        .on_event(move |event| recorded.lock().push(*event))
         .l2(tier.clone())
         .build()
         .unwrap();
     connect(&tier, &[&cache]).await;
-    tokio::time::sleep(H + H / 3 + A_WHILE).await;
+    tokio::time::sleep(CHANNEL_LEASE + CHANNEL_LEASE / 3 + DELIVERY_TIME).await;
     assert_eq!(*events.lock(), [Event::ChannelUp, Event::ChannelSilent]);
-    tokio::time::sleep(H + H / 3).await;
+    tokio::time::sleep(CHANNEL_LEASE + CHANNEL_LEASE / 3).await;
     let silent = [Event::ChannelSilent; 2];
     assert_eq!(events.lock()[1..], silent, "it still is");
     tier.hand_over_all();
     heartbeat(&tier).await;
-    tokio::time::sleep(H / 3).await;
+    tokio::time::sleep(CHANNEL_LEASE / 3).await;
     assert_eq!(events.lock()[1..], silent, "it is not any more");
     validate(&[&cache], &tier).await;
 }
@@ -528,10 +528,10 @@ async fn after_an_invalidation_nothing_enters_l2_before_the_hold_off_ends() {
         let cache = settings(&source).hold_off(second);
         cache.l2(tier.clone()).build().unwrap()
     };
-    let (writer, deaf) = (held_off(), held_off());
-    connect(&tier, &[&writer, &deaf]).await;
+    let (writer, unaware) = (held_off(), held_off());
+    connect(&tier, &[&writer, &unaware]).await;
     writer.invalidate(&1).await.unwrap();
-    for cache in [&writer, &deaf] {
+    for cache in [&writer, &unaware] {
         assert!(cache.get(&1).await.unwrap().is_some());
         assert!(cache.peek(&1).is_none(), "with the message or without it");
     }
@@ -544,7 +544,7 @@ async fn after_an_invalidation_nothing_enters_l2_before_the_hold_off_ends() {
     assert_eq!(text(&writer.get(&1).await), Some("new"));
     assert!(writer.peek(&1).is_some());
     assert_eq!(raw_kind(&tier, KEY), Some(Kind::Value));
-    validate(&[&writer, &deaf], &tier).await;
+    validate(&[&writer, &unaware], &tier).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -33,7 +33,7 @@ const NODES: usize = 3;
 const KEYS: u64 = 3;
 const STEPS: usize = 150;
 /// The channel lease.
-const H: Duration = Duration::from_millis(600);
+const CHANNEL_LEASE: Duration = Duration::from_millis(600);
 const SEEDS: u64 = 1_000;
 
 /// The source of truth, and the changes from which follows which answers are allowed.
@@ -343,7 +343,7 @@ impl Simulation {
             .stale_if_error(ms(profile.if_error_ms))
             .refresh_ahead(profile.ahead)
             .negative_ttl(Duration::from_secs(5))
-            .channel_lease(H)
+            .channel_lease(CHANNEL_LEASE)
             .degraded_l1_ttl(Duration::ZERO)
             .error_backoff(Duration::from_millis(50))
             .lease_ttl(Duration::from_millis(150))
@@ -678,7 +678,7 @@ impl World {
     fn floor(&self, key: u64, process: u64, now: Instant, fallback: bool, past_l1: bool) -> u64 {
         let seen = self.finished.iter().filter(|finished| {
             let here = finished.process == process;
-            let heard_by = if past_l1 { now } else { now - H };
+            let heard_by = if past_l1 { now } else { now - CHANNEL_LEASE };
             let elsewhere = finished.confirmed && finished.at <= heard_by;
             finished.key == key && (here || elsewhere) && !(fallback && finished.expiry)
         });
