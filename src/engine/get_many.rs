@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::batch::{LoadRoute, PlanTicket};
+use super::batch::{BatchPlan, LoadRoute};
 use super::fetch::{self, Leader};
 use super::flight;
 use super::{Engine, Entered, FlightWait, Want};
@@ -115,7 +115,13 @@ impl Engine {
             .map(|leader| leader.guard.flight.key.clone())
             .collect();
         let settings = &batches.settings;
-        let tickets = PlanTicket::of(self, runtime, keys, settings.max_size, settings.concurrency);
+        let tickets = BatchPlan::tickets(
+            self.batch_runner(),
+            runtime,
+            keys,
+            settings.max_size,
+            settings.concurrency,
+        );
         for (leader, ticket) in leaders.iter().zip(tickets) {
             leader.guard.flight.set_route(LoadRoute::Batch(ticket));
         }

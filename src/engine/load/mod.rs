@@ -1,5 +1,6 @@
 //! Running the user's loader: in a task of its own, bounded in time and number.
 
+mod batched;
 pub(crate) mod permits;
 
 use std::convert::Infallible;
@@ -139,7 +140,10 @@ impl Engine {
             LoadRoute::Single => {}
         }
         if let Some(window) = window {
-            if let Some(ticket) = window.join(self, key, priority, arrival).await {
+            if let Some(ticket) = window
+                .join(self.batch_runner(), key, priority, arrival)
+                .await
+            {
                 return self.batch_permit(ticket, deadline).await;
             }
         }
@@ -217,19 +221,18 @@ impl Engine {
         permit: LoadPermit,
         (previous, trace): (Option<AnyEntry>, &Trace),
     ) -> Result<Loaded<AnyValue>, Error<AnyError>> {
-        let permit = match permit {
-            LoadPermit::Batch(ticket) => {
-                let nesting = nesting.clone();
-                return ticket.join(flight.serial, nesting, previous).found().await;
-            }
-            own @ LoadPermit::Own(..) => own,
-        };
         let nesting: Nesting = nesting
             .serials()
             .iter()
             .copied()
             .chain([flight.serial])
             .collect();
+        let permit = match permit {
+            LoadPermit::Batch(ticket) => {
+                return ticket.join(nesting.serials(), previous).found().await;
+            }
+            own @ LoadPermit::Own(..) => own,
+        };
         let running = self.tasks.enter_late();
         let (loader, key) = (Arc::clone(&self.loader), flight.key.clone());
         // A task of its own: a panic ends there, and a loader that blocks its thread can still be
