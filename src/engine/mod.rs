@@ -51,6 +51,7 @@ pub(crate) mod change;
 mod fetch;
 mod flight;
 pub(crate) mod get_many;
+mod heartbeat;
 mod load;
 mod negative_budget;
 mod refresh;
