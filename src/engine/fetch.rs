@@ -31,7 +31,7 @@ use super::tasks::Running;
 use super::{Engine, L1Entry};
 use crate::answer::Answer;
 use crate::codec::RecordContext;
-use crate::coherence::watermarks::{Liveness, News};
+use crate::coherence::watermarks::{Learned, Liveness};
 use crate::entry::{ForwardReason, Freshness, Provenance, Read, Source};
 use crate::erased::{AnyError, AnyValue};
 use crate::error::{Error, RemoteError};
@@ -285,7 +285,7 @@ impl Engine {
         };
         // Before the read is sent, so that whatever is missed from now on ends this flight.
         flight.register(self.fence.epoch());
-        if known.is_err() || self.repairs.block(&flight.key.id.encoded) {
+        if known.is_err() || self.repairs.blocks(&flight.key.id.encoded) {
             return Err(());
         }
         self.tier(remote.tier.get(&remote_key.bytes).await)
@@ -553,11 +553,11 @@ impl Engine {
             tags,
             notice: None,
         };
-        let asked = self.watermarks.asks();
+        let query = self.watermarks.begin_query();
         let (watermarks, latest) =
             self.tier(remote.tier.marks(&remote.watermarks_key, look).await)?;
-        self.watermarks.answered(watermarks, asked);
-        if self.watermarks.learn(watermarks, false) == News::Everything {
+        self.watermarks.end_query(watermarks, query);
+        if self.watermarks.learn(watermarks, false) == Learned::Everything {
             self.start_new_epoch();
         }
         Ok(latest)
@@ -574,7 +574,7 @@ impl Engine {
         // Which is asked about tags alone.
         let proven = !ask && !tags.is_empty() && remote.channel.is_proven(Instant::now());
         self.watermarks
-            .judge(baseline, tags.iter().copied(), proven)
+            .check_liveness(baseline, tags.iter().copied(), proven)
     }
 
     /// Whether a record that begins in `era` is alive, with its tags if it has some. `ask`: L2, also
@@ -599,7 +599,8 @@ impl Engine {
             let alive = latest <= baseline.watermark
                 && of.hold()
                 && matches!(
-                    self.watermarks.judge(baseline, none.into_iter(), true),
+                    self.watermarks
+                        .check_liveness(baseline, none.into_iter(), true),
                     Liveness::Alive(_)
                 );
             verdict = if alive {

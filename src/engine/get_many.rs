@@ -140,7 +140,7 @@ impl Engine {
         for leader in leaders {
             let flight = &leader.guard.flight;
             flight.register(epoch);
-            if known && !self.repairs.block(&flight.key.id.encoded) {
+            if known && !self.repairs.blocks(&flight.key.id.encoded) {
                 names.push(remote.key(&flight.key.id).bytes);
                 asking.push(leader);
             } else {

@@ -156,7 +156,9 @@ impl RemoteTier {
         if first {
             self.tier.listen(&self.channel_name, listener());
         }
-        self.channel.settle(begun + self.tier.timeout()).await;
+        self.channel
+            .wait_for_first_attempt(begun + self.tier.timeout())
+            .await;
     }
 
     /// Notes whether the tier could be reached.

@@ -8,8 +8,9 @@
 //! | 8 | number of this message among those of its origin that change something; else 0 |
 //!
 //! For operations on keys, one or more keys follow: 4 bytes of length and the encoded key. For the
-//! others, four numbers of 8 bytes follow: the hash of the tag (or 0), the incarnation, the mark, and the
-//! mark of the last invalidation of everything. The script that reads the last three adds them.
+//! others, four numbers of 8 bytes follow: the hash of the tag (or 0), the incarnation, the mark,
+//! and the mark of the last invalidation of everything. The script that reads the last three adds
+//! them.
 //!
 //! A reader takes anything else for a gap: it missed a message that it does not understand.
 

@@ -1,6 +1,7 @@
 //! The record: what one key of the shared tier holds.
 //!
-//! A header of 104 bytes, then the tags, then the payload. Integers are little-endian, but for the version.
+//! A header of 104 bytes, then the tags, then the payload. Integers are little-endian, but for the
+//! version.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -23,14 +24,15 @@
 //! | 96 | 8 | checksum: XXH3 of what follows, seeded with XXH3 of the header before it, state taken as zero |
 //! | 104 | 8 each | hashes of the tags (XXH3) |
 //!
-//! The first 20 bytes, the **head**, are what the fill of a lease is compared against. Magic, format
-//! and the checksum keep their places in every later format, so that a record of a later one can be
-//! told from a damaged one: the first is left alone, the second is replaced.
+//! The first 20 bytes, the **head**, are what the fill of a lease is compared against. Magic,
+//! format and the checksum keep their places in every later format, so that a record of a later one
+//! can be told from a damaged one: the first is left alone, the second is replaced.
 //!
-//! The **state** is changed by scripts, which cannot compute the checksum, so it carries its own. In
-//! a lease the first byte is 1 when someone waits, and the rest is zero. In a value or an absence it
-//! is zero, or, once the entry was expired by hand, 8 random bytes and their complement: what is
-//! compared with the first 36 bytes notices every expiry, and no flipped bit looks like one.
+//! The **state** is changed by scripts, which cannot compute the checksum, so it carries its own.
+//! In a lease the first byte is 1 when someone waits, and the rest is zero. In a value or an
+//! absence it is zero, or, once the entry was expired by hand, 8 random bytes and their complement:
+//! what is compared with the first 36 bytes notices every expiry, and no flipped bit looks like
+//! one.
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -276,7 +278,8 @@ impl Header {
         })
     }
 
-    /// The header of a record of which only the beginning is here, so that its checksum says nothing.
+    /// The header of a record of which only the beginning is here, so that its checksum says
+    /// nothing.
     #[cfg(feature = "inspect")]
     pub(crate) fn peek(start: &[u8], key_hash: u64) -> Result<Self, Malformed> {
         let header = start.get(..HEADER).ok_or(Malformed::Damaged)?;

@@ -114,7 +114,8 @@ pub(crate) fn with_watermarks(mut message: Vec<u8>, watermarks: Watermarks) -> V
     message
 }
 
-/// An incarnation for a cache that has none: random, and small enough for every script to count with.
+/// An incarnation for a cache that has none: random, and small enough for every script to count
+/// with.
 pub(crate) fn new_incarnation() -> u64 {
     (crate::random::number() >> 12).max(1)
 }

@@ -1,9 +1,9 @@
-//! Announcements: how L2 and the other processes learn of a change, and what this process drops when
-//! everything was invalidated.
+//! Announcements: how L2 and the other processes learn of a change, and what this process drops
+//! when everything was invalidated.
 
 use tokio::time::Instant;
 
-use crate::coherence::watermarks::News;
+use crate::coherence::watermarks::Learned;
 use crate::engine::Engine;
 use crate::error::RemoteError;
 use crate::key::HashedKey;
@@ -57,10 +57,10 @@ impl Engine {
             tags: Vec::new(),
             notice: Some(notice),
         };
-        let asked = self.watermarks.asks();
+        let query = self.watermarks.begin_query();
         let answer = remote.tier.marks(&remote.watermarks_key, request).await;
         let (watermarks, _) = self.tier(answer)?;
-        self.watermarks.answered(watermarks, asked);
+        self.watermarks.end_query(watermarks, query);
         self.apply_advance(tag, watermarks);
         Ok(())
     }
@@ -70,7 +70,7 @@ impl Engine {
         if let Some(tag) = tag {
             self.watermarks.learn_tag(tag, watermarks);
         }
-        if self.watermarks.learn(watermarks, false) == News::Everything {
+        if self.watermarks.learn(watermarks, false) == Learned::Everything {
             self.drop_everything();
         }
     }

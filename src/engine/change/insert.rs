@@ -96,7 +96,7 @@ impl Engine {
             return self.invalidate_one(&key).await;
         }
         self.stats.inserts.add();
-        let last = self.repairs.last();
+        let last = self.repairs.last_ticket();
         let insert = InsertGuard::begin(self, key.id.clone());
         if let Some(remote) = &self.remote {
             let (answer, lifetime) = (&found.answer, &found.lifetime);
@@ -115,7 +115,8 @@ impl Engine {
         Ok(())
     }
 
-    /// `Loaded::unchanged` has no value. The source may have changed, so the old value must not stay.
+    /// `Loaded::unchanged` has no value. The source may have changed, so the old value must not
+    /// stay.
     async fn refuse_unchanged(self: &Arc<Self>, key: &AnyKey) -> Result<(), RemoteError> {
         self.invalidate_one(key).await?;
         let cause = "`Loaded::unchanged` is for `Loader::reload`: there is no value in it";
@@ -149,7 +150,7 @@ impl Engine {
         let inserted = remote.tier.insert(&keys, record, versioned, ttl_ms, notice);
         match self.tier(inserted.await) {
             Ok(true) => {
-                self.repairs.settled(&id.encoded, last, false);
+                self.repairs.settle(&id.encoded, last, false);
                 Ok(())
             }
             Ok(false) => {

@@ -27,7 +27,8 @@ impl Engine {
         self.invalidate(key).await?;
         if self.remote.is_some() {
             // A process that is cut off answers from L1 until its channel lease has ended, and then
-            // for `degraded_l1_ttl`. Clocks of hosts run at rates that differ by far less than this.
+            // for `degraded_l1_ttl`. Clocks of hosts run at rates that differ by far less than
+            // this.
             let longest = self.config.channel_lease + self.config.degraded_l1_ttl;
             tokio::time::sleep(longest.mul_f64(1.001)).await;
         }
@@ -67,7 +68,7 @@ impl Engine {
 
     pub(super) async fn invalidate_one(self: &Arc<Self>, key: &AnyKey) -> Result<(), RemoteError> {
         self.stats.invalidations.add();
-        let last = self.repairs.last();
+        let last = self.repairs.last_ticket();
         let result = self.announce_invalidation(&key.id).await;
         // After the reply, whether it is a success or not.
         self.settle_key(key, last, result, Repair::Invalidate)
@@ -75,7 +76,7 @@ impl Engine {
 
     pub(super) async fn expire_one(self: &Arc<Self>, key: &AnyKey) -> Result<(), RemoteError> {
         self.stats.expirations.add();
-        let last = self.repairs.last();
+        let last = self.repairs.last_ticket();
         let result = self.announce_expiry(&key.id).await;
         self.settle_key(key, last, result, Repair::Expire)
     }
@@ -117,7 +118,7 @@ impl Engine {
             // Before the eviction, so that no reader takes the old value from L2 in between.
             self.enqueue_repair(repair, None);
         } else {
-            self.repairs.settled(&id.encoded, last, expires);
+            self.repairs.settle(&id.encoded, last, expires);
         }
         let keeps = expires && !self.config.windows.if_error.is_zero();
         let detached = self.evict(key, keeps);

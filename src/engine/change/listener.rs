@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use crate::coherence::sequence::Delivery;
-use crate::coherence::watermarks::News;
+use crate::coherence::watermarks::Learned;
 use crate::engine::Engine;
 use crate::engine::remote::RemoteTier;
 use crate::health::Event;
@@ -23,7 +23,7 @@ impl Listener for Engine {
         if !own && message.operation == Operation::Beat {
             return;
         }
-        remote.channel.message_heard(now);
+        remote.channel.message_received(now);
         if !own && self.is_duplicate(&message, now) {
             return;
         }
@@ -44,8 +44,8 @@ impl Listener for Engine {
 
     fn on_up(&self) {
         let Some(remote) = &self.remote else { return };
-        // First listen (the tier has confirmed it), then forget what was read before, then prove the
-        // channel. In any other order an invalidation can be missed.
+        // First listen (the tier has confirmed it), then forget what was read before, then prove
+        // the channel. In any other order an invalidation can be missed.
         self.distrust();
         if !self.is_closed() && remote.channel.set_up(Instant::now()) {
             self.report_gap();
@@ -92,7 +92,8 @@ impl Listener for Engine {
 }
 
 impl Engine {
-    /// Whether a message of another process has been handled before. A gap before it is handled here.
+    /// Whether a message of another process has been handled before. A gap before it is handled
+    /// here.
     fn is_duplicate(&self, message: &Message<'_>, now: Instant) -> bool {
         if matches!(message.operation, Operation::Wake | Operation::Beat) {
             // These have no sequence number.
@@ -101,11 +102,11 @@ impl Engine {
         let delivery = self
             .numbers
             .lock()
-            .hear(message.origin, message.number, now);
+            .observe(message.origin, message.number, now);
         match delivery {
             Delivery::New => false,
             // It was executed before it came for the first time, so it is done with.
-            Delivery::Again => true,
+            Delivery::Duplicate => true,
             Delivery::AfterGap => {
                 self.on_gap();
                 false
@@ -132,8 +133,8 @@ impl Engine {
         }
     }
 
-    /// Takes in watermarks, in the order of execution. They come from other processes, and from this
-    /// one, whose reply may not be here yet or may never come.
+    /// Takes in watermarks, in the order of execution. They come from other processes, and from
+    /// this one, whose reply may not be here yet or may never come.
     fn on_watermarks(&self, operation: Operation, tag: u64, watermarks: Watermarks) {
         if self.watermarks.contradicts(watermarks) {
             return match operation {
@@ -143,17 +144,17 @@ impl Engine {
         }
         match operation {
             Operation::InvalidateTag => {
-                self.watermarks.heard(watermarks);
+                self.watermarks.observe_message(watermarks);
                 self.apply_advance(Some(tag), watermarks);
             }
             Operation::InvalidateAll => {
-                self.watermarks.heard(watermarks);
+                self.watermarks.observe_message(watermarks);
                 self.apply_advance(None, watermarks);
             }
             _ => match self.watermarks.learn(watermarks, true) {
-                News::Nothing => {}
-                News::Everything => self.start_new_epoch(),
-                News::Missed => self.on_gap(),
+                Learned::Nothing => {}
+                Learned::Everything => self.start_new_epoch(),
+                Learned::Missed => self.on_gap(),
             },
         }
     }
@@ -161,7 +162,7 @@ impl Engine {
     /// A heartbeat of this process came back.
     fn on_heartbeat(&self, remote: &RemoteTier, number: u64, now: Instant) {
         remote.channel.heartbeat_returned(number, now);
-        if self.numbers.lock().lost(remote.channel.period(), now) {
+        if self.numbers.lock().take_gap(remote.channel.period(), now) {
             self.on_gap();
         }
     }

@@ -1,10 +1,10 @@
 //! Changes on purpose: `invalidate`, `expire`, `insert`, writes to the source, and invalidations of
 //! everything or of a tag.
 //!
-//! The order of a change is: the database (the caller's part), L2, then L1. If L1 were evicted first,
-//! a reader could put L2's old value back. Every change runs to its end in a task of its own, so a
-//! caller that goes away does not leave it half done. A change that L2 has not confirmed is an error,
-//! and is repeated as a [repair](crate::coherence::repairs).
+//! The order of a change is: the database (the caller's part), L2, then L1. If L1 were evicted
+//! first, a reader could put L2's old value back. Every change runs to its end in a task of its
+//! own, so a caller that goes away does not leave it half done. A change that L2 has not confirmed
+//! is an error, and is repeated as a [repair](crate::coherence::repairs).
 //!
 //! | file | what it holds |
 //! |---|---|

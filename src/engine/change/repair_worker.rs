@@ -45,13 +45,13 @@ impl Engine {
 
     /// One attempt at each repair before the process may end, up to the first that fails.
     pub(crate) async fn last_repairs(&self) {
-        while let Some((ticket, repair)) = self.repairs.first() {
+        while let Some((ticket, repair)) = self.repairs.next_repair() {
             if self.repair(&repair).await.is_err() {
-                self.repairs.leave();
+                self.repairs.release_worker();
                 return;
             }
             self.stats.repairs.add();
-            self.repairs.done(ticket);
+            self.repairs.confirm(ticket);
         }
     }
 }
@@ -65,14 +65,14 @@ async fn run_repairs(engine: Weak<Engine>, wake: Arc<Notify>) {
                 return;
             };
             if engine.is_closed() {
-                return engine.repairs.leave();
+                return engine.repairs.release_worker();
             }
-            let Some((ticket, repair)) = engine.repairs.first() else {
+            let Some((ticket, repair)) = engine.repairs.next_repair() else {
                 return;
             };
             if engine.repair(&repair).await.is_ok() {
                 engine.stats.repairs.add();
-                engine.repairs.done(ticket);
+                engine.repairs.confirm(ticket);
                 pause = FIRST_PAUSE;
                 continue;
             }
