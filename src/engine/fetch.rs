@@ -35,10 +35,10 @@ use crate::coherence::watermarks::{Learned, Liveness};
 use crate::entry::{ForwardReason, Freshness, Provenance, Read, Source};
 use crate::erased::{AnyError, AnyValue};
 use crate::error::{Error, RemoteError};
-use crate::l2::{Acquired, Advance, Read as FirstRead, WatermarkRequest};
+use crate::l2::{Acquired, Advance, RecordRead as FirstRead, WatermarkRequest};
 use crate::lifetime::Lifetime;
 use crate::loader::Loaded;
-use crate::protocol::record::{Baseline, Header, Kind, MOST_TAGS, Malformed, STATED};
+use crate::protocol::record::{Baseline, HEAD_AND_STATE, Header, Kind, MAX_TAGS, Malformed};
 use crate::random;
 use crate::telemetry::Wait;
 use crate::ttl;
@@ -414,7 +414,7 @@ impl Engine {
                     Ok(Reading::Leased) => {}
                     Ok(Reading::Replace(failed)) => {
                         failures = failures.max(failed);
-                        replacing = Some(bytes.slice(..bytes.len().min(STATED)));
+                        replacing = Some(bytes.slice(..bytes.len().min(HEAD_AND_STATE)));
                     }
                     Err(_) => return self.unreachable(flight, nesting, None).await,
                 }
@@ -551,7 +551,7 @@ impl Engine {
             advance: Advance::Nothing,
             known: self.watermarks.known().unwrap_or_default(),
             tags,
-            notice: None,
+            publication: None,
         };
         let query = self.watermarks.begin_query();
         let (watermarks, latest) =
@@ -863,7 +863,7 @@ impl Engine {
     ) -> (Found, bool) {
         let at = Instant::now();
         let previous = previous.filter(|_| loaded.unchanged);
-        let too_many_tags = loaded.tags.len() > MOST_TAGS;
+        let too_many_tags = loaded.tags.len() > MAX_TAGS;
         if too_many_tags {
             self.stats.encode_failures.add();
         }

@@ -21,9 +21,9 @@ use crate::entry::ForwardReason;
 use crate::erased::AnyValue;
 use crate::error::{Error, RemoteError};
 use crate::key::HashedKey;
-use crate::l2::{Keys, Over, Refill};
+use crate::l2::{Keys, RefreshWrite, Replacing};
 use crate::protocol::message::Operation;
-use crate::protocol::record::{self, Baseline, Head, Header, Kind, STATED, Token};
+use crate::protocol::record::{self, Baseline, HEAD_AND_STATE, Head, Header, Kind, Token};
 use crate::random;
 use crate::ttl;
 
@@ -51,7 +51,7 @@ pub(crate) struct ObservedRecord {
 impl ObservedRecord {
     /// What tells it from whatever takes its place, and from itself once it is expired by hand.
     fn stated(&self) -> &[u8] {
-        &self.record[..STATED.min(self.record.len())]
+        &self.record[..HEAD_AND_STATE.min(self.record.len())]
     }
 }
 
@@ -107,11 +107,11 @@ impl<'a> Lease<'a> {
     }
 
     /// What it is acquired over; `useless`: what a record begins with that is to be replaced.
-    pub(crate) fn over<'b>(&'b self, useless: Option<&'b [u8]>) -> Over<'b> {
+    pub(crate) fn over<'b>(&'b self, useless: Option<&'b [u8]>) -> Replacing<'b> {
         match (&self.observed, useless) {
-            (Some(observed), _) => Over::Entry(observed.stated()),
-            (None, Some(useless)) => Over::Useless(useless),
-            (None, None) => Over::Nothing,
+            (Some(observed), _) => Replacing::Entry(observed.stated()),
+            (None, Some(useless)) => Replacing::Useless(useless),
+            (None, None) => Replacing::Nothing,
         }
     }
 
@@ -221,12 +221,12 @@ impl Engine {
         let wake = remote.notice(Operation::Wake, &flight.key.id);
         let (fill, l1_only) = match fill {
             Fill::With(fill) => (fill, false),
-            Fill::Not => (Refill::Nothing, false),
-            Fill::L1Only => (Refill::Nothing, true),
+            Fill::Not => (RefreshWrite::Nothing, false),
+            Fill::L1Only => (RefreshWrite::Nothing, true),
         };
-        let stores = !matches!(fill, Refill::Nothing);
+        let stores = !matches!(fill, RefreshWrite::Nothing);
         let filled = match (observed, fill) {
-            (Some(_), Refill::Nothing) if flight.is_revoked() => {
+            (Some(_), RefreshWrite::Nothing) if flight.is_revoked() => {
                 self.release(lease, &flight.key.id).await;
                 return Completion::entry(found, None);
             }
@@ -237,7 +237,7 @@ impl Engine {
                     .refill(keys, observed.stated(), lease.head(), fill, ms, wake)
                     .await
             }
-            (None, Refill::Record(record)) => {
+            (None, RefreshWrite::Record(record)) => {
                 let key = &lease.keys.record;
                 remote
                     .tier
@@ -296,7 +296,7 @@ impl Engine {
                     now_ms,
                     RecordFields { tags, ..fields },
                 ) {
-                    Ok(record) => Fill::With(Refill::Record(record)),
+                    Ok(record) => Fill::With(RefreshWrite::Record(record)),
                     Err(_) => Fill::Not,
                 };
             }
@@ -304,14 +304,14 @@ impl Engine {
                 expired: false,
                 ..fields.header(observed.header, now_ms)
             };
-            return Fill::With(Refill::Header(header.reseal(&observed.record)));
+            return Fill::With(RefreshWrite::Header(header.renewed_for(&observed.record)));
         }
         if value.is_none() && !self.negatives.take(found.answer.at) {
             self.stats.negatives_not_stored.add();
             return Fill::L1Only;
         }
         match self.encode_record(remote, lease.remote_key, value, now_ms, fields) {
-            Ok(record) => Fill::With(Refill::Record(record)),
+            Ok(record) => Fill::With(RefreshWrite::Record(record)),
             Err(_) => Fill::Not,
         }
     }
@@ -357,7 +357,7 @@ impl Engine {
                 return Err(unencodable(crate::codec::CodecError::new(cause)));
             }
         }
-        header.seal(&mut record);
+        header.write_to(&mut record);
         Ok(record)
     }
 
@@ -431,7 +431,7 @@ impl Engine {
 }
 
 enum Fill {
-    With(Refill),
+    With(RefreshWrite),
     /// Nothing for L2 and nothing for L1.
     Not,
     L1Only,

@@ -16,7 +16,7 @@ use super::remote::RemoteKey;
 use crate::entry::Source;
 use crate::erased::AnyKey;
 use crate::key::HashedKey;
-use crate::l2::{Acquired, Over};
+use crate::l2::{Acquired, Replacing};
 use crate::many::WarmProgress;
 use crate::random;
 use crate::ttl;
@@ -98,7 +98,7 @@ impl Engine {
             let keys = turn.lease.keys();
             let acquired = remote
                 .tier
-                .acquire(keys, record, ttl_ms, Over::Nothing, known);
+                .acquire(keys, record, ttl_ms, Replacing::Nothing, known);
             let acquired = self.tier(acquired.await);
             match acquired {
                 Ok(Acquired::Granted(_)) => {

@@ -28,17 +28,17 @@ impl Engine {
             Some((record.to_record(), ttl::millis(self.config.hold_off)))
         };
         let keys = Keys::of(&remote_key.bytes);
-        let notice = remote.notice(Operation::Invalidate, id);
-        self.tier(remote.tier.invalidate(&keys, hold_off, notice).await)
+        let publication = remote.notice(Operation::Invalidate, id);
+        self.tier(remote.tier.invalidate(&keys, hold_off, publication).await)
     }
 
     pub(super) async fn announce_expiry(&self, id: &HashedKey) -> Result<(), RemoteError> {
         let Some(remote) = &self.remote else {
             return Ok(());
         };
-        let notice = remote.notice(Operation::Expire, id);
+        let publication = remote.notice(Operation::Expire, id);
         let (keys, state) = (Keys::of(&remote.key(id).bytes), record::expiry());
-        self.tier(remote.tier.expire(&keys, state, notice).await)
+        self.tier(remote.tier.expire(&keys, state, publication).await)
     }
 
     /// Advances the watermark of a tag, or of everything, in L2 or in a cache without L2.
@@ -47,7 +47,7 @@ impl Engine {
             self.watermarks.advance(tag);
             return Ok(());
         };
-        let notice = match tag {
+        let publication = match tag {
             Some(tag) => remote.watermark_notice(Operation::InvalidateTag, tag),
             None => remote.watermark_notice(Operation::InvalidateAll, 0),
         };
@@ -55,7 +55,7 @@ impl Engine {
             advance: tag.map_or(Advance::All, Advance::Tag),
             known: self.watermarks.known().unwrap_or_default(),
             tags: Vec::new(),
-            notice: Some(notice),
+            publication: Some(publication),
         };
         let query = self.watermarks.begin_query();
         let answer = remote.tier.marks(&remote.watermarks_key, request).await;

@@ -143,11 +143,13 @@ impl Engine {
             }
         };
         let keys = Keys::of(&remote.key(id).bytes);
-        let notice = remote.notice(Operation::Insert, id);
+        let publication = remote.notice(Operation::Insert, id);
         let has_stale_windows = found.lifetime.has_stale_windows;
         let ttl_ms = ttl::millis(self.config.hard_ttl(fields.fresh_for, has_stale_windows));
         let versioned = fields.version > 0;
-        let inserted = remote.tier.insert(&keys, record, versioned, ttl_ms, notice);
+        let inserted = remote
+            .tier
+            .insert(&keys, record, versioned, ttl_ms, publication);
         match self.tier(inserted.await) {
             Ok(true) => {
                 self.repairs.settle(&id.encoded, last, false);

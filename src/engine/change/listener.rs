@@ -20,7 +20,7 @@ impl Listener for Engine {
             return self.on_gap();
         };
         let own = remote.origin == message.origin;
-        if !own && message.operation == Operation::Beat {
+        if !own && message.operation == Operation::Heartbeat {
             return;
         }
         remote.channel.message_received(now);
@@ -35,7 +35,7 @@ impl Listener for Engine {
             }
             About::Watermarks { tag, watermarks } => {
                 self.on_watermarks(message.operation, tag, watermarks);
-                if message.operation == Operation::Beat {
+                if message.operation == Operation::Heartbeat {
                     self.on_heartbeat(remote, message.number, now);
                 }
             }
@@ -95,7 +95,7 @@ impl Engine {
     /// Whether a message of another process has been handled before. A gap before it is handled
     /// here.
     fn is_duplicate(&self, message: &Message<'_>, now: Instant) -> bool {
-        if matches!(message.operation, Operation::Wake | Operation::Beat) {
+        if matches!(message.operation, Operation::Wake | Operation::Heartbeat) {
             // These have no sequence number.
             return false;
         }

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::health::{Channel, Event};
-use crate::l2::{Acquired, Advance, Keys, Listener, Over, TierOperations, WatermarkRequest};
+use crate::l2::{Acquired, Advance, Keys, Listener, Replacing, TierOperations, WatermarkRequest};
 use crate::protocol::message::{Message, Operation};
 
 /// The channel lease.
@@ -373,7 +373,7 @@ async fn marks_that_went_back_mean_that_everything_is_invalidated() {
         advance: Advance::Nothing,
         known,
         tags: Vec::new(),
-        notice: None,
+        publication: None,
     };
     let marks = &engine.remote.as_ref().unwrap().watermarks_key;
     let (watermarks, _) = tier.marks(marks, look).await.unwrap();
@@ -504,9 +504,9 @@ async fn a_record_that_was_expired_since_it_was_read_is_another_record() {
     assert_eq!(tier.commands(), before + 2);
     // And so says the tier itself.
     let keys = Keys::of(&bytes::Bytes::from_static(KEY));
-    let start = &read[..record::STATED];
+    let start = &read[..record::HEAD_AND_STATE];
     let known = record::Watermarks::default();
-    for over in [Over::Useless(start), Over::Entry(start)] {
+    for over in [Replacing::Useless(start), Replacing::Entry(start)] {
         let acquired = tier.acquire(&keys, read.to_vec(), 1, over, known).await;
         assert!(matches!(acquired, Ok(Acquired::Record(_))), "{acquired:?}");
     }

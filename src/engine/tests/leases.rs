@@ -253,7 +253,7 @@ async fn every_way_a_record_can_be_unreadable_is_a_miss_that_is_counted_and_repl
     let mut other_codec = Header::parse(&good, record::key_hash(KEY)).unwrap().0;
     other_codec.codec = 99;
     let mut record = good.to_vec();
-    other_codec.seal(&mut record);
+    other_codec.write_to(&mut record);
     unreadable.push(record);
     // A sound envelope around a payload that is none.
     let mut record = good.to_vec();
@@ -262,7 +262,7 @@ async fn every_way_a_record_can_be_unreadable_is_a_miss_that_is_counted_and_repl
     Header::parse(&good, record::key_hash(KEY))
         .unwrap()
         .0
-        .seal(&mut record);
+        .write_to(&mut record);
     unreadable.push(record);
     for (at, bytes) in unreadable.iter().enumerate() {
         let cache = node(&source, &tier);
