@@ -23,6 +23,7 @@ const STRIPES_PER_ENTRY: u64 = 2;
 const MIN_STRIPES: u64 = 1 << 8;
 const MAX_STRIPES: u64 = 1 << 16;
 
+/// The fence of one cache.
 #[derive(Debug)]
 pub(crate) struct Fence {
     generations: Box<[AtomicU32]>,

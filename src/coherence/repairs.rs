@@ -52,6 +52,7 @@ impl Repair {
     }
 }
 
+/// The repairs of one cache.
 #[derive(Debug, Default)]
 pub(crate) struct Repairs {
     list: Mutex<RepairList>,

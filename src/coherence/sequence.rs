@@ -20,6 +20,7 @@ const MAX_ORIGINS: usize = 4096;
 /// Numbers after a gap that are remembered for one origin.
 const MAX_AHEAD: usize = 1024;
 
+/// The numbers of the messages that have come, by origin.
 #[derive(Debug, Default)]
 pub(crate) struct SequenceTracker {
     origins: HashMap<Origin, OriginSequence>,

@@ -100,6 +100,7 @@ pub(crate) enum Liveness {
     AskTags(Tags),
 }
 
+/// The watermarks that one cache knows.
 #[derive(Debug, Default)]
 pub(crate) struct WatermarkTable {
     state: Mutex<TableState>,

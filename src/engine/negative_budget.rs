@@ -11,6 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+/// The token bucket of one cache.
 #[derive(Debug)]
 pub(crate) struct Budget {
     capacity: f64,

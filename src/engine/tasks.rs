@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
+/// The running tasks of one cache.
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
     running: AtomicUsize,

@@ -164,8 +164,8 @@ mod tests {
 
         #[test]
         fn marks_survive(number in any::<u64>(), tag in any::<u64>(), numbers in prop::array::uniform3(0..=LARGEST)) {
-            let [incarnation, mark, all] = numbers;
-            let about = About::Watermarks { tag, watermarks: Watermarks { incarnation, current: mark, all } };
+            let [incarnation, current, all] = numbers;
+            let about = About::Watermarks { tag, watermarks: Watermarks { incarnation, current, all } };
             let message = Message { operation: Operation::InvalidateTag, origin: [3; 16], number, about };
             let mut bytes = message.to_bytes();
             prop_assert_eq!(Message::parse(&bytes), None, "the tier has not added the watermarks");
@@ -194,8 +194,8 @@ mod tests {
             other[at] = value;
             assert_eq!(Message::parse(&other), None);
         }
-        for (incarnation, mark, all) in [(LARGEST, 1, 1), (1, LARGEST, 1), (1, 1, LARGEST)] {
-            let marks = |by: u64| {
+        for (incarnation, current, all) in [(LARGEST, 1, 1), (1, LARGEST, 1), (1, 1, LARGEST)] {
+            let message_with = |by: u64| {
                 let begun = [&bytes[..FIXED], &[0; 8]].concat();
                 let at = |number: u64| {
                     if number == LARGEST {
@@ -204,16 +204,16 @@ mod tests {
                         number
                     }
                 };
-                let numbers = [incarnation, mark, all].map(|number| at(number).to_le_bytes());
+                let numbers = [incarnation, current, all].map(|number| at(number).to_le_bytes());
                 let mut message = [begun, numbers.concat()].concat();
                 message[1] = Operation::InvalidateAll as u8;
                 message
             };
-            assert!(Message::parse(&marks(0)).is_some());
+            assert!(Message::parse(&message_with(0)).is_some());
             assert_eq!(
-                Message::parse(&marks(1)),
+                Message::parse(&message_with(1)),
                 None,
-                "{incarnation} {mark} {all}"
+                "{incarnation} {current} {all}"
             );
         }
         assert_eq!(Message::parse(&bytes[..FIXED]), None, "no keys");

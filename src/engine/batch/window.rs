@@ -26,6 +26,7 @@ use crate::engine::load::permits::Priority;
 use crate::erased::AnyKey;
 use crate::ttl;
 
+/// The window of one cache.
 pub(crate) struct BatchWindow {
     window: Duration,
     max_size: usize,

@@ -188,7 +188,7 @@ impl Engine {
         let (answer, lifetime, hash) = (&found.answer, found.lifetime, insert.id.hash);
         let mut shard = self.flights.lock(hash);
         // L1 must hold what L2 holds. Of the insert and another change that came before the reply,
-        // nobody knows which one L2 has carried out last.
+        // this process does not know which one L2 has carried out last.
         let undisturbed = shard.end_insert(&insert.id);
         shard.detach(hash, &insert.id.encoded);
         if undisturbed {

@@ -37,7 +37,7 @@ impl Engine {
         runner
     }
 
-    /// Loads the members, with one call for each of a key's flights that are here.
+    /// Loads the members. No call of the loader is given a key twice.
     async fn load_members(&self, mut members: Vec<(AnyKey, Member)>, single_alone: bool) {
         while !members.is_empty() {
             // A flight that was detached may be here beside its successor. Each must get a value of
@@ -84,7 +84,7 @@ impl Engine {
         }
     }
 
-    /// `previous`: used where one key is loaded alone.
+    /// `previous`: the value to compare with, used only where one key is loaded alone.
     async fn call_loader(
         &self,
         keys: &[AnyKey],
