@@ -30,7 +30,7 @@ pub fn any_bytes(bytes: &[u8]) {
     let header = Header::plain(Kind::Value, [1; 16], 7, 0);
     let mut record = Header::reserve();
     record.extend_from_slice(bytes);
-    header.seal(&mut record);
+    header.write_to(&mut record);
     let (parsed, body) = Header::parse(&record, 7).expect("what was sealed is read");
     assert!(parsed == header && body.payload == bytes);
     if let Some((&at, _)) = bytes.split_first() {

@@ -1,4 +1,5 @@
-//! The channel lease: whether this process hears every invalidation, and so whether L1 may answer.
+//! The channel lease: whether this process receives every invalidation, and so whether L1 may
+//! answer.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,54 +14,58 @@ use tokio::time::Instant;
 use crate::time_base::TimeBase;
 use crate::ttl;
 
-/// What this process knows of its connection to the bus, and what that means for L1.
+/// The state of this process's connection to the bus, and what it means for L1.
 ///
 /// | the channel | L2 | L1 |
 /// |---|---|---|
-/// | has proven itself within the channel lease | | answers |
-/// | has not | answers | does not: an invalidation could be missed, and L2 knows better |
+/// | has proven itself within the channel lease | in any state | answers |
+/// | has not | answers | does not answer: an invalidation may have been missed, and L2 has the current value |
 /// | has not | cannot be reached | answers for `degraded_l1_ttl` |
 ///
-/// A connection can be dead without anyone noticing, and a process can be stopped and continued. So
-/// the process sends itself a *beat* through the server, on the connection that hears the others.
-/// The server appends to one subscriber's stream in the order of execution, and this process handles
-/// that stream in order. A beat that comes back says: every invalidation that was executed before I
-/// was sent has been handled. So L1 may answer until (when the last beat that came back was sent) +
-/// the lease, by this process's own clock. (Gray and Cheriton, "Leases", SOSP 1989.)
+/// A connection can be dead without an error, and a process can be stopped and continued. So the
+/// process sends itself a *heartbeat* through the server, on the connection that receives the
+/// messages of other processes. The server appends to a subscriber's stream in the order of
+/// execution, and this process handles that stream in order. So when a heartbeat has come back,
+/// every invalidation has been handled that was executed before the heartbeat was sent. L1 may
+/// answer until the time at which the last such heartbeat was sent, plus the lease, by this
+/// process's own clock. (Gray and Cheriton, "Leases", SOSP 1989.)
 #[derive(Debug)]
 pub(crate) struct ChannelLease {
-    /// How long one beat proves the channel.
+    /// How long one heartbeat proves the channel.
     lease: Duration,
-    /// There is no connection that could be lost: a subscription proves itself.
+    /// Messages come without a connection that can be lost, so a subscription is proof enough.
     direct: bool,
     time_base: TimeBase,
+    /// When the channel was first used.
     begun: OnceLock<Instant>,
-    /// Until when the channel is proven; written under the lock of `beats`.
+    /// Until when the channel is proven. Written under the lock of `heartbeats`.
     proven_until: AtomicCell<Option<Instant>>,
-    /// The subscription stands, as far as is known.
+    /// The subscription stands, as far as this process knows.
     up: AtomicBool,
+    /// The subscription stood at some time.
     was_up: AtomicBool,
-    /// The first attempt has succeeded or failed.
-    settled: AtomicBool,
+    /// The first attempt to subscribe has succeeded or failed.
+    first_attempt_ended: AtomicBool,
     changed: Notify,
+    /// The last operation of the tier was answered.
     reachable: AtomicBool,
     heartbeats: Mutex<Heartbeats>,
-    /// A beat is wanted now.
+    /// Wakes the heartbeat task: a heartbeat is wanted now.
     pub(crate) wake: Arc<Notify>,
-    /// Nanoseconds after `zero` of the last message of any kind.
+    /// When the last message of any kind came, in nanoseconds of the time base. Zero: none came.
     last_message: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Heartbeats {
     number: u64,
-    /// When those were sent that have not come back.
+    /// The heartbeats that have not come back, and when each was sent.
     sent: VecDeque<(u64, Instant)>,
-    /// Since when nothing came back, though the subscription seemed to stand.
+    /// Since when no heartbeat came back, although the subscription seems to stand.
     silent_since: Instant,
 }
 
-/// Beats on their way that are remembered.
+/// Heartbeats under way that are remembered.
 const MAX_PENDING: usize = 16;
 
 impl ChannelLease {
@@ -73,7 +78,7 @@ impl ChannelLease {
             proven_until: AtomicCell::new(None),
             up: AtomicBool::new(false),
             was_up: AtomicBool::new(false),
-            settled: AtomicBool::new(false),
+            first_attempt_ended: AtomicBool::new(false),
             changed: Notify::new(),
             reachable: AtomicBool::new(true),
             heartbeats: Mutex::new(Heartbeats {
@@ -86,7 +91,7 @@ impl ChannelLease {
         }
     }
 
-    /// How often the channel proves itself.
+    /// The time between two heartbeats.
     pub(crate) fn period(&self) -> Duration {
         self.lease / 3
     }
@@ -100,7 +105,8 @@ impl ChannelLease {
         self.proven_until.load().is_some_and(|until| now < until)
     }
 
-    /// Whether what began to be read at `begun` may be answered.
+    /// Whether an entry may be answered whose read began at `begun`. `degraded`: for how long it
+    /// may be while L2 cannot be reached.
     pub(crate) fn l1_usable(&self, begun: Instant, now: Instant, degraded: Duration) -> bool {
         let proven_until = self.proven_until.load();
         if proven_until.is_some_and(|until| now < until) {
@@ -113,7 +119,7 @@ impl ChannelLease {
         now < ttl::deadline(since, degraded)
     }
 
-    /// The first use of the channel: answers when it was. `first` is called by that one alone.
+    /// Answers when the channel was first used. The first call also calls `first`.
     pub(crate) fn begin(&self, first: impl FnOnce()) -> Instant {
         *self.begun.get_or_init(|| {
             first();
@@ -121,7 +127,7 @@ impl ChannelLease {
         })
     }
 
-    /// An operation of the tier was answered, or not.
+    /// Notes whether an operation of the tier was answered.
     pub(crate) fn set_reachable(&self, reachable: bool) {
         // Hits read the same cache line: it is written on a change, and not with every operation.
         if self.reachable.load(Ordering::Relaxed) != reachable {
@@ -129,14 +135,14 @@ impl ChannelLease {
         }
     }
 
-    /// Waits until the first attempt to subscribe has succeeded or failed, until then at most.
-    pub(crate) async fn settle(&self, until: Instant) {
-        if self.settled.load(Ordering::SeqCst) {
+    /// Waits until the first attempt to subscribe has succeeded or failed, until `until` at most.
+    pub(crate) async fn wait_for_first_attempt(&self, until: Instant) {
+        if self.first_attempt_ended.load(Ordering::SeqCst) {
             return;
         }
         loop {
             let changed = self.changed.notified();
-            if self.settled.load(Ordering::SeqCst) {
+            if self.first_attempt_ended.load(Ordering::SeqCst) {
                 return;
             }
             if tokio::time::timeout_at(until, changed).await.is_err() {
@@ -145,7 +151,7 @@ impl ChannelLease {
         }
     }
 
-    /// A beat is about to be sent. Answers its number.
+    /// A heartbeat is about to be sent. Answers its number.
     pub(crate) fn heartbeat_sent(&self, now: Instant) -> u64 {
         let mut heartbeats = self.heartbeats.lock();
         heartbeats.number += 1;
@@ -157,13 +163,13 @@ impl ChannelLease {
         number
     }
 
-    /// A beat came back.
+    /// A heartbeat came back.
     pub(crate) fn heartbeat_returned(&self, number: u64, now: Instant) {
         if !self.up.load(Ordering::SeqCst) {
             return;
         }
         let mut heartbeats = self.heartbeats.lock();
-        // Those sent before were overtaken, which no server does, or lost.
+        // The server keeps their order, so the heartbeats that were sent before this one are lost.
         while let Some((first, sent)) = heartbeats.sent.front().copied() {
             if first > number {
                 break;
@@ -176,29 +182,29 @@ impl ChannelLease {
                     .store(self.proven_until.load().max(Some(until)));
                 self.reachable.store(true, Ordering::Relaxed);
                 drop(heartbeats);
-                self.mark_settled();
+                self.end_first_attempt();
                 return;
             }
         }
     }
 
-    /// Whether the subscription seems to stand and yet nothing came back for too long.
+    /// Whether the subscription seems to stand, and yet no heartbeat came back for a lease.
     pub(crate) fn is_silent(&self, now: Instant) -> bool {
         let mut heartbeats = self.heartbeats.lock();
         let silent = self.up.load(Ordering::SeqCst)
             && now.saturating_duration_since(heartbeats.silent_since) > self.lease;
         if silent {
-            // Once per lease.
+            // Reported once per lease.
             heartbeats.silent_since = now;
         }
         silent
     }
 
-    /// The subscription stands. Answers whether it stood before at some time.
+    /// The subscription stands. Answers whether it has stood before.
     pub(crate) fn set_up(&self, now: Instant) -> bool {
         {
             let mut heartbeats = self.heartbeats.lock();
-            // Beats of an earlier connection prove nothing of this one.
+            // Heartbeats of an earlier connection prove nothing about this one.
             heartbeats.sent.clear();
             heartbeats.silent_since = now;
             if self.direct {
@@ -211,7 +217,7 @@ impl ChannelLease {
         self.was_up.swap(true, Ordering::SeqCst)
     }
 
-    /// The subscription is lost: not proven from now on.
+    /// The subscription is lost, and the channel is not proven from now on.
     pub(crate) fn set_down(&self, now: Instant) {
         self.up.store(false, Ordering::SeqCst);
         {
@@ -221,7 +227,7 @@ impl ChannelLease {
                 self.proven_until.store(Some(now));
             }
         }
-        self.mark_settled();
+        self.end_first_attempt();
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -232,7 +238,7 @@ impl ChannelLease {
         self.reachable.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn message_heard(&self, now: Instant) {
+    pub(crate) fn message_received(&self, now: Instant) {
         self.last_message
             .store(self.time_base.nanos(now), Ordering::Relaxed);
     }
@@ -243,8 +249,8 @@ impl ChannelLease {
         (last > 0).then(|| Duration::from_nanos(self.time_base.nanos(now).saturating_sub(last)))
     }
 
-    fn mark_settled(&self) {
-        self.settled.store(true, Ordering::SeqCst);
+    fn end_first_attempt(&self) {
+        self.first_attempt_ended.store(true, Ordering::SeqCst);
         self.changed.notify_waiters();
     }
 }
@@ -253,11 +259,11 @@ impl ChannelLease {
 mod tests {
     use super::*;
 
-    const H: Duration = Duration::from_secs(2);
+    const LEASE: Duration = Duration::from_secs(2);
 
     fn channel() -> (ChannelLease, Instant) {
         let now = Instant::now();
-        let channel = ChannelLease::new(H, false, now, TimeBase::at(now));
+        let channel = ChannelLease::new(LEASE, false, now, TimeBase::at(now));
         (channel, now)
     }
 
@@ -270,9 +276,15 @@ mod tests {
         let back = start + Duration::from_millis(1500);
         channel.heartbeat_returned(number, back);
         assert!(channel.is_proven(back));
-        assert!(!channel.is_proven(start + H), "not from when it came back");
-        channel.heartbeat_returned(number, start + H);
-        assert!(!channel.is_proven(start + H), "twice is once");
+        assert!(
+            !channel.is_proven(start + LEASE),
+            "not from when it came back"
+        );
+        channel.heartbeat_returned(number, start + LEASE);
+        assert!(
+            !channel.is_proven(start + LEASE),
+            "a second return proves nothing"
+        );
     }
 
     #[test]
@@ -300,26 +312,26 @@ mod tests {
         let number = channel.heartbeat_sent(start);
         channel.heartbeat_returned(number, start);
         let usable = |stored, now| channel.l1_usable(stored, now, degraded);
-        assert!(usable(start, start + H / 2) && !usable(start, start + H));
+        assert!(usable(start, start + LEASE / 2) && !usable(start, start + LEASE));
         channel.reachable.store(false, Ordering::Relaxed);
-        assert!(usable(start, start + H));
+        assert!(usable(start, start + LEASE));
         assert!(usable(
             start,
-            start + H + degraded - Duration::from_millis(1)
+            start + LEASE + degraded - Duration::from_millis(1)
         ));
-        assert!(!usable(start, start + H + degraded));
-        let later = start + H + Duration::from_secs(60);
+        assert!(!usable(start, start + LEASE + degraded));
+        let later = start + LEASE + Duration::from_secs(60);
         assert!(usable(later, later + degraded / 2) && !usable(later, later + degraded));
     }
 
     #[test]
     fn silence_is_noticed_once_per_lease() {
         let (channel, start) = channel();
-        assert!(!channel.is_silent(start + H * 2), "it is not up");
+        assert!(!channel.is_silent(start + LEASE * 2), "it is not up");
         channel.set_up(start);
-        assert!(!channel.is_silent(start + H));
-        assert!(channel.is_silent(start + H * 2));
-        assert!(!channel.is_silent(start + H * 2));
-        assert!(channel.is_silent(start + H * 4));
+        assert!(!channel.is_silent(start + LEASE));
+        assert!(channel.is_silent(start + LEASE * 2));
+        assert!(!channel.is_silent(start + LEASE * 2));
+        assert!(channel.is_silent(start + LEASE * 4));
     }
 }

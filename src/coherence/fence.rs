@@ -1,14 +1,14 @@
-//! What makes an entry that was stored before an invalidation unusable after it.
+//! The fence: makes an entry unusable that was stored before an invalidation of its key.
 //!
-//! Messages from other processes name encoded keys, L1 holds typed ones, and an encoding cannot be
-//! turned back. So L1 is not searched: every key belongs to one of many *stripes*, a message bumps
-//! its key's stripe's generation, and an entry is answered only while the generation that it was stored
-//! under is current. An entry remembers its stripe, so a hit compares two numbers and hashes
-//! nothing. Now and then a message makes an entry of another key of the same stripe unusable, which
-//! costs that entry one read of L2.
+//! Messages from other processes name encoded keys, L1 holds typed keys, and an encoding cannot be
+//! reversed. So L1 is not searched. Every key belongs to one of many *stripes*. A message bumps the
+//! generation of its key's stripe, and an entry is answered only while the generation is current
+//! under which it was stored. An entry remembers its stripe, so a hit compares two numbers and
+//! computes no hash. A message also makes the entries of other keys in the same stripe unusable,
+//! which costs each of them one read of L2.
 //!
-//! A generation is bumped, and an entry stored, only under the lock of the shard that the stripe
-//! belongs to (see [`flight`](super::flight)).
+//! A generation is bumped, and an entry is stored, only under the lock of the shard of the flight
+//! table that the stripe belongs to.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,22 +19,23 @@ use crate::time_base::TimeBase;
 use crate::ttl;
 
 /// Stripes for each entry that L1 can hold.
-const PER_ENTRY: u64 = 2;
-const FEWEST: u64 = 1 << 8;
-const MOST: u64 = 1 << 16;
+const STRIPES_PER_ENTRY: u64 = 2;
+const MIN_STRIPES: u64 = 1 << 8;
+const MAX_STRIPES: u64 = 1 << 16;
 
+/// The fence of one cache.
 #[derive(Debug)]
 pub(crate) struct Fence {
     generations: Box<[AtomicU32]>,
-    /// Bumped when anything may have been missed: every entry of an earlier epoch is unusable.
+    /// Bumped when a message may have been missed: every entry of an earlier epoch is unusable.
     epoch: AtomicU32,
     time_base: TimeBase,
-    /// With a hold-off: nanoseconds after `zero` until which nothing of a stripe is stored.
+    /// With a hold-off: until when nothing of a stripe is stored, in nanoseconds of the time base.
     held_off: Option<Box<[AtomicU64]>>,
     hold_off: Duration,
 }
 
-/// Under which generation and epoch an entry was stored.
+/// The generation and the epoch under which an entry was stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     stripe: u32,
@@ -45,8 +46,8 @@ pub(crate) struct Stamp {
 impl Fence {
     pub(crate) fn new(l1_capacity: u64, hold_off: Duration, time_base: TimeBase) -> Self {
         let stripes = l1_capacity
-            .saturating_mul(PER_ENTRY)
-            .clamp(FEWEST, MOST)
+            .saturating_mul(STRIPES_PER_ENTRY)
+            .clamp(MIN_STRIPES, MAX_STRIPES)
             .next_power_of_two();
         Self {
             generations: (0..stripes).map(|_| AtomicU32::new(0)).collect(),
@@ -58,7 +59,7 @@ impl Fence {
         }
     }
 
-    /// The key was invalidated: for the time of the hold-off, what is read may be older.
+    /// The key was invalidated. For the time of the hold-off, the value that is read may be older.
     pub(crate) fn hold_off(&self, hash: u64, now: Instant) {
         if let Some(held_off) = &self.held_off {
             let until = self.time_base.nanos(ttl::deadline(now, self.hold_off));
@@ -66,7 +67,7 @@ impl Fence {
         }
     }
 
-    /// Everything was.
+    /// Everything was invalidated: the same for every key.
     pub(crate) fn hold_off_all(&self, now: Instant) {
         let until = self.time_base.nanos(ttl::deadline(now, self.hold_off));
         for held_off in self.held_off.iter().flatten() {
@@ -74,7 +75,7 @@ impl Fence {
         }
     }
 
-    /// Whether nothing is to be stored for this key yet.
+    /// Whether nothing may be stored for this key yet.
     pub(crate) fn is_held_off(&self, hash: u64, now: Instant) -> bool {
         self.held_off.as_ref().is_some_and(|held_off| {
             self.time_base.nanos(now) < held_off[self.stripe(hash)].load(Ordering::SeqCst)
@@ -82,12 +83,12 @@ impl Fence {
     }
 
     fn stripe(&self, hash: u64) -> usize {
-        // The number of stripes is a power of two; the low bits choose the shard as well, so a
-        // stripe lies within one shard.
+        // The number of stripes is a power of two. The low bits choose the shard as well, so a
+        // stripe belongs to one shard.
         usize::try_from(hash & (self.generations.len() as u64 - 1)).unwrap_or(0)
     }
 
-    /// The stamp of an entry whose reading began in `epoch`.
+    /// The stamp of an entry whose read began in `epoch`.
     pub(crate) fn stamp_in(&self, hash: u64, epoch: u32) -> Stamp {
         let stripe = self.stripe(hash);
         let generation = self.generations[stripe].load(Ordering::SeqCst);
@@ -103,14 +104,14 @@ impl Fence {
         }
     }
 
-    /// Whether nothing has happened to the stripe since, and no gap.
+    /// Whether neither the stripe's generation nor the epoch has changed since the stamp was made.
     #[inline]
     pub(crate) fn holds(&self, stamp: Stamp) -> bool {
         self.generations[stamp.stripe as usize].load(Ordering::Acquire) == stamp.generation
             && self.epoch.load(Ordering::Acquire) == stamp.epoch
     }
 
-    /// Somebody else changed a key with this hash. Under the shard's lock.
+    /// Another process changed a key with this hash. The caller holds the shard's lock.
     pub(crate) fn bump(&self, hash: u64) {
         self.generations[self.stripe(hash)].fetch_add(1, Ordering::SeqCst);
     }
@@ -119,7 +120,7 @@ impl Fence {
         self.epoch.load(Ordering::SeqCst)
     }
 
-    /// Something may have been missed.
+    /// A message may have been missed.
     pub(crate) fn bump_epoch(&self) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
     }

@@ -1,15 +1,17 @@
-//! What L2 has not confirmed: an invalidation that failed is repeated until it has.
+//! The list of repairs: invalidations that L2 has not confirmed and that are repeated until it
+//! does.
 //!
 //! | state | how it is entered | what it means |
 //! |---|---|---|
-//! | nothing pending | | |
-//! | keys or tags pending | a call failed, its caller was told | this process reads none of them from L2 |
+//! | nothing pending | | this process reads every key from L2 |
+//! | keys or tags pending | a call failed; its caller has the error | this process does not read these keys from L2, and entries with these tags are dead |
 //! | everything pending | `invalidate_all` failed, or the list was full | this process reads nothing from L2 |
 //!
 //! A repair is an invalidation, also where an `insert` failed: a value that comes late may be older
-//! than what is there, and the source has it anyway. The newest call for a key takes the place of an
-//! older one; the others keep their order. A repair that was done twice has done nothing more. There
-//! is no end to the attempts: an entry that a loader gave a longer life could outlive any.
+//! than the record in L2, and the source has the value anyway. A newer call for a key replaces an
+//! older one; the other repairs keep their order. It does no harm to carry out a repair twice. The
+//! attempts have no end, because an entry can live longer than any limit: its loader chooses its
+//! TTL.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -21,10 +23,10 @@ use tokio::sync::Notify;
 use super::watermarks::TagWatermark;
 use crate::key::HashedKey;
 
-/// Repairs that are kept apart; one more, and everything is invalidated instead.
-pub(crate) const MOST: usize = 10_000;
+/// Repairs that the list holds. One more, and everything is invalidated instead.
+const MAX_PENDING: usize = 10_000;
 
-/// What is to be repeated.
+/// A change that is to be repeated.
 #[derive(Clone, Debug)]
 pub(crate) enum Repair {
     Invalidate(HashedKey),
@@ -34,62 +36,63 @@ pub(crate) enum Repair {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum About {
+enum Target {
     Key(Arc<[u8]>),
     Tag(u64),
     All,
 }
 
 impl Repair {
-    fn about(&self) -> About {
+    fn target(&self) -> Target {
         match self {
-            Self::Invalidate(id) | Self::Expire(id) => About::Key(Arc::clone(&id.encoded)),
-            Self::Tag(tag) => About::Tag(*tag),
-            Self::All => About::All,
+            Self::Invalidate(id) | Self::Expire(id) => Target::Key(Arc::clone(&id.encoded)),
+            Self::Tag(tag) => Target::Tag(*tag),
+            Self::All => Target::All,
         }
     }
 }
 
+/// The repairs of one cache.
 #[derive(Debug, Default)]
 pub(crate) struct Repairs {
-    list: Mutex<List>,
+    list: Mutex<RepairList>,
     pending: AtomicUsize,
-    /// There may be something to do, and L2 may be there.
+    /// Wakes the worker: L2 may be reachable again.
     pub(crate) wake: Arc<Notify>,
 }
 
+/// The repairs by their tickets. A newer repair has a higher ticket.
 #[derive(Debug, Default)]
-struct List {
-    next: u64,
-    in_order: BTreeMap<u64, Pending>,
-    tickets: HashMap<About, u64>,
-    /// A task works at it.
-    worked_at: bool,
+struct RepairList {
+    last_ticket: u64,
+    in_order: BTreeMap<u64, PendingRepair>,
+    tickets: HashMap<Target, u64>,
+    has_worker: bool,
 }
 
 #[derive(Debug)]
-struct Pending {
+struct PendingRepair {
     repair: Repair,
-    /// A tag whose entries are dead until L2 has confirmed it.
-    held: Option<Arc<TagWatermark>>,
+    /// A tag whose entries are dead until L2 has confirmed its invalidation.
+    tag: Option<Arc<TagWatermark>>,
 }
 
-impl Drop for Pending {
+impl Drop for PendingRepair {
     fn drop(&mut self) {
-        if let Some(tag) = &self.held {
-            tag.end();
+        if let Some(tag) = &self.tag {
+            tag.remove_unconfirmed();
         }
     }
 }
 
-/// What became of a repair that was put on the list.
+/// What the addition of a repair means for the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Added {
-    /// Nobody works at the list: begin to.
+    /// The list has no worker: the caller starts one.
     pub(crate) needs_worker: bool,
-    /// There was no room: everything is to be invalidated.
+    /// The list was full: everything is to be invalidated.
     pub(crate) overflowed: bool,
-    /// There was none before.
+    /// The list was empty.
     pub(crate) first: bool,
 }
 
@@ -99,29 +102,37 @@ impl Repairs {
         self.pending.load(Ordering::Acquire)
     }
 
-    /// Puts a repair on the list, in the place of an older one about the same.
-    pub(crate) fn add(&self, repair: Repair, held: Option<Arc<TagWatermark>>) -> Added {
-        if let Some(tag) = &held {
-            tag.begin();
+    /// Adds a repair in place of an older one for the same target. `tag`: its entries are dead
+    /// until the repair is done.
+    pub(crate) fn add(&self, repair: Repair, tag: Option<Arc<TagWatermark>>) -> Added {
+        if let Some(tag) = &tag {
+            tag.add_unconfirmed();
         }
         let mut list = self.list.lock();
         let first = list.in_order.is_empty();
-        let about = repair.about();
-        let overflowed = list.in_order.len() >= MOST && !list.tickets.contains_key(&about);
+        let target = repair.target();
+        let overflowed = list.in_order.len() >= MAX_PENDING && !list.tickets.contains_key(&target);
         if overflowed || matches!(repair, Repair::All) {
-            // Whoever invalidates everything has invalidated each.
+            // The invalidation of everything contains each of them.
             list.in_order.clear();
             list.tickets.clear();
-            list.push(Repair::All, held);
+            list.push(Repair::All, tag);
         } else {
             let weaker = matches!(repair, Repair::Expire(_))
                 && list
-                    .pending(&about)
+                    .pending(&target)
                     .is_some_and(|pending| matches!(pending.repair, Repair::Invalidate(_)));
-            list.push(if weaker { stronger(repair) } else { repair }, held);
+            list.push(
+                if weaker {
+                    as_invalidation(repair)
+                } else {
+                    repair
+                },
+                tag,
+            );
         }
         self.pending.store(list.in_order.len(), Ordering::Release);
-        let needs_worker = !std::mem::replace(&mut list.worked_at, true);
+        let needs_worker = !std::mem::replace(&mut list.has_worker, true);
         Added {
             needs_worker,
             overflowed,
@@ -129,82 +140,83 @@ impl Repairs {
         }
     }
 
-    /// What a call that begins now may settle when it is confirmed: what is pending already.
-    pub(crate) fn last(&self) -> u64 {
-        self.list.lock().next
+    /// The ticket of the newest repair. A call that begins now may settle the repairs up to it.
+    pub(crate) fn last_ticket(&self) -> u64 {
+        self.list.lock().last_ticket
     }
 
-    /// L2 has confirmed a call for this key that began at `last`: what was pending then is done. An
-    /// expiry does not stand for an invalidation.
-    pub(crate) fn settled(&self, encoded: &[u8], last: u64, by_expiry: bool) {
+    /// L2 has confirmed a call for this key: its repair is done, if its ticket is not higher than
+    /// `last`, the newest one when the call began. An expiry does not settle an invalidation.
+    pub(crate) fn settle(&self, encoded: &[u8], last: u64, by_expiry: bool) {
         if self.len() == 0 {
             return;
         }
-        let about = About::Key(encoded.into());
+        let target = Target::Key(encoded.into());
         let mut list = self.list.lock();
         let stays = by_expiry
             && list
-                .pending(&about)
+                .pending(&target)
                 .is_some_and(|pending| matches!(pending.repair, Repair::Invalidate(_)));
-        // One that was added since may be about a later write than the call was.
-        let older = list.tickets.get(&about).copied().filter(|at| *at <= last);
+        // A repair that was added since then may belong to a later write than the call.
+        let older = list.tickets.get(&target).copied().filter(|at| *at <= last);
         if let Some(ticket) = older.filter(|_| !stays) {
-            list.tickets.remove(&about);
+            list.tickets.remove(&target);
             list.in_order.remove(&ticket);
         }
         self.pending.store(list.in_order.len(), Ordering::Release);
     }
 
     /// Whether this process must not read a key from L2.
-    pub(crate) fn block(&self, encoded: &Arc<[u8]>) -> bool {
+    pub(crate) fn blocks(&self, encoded: &Arc<[u8]>) -> bool {
         if self.len() == 0 {
             return false;
         }
         let list = self.list.lock();
-        list.tickets.contains_key(&About::All)
-            || list.tickets.contains_key(&About::Key(Arc::clone(encoded)))
+        list.tickets.contains_key(&Target::All)
+            || list.tickets.contains_key(&Target::Key(Arc::clone(encoded)))
     }
 
-    /// The next one, or none: then nobody works at the list any more.
-    pub(crate) fn first(&self) -> Option<(u64, Repair)> {
+    /// The repair that is next. `None`: the list is empty, and has no worker any more.
+    pub(crate) fn next_repair(&self) -> Option<(u64, Repair)> {
         let mut list = self.list.lock();
         let first = list.in_order.first_key_value();
         let first = first.map(|(ticket, pending)| (*ticket, pending.repair.clone()));
-        list.worked_at = first.is_some();
+        list.has_worker = first.is_some();
         first
     }
 
-    /// Nobody works at the list any more, whatever is on it.
-    pub(crate) fn leave(&self) {
-        self.list.lock().worked_at = false;
+    /// The worker ends, although the list may not be empty.
+    pub(crate) fn release_worker(&self) {
+        self.list.lock().has_worker = false;
     }
 
-    /// L2 has confirmed it; a newer one about the same stays.
-    pub(crate) fn done(&self, ticket: u64) {
+    /// L2 has confirmed the repair. A newer one for the same target stays.
+    pub(crate) fn confirm(&self, ticket: u64) {
         let mut list = self.list.lock();
         if let Some(pending) = list.in_order.remove(&ticket) {
-            list.tickets.remove(&pending.repair.about());
+            list.tickets.remove(&pending.repair.target());
         }
         self.pending.store(list.in_order.len(), Ordering::Release);
     }
 }
 
-impl List {
-    fn pending(&self, about: &About) -> Option<&Pending> {
-        self.in_order.get(self.tickets.get(about)?)
+impl RepairList {
+    fn pending(&self, target: &Target) -> Option<&PendingRepair> {
+        self.in_order.get(self.tickets.get(target)?)
     }
 
-    fn push(&mut self, repair: Repair, held: Option<Arc<TagWatermark>>) {
-        self.next += 1;
-        let about = repair.about();
-        if let Some(older) = self.tickets.insert(about, self.next) {
+    fn push(&mut self, repair: Repair, tag: Option<Arc<TagWatermark>>) {
+        self.last_ticket += 1;
+        let target = repair.target();
+        if let Some(older) = self.tickets.insert(target, self.last_ticket) {
             self.in_order.remove(&older);
         }
-        self.in_order.insert(self.next, Pending { repair, held });
+        self.in_order
+            .insert(self.last_ticket, PendingRepair { repair, tag });
     }
 }
 
-fn stronger(repair: Repair) -> Repair {
+fn as_invalidation(repair: Repair) -> Repair {
     match repair {
         Repair::Expire(id) => Repair::Invalidate(id),
         other => other,
@@ -224,13 +236,13 @@ mod tests {
 
     fn order(repairs: &Repairs) -> Vec<String> {
         let mut order = Vec::new();
-        while let Some((ticket, repair)) = repairs.first() {
+        while let Some((ticket, repair)) = repairs.next_repair() {
             order.push(match repair {
                 Repair::Invalidate(id) => String::from_utf8_lossy(&id.encoded).into_owned(),
                 Repair::Expire(id) => format!("expire {}", String::from_utf8_lossy(&id.encoded)),
                 other => format!("{other:?}"),
             });
-            repairs.done(ticket);
+            repairs.confirm(ticket);
         }
         order
     }
@@ -243,7 +255,7 @@ mod tests {
         }
         repairs.add(Repair::Expire(id(4)), None);
         repairs.add(Repair::Expire(id(2)), None);
-        assert!(repairs.block(&id(1).encoded) && !repairs.block(&id(9).encoded));
+        assert!(repairs.blocks(&id(1).encoded) && !repairs.blocks(&id(9).encoded));
         assert_eq!(order(&repairs), ["3", "1", "expire 4", "2"]);
         assert_eq!(repairs.len(), 0);
     }
@@ -254,9 +266,9 @@ mod tests {
         for key in [1, 2] {
             repairs.add(Repair::Invalidate(id(key)), None);
         }
-        let last = repairs.last();
-        repairs.settled(b"1", last, false);
-        repairs.settled(b"2", last, true);
+        let last = repairs.last_ticket();
+        repairs.settle(b"1", last, false);
+        repairs.settle(b"2", last, true);
         assert_eq!(order(&repairs), ["2"]);
     }
 
@@ -265,20 +277,20 @@ mod tests {
     #[test]
     fn a_reply_that_comes_late_settles_nothing_newer() {
         let repairs = Repairs::default();
-        let first = repairs.last();
+        let first = repairs.last_ticket();
         repairs.add(Repair::Invalidate(id(1)), None);
-        repairs.settled(b"1", first, false);
-        assert!(repairs.block(&id(1).encoded));
+        repairs.settle(b"1", first, false);
+        assert!(repairs.blocks(&id(1).encoded));
     }
 
     #[test]
     fn one_that_was_replaced_while_it_was_done_stays() {
         let repairs = Repairs::default();
         repairs.add(Repair::Invalidate(id(1)), None);
-        let (ticket, _) = repairs.first().unwrap();
+        let (ticket, _) = repairs.next_repair().unwrap();
         repairs.add(Repair::Invalidate(id(1)), None);
-        repairs.done(ticket);
-        assert!(repairs.block(&id(1).encoded));
+        repairs.confirm(ticket);
+        assert!(repairs.blocks(&id(1).encoded));
     }
 
     #[test]
@@ -286,10 +298,10 @@ mod tests {
         let repairs = Repairs::default();
         let added = repairs.add(Repair::Invalidate(id(0)), None);
         assert!(added.needs_worker && !added.overflowed);
-        let overflowed = (1..=MOST as u64)
+        let overflowed = (1..=MAX_PENDING as u64)
             .filter(|key| repairs.add(Repair::Invalidate(id(*key)), None).overflowed);
         assert_eq!(overflowed.count(), 1);
-        assert!(repairs.block(&id(123_456).encoded));
+        assert!(repairs.blocks(&id(123_456).encoded));
         assert_eq!(order(&repairs), ["All"]);
     }
 
@@ -299,8 +311,8 @@ mod tests {
         repairs.add(Repair::Tag(5), Some(Arc::clone(&tag)));
         repairs.add(Repair::Tag(5), Some(Arc::clone(&tag)));
         assert!(tag.is_unconfirmed());
-        let (ticket, _) = repairs.first().unwrap();
-        repairs.done(ticket);
+        let (ticket, _) = repairs.next_repair().unwrap();
+        repairs.confirm(ticket);
         assert!(!tag.is_unconfirmed());
     }
 }

@@ -1,9 +1,10 @@
-//! Holes in the numbers of what others say: a message was lost, and nobody said so.
+//! The sequence tracker: finds gaps in the numbers of other processes' messages.
 //!
-//! Messages of one origin may come in another order than they were numbered (they are executed on
-//! several connections), so a hole is one only when it has stayed open for a while. Where a new origin
-//! begins cannot be known; what it said before its first message here cannot be missed either, since
-//! whatever was read before this process listened is not used.
+//! A gap means that a message was lost without any error. Messages of one origin may come in
+//! another order than they were numbered, because they are executed on several connections. So
+//! missing numbers count as a gap only when they have been missing for a while. The number that an
+//! origin began with is not known. A message that it sent before the first one that came here
+//! cannot be missed, because nothing is used that was read before this process listened.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -12,117 +13,130 @@ use tokio::time::Instant;
 
 use crate::protocol::message::Origin;
 
-/// Origins that are remembered; beyond that those go which were not heard for longest.
-const MOST: usize = 4096;
+/// Origins that are remembered. Beyond that, the origins are forgotten whose last message is
+/// oldest.
+const MAX_ORIGINS: usize = 4096;
 
-/// Numbers beyond a hole that are remembered.
-const AHEAD: usize = 1024;
+/// Numbers after a gap that are remembered for one origin.
+const MAX_AHEAD: usize = 1024;
 
+/// The numbers of the messages that have come, by origin.
 #[derive(Debug, Default)]
 pub(crate) struct SequenceTracker {
-    origins: HashMap<Origin, Heard>,
+    origins: HashMap<Origin, OriginSequence>,
 }
 
+/// The numbers of one origin.
 #[derive(Debug)]
-struct Heard {
-    /// What came before this one is not known.
+struct OriginSequence {
+    /// Of the numbers before this one it is not known whether they came.
     first: u64,
-    /// Every number from `first` to before this one has come.
+    /// Every number from `first` up to here has come, without this one.
     next: u64,
-    /// Those after the hole.
+    /// The numbers that came after a gap.
     ahead: BTreeSet<u64>,
-    open_since: Option<Instant>,
-    last: Instant,
+    /// Since when numbers are missing.
+    gap_since: Option<Instant>,
+    last_message: Instant,
 }
 
-/// What a number says of its message.
+/// What the number of a message shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Delivery {
     New,
-    /// It came before: in a cluster, over another line.
-    Again,
-    /// It is new, and so many before it are missing that something must have been lost.
+    /// The message came before. In a cluster it may come over several connections.
+    Duplicate,
+    /// The message is new. More than [`MAX_AHEAD`] numbers have come after a missing one, so that
+    /// message is lost.
     AfterGap,
 }
 
 impl SequenceTracker {
-    /// A message came.
-    pub(crate) fn hear(&mut self, origin: Origin, number: u64, now: Instant) -> Delivery {
-        if self.origins.len() >= MOST && !self.origins.contains_key(&origin) {
-            self.forget_half();
+    /// Takes in the number of a message that came.
+    pub(crate) fn observe(&mut self, origin: Origin, number: u64, now: Instant) -> Delivery {
+        if self.origins.len() >= MAX_ORIGINS && !self.origins.contains_key(&origin) {
+            self.forget_older_half();
         }
-        let heard = self.origins.entry(origin).or_insert_with(|| Heard {
-            first: number,
-            next: number,
-            ahead: BTreeSet::new(),
-            open_since: None,
-            last: now,
-        });
-        heard.last = now;
-        if number < heard.first {
+        let sequence = self
+            .origins
+            .entry(origin)
+            .or_insert_with(|| OriginSequence {
+                first: number,
+                next: number,
+                ahead: BTreeSet::new(),
+                gap_since: None,
+                last_message: now,
+            });
+        sequence.last_message = now;
+        if number < sequence.first {
             return Delivery::New;
         }
-        if number < heard.next || !heard.ahead.insert(number) {
-            return Delivery::Again;
+        if number < sequence.next || !sequence.ahead.insert(number) {
+            return Delivery::Duplicate;
         }
-        heard.close_up();
-        if heard.ahead.is_empty() {
-            heard.open_since = None;
+        sequence.advance_next();
+        if sequence.ahead.is_empty() {
+            sequence.gap_since = None;
             return Delivery::New;
         }
-        heard.open_since.get_or_insert(now);
-        if heard.ahead.len() > AHEAD {
-            heard.give_up();
+        sequence.gap_since.get_or_insert(now);
+        if sequence.ahead.len() > MAX_AHEAD {
+            sequence.skip_gap();
             return Delivery::AfterGap;
         }
         Delivery::New
     }
 
-    /// Whether a hole has been open for longer than this. It is not reported again.
-    pub(crate) fn lost(&mut self, longer_than: Duration, now: Instant) -> bool {
-        let mut lost = false;
-        for heard in self.origins.values_mut() {
-            let open = heard
-                .open_since
+    /// Whether numbers have been missing for longer than this. Answers once for each gap.
+    pub(crate) fn take_gap(&mut self, longer_than: Duration, now: Instant) -> bool {
+        let mut found = false;
+        for sequence in self.origins.values_mut() {
+            let is_gap = sequence
+                .gap_since
                 .is_some_and(|since| now.saturating_duration_since(since) > longer_than);
-            if open {
-                heard.give_up();
-                lost = true;
+            if is_gap {
+                sequence.skip_gap();
+                found = true;
             }
         }
-        lost
+        found
     }
 
-    /// Anything may have been missed: begin anew.
+    /// Forgets every number: any message may have been missed.
     pub(crate) fn clear(&mut self) {
         self.origins.clear();
     }
 
-    fn forget_half(&mut self) {
-        let mut ages: Vec<Instant> = self.origins.values().map(|heard| heard.last).collect();
+    fn forget_older_half(&mut self) {
+        let mut ages: Vec<Instant> = self
+            .origins
+            .values()
+            .map(|sequence| sequence.last_message)
+            .collect();
         let half = ages.len() / 2;
         let (_, middle, _) = ages.select_nth_unstable(half);
         let middle = *middle;
-        self.origins.retain(|_, heard| heard.last > middle);
+        self.origins
+            .retain(|_, sequence| sequence.last_message > middle);
     }
 }
 
-impl Heard {
-    fn close_up(&mut self) {
+impl OriginSequence {
+    fn advance_next(&mut self) {
         while self.ahead.remove(&self.next) {
             self.next = self.next.saturating_add(1);
         }
     }
 
-    fn give_up(&mut self) {
+    fn skip_gap(&mut self) {
         self.next = self
             .ahead
             .last()
             .map_or(self.next, |last| last.saturating_add(1));
-        // What is missing may still come.
+        // The missing messages may still come, and are new then.
         self.first = self.next;
         self.ahead.clear();
-        self.open_since = None;
+        self.gap_since = None;
     }
 }
 
@@ -138,11 +152,11 @@ mod tests {
         let (mut numbers, now) = (SequenceTracker::default(), Instant::now());
         for origin in [[1; 16], [2; 16]] {
             if origin == [2; 16] {
-                numbers.hear(origin, 1, now);
+                numbers.observe(origin, 1, now);
             }
-            assert_eq!(numbers.hear(origin, u64::MAX, now), Delivery::New);
-            numbers.lost(Duration::ZERO, now + Duration::from_secs(1));
-            assert_ne!(numbers.hear(origin, 0, now), Delivery::Again);
+            assert_eq!(numbers.observe(origin, u64::MAX, now), Delivery::New);
+            numbers.take_gap(Duration::ZERO, now + Duration::from_secs(1));
+            assert_ne!(numbers.observe(origin, 0, now), Delivery::Duplicate);
         }
     }
 
@@ -150,14 +164,14 @@ mod tests {
     fn a_hole_that_stays_open_is_a_loss_and_is_told_once() {
         let (mut numbers, start) = (SequenceTracker::default(), Instant::now());
         for number in [7, 8, 10, 11] {
-            assert_eq!(numbers.hear(A, number, start), Delivery::New);
+            assert_eq!(numbers.observe(A, number, start), Delivery::New);
         }
-        assert!(!numbers.lost(GRACE, start + GRACE));
-        assert!(numbers.lost(GRACE, start + GRACE * 2));
-        assert!(!numbers.lost(GRACE, start + GRACE * 9));
-        assert_eq!(numbers.hear(A, 12, start + GRACE * 9), Delivery::New);
-        assert!(!numbers.lost(GRACE, start + GRACE * 20));
-        let late = numbers.hear(A, 9, start + GRACE * 20);
+        assert!(!numbers.take_gap(GRACE, start + GRACE));
+        assert!(numbers.take_gap(GRACE, start + GRACE * 2));
+        assert!(!numbers.take_gap(GRACE, start + GRACE * 9));
+        assert_eq!(numbers.observe(A, 12, start + GRACE * 9), Delivery::New);
+        assert!(!numbers.take_gap(GRACE, start + GRACE * 20));
+        let late = numbers.observe(A, 9, start + GRACE * 20);
         assert_eq!(late, Delivery::New, "it fills the hole that was given up");
     }
 
@@ -166,37 +180,37 @@ mod tests {
         let (mut numbers, start) = (SequenceTracker::default(), Instant::now());
         let again = [2, 3, 2, 0];
         for number in [1, 3, 2, 5, 4] {
-            assert_eq!(numbers.hear(A, number, start), Delivery::New);
+            assert_eq!(numbers.observe(A, number, start), Delivery::New);
         }
         assert_eq!(
-            again.map(|number| numbers.hear(A, number, start)),
+            again.map(|number| numbers.observe(A, number, start)),
             [
-                Delivery::Again,
-                Delivery::Again,
-                Delivery::Again,
+                Delivery::Duplicate,
+                Delivery::Duplicate,
+                Delivery::Duplicate,
                 Delivery::New
             ],
             "nobody knows whether 0 has come"
         );
-        assert_eq!(numbers.hear(A, 7, start), Delivery::New);
-        assert_eq!(numbers.hear(A, 7, start), Delivery::Again);
-        assert_eq!(numbers.hear(A, 6, start), Delivery::New);
-        assert!(!numbers.lost(GRACE, start + GRACE * 2));
+        assert_eq!(numbers.observe(A, 7, start), Delivery::New);
+        assert_eq!(numbers.observe(A, 7, start), Delivery::Duplicate);
+        assert_eq!(numbers.observe(A, 6, start), Delivery::New);
+        assert!(!numbers.take_gap(GRACE, start + GRACE * 2));
     }
 
     #[test]
     fn holes_and_origins_are_bounded() {
         let (mut numbers, start) = (SequenceTracker::default(), Instant::now());
-        numbers.hear(A, 0, start);
-        let lost = (2..2_000)
-            .filter(|number| numbers.hear(A, *number, start) == Delivery::AfterGap)
+        numbers.observe(A, 0, start);
+        let gaps = (2..2_000)
+            .filter(|number| numbers.observe(A, *number, start) == Delivery::AfterGap)
             .count();
-        assert_eq!(lost, 1);
+        assert_eq!(gaps, 1);
         for origin in 0..10_000_u64 {
             let mut name = [0; 16];
             name[..8].copy_from_slice(&origin.to_le_bytes());
-            numbers.hear(name, 0, start + Duration::from_nanos(origin));
+            numbers.observe(name, 0, start + Duration::from_nanos(origin));
         }
-        assert!(numbers.origins.len() <= MOST);
+        assert!(numbers.origins.len() <= MAX_ORIGINS);
     }
 }

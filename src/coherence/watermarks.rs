@@ -1,18 +1,20 @@
-//! What was invalidated as a whole: everything, or everything with a tag.
+//! The watermark table: what this process knows of invalidations of everything and of tags.
 //!
-//! L2 keeps, in one key per cache, a counter (the *mark*), the mark at which everything was last
-//! invalidated, and for each tag the mark at which it last was. Such an invalidation raises the
-//! counter, whatever the number of entries. Every record carries the mark that was known **before its
-//! load began**; it is dead where a later mark concerns it. So nothing is compared that a host's
-//! clock says, and a load that began before is fenced without being found.
+//! L2 keeps three things in one key per cache: a counter, the *watermark*; the watermark at which
+//! everything was last invalidated; and for each tag the watermark at which it was last
+//! invalidated. Such an invalidation advances the counter, and its cost does not depend on the
+//! number of entries. Every record carries its *baseline*: the watermark that was known **before
+//! its load began**. The record is dead if a later watermark concerns it. So no host's clock is
+//! compared, and a load that began before an invalidation is fenced without a search for it.
 //!
-//! The counter belongs to an *era*, a random number. A flush or an eviction takes the marks away as a
-//! whole; whoever notices begins a new era, and records of another era are dead. So marks never
-//! disappear before the entries that they concern. An era is taken from L2's own answers alone: of one
-//! that a message speaks of, L2 is asked, for anybody may publish.
+//! The counter belongs to an *incarnation*, a random number. A flush or an eviction removes all
+//! watermarks at once. The process that notices this begins a new incarnation, and records of
+//! another incarnation are dead. So watermarks never disappear before the entries that they
+//! concern. An incarnation is taken from L2's own answers only. If a message names another one, L2
+//! is asked, because any client of the server may publish.
 //!
-//! A process knows the marks from its beats and from messages, at most a channel lease late, and for
-//! tags only those of late: for an older record it asks L2.
+//! A process learns watermarks from its heartbeats and from messages, at most a channel lease late.
+//! Of tags it knows the recent watermarks only; for an older record it asks L2.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -23,27 +25,30 @@ use parking_lot::Mutex;
 
 use crate::protocol::record::{Baseline, Watermarks};
 
-/// Tags whose marks are kept here for no entry; beyond that the oldest are asked for.
-const MOST_TAGS: usize = 1 << 16;
+/// Tags that the table holds. Beyond that, tags that no entry carries are forgotten, and L2 is
+/// asked about them.
+const MAX_TAGS: usize = 1 << 16;
 
-/// Eras that are over and are not gone back to, when answers come in another order than they were
-/// given.
+/// Incarnations that have ended and are remembered. An answer that names one of them is late, and
+/// is ignored.
 const RETIRED: usize = 8;
 
-/// The mark of one tag, shared by the entries that carry it: a hit looks here, without a hash.
+/// The watermark of one tag. The entries that carry the tag share it, so a hit needs no look-up.
 #[derive(Debug, Default)]
 pub(crate) struct TagWatermark {
-    mark: AtomicU64,
-    /// Invalidations that L2 has not confirmed: until then nothing with this tag is alive.
+    watermark: AtomicU64,
+    /// Invalidations that L2 has not confirmed. While there is one, every entry with this tag is
+    /// dead.
     unconfirmed: AtomicU32,
 }
 
 impl TagWatermark {
+    /// Entries with a lower baseline are dead.
     fn last(&self) -> u64 {
         if self.unconfirmed.load(Ordering::Acquire) > 0 {
             return u64::MAX;
         }
-        self.mark.load(Ordering::Acquire)
+        self.watermark.load(Ordering::Acquire)
     }
 
     #[cfg(test)]
@@ -51,106 +56,110 @@ impl TagWatermark {
         self.unconfirmed.load(Ordering::Acquire) > 0
     }
 
-    pub(crate) fn begin(&self) {
+    pub(crate) fn add_unconfirmed(&self) {
         self.unconfirmed.fetch_add(1, Ordering::AcqRel);
     }
 
-    pub(crate) fn end(&self) {
+    pub(crate) fn remove_unconfirmed(&self) {
         self.unconfirmed.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// The tags of an entry, with the mark that was known before its load began.
+/// The tags of an entry, with the watermark that was known before its load began.
 #[derive(Clone, Debug)]
 pub(crate) struct Tags {
-    mark: u64,
-    of: Arc<[Arc<TagWatermark>]>,
+    watermark: u64,
+    tags: Arc<[Arc<TagWatermark>]>,
 }
 
 impl Tags {
-    /// The same tags on an entry whose load began when this much was known.
+    /// The same tags for an entry with another baseline.
     pub(crate) fn renewed(&self, baseline: Baseline) -> Self {
         Self {
-            mark: baseline.watermark,
-            of: Arc::clone(&self.of),
+            watermark: baseline.watermark,
+            tags: Arc::clone(&self.tags),
         }
     }
 
     /// Whether none of the tags was invalidated since the load began.
     pub(crate) fn hold(&self) -> bool {
-        self.of.iter().all(|tag| tag.last() <= self.mark)
+        self.tags.iter().all(|tag| tag.last() <= self.watermark)
     }
 }
 
-/// What is known of a record.
+/// Whether a record is alive, as far as this process knows.
 #[derive(Debug)]
 pub(crate) enum Liveness {
-    /// Not invalidated as a whole. `None`: it has no tags.
+    /// Neither everything nor one of its tags was invalidated. `None`: the record has no tags.
     Alive(Option<Tags>),
     Dead,
-    /// Another era, which may be a newer one: ask for the marks.
+    /// The record is of another incarnation, which may be a newer one: L2 is to be asked.
     OtherIncarnation,
-    /// Its load began before anything is known here of its tags: ask for their marks.
+    /// The load began before the watermarks of tags are known from: L2 is to be asked about its
+    /// tags.
     AskTags(Tags),
 }
 
+/// The watermarks that one cache knows.
 #[derive(Debug, Default)]
 pub(crate) struct WatermarkTable {
-    state: Mutex<State>,
+    state: Mutex<TableState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct TableState {
     known: Option<Watermarks>,
+    /// Incarnations that have ended, the oldest first.
     retired: VecDeque<u64>,
     tags: HashMap<u64, Arc<TagWatermark>>,
-    /// Every later mark of a tag is known here. `None` after a gap: none is.
-    since: Option<u64>,
-    /// The latest mark that a message told of.
-    heard: u64,
-    /// How often a message spoke of another era.
-    contradicts: u64,
-    /// As many of them as were asked about.
-    settled: u64,
-    /// How often an era was taken for the current one.
-    taken: u64,
+    /// Every tag's watermark that is later than this one is known. `None`: messages may have been
+    /// missed, so none is.
+    tags_known_since: Option<u64>,
+    /// The latest watermark that a message brought.
+    latest_message: u64,
+    /// How many messages named another incarnation.
+    contradictions: u64,
+    /// For how many of them L2 has been asked.
+    contradictions_checked: u64,
+    /// How often the incarnation has changed.
+    incarnation_changes: u64,
 }
 
-/// When L2 was asked: after so many doubts, and when so many eras had been taken.
+/// A query to L2, with the state of the table when it began.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asked {
-    contradicts: u64,
-    taken: u64,
+pub(crate) struct Query {
+    contradictions: u64,
+    incarnation_changes: u64,
 }
 
-/// What news about the marks mean for L1.
+/// What is to be dropped when the table has learnt watermarks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum News {
+pub(crate) enum Learned {
     Nothing,
     /// Everything that was read before is dead.
     Everything,
-    /// A mark was raised, and the message that says for what has not come.
+    /// The watermark has advanced, and the message that names the tag has not come.
     Missed,
 }
 
 impl WatermarkTable {
-    /// Marks of a cache without a shared tier: they are counted here.
+    /// The table of a cache without L2, which counts its own watermarks.
     pub(crate) fn alone() -> Self {
-        let marks = Self::default();
+        let table = Self::default();
         {
-            let mut state = marks.state.lock();
+            let mut state = table.state.lock();
             state.known = Some(Watermarks::default());
-            state.since = Some(0);
+            state.tags_known_since = Some(0);
         }
-        marks
+        table
     }
 
-    /// What a load that begins now must know.
+    /// The watermarks that are known. `None`: this process has not learnt any yet.
     pub(crate) fn known(&self) -> Option<Watermarks> {
         self.state.lock().known
     }
 
-    /// What a record carries whose load begins now.
+    /// The baseline of a record whose load begins now.
     pub(crate) fn baseline(&self) -> Baseline {
         let known = self.state.lock().known.unwrap_or_default();
         Baseline {
@@ -159,110 +168,112 @@ impl WatermarkTable {
         }
     }
 
-    /// Takes in what L2 said. `ordered`: it came over the bus, so every message before it has been
-    /// processed.
-    pub(crate) fn learn(&self, said: Watermarks, ordered: bool) -> News {
+    /// Takes in watermarks from L2. `ordered`: they came over the bus, so every message before them
+    /// has been processed.
+    pub(crate) fn learn(&self, watermarks: Watermarks, ordered: bool) -> Learned {
         let mut state = self.state.lock();
-        let news = match state.known {
+        let learned = match state.known {
             None => {
-                state.known = Some(said);
-                // What was read before is from before anything was known.
-                News::Everything
+                state.known = Some(watermarks);
+                // Nothing was known when the entries in L1 were read.
+                Learned::Everything
             }
-            Some(known) if known.incarnation == said.incarnation => {
+            Some(known) if known.incarnation == watermarks.incarnation => {
                 state.known = Some(Watermarks {
-                    incarnation: said.incarnation,
-                    current: known.current.max(said.current),
-                    all: known.all.max(said.all),
+                    incarnation: watermarks.incarnation,
+                    current: known.current.max(watermarks.current),
+                    all: known.all.max(watermarks.all),
                 });
-                if said.all > known.all {
-                    News::Everything
+                if watermarks.all > known.all {
+                    Learned::Everything
                 } else {
-                    News::Nothing
+                    Learned::Nothing
                 }
             }
-            Some(_) if state.retired.contains(&said.incarnation) => return News::Nothing,
+            Some(_) if state.retired.contains(&watermarks.incarnation) => return Learned::Nothing,
             Some(known) => {
                 state.retired.push_back(known.incarnation);
                 if state.retired.len() > RETIRED {
                     state.retired.pop_front();
                 }
-                state.known = Some(said);
-                state.taken += 1;
+                state.known = Some(watermarks);
+                state.incarnation_changes += 1;
                 state.tags.retain(|_, tag| Arc::strong_count(tag) > 1);
                 for tag in state.tags.values() {
-                    tag.mark.store(0, Ordering::Release);
+                    tag.watermark.store(0, Ordering::Release);
                 }
-                state.since = None;
-                News::Everything
+                state.tags_known_since = None;
+                Learned::Everything
             }
         };
-        if ordered && state.since.is_none() {
-            state.since = Some(said.current);
-            state.heard = said.current;
-        } else if ordered && said.current > state.heard {
-            state.heard = said.current;
-            if news == News::Nothing {
-                return News::Missed;
+        if ordered && state.tags_known_since.is_none() {
+            state.tags_known_since = Some(watermarks.current);
+            state.latest_message = watermarks.current;
+        } else if ordered && watermarks.current > state.latest_message {
+            state.latest_message = watermarks.current;
+            if learned == Learned::Nothing {
+                return Learned::Missed;
             }
         }
-        news
+        learned
     }
 
-    /// Whether what is known came from L2 itself, and no message has spoken of another era since.
+    /// Whether the watermarks came from L2 itself, and no message has named another incarnation
+    /// since.
     pub(crate) fn is_certain(&self) -> bool {
         let state = self.state.lock();
-        state.known.is_some() && state.settled == state.contradicts
+        state.known.is_some() && state.contradictions_checked == state.contradictions
     }
 
-    /// Whether a message speaks of another era than the one that is known. Anybody who may publish
-    /// can say so, and whoever believed it would take no later invalidation of everything for one: it
-    /// is asked about.
-    pub(crate) fn contradicts(&self, said: Watermarks) -> bool {
+    /// Whether a message names another incarnation than the known one. Such a message is not
+    /// believed, because any client may publish it, and a process that believed it would ignore
+    /// later invalidations of everything. L2 is asked instead.
+    pub(crate) fn contradicts(&self, watermarks: Watermarks) -> bool {
         let mut state = self.state.lock();
         let another = state
             .known
-            .is_some_and(|known| known.incarnation != said.incarnation);
+            .is_some_and(|known| known.incarnation != watermarks.incarnation);
         if another {
-            state.contradicts += 1;
-            state.since = None;
+            state.contradictions += 1;
+            state.tags_known_since = None;
         }
         another
     }
 
-    /// L2 is about to be asked.
-    pub(crate) fn asks(&self) -> Asked {
+    /// A query to L2 begins.
+    pub(crate) fn begin_query(&self) -> Query {
         let state = self.state.lock();
-        Asked {
-            contradicts: state.contradicts,
-            taken: state.taken,
+        Query {
+            contradictions: state.contradictions,
+            incarnation_changes: state.incarnation_changes,
         }
     }
 
-    /// L2 has answered, and what it said is to be [learnt](Self::learn) next.
-    pub(crate) fn answered(&self, said: Watermarks, asked: Asked) {
+    /// L2 has answered a query. The caller passes the answer to [`learn`](Self::learn) next.
+    pub(crate) fn end_query(&self, answer: Watermarks, query: Query) {
         let mut state = self.state.lock();
-        state.settled = state.settled.max(asked.contradicts);
-        if asked.taken == state.taken {
-            // No answer from before that era was left: L2 has gone back to it, restored for instance.
+        state.contradictions_checked = state.contradictions_checked.max(query.contradictions);
+        if query.incarnation_changes == state.incarnation_changes {
+            // The query began after the last change of the incarnation, so its answer is not late:
+            // L2 has returned to an older incarnation, for instance from a backup.
             state
                 .retired
-                .retain(|baseline| *baseline != said.incarnation);
+                .retain(|retired| *retired != answer.incarnation);
         }
     }
 
-    /// A message told of a mark.
-    pub(crate) fn heard(&self, watermarks: Watermarks) {
+    /// A message brought watermarks.
+    pub(crate) fn observe_message(&self, watermarks: Watermarks) {
         let mut state = self.state.lock();
         if state
             .known
             .is_some_and(|known| known.incarnation == watermarks.incarnation)
         {
-            state.heard = state.heard.max(watermarks.current);
+            state.latest_message = state.latest_message.max(watermarks.current);
         }
     }
 
-    /// A tag was invalidated at this mark.
+    /// A tag was invalidated at this watermark.
     pub(crate) fn learn_tag(&self, tag: u64, watermarks: Watermarks) {
         let mut state = self.state.lock();
         if state
@@ -270,22 +281,26 @@ impl WatermarkTable {
             .is_none_or(|known| known.incarnation == watermarks.incarnation)
         {
             let tag = state.tag(tag);
-            tag.mark.fetch_max(watermarks.current, Ordering::AcqRel);
+            tag.watermark
+                .fetch_max(watermarks.current, Ordering::AcqRel);
         }
     }
 
     /// Messages may have been missed.
     pub(crate) fn distrust(&self) {
-        self.state.lock().since = None;
+        self.state.lock().tags_known_since = None;
     }
 
-    /// Raises a mark that is counted here.
+    /// Advances the watermark of a tag, or of everything, in a cache without L2.
     pub(crate) fn advance(&self, tag: Option<u64>) {
         let mut state = self.state.lock();
         let mut known = state.known.unwrap_or_default();
         known.current += 1;
         match tag {
-            Some(tag) => state.tag(tag).mark.store(known.current, Ordering::Release),
+            Some(tag) => state
+                .tag(tag)
+                .watermark
+                .store(known.current, Ordering::Release),
             None => known.all = known.current,
         }
         state.known = Some(known);
@@ -295,7 +310,7 @@ impl WatermarkTable {
         self.state.lock().tag(tag)
     }
 
-    /// The tags of an entry whose load began in `era`.
+    /// The tags of an entry with this baseline. `None`: it has no tags.
     pub(crate) fn tags(
         &self,
         baseline: Baseline,
@@ -306,14 +321,14 @@ impl WatermarkTable {
         }
         let mut state = self.state.lock();
         Some(Tags {
-            mark: baseline.watermark,
-            of: tags.map(|tag| state.tag(tag)).collect(),
+            watermark: baseline.watermark,
+            tags: tags.map(|tag| state.tag(tag)).collect(),
         })
     }
 
-    /// Whether a record is dead, as far as is known here. `proven`: the channel is, so that what is
-    /// known of tags is not older than its lease.
-    pub(crate) fn judge(
+    /// Whether a record is alive, as far as this process knows. `proven`: the channel is proven, so
+    /// what is known of tags is at most a channel lease old.
+    pub(crate) fn check_liveness(
         &self,
         baseline: Baseline,
         tags: impl ExactSizeIterator<Item = u64>,
@@ -321,7 +336,7 @@ impl WatermarkTable {
     ) -> Liveness {
         let (known, since) = {
             let state = self.state.lock();
-            (state.known.unwrap_or_default(), state.since)
+            (state.known.unwrap_or_default(), state.tags_known_since)
         };
         if known.incarnation != baseline.incarnation {
             return Liveness::OtherIncarnation;
@@ -340,18 +355,18 @@ impl WatermarkTable {
     }
 }
 
-impl State {
+impl TableState {
     fn tag(&mut self, tag: u64) -> Arc<TagWatermark> {
-        if self.tags.len() >= MOST_TAGS && !self.tags.contains_key(&tag) {
+        if self.tags.len() >= MAX_TAGS && !self.tags.contains_key(&tag) {
             let mut forgotten = 0;
             self.tags.retain(|_, tag| {
                 let kept = Arc::strong_count(tag) > 1;
                 if !kept {
-                    forgotten = forgotten.max(tag.mark.load(Ordering::Acquire));
+                    forgotten = forgotten.max(tag.watermark.load(Ordering::Acquire));
                 }
                 kept
             });
-            self.since = self.since.map(|since| since.max(forgotten));
+            self.tags_known_since = self.tags_known_since.map(|since| since.max(forgotten));
         }
         Arc::clone(self.tags.entry(tag).or_default())
     }
@@ -361,165 +376,168 @@ impl State {
 mod tests {
     use super::*;
 
-    fn watermarks(baseline: u64, mark: u64, all: u64) -> Watermarks {
+    fn watermarks(incarnation: u64, current: u64, all: u64) -> Watermarks {
         Watermarks {
-            incarnation: baseline,
-            current: mark,
+            incarnation,
+            current,
             all,
         }
     }
 
-    fn baseline(id: u64, mark: u64) -> Baseline {
+    fn baseline(incarnation: u64, watermark: u64) -> Baseline {
         Baseline {
-            incarnation: id,
-            watermark: mark,
+            incarnation,
+            watermark,
         }
     }
 
-    fn alive(marks: &WatermarkTable, baseline: Baseline, tags: &[u64]) -> bool {
+    fn alive(table: &WatermarkTable, baseline: Baseline, tags: &[u64]) -> bool {
         matches!(
-            marks.judge(baseline, tags.iter().copied(), true),
+            table.check_liveness(baseline, tags.iter().copied(), true),
             Liveness::Alive(_)
         )
     }
 
     #[test]
     fn what_began_before_everything_was_invalidated_is_dead() {
-        let marks = WatermarkTable::default();
-        assert_eq!(marks.learn(watermarks(7, 3, 0), true), News::Everything);
-        assert!(alive(&marks, baseline(7, 3), &[]) && alive(&marks, baseline(7, 0), &[]));
-        assert_eq!(marks.learn(watermarks(7, 4, 4), true), News::Everything);
-        assert!(!alive(&marks, baseline(7, 3), &[]) && alive(&marks, baseline(7, 4), &[]));
+        let table = WatermarkTable::default();
+        assert_eq!(table.learn(watermarks(7, 3, 0), true), Learned::Everything);
+        assert!(alive(&table, baseline(7, 3), &[]) && alive(&table, baseline(7, 0), &[]));
+        assert_eq!(table.learn(watermarks(7, 4, 4), true), Learned::Everything);
+        assert!(!alive(&table, baseline(7, 3), &[]) && alive(&table, baseline(7, 4), &[]));
         assert_eq!(
-            marks.learn(watermarks(7, 3, 0), false),
-            News::Nothing,
-            "old news"
+            table.learn(watermarks(7, 3, 0), false),
+            Learned::Nothing,
+            "older watermarks"
         );
-        assert_eq!(marks.known(), Some(watermarks(7, 4, 4)));
+        assert_eq!(table.known(), Some(watermarks(7, 4, 4)));
     }
 
     #[test]
     fn a_tag_kills_what_carries_it_and_was_loaded_before() {
-        let marks = WatermarkTable::default();
-        marks.learn(watermarks(7, 3, 0), true);
-        let held = marks.tags(baseline(7, 3), [1, 2].into_iter()).unwrap();
-        let other = marks.tags(baseline(7, 3), [3].into_iter()).unwrap();
+        let table = WatermarkTable::default();
+        table.learn(watermarks(7, 3, 0), true);
+        let held = table.tags(baseline(7, 3), [1, 2].into_iter()).unwrap();
+        let other = table.tags(baseline(7, 3), [3].into_iter()).unwrap();
         assert!(held.hold());
-        marks.learn_tag(2, watermarks(7, 4, 0));
+        table.learn_tag(2, watermarks(7, 4, 0));
         assert!(!held.hold() && other.hold());
-        assert!(!alive(&marks, baseline(7, 3), &[2]) && alive(&marks, baseline(7, 4), &[2]));
-        let tag = marks.tag(3);
-        tag.begin();
+        assert!(!alive(&table, baseline(7, 3), &[2]) && alive(&table, baseline(7, 4), &[2]));
+        let tag = table.tag(3);
+        tag.add_unconfirmed();
         assert!(!other.hold(), "L2 has not confirmed it");
-        tag.end();
+        tag.remove_unconfirmed();
         assert!(other.hold());
     }
 
     #[test]
     fn what_is_older_than_what_is_known_of_tags_is_asked_for() {
-        let marks = WatermarkTable::default();
-        marks.learn(watermarks(7, 3, 0), true);
-        let ask = |mark, tags: &[u64]| {
+        let table = WatermarkTable::default();
+        table.learn(watermarks(7, 3, 0), true);
+        let ask = |watermark, tags: &[u64]| {
             matches!(
-                marks.judge(baseline(7, mark), tags.iter().copied(), true),
+                table.check_liveness(baseline(7, watermark), tags.iter().copied(), true),
                 Liveness::AskTags(_)
             )
         };
         assert!(ask(2, &[1]) && !ask(3, &[1]) && !ask(2, &[]));
-        let unproven = marks.judge(baseline(7, 3), [1].into_iter(), false);
+        let unproven = table.check_liveness(baseline(7, 3), [1].into_iter(), false);
         assert!(matches!(unproven, Liveness::AskTags(_)));
-        marks.distrust();
+        table.distrust();
         assert!(ask(3, &[1]));
-        marks.learn(watermarks(7, 5, 0), false);
+        table.learn(watermarks(7, 5, 0), false);
         assert!(
             ask(5, &[1]),
-            "said out of order: a message may still be on its way"
+            "learnt out of order: a message may still be on its way"
         );
-        marks.learn(watermarks(7, 5, 0), true);
+        table.learn(watermarks(7, 5, 0), true);
         assert!(ask(4, &[1]) && !ask(5, &[1]));
     }
 
     #[test]
     fn a_mark_that_no_message_told_of_was_missed() {
-        let marks = WatermarkTable::default();
-        marks.learn(watermarks(7, 3, 0), true);
-        marks.heard(watermarks(7, 4, 0));
-        assert_eq!(marks.learn(watermarks(7, 4, 0), true), News::Nothing);
+        let table = WatermarkTable::default();
+        table.learn(watermarks(7, 3, 0), true);
+        table.observe_message(watermarks(7, 4, 0));
+        assert_eq!(table.learn(watermarks(7, 4, 0), true), Learned::Nothing);
         assert_eq!(
-            marks.learn(watermarks(7, 6, 0), false),
-            News::Nothing,
+            table.learn(watermarks(7, 6, 0), false),
+            Learned::Nothing,
             "not in order"
         );
-        assert_eq!(marks.learn(watermarks(7, 6, 0), true), News::Missed);
+        assert_eq!(table.learn(watermarks(7, 6, 0), true), Learned::Missed);
         assert_eq!(
-            marks.learn(watermarks(7, 6, 0), true),
-            News::Nothing,
-            "told once"
+            table.learn(watermarks(7, 6, 0), true),
+            Learned::Nothing,
+            "reported once"
         );
-        assert_eq!(marks.learn(watermarks(7, 7, 7), true), News::Everything);
+        assert_eq!(table.learn(watermarks(7, 7, 7), true), Learned::Everything);
     }
 
     #[test]
     fn another_era_kills_everything_and_is_not_gone_back_from() {
-        let marks = WatermarkTable::default();
-        marks.learn(watermarks(7, 3, 0), true);
+        let table = WatermarkTable::default();
+        table.learn(watermarks(7, 3, 0), true);
         assert!(matches!(
-            marks.judge(baseline(8, 9), [].into_iter(), true),
+            table.check_liveness(baseline(8, 9), [].into_iter(), true),
             Liveness::OtherIncarnation
         ));
-        assert_eq!(marks.learn(watermarks(8, 0, 0), true), News::Everything);
-        assert!(alive(&marks, baseline(8, 0), &[1]));
+        assert_eq!(table.learn(watermarks(8, 0, 0), true), Learned::Everything);
+        assert!(alive(&table, baseline(8, 0), &[1]));
         assert!(matches!(
-            marks.judge(baseline(7, 3), [].into_iter(), true),
+            table.check_liveness(baseline(7, 3), [].into_iter(), true),
             Liveness::OtherIncarnation
         ));
-        assert_eq!(marks.learn(watermarks(7, 3, 0), false), News::Nothing);
-        assert_eq!(marks.known(), Some(watermarks(8, 0, 0)));
+        assert_eq!(table.learn(watermarks(7, 3, 0), false), Learned::Nothing);
+        assert_eq!(table.known(), Some(watermarks(8, 0, 0)));
     }
 
     #[test]
     fn a_message_of_another_era_is_asked_about_and_not_believed() {
-        let marks = WatermarkTable::default();
-        assert!(!marks.is_certain() && !marks.contradicts(watermarks(8, 1, 1)));
-        marks.learn(watermarks(7, 3, 0), false);
-        assert!(marks.is_certain() && !marks.contradicts(watermarks(7, 9, 9)));
-        let asked_before = marks.asks();
-        assert!(marks.contradicts(watermarks(8, 1, 1)));
-        assert!(!marks.is_certain());
-        assert_eq!(marks.known(), Some(watermarks(7, 3, 0)));
-        marks.answered(watermarks(7, 3, 0), asked_before);
-        assert!(!marks.is_certain(), "that was asked before it came");
-        marks.answered(watermarks(7, 3, 0), marks.asks());
-        assert!(marks.is_certain());
+        let table = WatermarkTable::default();
+        assert!(!table.is_certain() && !table.contradicts(watermarks(8, 1, 1)));
+        table.learn(watermarks(7, 3, 0), false);
+        assert!(table.is_certain() && !table.contradicts(watermarks(7, 9, 9)));
+        let query = table.begin_query();
+        assert!(table.contradicts(watermarks(8, 1, 1)));
+        assert!(!table.is_certain());
+        assert_eq!(table.known(), Some(watermarks(7, 3, 0)));
+        table.end_query(watermarks(7, 3, 0), query);
+        assert!(
+            !table.is_certain(),
+            "the query began before the message came"
+        );
+        table.end_query(watermarks(7, 3, 0), table.begin_query());
+        assert!(table.is_certain());
     }
 
     #[test]
     fn an_era_is_gone_back_to_when_l2_has_gone_back_to_it() {
-        let marks = WatermarkTable::default();
-        marks.learn(watermarks(7, 3, 0), false);
-        let asked_before = marks.asks();
-        marks.learn(watermarks(8, 1, 1), false);
-        marks.answered(watermarks(7, 3, 0), asked_before);
-        assert_eq!(marks.learn(watermarks(7, 3, 0), false), News::Nothing);
-        assert!(marks.contradicts(watermarks(7, 3, 0)));
-        marks.answered(watermarks(7, 3, 0), marks.asks());
-        assert_eq!(marks.learn(watermarks(7, 3, 0), false), News::Everything);
-        assert_eq!(marks.known(), Some(watermarks(7, 3, 0)));
+        let table = WatermarkTable::default();
+        table.learn(watermarks(7, 3, 0), false);
+        let query = table.begin_query();
+        table.learn(watermarks(8, 1, 1), false);
+        table.end_query(watermarks(7, 3, 0), query);
+        assert_eq!(table.learn(watermarks(7, 3, 0), false), Learned::Nothing);
+        assert!(table.contradicts(watermarks(7, 3, 0)));
+        table.end_query(watermarks(7, 3, 0), table.begin_query());
+        assert_eq!(table.learn(watermarks(7, 3, 0), false), Learned::Everything);
+        assert_eq!(table.known(), Some(watermarks(7, 3, 0)));
     }
 
     #[test]
     fn tags_that_nothing_carries_are_forgotten_and_then_asked_for() {
-        let marks = WatermarkTable::default();
-        marks.learn(watermarks(7, 0, 0), true);
-        let held = marks.tags(baseline(7, 0), [u64::MAX].into_iter()).unwrap();
-        for tag in 0..MOST_TAGS as u64 {
-            marks.learn_tag(tag, watermarks(7, tag + 1, 0));
+        let table = WatermarkTable::default();
+        table.learn(watermarks(7, 0, 0), true);
+        let held = table.tags(baseline(7, 0), [u64::MAX].into_iter()).unwrap();
+        for tag in 0..MAX_TAGS as u64 {
+            table.learn_tag(tag, watermarks(7, tag + 1, 0));
         }
-        assert!(marks.state.lock().tags.len() <= MOST_TAGS);
-        let verdict = marks.judge(baseline(7, 5), [9].into_iter(), true);
-        assert!(matches!(verdict, Liveness::AskTags(_)), "{verdict:?}");
+        assert!(table.state.lock().tags.len() <= MAX_TAGS);
+        let liveness = table.check_liveness(baseline(7, 5), [9].into_iter(), true);
+        assert!(matches!(liveness, Liveness::AskTags(_)), "{liveness:?}");
         assert!(held.hold());
-        marks.learn_tag(u64::MAX, watermarks(7, 9, 0));
+        table.learn_tag(u64::MAX, watermarks(7, 9, 0));
         assert!(!held.hold());
     }
 }

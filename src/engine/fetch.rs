@@ -36,8 +36,8 @@ use super::remote::{RemoteKey, RemoteTier};
 use super::transcode::Reading;
 use crate::erased::AnyError;
 use crate::error::{Error, RemoteError};
-use crate::protocol::record::{Header, STATED};
-use crate::protocol::request::{Acquired, Read as RecordRead};
+use crate::protocol::record::{HEAD_AND_STATE, Header};
+use crate::protocol::request::{Acquired, RecordRead};
 use crate::telemetry::Wait;
 use crate::ttl;
 
@@ -176,7 +176,7 @@ impl FlightTask {
         };
         // Before the read is sent, so that whatever is missed from now on ends this flight.
         self.flight.register(engine.fence.epoch());
-        if known.is_err() || engine.repairs.block(&self.flight.key.id.encoded) {
+        if known.is_err() || engine.repairs.blocks(&self.flight.key.id.encoded) {
             return Err(());
         }
         let read = remote.tier.get(&remote_key.bytes).await;
@@ -248,7 +248,7 @@ impl FlightTask {
                 observation.failures = observation.failures.max(failed);
                 Step::Acquire(Target {
                     observed: None,
-                    useless: Some(record.slice(..record.len().min(STATED))),
+                    useless: Some(record.slice(..record.len().min(HEAD_AND_STATE))),
                 })
             }
             Err(_) => Step::Complete(self.unreachable(None).await),

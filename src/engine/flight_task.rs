@@ -17,7 +17,7 @@ use super::memory::RETRY_AFTER;
 use super::tasks::Running;
 use crate::entry::Freshness;
 use crate::error::Error;
-use crate::protocol::request::Read as RecordRead;
+use crate::protocol::request::RecordRead;
 use crate::ttl;
 
 /// A flight that is not completed yet. When it is dropped before that, with its runtime, it leaves

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::batch::{LoadRoute, PlanTicket};
+use super::batch::{BatchPlan, LoadRoute};
 use super::coalesce::{Entered, Want};
 use super::core::Engine;
 use super::flight_task::FlightTask;
@@ -93,7 +93,13 @@ impl Engine {
         };
         let keys = tasks.iter().map(|task| task.flight.key.clone()).collect();
         let settings = &batches.settings;
-        let tickets = PlanTicket::of(self, runtime, keys, settings.max_size, settings.concurrency);
+        let tickets = BatchPlan::tickets(
+            self.batch_runner(),
+            runtime,
+            keys,
+            settings.max_size,
+            settings.concurrency,
+        );
         for (task, ticket) in tasks.iter().zip(tickets) {
             task.set_route(LoadRoute::Batch(ticket));
         }
@@ -112,7 +118,7 @@ impl Engine {
         for task in tasks {
             let flight = &task.flight;
             flight.register(epoch);
-            if known && !self.repairs.block(&flight.key.id.encoded) {
+            if known && !self.repairs.blocks(&flight.key.id.encoded) {
                 names.push(remote.key(&flight.key.id).bytes);
                 asking.push(task);
             } else {

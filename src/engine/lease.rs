@@ -17,8 +17,8 @@ use super::remote::{RemoteKey, RemoteTier};
 use crate::error::RemoteError;
 use crate::key::HashedKey;
 use crate::protocol::message::Operation;
-use crate::protocol::record::{self, Baseline, Head, Header, Kind, STATED, Token};
-use crate::protocol::request::{Keys, Over};
+use crate::protocol::record::{self, Baseline, HEAD_AND_STATE, Head, Header, Kind, Token};
+use crate::protocol::request::{Keys, Replacing};
 use crate::random;
 use crate::ttl;
 
@@ -48,7 +48,7 @@ impl ObservedRecord {
     /// Its first bytes. They differ from those of any record that takes its place, and from its own
     /// once it is expired by hand.
     pub(crate) fn stated(&self) -> &[u8] {
-        &self.record[..STATED.min(self.record.len())]
+        &self.record[..HEAD_AND_STATE.min(self.record.len())]
     }
 }
 
@@ -76,11 +76,11 @@ impl<'a> Lease<'a> {
     }
 
     /// What it is acquired over. `useless`: the first bytes of a record that is to be replaced.
-    pub(crate) fn over<'b>(&'b self, useless: Option<&'b [u8]>) -> Over<'b> {
+    pub(crate) fn over<'b>(&'b self, useless: Option<&'b [u8]>) -> Replacing<'b> {
         match (&self.observed, useless) {
-            (Some(observed), _) => Over::Entry(observed.stated()),
-            (None, Some(useless)) => Over::Useless(useless),
-            (None, None) => Over::Nothing,
+            (Some(observed), _) => Replacing::Entry(observed.stated()),
+            (None, Some(useless)) => Replacing::Useless(useless),
+            (None, None) => Replacing::Nothing,
         }
     }
 

@@ -25,6 +25,7 @@ mod fetch;
 mod flight;
 mod flight_task;
 pub(crate) mod get_many;
+mod heartbeat;
 mod lease;
 mod load;
 mod memory;

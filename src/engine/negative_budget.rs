@@ -1,19 +1,22 @@
-//! A bound for absences in L2: a flood of random keys must not fill Redis.
+//! The negative budget: limits how many absences are stored in L2, so that a flood of random keys
+//! does not fill Redis.
 //!
-//! A token bucket holds `capacity` tokens and gains `capacity` per `period`. A store takes one. In
-//! any window of one period at most `capacity` (what was saved up) + `capacity` (what came in) are
-//! taken, and a record lives one period, so at most twice the capacity of them live at any moment.
+//! It is a token bucket that holds `capacity` tokens and gains `capacity` tokens per `period`. A
+//! store takes one token. So in any window of one period at most twice the capacity are taken:
+//! those that were saved up, and those that came in. A record lives for one period, so at most
+//! twice the capacity of them live at any moment.
 
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+/// The token bucket of one cache.
 #[derive(Debug)]
 pub(crate) struct Budget {
     capacity: f64,
     period: Duration,
-    /// Tokens, and when they were counted.
+    /// The number of tokens, and when it was computed.
     state: Mutex<(f64, Instant)>,
 }
 
@@ -51,8 +54,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// The claim of the module: whatever the arrivals, no window of one period sees more than
-        /// twice the capacity.
+        /// No window of one period sees more than twice the capacity, however the calls are spread.
         #[test]
         fn no_period_sees_more_than_twice_the_capacity(
             capacity in 1_u64..50, gaps in prop::collection::vec(0_u64..400, 1..600)

@@ -17,7 +17,7 @@ use crate::error::{Error, RemoteError};
 use crate::loader::Loaded;
 use crate::protocol::message::Operation;
 use crate::protocol::record::{self, Header};
-use crate::protocol::request::Refill;
+use crate::protocol::request::RefreshWrite;
 use crate::random;
 use crate::ttl;
 
@@ -38,7 +38,7 @@ pub(super) enum UnleasedReason {
 
 /// What L2 is filled with.
 enum Fill {
-    With(Refill),
+    With(RefreshWrite),
     /// The value is kept in neither tier.
     Not,
     /// The value is kept in L1 alone.
@@ -153,7 +153,7 @@ impl FlightTask {
         let value = found.answer.value.as_ref();
         let encode = |fields| {
             let encoded = engine.encode_record(remote, lease.remote_key, value, now_ms, fields);
-            encoded.map_or(Fill::Not, |record| Fill::With(Refill::Record(record)))
+            encoded.map_or(Fill::Not, |record| Fill::With(RefreshWrite::Record(record)))
         };
         if let Some(observed) = unchanged {
             if value.is_some() && remote.binds_headers() {
@@ -168,7 +168,7 @@ impl FlightTask {
                 expired: false,
                 ..fields.header(observed.header, now_ms)
             };
-            return Fill::With(Refill::Header(header.reseal(&observed.record)));
+            return Fill::With(RefreshWrite::Header(header.renewed_for(&observed.record)));
         }
         if value.is_none() && !engine.negatives.take(found.answer.at) {
             engine.stats.negatives_not_stored.add();
@@ -183,7 +183,7 @@ impl FlightTask {
         lease: &Lease<'_>,
         found: &FoundEntry,
         fresh_for: Duration,
-        refill: Refill,
+        refill: RefreshWrite,
     ) -> Result<bool, RemoteError> {
         let has_stale_windows = found.lifetime.has_stale_windows;
         let hard_ttl = self.engine.config.hard_ttl(fresh_for, has_stale_windows);
@@ -196,12 +196,12 @@ impl FlightTask {
                 tier.refill(lease.keys(), seen, head, refill, ms, wake)
                     .await
             }
-            (None, Refill::Record(record)) => {
+            (None, RefreshWrite::Record(record)) => {
                 let key = &lease.keys().record;
                 tier.replace(key, head, record, ms, wake).await
             }
             // Only an entry can be confirmed or dropped.
-            (None, Refill::Header(_) | Refill::Nothing) => {
+            (None, RefreshWrite::Header(_) | RefreshWrite::Nothing) => {
                 tier.release(lease.key(), head, wake).await
             }
         }
@@ -216,7 +216,7 @@ impl FlightTask {
                 let (seen, head) = (observed.stated(), lease.head());
                 let wake = lease.remote.notice(Operation::Wake, id);
                 let (keys, tier) = (lease.keys(), &lease.remote.tier);
-                let dropped = tier.refill(keys, seen, head, Refill::Nothing, 1, wake);
+                let dropped = tier.refill(keys, seen, head, RefreshWrite::Nothing, 1, wake);
                 let _ = engine.tier(dropped.await);
             }
             _ => engine.release(lease, id).await,

@@ -12,7 +12,7 @@ use crate::coherence::channel::ChannelLease;
 use crate::erased::AnyValue;
 use crate::error::{RemoteError, RemoteKind};
 use crate::key::{self, HashedKey};
-use crate::l2::{Listener, Notice, Tier};
+use crate::l2::{Listener, Publication, Tier};
 use crate::protocol::message::{About, Message, Operation, Origin};
 use crate::protocol::record;
 use crate::protocol::record::Watermarks;
@@ -74,17 +74,17 @@ impl RemoteTier {
 
     /// A message about one key. Those that change something are numbered, so that whoever misses
     /// one can notice.
-    pub(crate) fn notice(&self, operation: Operation, id: &HashedKey) -> Notice {
+    pub(crate) fn notice(&self, operation: Operation, id: &HashedKey) -> Publication {
         self.say(operation, About::Keys(vec![&id.encoded]))
     }
 
     /// A message about everything, or everything with a tag; the tier adds the marks.
-    pub(crate) fn watermark_notice(&self, operation: Operation, tag: u64) -> Notice {
+    pub(crate) fn watermark_notice(&self, operation: Operation, tag: u64) -> Publication {
         let watermarks = Watermarks::default();
         self.say(operation, About::Watermarks { tag, watermarks })
     }
 
-    fn say(&self, operation: Operation, about: About<'_>) -> Notice {
+    fn say(&self, operation: Operation, about: About<'_>) -> Publication {
         let number = if operation == Operation::Wake {
             0
         } else {
@@ -96,7 +96,7 @@ impl RemoteTier {
             number,
             about,
         };
-        Notice {
+        Publication {
             channel: self.channel_name.clone(),
             message: message.to_bytes().into(),
         }
@@ -106,7 +106,7 @@ impl RemoteTier {
     pub(crate) fn heartbeat_message(&self, number: u64) -> Vec<u8> {
         let watermarks = Watermarks::default();
         let message = Message {
-            operation: Operation::Beat,
+            operation: Operation::Heartbeat,
             origin: self.origin,
             number,
             about: About::Watermarks { tag: 0, watermarks },
@@ -156,7 +156,9 @@ impl RemoteTier {
         if first {
             self.tier.listen(&self.channel_name, listener());
         }
-        self.channel.settle(begun + self.tier.timeout()).await;
+        self.channel
+            .wait_for_first_attempt(begun + self.tier.timeout())
+            .await;
     }
 
     /// Notes whether the tier could be reached.

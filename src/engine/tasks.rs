@@ -1,4 +1,4 @@
-//! Counts what runs, so that `close` can wait for it.
+//! The task counter: counts what runs in a cache, so that `close` can wait for it.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
+/// The running tasks of one cache.
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
     running: AtomicUsize,
@@ -14,7 +15,7 @@ pub(crate) struct Tasks {
     closing: Notify,
 }
 
-/// One running task; counted until it is dropped.
+/// One running task. It is counted until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Running(Arc<Tasks>);
 
@@ -24,20 +25,20 @@ impl Tasks {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Counts a task in; `None` once closed. Counted first and looked at then, so that `close`
-    /// either sees the task or is seen by it.
+    /// Counts a task. `None`: the cache is closed. The task is counted before `closed` is read, so
+    /// either `close` sees the task, or the task sees `close`.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Running> {
         let running = self.enter_late();
         (!self.is_closed()).then_some(running)
     }
 
-    /// Counts in a part of a task that already runs.
+    /// Counts a part of a task that already runs, also in a cache that is closed.
     pub(crate) fn enter_late(self: &Arc<Self>) -> Running {
         self.running.fetch_add(1, Ordering::SeqCst);
         Running(Arc::clone(self))
     }
 
-    /// Waits until nothing is let in any more: work that nobody waits for ends then.
+    /// Waits until the cache is closed. Background work ends then.
     pub(crate) async fn closing(&self) {
         loop {
             let mut closing = pin!(self.closing.notified());
@@ -53,14 +54,14 @@ impl Tasks {
         self.running.load(Ordering::SeqCst)
     }
 
-    /// Lets nothing in any more.
+    /// Refuses new tasks from now on.
     pub(crate) fn shut(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.closing.notify_waiters();
     }
 
-    /// Lets nothing in any more and waits until all that runs has ended. Cancel safe; the door
-    /// stays shut.
+    /// Refuses new tasks and waits until all running ones have ended. Cancel safe: new tasks stay
+    /// refused.
     pub(crate) async fn close(&self) {
         self.shut();
         loop {

@@ -14,13 +14,13 @@ use super::flight::FoundEntry;
 use super::remote::{RemoteKey, RemoteTier};
 use crate::answer::Answer;
 use crate::codec::{CodecError, RecordContext};
-use crate::coherence::watermarks::{Liveness, News, Tags};
+use crate::coherence::watermarks::{Learned, Liveness, Tags};
 use crate::entry::{ForwardReason, Freshness, Provenance, Source};
 use crate::erased::AnyValue;
 use crate::error::{RemoteError, RemoteKind};
 use crate::lifetime::Lifetime;
 use crate::loader::Loaded;
-use crate::protocol::record::{Baseline, Body, Header, Kind, MOST_TAGS, Malformed, Token};
+use crate::protocol::record::{Baseline, Body, Header, Kind, MAX_TAGS, Malformed, Token};
 use crate::protocol::request::{Advance, WatermarkRequest};
 use crate::ttl;
 
@@ -141,13 +141,13 @@ impl Engine {
             advance: Advance::Nothing,
             known: self.watermarks.known().unwrap_or_default(),
             tags,
-            notice: None,
+            publication: None,
         };
-        let asked = self.watermarks.asks();
+        let query = self.watermarks.begin_query();
         let answered = remote.tier.marks(&remote.watermarks_key, request).await;
         let (watermarks, latest) = self.tier(answered)?;
-        self.watermarks.answered(watermarks, asked);
-        if self.watermarks.learn(watermarks, false) == News::Everything {
+        self.watermarks.end_query(watermarks, query);
+        if self.watermarks.learn(watermarks, false) == Learned::Everything {
             self.start_new_epoch();
         }
         Ok(latest)
@@ -163,7 +163,7 @@ impl Engine {
     ) -> Liveness {
         let proven = !ask && !tags.is_empty() && remote.channel.is_proven(Instant::now());
         self.watermarks
-            .judge(baseline, tags.iter().copied(), proven)
+            .check_liveness(baseline, tags.iter().copied(), proven)
     }
 
     /// Whether a record is alive. L2 is asked, if that is not known here.
@@ -186,7 +186,9 @@ impl Engine {
         let latest = self.ask_watermarks(remote, tags.to_vec()).await?;
         // An invalidation of everything meanwhile has dropped the watermarks of the tags.
         let none: [u64; 0] = [];
-        let untagged = self.watermarks.judge(baseline, none.into_iter(), true);
+        let untagged = self
+            .watermarks
+            .check_liveness(baseline, none.into_iter(), true);
         let alive =
             latest <= baseline.watermark && of.hold() && matches!(untagged, Liveness::Alive(_));
         Ok(if alive {
@@ -382,7 +384,7 @@ impl Engine {
                 return Err(unencodable(CodecError::new(cause)));
             }
         }
-        header.seal(&mut record);
+        header.write_to(&mut record);
         Ok(record)
     }
 
@@ -402,7 +404,7 @@ impl Engine {
         } = ended;
         let at = Instant::now();
         let previous = previous.filter(|_| loaded.unchanged);
-        let too_many_tags = loaded.tags.len() > MOST_TAGS;
+        let too_many_tags = loaded.tags.len() > MAX_TAGS;
         if too_many_tags {
             self.stats.encode_failures.add();
         }

@@ -1,8 +1,8 @@
-//! Warm-up: loading ahead of time, one process of the fleet at a time.
+//! Warm-up: loads keys ahead of time, in one process of the fleet at a time.
 //!
-//! Whoever warms holds a lease in a key of its own, `prefix:name::warm`, and renews it. The others
-//! look again until they get it. It only saves work: were two to warm at once, the leases of the keys
-//! would still see to it that each is loaded once.
+//! The process whose turn it is holds a lease in a key of its own, `prefix:name::warm`, and renews
+//! it. The other processes try again until they get it. The lease only saves work: if two processes
+//! warmed up at once, the leases of the keys would still allow only one load of each.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,30 +16,29 @@ use super::remote::RemoteKey;
 use crate::entry::Source;
 use crate::erased::AnyKey;
 use crate::key::HashedKey;
-use crate::l2::{Acquired, Over};
+use crate::l2::{Acquired, Replacing};
 use crate::many::WarmProgress;
 use crate::random;
 use crate::ttl;
 
-/// Keys that are looked up together.
-const TOGETHER: u32 = 1_000;
+/// Keys that are looked up together, at most.
+const MAX_GROUP: u32 = 1_000;
 
-/// How often a process looks whether it is its turn, at least.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// The longest wait before a process tries again to get its turn.
+const RETRY_EVERY: Duration = Duration::from_millis(250);
 
-/// Follows the cache's name in the key that says whose turn it is. No key is named like it: encoded
-/// keys hold no `:`.
-const TURN: &[u8] = b":warm";
+/// The encoded key of the lease. No entry has it, because encoded keys hold no `:`.
+const WARM_UP_KEY: &[u8] = b":warm";
 
-type Keys<'a> = &'a mut (dyn Iterator<Item = AnyKey> + Send);
-type Tell<'a> = &'a mut (dyn FnMut(&WarmProgress) + Send);
+type KeyIterator<'a> = &'a mut (dyn Iterator<Item = AnyKey> + Send);
+type OnProgress<'a> = &'a mut (dyn FnMut(&WarmProgress) + Send);
 
 impl Engine {
     pub(crate) async fn warm(
         self: &Arc<Self>,
-        keys: Keys<'_>,
+        keys: KeyIterator<'_>,
         loads_per_second: u32,
-        emit: Tell<'_>,
+        on_progress: OnProgress<'_>,
     ) -> WarmProgress {
         let total = match keys.size_hint() {
             (least, Some(most)) if least == most => u64::try_from(most).ok(),
@@ -50,14 +49,16 @@ impl Engine {
             ..WarmProgress::default()
         };
         let Some(remote) = &self.remote else {
-            self.warm_all(keys, loads_per_second, &mut progress, emit)
+            self.warm_all(keys, loads_per_second, &mut progress, on_progress)
                 .await;
             return progress;
         };
-        let id = self.flights.id(TURN.to_vec());
+        let id = self.flights.id(WARM_UP_KEY.to_vec());
         let remote_key = remote.key(&id);
-        let turn = self.turn(&id, &remote_key, &mut progress, emit).await;
-        let warming = self.warm_all(keys, loads_per_second, &mut progress, emit);
+        let turn = self
+            .wait_for_turn(&id, &remote_key, &mut progress, on_progress)
+            .await;
+        let warming = self.warm_all(keys, loads_per_second, &mut progress, on_progress);
         match &turn {
             Some(turn) => tokio::select! {
                 biased;
@@ -69,13 +70,14 @@ impl Engine {
         progress
     }
 
-    /// Waits for this process's turn. `None`: nobody can say whose it is.
-    async fn turn<'a>(
+    /// Waits for this process's turn. `None`: L2 cannot say whose turn it is, or the cache is
+    /// closed.
+    async fn wait_for_turn<'a>(
         self: &'a Arc<Self>,
         id: &'a HashedKey,
         remote_key: &'a RemoteKey,
         progress: &mut WarmProgress,
-        emit: Tell<'_>,
+        on_progress: OnProgress<'_>,
     ) -> Option<Turn<'a>> {
         let remote = self.remote.as_ref()?;
         self.attach(remote).await;
@@ -85,17 +87,18 @@ impl Engine {
             let record = lease.record().ok()?;
             let known = self.watermarks.known().unwrap_or_default();
             let ttl_ms = ttl::millis(self.config.lease_ttl);
-            // Before it is asked for: whoever is dropped while he waits for the answer gives it up.
+            // Made before the request, so that the lease is released if this future is dropped
+            // while it waits for the answer.
             let mut turn = Turn {
                 engine: self,
                 id,
                 lease,
-                ours: true,
+                is_ours: true,
             };
             let keys = turn.lease.keys();
             let acquired = remote
                 .tier
-                .acquire(keys, record, ttl_ms, Over::Nothing, known);
+                .acquire(keys, record, ttl_ms, Replacing::Nothing, known);
             let acquired = self.tier(acquired.await);
             match acquired {
                 Ok(Acquired::Granted(_)) => {
@@ -103,17 +106,17 @@ impl Engine {
                     return Some(turn);
                 }
                 Ok(Acquired::Held(left_ms)) => {
-                    turn.ours = false;
+                    turn.is_ours = false;
                     progress.waiting = true;
-                    emit(progress);
-                    let wait = Duration::from_millis(left_ms).min(LOOK_EVERY);
-                    tokio::time::sleep(random::duration(wait / 2, wait + LOOK_EVERY / 10)).await;
+                    on_progress(progress);
+                    let wait = Duration::from_millis(left_ms).min(RETRY_EVERY);
+                    tokio::time::sleep(random::duration(wait / 2, wait + RETRY_EVERY / 10)).await;
                 }
                 Ok(Acquired::Record(_) | Acquired::Failed(_)) => {
-                    turn.ours = false;
+                    turn.is_ours = false;
                     break;
                 }
-                // It may have been granted: given up as what is granted is.
+                // The lease may have been granted, so it is released.
                 Err(_) => break,
             }
         }
@@ -123,18 +126,18 @@ impl Engine {
 
     async fn warm_all(
         self: &Arc<Self>,
-        keys: Keys<'_>,
+        keys: KeyIterator<'_>,
         loads_per_second: u32,
         progress: &mut WarmProgress,
-        emit: Tell<'_>,
+        on_progress: OnProgress<'_>,
     ) {
-        let together = match loads_per_second {
-            0 => TOGETHER,
-            loads => (loads / 10).clamp(1, TOGETHER),
+        let group_size = match loads_per_second {
+            0 => MAX_GROUP,
+            loads => (loads / 10).clamp(1, MAX_GROUP),
         };
-        let together = usize::try_from(together).unwrap_or(1);
+        let group_size = usize::try_from(group_size).unwrap_or(1);
         while !self.is_closed() {
-            let group: Vec<AnyKey> = (&mut *keys).take(together).collect();
+            let group: Vec<AnyKey> = (&mut *keys).take(group_size).collect();
             if group.is_empty() {
                 return;
             }
@@ -148,7 +151,7 @@ impl Engine {
                     Err(_) => progress.failed += 1,
                 }
             }
-            emit(progress);
+            on_progress(progress);
             if loads_per_second > 0 {
                 let loads = u32::try_from(progress.loaded - loaded).unwrap_or(u32::MAX);
                 let least = Duration::from_secs(1).saturating_mul(loads) / loads_per_second;
@@ -158,17 +161,18 @@ impl Engine {
     }
 }
 
-/// This process's turn, until dropped.
+/// This process's turn. Dropped, it releases the lease in the background.
 struct Turn<'a> {
     engine: &'a Arc<Engine>,
     id: &'a HashedKey,
     lease: Lease<'a>,
-    ours: bool,
+    /// The lease was granted, or may have been.
+    is_ours: bool,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        if self.ours && Handle::try_current().is_ok() {
+        if self.is_ours && Handle::try_current().is_ok() {
             self.engine.release_later(&self.lease, self.id);
         }
     }

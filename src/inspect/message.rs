@@ -53,7 +53,7 @@ impl Message {
             message::Operation::Insert => Operation::Insert,
             message::Operation::Wake => Operation::Wake,
             message::Operation::Expire => Operation::Expire,
-            message::Operation::Beat => Operation::Beat,
+            message::Operation::Heartbeat => Operation::Beat,
             message::Operation::InvalidateAll => Operation::InvalidateAll,
             message::Operation::InvalidateTag => Operation::InvalidateTag,
         };

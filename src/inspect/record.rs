@@ -1,7 +1,7 @@
 //! Records, parsed.
 
 use super::marks::Marks;
-use crate::protocol::record::{self, Header, Malformed, WAITERS};
+use crate::protocol::record::{self, Header, Malformed, WAITERS_AT};
 
 /// The kind of a record.
 #[non_exhaustive]
@@ -72,7 +72,7 @@ pub enum Unreadable {
 impl Record {
     /// How many bytes of the beginning of a record [`peek`](Self::peek) needs at most, its tags
     /// included.
-    pub const START: usize = record::HEADER + 8 * record::MOST_TAGS;
+    pub const START: usize = record::HEADER + 8 * record::MAX_TAGS;
 
     /// Parses the value of a key, a [record](super::Names::record) or a
     /// [claim](super::Names::claim), as strictly as a cache does.
@@ -82,7 +82,7 @@ impl Record {
     /// [`Unreadable`] if a cache would not take it.
     pub fn parse(redis_key: &[u8], bytes: &[u8]) -> Result<Self, Unreadable> {
         let (header, body) = Header::parse(bytes, record::key_hash(redis_key))?;
-        let waited_for = bytes.get(WAITERS) == Some(&1);
+        let waited_for = bytes.get(WAITERS_AT) == Some(&1);
         let tags = body.tags().collect();
         Ok(Self::of(&header, waited_for, tags, body.payload.len()))
     }
@@ -96,7 +96,7 @@ impl Record {
     /// [`Unreadable`] if it is no record of this key.
     pub fn peek(redis_key: &[u8], start: &[u8], bytes: usize) -> Result<Self, Unreadable> {
         let header = Header::peek(start, record::key_hash(redis_key))?;
-        let waited_for = start.get(WAITERS) == Some(&1);
+        let waited_for = start.get(WAITERS_AT) == Some(&1);
         let tags: Vec<u64> = record::tags(start, &header).collect();
         let payload = bytes.saturating_sub(record::HEADER + 8 * usize::from(header.tags));
         Ok(Self::of(&header, waited_for, tags, payload))
@@ -183,7 +183,7 @@ mod tests {
         record.extend_from_slice(&11_u64.to_le_bytes());
         record.extend_from_slice(&12_u64.to_le_bytes());
         record.extend_from_slice(b"payload");
-        header.seal(&mut record);
+        header.write_to(&mut record);
         record
     }
 
@@ -211,7 +211,7 @@ mod tests {
         let read = |bytes: &[u8]| Record::parse(KEY, bytes).expect("a record");
         assert_eq!((read(&bytes).failures, read(&bytes).load_cost_ms), (4, 0));
         assert!(!read(&bytes).waited_for);
-        bytes[WAITERS] = 1;
+        bytes[WAITERS_AT] = 1;
         assert!(read(&bytes).waited_for && !read(&bytes).expired);
         assert!(Record::peek(KEY, &bytes, bytes.len()).is_ok_and(|lease| lease.waited_for));
     }

@@ -28,7 +28,7 @@ pub(crate) use self::in_process::{Gate, When};
 pub(crate) use self::listener::Listener;
 pub(crate) use self::operations::TierOperations;
 pub(crate) use crate::protocol::request::{
-    Acquired, Advance, Keys, Notice, Over, Read, Refill, WatermarkRequest,
+    Acquired, Advance, Keys, Publication, RecordRead, RefreshWrite, Replacing, WatermarkRequest,
 };
 
 /// The shared tier of one cache. Its operations are measured.

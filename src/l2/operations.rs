@@ -13,7 +13,9 @@ use super::listener::Listener;
 use crate::error::RemoteError;
 use crate::protocol::record::Watermarks;
 use crate::protocol::record::{Expiry, Head};
-use crate::protocol::request::{Acquired, Keys, Notice, Over, Read, Refill, WatermarkRequest};
+use crate::protocol::request::{
+    Acquired, Keys, Publication, RecordRead, RefreshWrite, Replacing, WatermarkRequest,
+};
 
 /// Gives the list of operations to a macro. `local` methods answer at once, without I/O. Each of
 /// the `remote` ones touches one key, is one round trip, and is atomic; its name is what metrics
@@ -54,7 +56,7 @@ macro_rules! tier_operations {
 
                 /// Reads many records in one round trip to each node. The answers are in the order
                 /// of the keys. The second part is the first error, if there was one.
-                fn get_many(&self, keys: &[Bytes]) -> (Vec<Read>, Result<(), RemoteError>) {
+                fn get_many(&self, keys: &[Bytes]) -> (Vec<RecordRead>, Result<(), RemoteError>) {
                     if keys.is_empty() {
                         return (Vec::new(), Ok(()));
                     }
@@ -70,7 +72,7 @@ macro_rules! tier_operations {
                     keys: &Keys,
                     lease: Vec<u8>,
                     ttl_ms: u64,
-                    over: Over<'_>,
+                    over: Replacing<'_>,
                     known: Watermarks
                 ) -> Result<Acquired, RemoteError>;
 
@@ -82,9 +84,9 @@ macro_rules! tier_operations {
                     keys: &Keys,
                     seen: &[u8],
                     head: Head,
-                    refill: Refill,
+                    refill: RefreshWrite,
                     ttl_ms: u64,
-                    wake: Notice
+                    wake: Publication
                 ) -> Result<bool, RemoteError>;
 
                 /// Stores a record if the key still holds the one with this head, and wakes the
@@ -96,7 +98,7 @@ macro_rules! tier_operations {
                     head: Head,
                     record: Vec<u8>,
                     ttl_ms: u64,
-                    wake: Notice
+                    wake: Publication
                 ) -> Result<bool, RemoteError>;
 
                 /// Extends the life of the lease with this head, and of the record that it is the
@@ -114,7 +116,7 @@ macro_rules! tier_operations {
                     &self,
                     key: &Bytes,
                     head: Head,
-                    wake: Notice
+                    wake: Publication
                 ) -> Result<bool, RemoteError>;
 
                 /// Drops all that the key holds, a lease and a claim too, and publishes the notice.
@@ -124,7 +126,7 @@ macro_rules! tier_operations {
                     &self,
                     keys: &Keys,
                     hold_off: Option<(Vec<u8>, u64)>,
-                    notice: Notice
+                    publication: Publication
                 ) -> Result<(), RemoteError>;
 
                 /// Changes the state of the entry that the key holds. Drops anything else but a
@@ -133,7 +135,7 @@ macro_rules! tier_operations {
                     &self,
                     keys: &Keys,
                     state: Expiry,
-                    notice: Notice
+                    publication: Publication
                 ) -> Result<(), RemoteError>;
 
                 /// Stores a record over anything that the key holds, and publishes the notice. If
@@ -144,7 +146,7 @@ macro_rules! tier_operations {
                     record: Vec<u8>,
                     versioned: bool,
                     ttl_ms: u64,
-                    notice: Notice
+                    publication: Publication
                 ) -> Result<bool, RemoteError>;
 
                 /// Reads the marks of a cache, and raises one if asked to. Answers the marks and

@@ -1,5 +1,5 @@
-//! Records of every released format, byte for byte: what was written once is read for ever, and
-//! what is written now has not changed.
+//! Golden records: files of every released format, byte for byte. A record that was written once
+//! can be read for ever, and records are written today as they were then.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use super::record::{Baseline, Header, Kind};
 use crate::codec::{Bincode, Codec, Json};
 
 const KEY: &[u8] = b"tidegate:users:42";
-const ERA: Baseline = Baseline {
+const BASELINE: Baseline = Baseline {
     incarnation: 0x000f_1234_5678_9abc,
     watermark: 3,
 };
@@ -44,12 +44,12 @@ fn value(codec: &impl Codec) -> (Header, Vec<u8>) {
     );
     (header.codec, header.schema) = (codec.id(), 3);
     (header.fresh_ms, header.load_cost_ms) = (300_000, 12);
-    (header.baseline, header.version) = (ERA, 9);
+    (header.baseline, header.version) = (BASELINE, 9);
     header.tags = 1;
     let mut record = Header::reserve();
     record.extend_from_slice(&TAG.to_le_bytes());
     codec.encode(&user(), &mut record).unwrap();
-    header.seal(&mut record);
+    header.write_to(&mut record);
     (header, record)
 }
 
@@ -63,9 +63,9 @@ fn plain(kind: Kind, waited_for: bool) -> (Header, Vec<u8>) {
     if kind == Kind::Negative {
         header.fresh_ms = 30_000;
     }
-    header.baseline = ERA;
+    header.baseline = BASELINE;
     let mut record = header.to_record();
-    record[super::record::WAITERS] = u8::from(waited_for);
+    record[super::record::WAITERS_AT] = u8::from(waited_for);
     (header, record)
 }
 
@@ -76,7 +76,7 @@ fn expired((mut header, mut record): (Header, Vec<u8>)) -> (Header, Vec<u8>) {
     (header, record)
 }
 
-/// Every file, what it holds, and what writes it today.
+/// Every file, its header, and its bytes as they are written today.
 fn files() -> Vec<(&'static str, (Header, Vec<u8>))> {
     vec![
         ("v1_value_bincode.bin", value(&Bincode)),
@@ -90,7 +90,7 @@ fn files() -> Vec<(&'static str, (Header, Vec<u8>))> {
     ]
 }
 
-/// What was sealed: written and read by the test below, if it can be.
+/// The sealed record. It needs the feature `sealed`, and the last test writes and reads it.
 const SEALED: &str = "v1_value_sealed.bin";
 
 fn payloads() -> PathBuf {
@@ -151,7 +151,7 @@ fn sealed_records_of_every_released_format_are_opened_and_sealed_as_they_were() 
     let mut written = Header::reserve();
     written.extend_from_slice(&tags);
     codec.seal(nonce, &user(), &context, &mut written).unwrap();
-    header.seal(&mut written);
+    header.write_to(&mut written);
 
     let stored = std::fs::read(payloads().join(SEALED)).unwrap();
     let (parsed, body) = Header::parse(&stored, super::record::key_hash(KEY)).unwrap();

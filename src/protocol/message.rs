@@ -5,13 +5,14 @@
 //! | 1 | format, 1 |
 //! | 1 | operation, see [`Operation`] |
 //! | 16 | origin: random, one per cache handle |
-//! | 8 | number of this message among those of its origin that change something; else 0 |
+//! | 8 | sequence number among the origin's messages that change something; else 0 |
 //!
-//! For operations on keys, one or more keys follow: 4 bytes of length and the encoded key. For the
-//! others, four numbers of 8 bytes follow: the hash of the tag (or 0), the incarnation, the mark, and the
-//! mark of the last invalidation of everything. The script that reads the last three adds them.
+//! In an operation on keys, one or more keys follow: 4 bytes of length and the encoded key. In the
+//! others, four numbers of 8 bytes follow: the hash of the tag (or 0), the incarnation, the current
+//! watermark, and the watermark of the last invalidation of everything. The script that reads the
+//! last three adds them.
 //!
-//! A reader takes anything else for a gap: it missed a message that it does not understand.
+//! Any other message counts as a gap: the reader has missed a message that it does not understand.
 
 use crate::protocol::record::Watermarks;
 
@@ -30,12 +31,13 @@ pub(crate) enum Operation {
     Invalidate = 1,
     /// `insert` gave the key a new value.
     Insert = 2,
-    /// The lease on the key is gone: its waiters should read again. The value may be unchanged.
+    /// The lease on the key has ended: flights that wait for it read again. The value may be
+    /// unchanged.
     Wake = 3,
     /// The entry is not fresh any more.
     Expire = 4,
-    /// A heartbeat: it proves the channel, and carries the marks.
-    Beat = 5,
+    /// A heartbeat: it proves the channel, and carries the watermarks.
+    Heartbeat = 5,
     /// Everything was dropped.
     InvalidateAll = 6,
     /// Everything with a tag was dropped.
@@ -57,7 +59,7 @@ pub(crate) enum About<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The bytes. A message about marks is without the marks, which the tier adds.
+    /// The bytes. In a message about watermarks the watermarks are missing; the tier adds them.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(FIXED + 64);
         bytes.extend_from_slice(&[FORMAT, self.operation as u8]);
@@ -84,7 +86,7 @@ impl<'a> Message<'a> {
             [FORMAT, 2] => Operation::Insert,
             [FORMAT, 3] => Operation::Wake,
             [FORMAT, 4] => Operation::Expire,
-            [FORMAT, 5] => Operation::Beat,
+            [FORMAT, 5] => Operation::Heartbeat,
             [FORMAT, 6] => Operation::InvalidateAll,
             [FORMAT, 7] => Operation::InvalidateTag,
             _ => return None,
@@ -92,8 +94,10 @@ impl<'a> Message<'a> {
         let origin = fixed[2..18].try_into().ok()?;
         let number = u64::from_le_bytes(fixed[18..].try_into().ok()?);
         let about = match operation {
-            Operation::Beat | Operation::InvalidateAll | Operation::InvalidateTag => marks(rest)?,
-            _ => keys(rest)?,
+            Operation::Heartbeat | Operation::InvalidateAll | Operation::InvalidateTag => {
+                parse_watermarks(rest)?
+            }
+            _ => parse_keys(rest)?,
         };
         Some(Self {
             operation,
@@ -104,7 +108,7 @@ impl<'a> Message<'a> {
     }
 }
 
-fn keys(mut rest: &[u8]) -> Option<About<'_>> {
+fn parse_keys(mut rest: &[u8]) -> Option<About<'_>> {
     let mut keys = Vec::with_capacity(1);
     while !rest.is_empty() {
         let (len, tail) = rest.split_first_chunk::<4>()?;
@@ -116,7 +120,7 @@ fn keys(mut rest: &[u8]) -> Option<About<'_>> {
     (!keys.is_empty()).then_some(About::Keys(keys))
 }
 
-fn marks(rest: &[u8]) -> Option<About<'_>> {
+fn parse_watermarks(rest: &[u8]) -> Option<About<'_>> {
     let rest: &[u8; 32] = rest.try_into().ok()?;
     let mut numbers = rest.chunks_exact(8).map(|number| {
         let number: [u8; 8] = number.try_into().unwrap_or_default();
@@ -160,11 +164,11 @@ mod tests {
 
         #[test]
         fn marks_survive(number in any::<u64>(), tag in any::<u64>(), numbers in prop::array::uniform3(0..=LARGEST)) {
-            let [incarnation, mark, all] = numbers;
-            let about = About::Watermarks { tag, watermarks: Watermarks { incarnation, current: mark, all } };
+            let [incarnation, current, all] = numbers;
+            let about = About::Watermarks { tag, watermarks: Watermarks { incarnation, current, all } };
             let message = Message { operation: Operation::InvalidateTag, origin: [3; 16], number, about };
             let mut bytes = message.to_bytes();
-            prop_assert_eq!(Message::parse(&bytes), None, "the tier has not added the marks");
+            prop_assert_eq!(Message::parse(&bytes), None, "the tier has not added the watermarks");
             bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
             prop_assert_eq!(Message::parse(&bytes), Some(message));
         }
@@ -190,8 +194,8 @@ mod tests {
             other[at] = value;
             assert_eq!(Message::parse(&other), None);
         }
-        for (incarnation, mark, all) in [(LARGEST, 1, 1), (1, LARGEST, 1), (1, 1, LARGEST)] {
-            let marks = |by: u64| {
+        for (incarnation, current, all) in [(LARGEST, 1, 1), (1, LARGEST, 1), (1, 1, LARGEST)] {
+            let message_with = |by: u64| {
                 let begun = [&bytes[..FIXED], &[0; 8]].concat();
                 let at = |number: u64| {
                     if number == LARGEST {
@@ -200,16 +204,16 @@ mod tests {
                         number
                     }
                 };
-                let numbers = [incarnation, mark, all].map(|number| at(number).to_le_bytes());
+                let numbers = [incarnation, current, all].map(|number| at(number).to_le_bytes());
                 let mut message = [begun, numbers.concat()].concat();
                 message[1] = Operation::InvalidateAll as u8;
                 message
             };
-            assert!(Message::parse(&marks(0)).is_some());
+            assert!(Message::parse(&message_with(0)).is_some());
             assert_eq!(
-                Message::parse(&marks(1)),
+                Message::parse(&message_with(1)),
                 None,
-                "{incarnation} {mark} {all}"
+                "{incarnation} {current} {all}"
             );
         }
         assert_eq!(Message::parse(&bytes[..FIXED]), None, "no keys");

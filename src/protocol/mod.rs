@@ -1,4 +1,4 @@
-//! The protocol between processes: records, messages and requests, as they go over the wire.
+//! The protocol: the records, messages and requests that go over the wire between processes.
 
 #[cfg(test)]
 #[cfg(all(feature = "bincode", feature = "json"))]

@@ -1,6 +1,7 @@
 //! The record: what one key of the shared tier holds.
 //!
-//! A header of 104 bytes, then the tags, then the payload. Integers are little-endian, but for the version.
+//! A record is a header of 104 bytes, then the tags, then the payload. Integers are little-endian,
+//! except the version.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -8,29 +9,30 @@
 //! | 2 | 1 | format, 1 |
 //! | 3 | 1 | kind: 1 value, 2 negative, 3 lease, 4 failed load, 5 hold-off |
 //! | 4 | 16 | token: random; identifies this version of the value, or this one load |
-//! | 20 | 16 | state: what is set in place, see below; zero when written |
+//! | 20 | 16 | state: changed in place, see below; zero when written |
 //! | 36 | 1 | value only: codec id; else 0 |
 //! | 37 | 1 | zero |
 //! | 38 | 2 | value only: schema version; else 0 |
-//! | 40 | 2 | value or absence: how many tags; else 0 |
+//! | 40 | 2 | value or absence: number of tags; else 0 |
 //! | 42 | 2 | zero |
 //! | 44 | 8 | hash of the whole key (XXH3) |
 //! | 52 | 8 | created, in milliseconds of the server's clock |
 //! | 60 | 8 | value or absence: fresh for, in milliseconds; failed load: no attempt for, in milliseconds |
-//! | 68 | 4 | value or absence: what a load costs, in milliseconds; lease, failed load: failures in a row |
-//! | 72 | 16 | era and mark: how much was known to be invalidated as a whole when the load began |
+//! | 68 | 4 | value or absence: cost of a load, in milliseconds; lease, failed load: failures in a row |
+//! | 72 | 16 | baseline: the incarnation and the watermark that were known when the load began |
 //! | 88 | 8 | the user's version of the value, or 0; big-endian |
-//! | 96 | 8 | checksum: XXH3 of what follows, seeded with XXH3 of the header before it, state taken as zero |
+//! | 96 | 8 | checksum: XXH3 of tags and payload, seeded with XXH3 of the header before it with the state as zero |
 //! | 104 | 8 each | hashes of the tags (XXH3) |
 //!
-//! The first 20 bytes, the **head**, are what the fill of a lease is compared against. Magic, format
-//! and the checksum keep their places in every later format, so that a record of a later one can be
-//! told from a damaged one: the first is left alone, the second is replaced.
+//! The first 20 bytes are the **head**. The fill of a lease compares it with the head of the lease.
+//! Magic, format and checksum keep their places in every later format. So a reader can tell a
+//! record of a later format, which it leaves alone, from a damaged one, which it replaces.
 //!
-//! The **state** is changed by scripts, which cannot compute the checksum, so it carries its own. In
-//! a lease the first byte is 1 when someone waits, and the rest is zero. In a value or an absence it
-//! is zero, or, once the entry was expired by hand, 8 random bytes and their complement: what is
-//! compared with the first 36 bytes notices every expiry, and no flipped bit looks like one.
+//! The **state** is changed by scripts, which cannot compute the checksum, so the checksum does not
+//! cover it. In a lease its first byte is 1 when a process waits, and the rest is zero. In a value
+//! or an absence it is zero. When the entry is expired by hand, the state becomes 8 random bytes
+//! and their complement. So a comparison of the first 36 bytes notices every expiry, and no flipped
+//! bit looks like one.
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -40,37 +42,37 @@ use crate::random;
 pub(crate) const HEADER: usize = 104;
 /// Bytes of the head.
 pub(crate) const HEAD: usize = 20;
-/// Bytes of head and state: what replacing a value is compared against.
-pub(crate) const STATED: usize = 36;
-/// Where a lease says that someone waits.
-pub(crate) const WAITERS: usize = 20;
-/// Where era and mark are.
-pub(crate) const STAMP: usize = 72;
-/// Where the user's version is.
-pub(crate) const VERSION: usize = 88;
-/// Tags that a value can have.
-pub(crate) const MOST_TAGS: usize = 64;
+/// Bytes of head and state. A write that replaces a value compares them with those of the old one.
+pub(crate) const HEAD_AND_STATE: usize = 36;
+/// The offset of the byte of a lease that says that a process waits.
+pub(crate) const WAITERS_AT: usize = 20;
+/// The offset of the baseline.
+pub(crate) const BASELINE_AT: usize = 72;
+/// The offset of the user's version.
+pub(crate) const VERSION_AT: usize = 88;
+/// The number of tags that a value can have.
+pub(crate) const MAX_TAGS: usize = 64;
 
 const MAGIC: [u8; 2] = *b"TG";
 const FORMAT: u8 = 1;
-const CHECKSUM: usize = 96;
-/// Bytes of the header that say something of the record: all but the checksum.
-pub(crate) const FIELDS: usize = CHECKSUM;
+const CHECKSUM_AT: usize = 96;
+/// Bytes of the header without the checksum.
+pub(crate) const FIELDS: usize = CHECKSUM_AT;
 
 /// The first 20 bytes of a record: magic, format, kind, token.
 pub(crate) type Head = [u8; HEAD];
 
-/// Random, unique to one load or one version of a value; never one per process, because two loads
-/// that share a token let the older one commit.
+/// Random, and unique to one load or one version of a value. It is never one per process: of two
+/// loads that shared a token, the older one could be stored.
 pub(crate) type Token = [u8; 16];
 
-/// What the state of an entry is set to when it is expired by hand.
+/// The state of an entry that was expired by hand.
 pub(crate) type Expiry = [u8; 16];
 
 /// The watermarks of a cache, as L2 answers them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Watermarks {
-    /// Random. A new one begins where the watermarks were lost.
+    /// Random. A new one begins when the watermarks were lost.
     pub(crate) incarnation: u64,
     /// Counts the invalidations of tags and of everything.
     pub(crate) current: u64,
@@ -78,12 +80,11 @@ pub(crate) struct Watermarks {
     pub(crate) all: u64,
 }
 
-/// How much was known to be invalidated as a whole: see [`marks`](crate::coherence::watermarks).
+/// The watermark that was known when a load began: see
+/// [`watermarks`](crate::coherence::watermarks).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Baseline {
-    /// Random; a new one when the marks were lost.
     pub(crate) incarnation: u64,
-    /// The last mark.
     pub(crate) watermark: u64,
 }
 
@@ -97,12 +98,12 @@ pub(crate) enum Kind {
     HoldOff = 5,
 }
 
-/// A header as it is written, and as it was read.
+/// The fields of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) kind: Kind,
     pub(crate) token: Token,
-    /// Not fresh any more, because somebody said so. Never written, only read.
+    /// The entry was expired by hand. This field is read from the state and never written.
     pub(crate) expired: bool,
     pub(crate) codec: u8,
     pub(crate) schema: u16,
@@ -110,23 +111,23 @@ pub(crate) struct Header {
     pub(crate) key_hash: u64,
     pub(crate) created_ms: u64,
     pub(crate) fresh_ms: u64,
-    /// Of a lease and of a failed load: failures in a row.
+    /// In a lease and in a failed load: failures in a row.
     pub(crate) load_cost_ms: u32,
     pub(crate) baseline: Baseline,
     pub(crate) version: u64,
 }
 
-/// Why bytes are not a record that can be used.
+/// Why bytes cannot be used as a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Malformed {
-    /// Not ours, or damaged: to be replaced.
+    /// Damaged, or no record at all: to be replaced.
     Damaged,
     /// An intact record of a later format: to be left alone.
     LaterFormat,
 }
 
 impl Header {
-    /// A header without a value: a lease, a negative entry or the mark of a failed load.
+    /// A header without a value, for instance of a lease, an absence or a failed load.
     pub(crate) fn plain(kind: Kind, token: Token, key_hash: u64, created_ms: u64) -> Self {
         Self {
             kind,
@@ -148,24 +149,26 @@ impl Header {
         head(self.kind, &self.token)
     }
 
-    /// Room for the header; [`seal`](Self::seal) fills it in when the payload stands behind it.
+    /// A record with room for the header. [`write_to`](Self::write_to) writes the header when tags
+    /// and payload have been appended.
     pub(crate) fn reserve() -> Vec<u8> {
         vec![0; HEADER]
     }
 
-    /// Writes the header in front of the payload: `record` begins with `HEADER` bytes of room.
-    pub(crate) fn seal(&self, record: &mut [u8]) {
+    /// Writes the header, with its checksum, into the room that [`reserve`](Self::reserve) has
+    /// left.
+    pub(crate) fn write_to(&self, record: &mut [u8]) {
         debug_assert!(record.len() >= HEADER, "the record has room for a header");
         let Some((header, payload)) = record.split_at_mut_checked(HEADER) else {
             return;
         };
         header[..FIELDS].copy_from_slice(&self.fields());
         let sum = checksum(header, payload);
-        header[CHECKSUM..].copy_from_slice(&sum.to_le_bytes());
+        header[CHECKSUM_AT..].copy_from_slice(&sum.to_le_bytes());
     }
 
-    /// The header but for its checksum, with the state that it is written with: what stays as it is
-    /// as long as the payload does.
+    /// The header without its checksum, as it is when written. It does not change as long as the
+    /// payload does not.
     pub(crate) fn fields(&self) -> [u8; FIELDS] {
         let mut header = [0; FIELDS];
         header[..HEAD].copy_from_slice(&self.head());
@@ -182,30 +185,30 @@ impl Header {
         header
     }
 
-    /// The header for the body of another record: the same value with other times.
-    pub(crate) fn reseal(&self, record: &[u8]) -> Vec<u8> {
+    /// This header for the body of another record: the same value with other times.
+    pub(crate) fn renewed_for(&self, record: &[u8]) -> Vec<u8> {
         let mut renewed = record.to_vec();
-        self.seal(&mut renewed);
+        self.write_to(&mut renewed);
         renewed.truncate(HEADER);
         renewed
     }
 
-    /// What tells this version of the value from others, short.
+    /// A short identifier of this version of the value.
     pub(crate) fn version_id(&self) -> u64 {
         version_id(&self.token)
     }
 
-    /// A whole record without payload.
+    /// A complete record without payload.
     pub(crate) fn to_record(self) -> Vec<u8> {
         let mut record = Self::reserve();
-        self.seal(&mut record);
+        self.write_to(&mut record);
         record
     }
 
-    /// Takes a record apart, strictly: every byte has one meaning, and none is left over.
+    /// Parses a record strictly: every byte has one meaning, and no byte is left over.
     pub(crate) fn parse(record: &[u8], key_hash: u64) -> Result<(Self, Body<'_>), Malformed> {
         let (header, body) = record.split_at_checked(HEADER).ok_or(Malformed::Damaged)?;
-        if header[..2] != MAGIC || read_u64(header, CHECKSUM) != checksum(header, body) {
+        if header[..2] != MAGIC || read_u64(header, CHECKSUM_AT) != checksum(header, body) {
             return Err(Malformed::Damaged);
         }
         if header[2] > FORMAT {
@@ -214,7 +217,7 @@ impl Header {
         let parsed = Self::read(header).ok_or(Malformed::Damaged)?;
         let kind = parsed.kind;
         let mut state = [0; 16];
-        state.copy_from_slice(&header[HEAD..STATED]);
+        state.copy_from_slice(&header[HEAD..HEAD_AND_STATE]);
         let state_is_sound = match kind {
             Kind::Lease => state[0] <= 1 && state[1..] == [0; 15],
             Kind::Value | Kind::Negative => state == [0; 16] || is_expiry(&state),
@@ -228,7 +231,7 @@ impl Header {
             && header[42..44] == [0, 0]
             && parsed.key_hash == key_hash
             && state_is_sound
-            && usize::from(parsed.tags) <= MOST_TAGS
+            && usize::from(parsed.tags) <= MAX_TAGS
             && (parsed.tags == 0 || matches!(kind, Kind::Value | Kind::Negative))
             && (kind == Kind::Value
                 || (payload.is_empty() && parsed.codec == 0 && parsed.schema == 0));
@@ -245,7 +248,7 @@ impl Header {
         }
     }
 
-    /// What the fields of a header say, unchecked but for the kind.
+    /// The fields of a header. Only the kind is checked.
     fn read(header: &[u8]) -> Option<Self> {
         let kind = match header[3] {
             1 => Kind::Value,
@@ -260,7 +263,7 @@ impl Header {
         Some(Self {
             kind,
             token,
-            expired: kind != Kind::Lease && header[HEAD..STATED] != [0; 16],
+            expired: kind != Kind::Lease && header[HEAD..HEAD_AND_STATE] != [0; 16],
             codec: header[36],
             schema: read_u16(header, 38),
             tags: read_u16(header, 40),
@@ -269,14 +272,14 @@ impl Header {
             fresh_ms: read_u64(header, 60),
             load_cost_ms: u32::from_le_bytes([header[68], header[69], header[70], header[71]]),
             baseline: Baseline {
-                incarnation: read_u64(header, STAMP),
-                watermark: read_u64(header, STAMP + 8),
+                incarnation: read_u64(header, BASELINE_AT),
+                watermark: read_u64(header, BASELINE_AT + 8),
             },
             version: version(header),
         })
     }
 
-    /// The header of a record of which only the beginning is here, so that its checksum says nothing.
+    /// The header of a record of which only the beginning is known, so its checksum is not checked.
     #[cfg(feature = "inspect")]
     pub(crate) fn peek(start: &[u8], key_hash: u64) -> Result<Self, Malformed> {
         let header = start.get(..HEADER).ok_or(Malformed::Damaged)?;
@@ -289,10 +292,10 @@ impl Header {
     }
 }
 
-/// What stands behind a header.
+/// Tags and payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Body<'a> {
-    /// The hashes of the tags, as they stand there.
+    /// The hashes of the tags, as bytes.
     pub(crate) raw_tags: &'a [u8],
     pub(crate) payload: &'a [u8],
 }
@@ -310,7 +313,7 @@ pub(crate) fn tags(record: &[u8], header: &Header) -> impl Iterator<Item = u64> 
     tags.take(header.tags.into()).map(|tag| read_u64(tag, 0))
 }
 
-/// A state for an entry that is expired by hand; no two are alike.
+/// A state for an entry that is expired by hand. No two are alike.
 pub(crate) fn expiry() -> Expiry {
     let nonce = random::number();
     let mut expiry = [0; 16];
@@ -323,7 +326,7 @@ fn is_expiry(state: &Expiry) -> bool {
     read_u64(state, 0) == !read_u64(state, 8)
 }
 
-/// What tells a version of a value from others, short.
+/// A short identifier of a version of a value: the first half of its token.
 pub(crate) fn version_id(token: &Token) -> u64 {
     read_u64(token, 0)
 }
@@ -338,21 +341,21 @@ pub(crate) fn head(kind: Kind, token: &Token) -> Head {
     head
 }
 
-// A tier does not read further than this.
+// The functions below are all that a tier reads of a record.
 
 /// Whether this is a lease.
 pub(crate) fn is_lease(record: &[u8]) -> bool {
-    record.len() == HEADER && is_of(record, &[Kind::Lease])
+    record.len() == HEADER && is_kind(record, &[Kind::Lease])
 }
 
 /// Whether this is a value or an absence.
 pub(crate) fn is_entry(record: &[u8]) -> bool {
-    record.len() >= HEADER && is_of(record, &[Kind::Value, Kind::Negative])
+    record.len() >= HEADER && is_kind(record, &[Kind::Value, Kind::Negative])
 }
 
-/// For how many milliseconds after a failed load there is no attempt, and how many failed in a row.
+/// Of a failed load: for how many milliseconds there is no attempt, and how many failed in a row.
 pub(crate) fn failed(record: &[u8]) -> Option<(u64, u32)> {
-    let failed = record.len() == HEADER && is_of(record, &[Kind::Failed]);
+    let failed = record.len() == HEADER && is_kind(record, &[Kind::Failed]);
     failed.then(|| {
         let failures = [record[68], record[69], record[70], record[71]];
         (read_u64(record, 60), u32::from_le_bytes(failures))
@@ -360,38 +363,38 @@ pub(crate) fn failed(record: &[u8]) -> Option<(u64, u32)> {
 }
 
 pub(crate) fn is_hold_off(record: &[u8]) -> bool {
-    is_of(record, &[Kind::HoldOff])
+    is_kind(record, &[Kind::HoldOff])
 }
 
-fn is_of(record: &[u8], kinds: &[Kind]) -> bool {
+fn is_kind(record: &[u8], kinds: &[Kind]) -> bool {
     record.len() >= 4
         && record[..2] == MAGIC
         && record[2] == FORMAT
         && kinds.iter().any(|kind| record[3] == *kind as u8)
 }
 
-/// The era that a lease's load began in.
+/// The baseline of a lease's load.
 pub(crate) fn lease_baseline(lease: &[u8]) -> Baseline {
     Baseline {
-        incarnation: read_u64(lease, STAMP),
-        watermark: read_u64(lease, STAMP + 8),
+        incarnation: read_u64(lease, BASELINE_AT),
+        watermark: read_u64(lease, BASELINE_AT + 8),
     }
 }
 
-/// The user's version of an entry. Scripts compare it byte by byte, hence its order.
+/// The user's version of an entry. It is big-endian because scripts compare it byte by byte.
 pub(crate) fn version(entry: &[u8]) -> u64 {
-    read_u64(entry, VERSION).swap_bytes()
+    read_u64(entry, VERSION_AT).swap_bytes()
 }
 
-/// The hash of a key as records carry it.
+/// The hash of a key, as in a record's header.
 pub(crate) fn key_hash(redis_key: &[u8]) -> u64 {
     xxh3_64(redis_key)
 }
 
 fn checksum(header: &[u8], payload: &[u8]) -> u64 {
-    let mut covered = [0; CHECKSUM];
-    covered.copy_from_slice(&header[..CHECKSUM]);
-    covered[HEAD..STATED].fill(0);
+    let mut covered = [0; CHECKSUM_AT];
+    covered.copy_from_slice(&header[..CHECKSUM_AT]);
+    covered[HEAD..HEAD_AND_STATE].fill(0);
     xxh3_64_with_seed(payload, xxh3_64(&covered))
 }
 
@@ -434,7 +437,7 @@ mod tests {
         record.extend_from_slice(&11_u64.to_le_bytes());
         record.extend_from_slice(&12_u64.to_le_bytes());
         record.extend_from_slice(b"payload");
-        header.seal(&mut record);
+        header.write_to(&mut record);
         (header, record)
     }
 
@@ -481,7 +484,7 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(
                 Header::parse(&damaged, KEY).is_ok(),
-                bit == WAITERS * 8,
+                bit == WAITERS_AT * 8,
                 "bit {bit}"
             );
         }
@@ -491,7 +494,7 @@ mod tests {
     fn an_entry_that_was_expired_by_hand_says_so_and_no_flipped_bit_of_that_goes_unnoticed() {
         let (header, mut record) = sample();
         let first = expiry();
-        record[HEAD..STATED].copy_from_slice(&first);
+        record[HEAD..HEAD_AND_STATE].copy_from_slice(&first);
         let expired = Header {
             expired: true,
             ..header
@@ -501,14 +504,14 @@ mod tests {
             Ok(expired)
         );
         assert_ne!(first, expiry());
-        for bit in HEAD * 8..STATED * 8 {
+        for bit in HEAD * 8..HEAD_AND_STATE * 8 {
             record[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Header::parse(&record, KEY), Err(Malformed::Damaged));
             record[bit / 8] ^= 1 << (bit % 8);
         }
         for kind in [Kind::Lease, Kind::Failed, Kind::HoldOff] {
             let mut other = Header::plain(kind, [9; 16], KEY, 5).to_record();
-            other[HEAD..STATED].copy_from_slice(&first);
+            other[HEAD..HEAD_AND_STATE].copy_from_slice(&first);
             assert_eq!(Header::parse(&other, KEY), Err(Malformed::Damaged));
         }
     }
@@ -520,7 +523,7 @@ mod tests {
             header.tags = tags;
             let mut record = Header::reserve();
             record.resize(HEADER + bytes, 0);
-            header.seal(&mut record);
+            header.write_to(&mut record);
             assert_eq!(Header::parse(&record, KEY), Err(Malformed::Damaged));
         }
     }
@@ -538,7 +541,7 @@ mod tests {
         assert_eq!(Header::parse(&record, KEY), Err(Malformed::Damaged));
         let (header, payload) = record.split_at_mut(HEADER);
         let sum = checksum(header, payload);
-        header[CHECKSUM..].copy_from_slice(&sum.to_le_bytes());
+        header[CHECKSUM_AT..].copy_from_slice(&sum.to_le_bytes());
         assert_eq!(Header::parse(&record, KEY), Err(Malformed::LaterFormat));
     }
 
@@ -552,13 +555,10 @@ mod tests {
         fn headers_survive(
             token in any::<[u8; 16]>(), codec in any::<u8>(), schema in any::<u16>(), key_hash in any::<u64>(),
             created_ms in any::<u64>(), fresh_ms in any::<u64>(), load_cost_ms in any::<u32>(),
-            id in any::<u64>(), mark in any::<u64>(), version in any::<u64>(),
+            incarnation in any::<u64>(), watermark in any::<u64>(), version in any::<u64>(),
             tags in prop::collection::vec(any::<u64>(), 0..5), payload in prop::collection::vec(any::<u8>(), 0..100)
         ) {
-            let baseline = Baseline {
-        incarnation: id,
-        watermark: mark,
-    };
+            let baseline = Baseline { incarnation, watermark };
             let header = Header {
                 kind: Kind::Value, token, expired: false, codec, schema, tags: tags.len() as u16, key_hash,
                 created_ms, fresh_ms, load_cost_ms, baseline, version,
@@ -566,7 +566,7 @@ mod tests {
             let mut record = Header::reserve();
             record.extend(tags.iter().flat_map(|tag| tag.to_le_bytes()));
             record.extend_from_slice(&payload);
-            header.seal(&mut record);
+            header.write_to(&mut record);
             let (parsed, body) = Header::parse(&record, key_hash).unwrap();
             prop_assert_eq!((parsed, body.payload), (header, &payload[..]));
             prop_assert_eq!(body.tags().collect::<Vec<_>>(), tags);

@@ -38,11 +38,11 @@ impl Keys {
 }
 
 /// The answer to a read: a record or nothing. `Err`: L2 may not be asked, or did not answer.
-pub(crate) type Read = Result<Option<Bytes>, ()>;
+pub(crate) type RecordRead = Result<Option<Bytes>, ()>;
 
 /// What the key must hold for a lease to be acquired.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Over<'a> {
+pub(crate) enum Replacing<'a> {
     /// Nothing: the load fills an empty key.
     Nothing,
     /// A record with this beginning, which is no longer of use: the lease replaces it.
@@ -64,9 +64,9 @@ pub(crate) enum Acquired {
     Record(Option<Bytes>),
 }
 
-/// The result of a refresh, to be stored.
+/// What a refresh writes.
 #[derive(Debug)]
-pub(crate) enum Refill {
+pub(crate) enum RefreshWrite {
     /// A new record.
     Record(Vec<u8>),
     /// A new header for the record that the key holds: the value is unchanged, its times are not.
@@ -77,7 +77,7 @@ pub(crate) enum Refill {
 
 /// A message for a channel of the bus.
 #[derive(Clone, Debug)]
-pub(crate) struct Notice {
+pub(crate) struct Publication {
     pub(crate) channel: Bytes,
     pub(crate) message: Bytes,
 }
@@ -90,23 +90,24 @@ pub(crate) enum Advance {
     Tag(u64),
 }
 
-/// A request for the marks of a cache.
+/// A request for the watermarks of a cache.
 #[derive(Clone, Debug)]
 pub(crate) struct WatermarkRequest {
     pub(crate) advance: Advance,
-    /// The marks that the caller knows. A server that knows lower ones has lost some.
+    /// The watermarks that the caller knows. A server that knows lower ones has lost some.
     pub(crate) known: Watermarks,
-    /// Tags whose latest mark is wanted.
+    /// Tags whose latest watermark is wanted.
     pub(crate) tags: Vec<u64>,
-    /// Published with the marks.
-    pub(crate) notice: Option<Notice>,
+    /// Published with the watermarks.
+    pub(crate) publication: Option<Publication>,
 }
 
-/// How long the marks live after they were last read.
+/// How long the watermarks live after they were last read.
 #[cfg(feature = "redis")]
-pub(crate) const MARKS_TTL: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
+pub(crate) const WATERMARKS_TTL: std::time::Duration =
+    std::time::Duration::from_secs(30 * 24 * 3600);
 
-/// Adds the marks to a message about them.
+/// Adds the watermarks to a message about them.
 pub(crate) fn with_watermarks(mut message: Vec<u8>, watermarks: Watermarks) -> Vec<u8> {
     for number in [watermarks.incarnation, watermarks.current, watermarks.all] {
         message.extend_from_slice(&number.to_le_bytes());
@@ -114,7 +115,8 @@ pub(crate) fn with_watermarks(mut message: Vec<u8>, watermarks: Watermarks) -> V
     message
 }
 
-/// An incarnation for a cache that has none: random, and small enough for every script to count with.
+/// An incarnation for a cache that has none: random, and small enough for every script to count
+/// with.
 pub(crate) fn new_incarnation() -> u64 {
     (crate::random::number() >> 12).max(1)
 }

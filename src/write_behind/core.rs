@@ -15,7 +15,7 @@ use super::record::Records;
 use crate::key::namespace;
 use crate::l2::redis::Redis;
 use crate::l2::redis::queue::QueueKeys;
-use crate::l2::{Listener, Notice, TierOperations};
+use crate::l2::{Listener, Publication, TierOperations};
 
 type OnEvent = Arc<dyn Fn(&Event) + Send + Sync>;
 
@@ -144,18 +144,18 @@ impl<K, V> Core<K, V> {
         Ok(())
     }
 
-    pub(super) fn written(&self, partition: u16) -> Notice {
+    pub(super) fn written(&self, partition: u16) -> Publication {
         self.notice(WRITTEN, partition)
     }
 
-    pub(super) fn freed(&self, partition: u16) -> Notice {
+    pub(super) fn freed(&self, partition: u16) -> Publication {
         self.notice(FREED, partition)
     }
 
-    fn notice(&self, about: u8, partition: u16) -> Notice {
+    fn notice(&self, about: u8, partition: u16) -> Publication {
         let mut message = vec![about];
         message.extend_from_slice(partition.to_string().as_bytes());
-        Notice {
+        Publication {
             channel: self.channel.clone(),
             message: message.into(),
         }

@@ -1,14 +1,14 @@
-//! Where single look-ups come together to be loaded as a batch.
+//! The window: single look-ups of one cache wait here for others and are loaded as a batch.
 //!
-//! A flight that needs a load waits here for others, for [`window`](crate::Batching::window) at most:
+//! A flight that needs a load waits for [`window`](crate::Batching::window) at most:
 //!
-//! | it is sent on | |
+//! | it is sent to a batch | when |
 //! |---|---|
-//! | at once | if nothing of this cache is being loaded and no other flight is on its way here: an idle cache adds no latency |
-//! | with the others | as soon as no more are on their way and nothing is being loaded, or the batch is full, or its window is over |
+//! | at once | the cache loads nothing and no other flight is expected: an idle cache adds no latency |
+//! | with the others that wait | the cache loads nothing and no more flights are expected, or the batch is full, or its window is over |
 //!
-//! So a burst of look-ups becomes one batch without waiting for a timer, and while a load runs, what
-//! comes collects for the next.
+//! So a burst of look-ups becomes one batch without a wait for a timer. While a load runs, the
+//! flights that come are collected for the next one.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,13 +20,13 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::members::{Batch, BatchRunner, BatchTicket, Candidate};
 use crate::batch::Batching;
-use crate::engine::Engine;
-use crate::engine::batch::{Batch, BatchTicket};
 use crate::engine::load::permits::Priority;
 use crate::erased::AnyKey;
 use crate::ttl;
 
+/// The window of one cache.
 pub(crate) struct BatchWindow {
     window: Duration,
     max_size: usize,
@@ -38,34 +38,29 @@ pub(crate) struct BatchWindow {
 
 struct WindowState {
     waiting: Vec<WaitingLoad>,
-    /// Of those who wait.
+    /// When the flights that wait now are sent on at the latest.
     until: Instant,
-    /// Tells one batch from the next.
+    /// The number of the batch that is collected now.
     number: u64,
-    /// Batches that have been sent on and are not loaded yet.
+    /// Batches that were sent on and are not loaded yet.
     loading: usize,
 }
 
+/// A flight that waits in the window.
 struct WaitingLoad {
-    engine: Arc<Engine>,
+    runner: Arc<dyn BatchRunner>,
     runtime: Handle,
-    key: AnyKey,
-    priority: Priority,
-    sender: oneshot::Sender<BatchTicket>,
+    candidate: Candidate,
 }
 
-/// A flight that is on its way, until dropped.
-pub(crate) struct ArrivalGuard(Arc<dyn ArrivalCount>);
-
-trait ArrivalCount: Send + Sync {
-    fn one_fewer(self: Arc<Self>);
-}
+/// A flight that the window expects, until dropped.
+pub(crate) struct ArrivalGuard(Arc<BatchWindow>);
 
 /// A batch that is being loaded, until dropped.
-pub(crate) struct LoadingBatch(Arc<BatchWindow>);
+struct LoadingBatch(Arc<BatchWindow>);
 
-/// How often a flight that seems to be alone lets others run first: those who came with it may not
-/// have set out yet.
+/// How often a flight that seems to be alone yields to other tasks: flights that were started at
+/// the same moment may not be expected yet.
 const MAX_YIELDS: usize = 3;
 
 impl BatchWindow {
@@ -84,16 +79,16 @@ impl BatchWindow {
         })
     }
 
-    /// Counts a flight in.
+    /// Counts a flight as expected.
     pub(crate) fn expect_arrival(self: &Arc<Self>) -> ArrivalGuard {
         self.expected.fetch_add(1, Ordering::SeqCst);
-        ArrivalGuard(Arc::clone(self) as Arc<dyn ArrivalCount>)
+        ArrivalGuard(Arc::clone(self))
     }
 
-    /// Waits for a seat in a batch.
+    /// The flight needs a load: waits for its ticket of a batch. `arrival`: it was expected.
     pub(crate) async fn join(
         self: &Arc<Self>,
-        engine: &Arc<Engine>,
+        runner: Arc<dyn BatchRunner>,
         key: &AnyKey,
         priority: Priority,
         arrival: Option<ArrivalGuard>,
@@ -106,13 +101,15 @@ impl BatchWindow {
             }
             tokio::task::yield_now().await;
         }
-        let (sender, mut mine) = oneshot::channel();
+        let (sender, mut ticket) = oneshot::channel();
         let waiting = WaitingLoad {
-            engine: Arc::clone(engine),
+            runner,
             runtime,
-            key: key.clone(),
-            priority,
-            sender,
+            candidate: Candidate {
+                key: key.clone(),
+                priority,
+                sender,
+            },
         };
         let (number, until, full) = {
             let mut state = self.state.lock();
@@ -130,21 +127,22 @@ impl BatchWindow {
         self.flush_if_idle();
         tokio::select! {
             biased;
-            ticket = &mut mine => return ticket.ok(),
+            ticket = &mut ticket => return ticket.ok(),
             () = tokio::time::sleep_until(until) => self.flush(|state| state.number == number),
         }
-        mine.await.ok()
+        ticket.await.ok()
     }
 
-    /// Sends those who wait on if there is nobody to wait for.
+    /// Sends on what waits if no flight is expected and nothing is being loaded.
     fn flush_if_idle(self: &Arc<Self>) {
         if !self.wait_when_idle {
             self.flush(|state| state.loading == 0 && self.expected.load(Ordering::SeqCst) == 0);
         }
     }
 
+    /// Forms a batch of what waits, if `now` says so.
     fn flush(self: &Arc<Self>, now: impl FnOnce(&WindowState) -> bool) {
-        let batch = {
+        let waiting = {
             let mut state = self.state.lock();
             if state.waiting.is_empty() || !now(&state) {
                 return;
@@ -154,37 +152,23 @@ impl BatchWindow {
             std::mem::take(&mut state.waiting)
         };
         let loading = LoadingBatch(Arc::clone(self));
-        let Some((engine, runtime)) = batch
-            .first()
-            .map(|first| (Arc::clone(&first.engine), first.runtime.clone()))
-        else {
+        let Some(first) = waiting.first() else {
             return;
         };
-        let (keys, senders) = batch
+        let (runner, runtime) = (Arc::clone(&first.runner), first.runtime.clone());
+        let candidates = waiting
             .into_iter()
-            .map(|waiting| ((waiting.key, waiting.priority), waiting.sender))
-            .unzip();
-        Batch::form(&engine, &runtime, keys, senders, None, Some(loading));
-    }
-}
-
-impl ArrivalCount for BatchWindow {
-    fn one_fewer(self: Arc<Self>) {
-        if self.expected.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.flush_if_idle();
-        }
+            .map(|waiting| waiting.candidate)
+            .collect();
+        Batch::form(runner, runtime, candidates, None, Some(Box::new(loading)));
     }
 }
 
 impl Drop for ArrivalGuard {
     fn drop(&mut self) {
-        Arc::clone(&self.0).one_fewer();
-    }
-}
-
-impl fmt::Debug for ArrivalGuard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Approach")
+        if self.0.expected.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.flush_if_idle();
+        }
     }
 }
 
@@ -192,5 +176,11 @@ impl Drop for LoadingBatch {
     fn drop(&mut self) {
         self.0.state.lock().loading -= 1;
         self.0.flush_if_idle();
+    }
+}
+
+impl fmt::Debug for ArrivalGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ArrivalGuard")
     }
 }

@@ -1,13 +1,9 @@
-//! What other processes say: invalidations, inserts, wake-ups. And what is done when something may
-//! have been missed.
+//! The listener: what this process does with messages of the bus, and when it may have missed one.
 
-use std::sync::{Arc, Weak};
-
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::coherence::sequence::Delivery;
-use crate::coherence::watermarks::News;
+use crate::coherence::watermarks::Learned;
 use crate::engine::Engine;
 use crate::engine::remote::RemoteTier;
 use crate::health::Event;
@@ -20,26 +16,16 @@ impl Listener for Engine {
         let Some(remote) = &self.remote else { return };
         let now = Instant::now();
         let Some(message) = Message::parse(bytes) else {
-            // Something was said that this version does not understand.
+            // A message that this version does not understand counts as a missed one.
             return self.on_gap();
         };
         let own = remote.origin == message.origin;
-        if !own && message.operation == Operation::Beat {
+        if !own && message.operation == Operation::Heartbeat {
             return;
         }
-        remote.channel.message_heard(now);
-        let numbered = !matches!(message.operation, Operation::Wake | Operation::Beat);
-        if numbered && !own {
-            let said = self
-                .numbers
-                .lock()
-                .hear(message.origin, message.number, now);
-            match said {
-                Delivery::New => {}
-                // It was executed before it came for the first time, and done with then.
-                Delivery::Again => return,
-                Delivery::AfterGap => self.on_gap(),
-            }
+        remote.channel.message_received(now);
+        if !own && self.is_duplicate(&message, now) {
+            return;
         }
         match message.about {
             About::Keys(keys) => {
@@ -49,11 +35,8 @@ impl Listener for Engine {
             }
             About::Watermarks { tag, watermarks } => {
                 self.on_watermarks(message.operation, tag, watermarks);
-                if message.operation == Operation::Beat {
-                    remote.channel.heartbeat_returned(message.number, now);
-                    if self.numbers.lock().lost(remote.channel.period(), now) {
-                        self.on_gap();
-                    }
+                if message.operation == Operation::Heartbeat {
+                    self.on_heartbeat(remote, message.number, now);
                 }
             }
         }
@@ -61,11 +44,11 @@ impl Listener for Engine {
 
     fn on_up(&self) {
         let Some(remote) = &self.remote else { return };
-        // Listen first (the tier has confirmed it), then forget what was read before, then prove
-        // the channel: in any other order an invalidation can fall between.
+        // First listen (the tier has confirmed it), then forget what was read before, then prove
+        // the channel. In any other order an invalidation can be missed.
         self.distrust();
         if !self.is_closed() && remote.channel.set_up(Instant::now()) {
-            self.gap();
+            self.report_gap();
         }
         self.repairs.wake.notify_one();
         self.emit(&Event::ChannelUp);
@@ -84,7 +67,7 @@ impl Listener for Engine {
 
     fn on_gap(&self) {
         self.distrust();
-        self.gap();
+        self.report_gap();
     }
 
     #[cfg(feature = "redis")]
@@ -109,11 +92,33 @@ impl Listener for Engine {
 }
 
 impl Engine {
+    /// Whether a message of another process has been handled before. A gap before it is handled
+    /// here.
+    fn is_duplicate(&self, message: &Message<'_>, now: Instant) -> bool {
+        if matches!(message.operation, Operation::Wake | Operation::Heartbeat) {
+            // These have no sequence number.
+            return false;
+        }
+        let delivery = self
+            .numbers
+            .lock()
+            .observe(message.origin, message.number, now);
+        match delivery {
+            Delivery::New => false,
+            // It was executed before it came for the first time, so it is done with.
+            Delivery::Duplicate => true,
+            Delivery::AfterGap => {
+                self.on_gap();
+                false
+            }
+        }
+    }
+
     fn on_key(&self, operation: Operation, encoded: &[u8], own: bool, now: Instant) {
         match operation {
-            // Also from ourselves: a flight of this cache may wait for one that was detached.
+            // Also from this process: a flight of this cache may wait for one that was detached.
             Operation::Wake => self.flights.wake(encoded),
-            // What this cache does itself it does to L1 as well, when the reply is here.
+            // A change that this process makes is carried out in L1 when its reply is here.
             _ if own => {}
             _ => {
                 self.stats.remote_invalidations.add();
@@ -128,8 +133,8 @@ impl Engine {
         }
     }
 
-    /// The marks, in the order of execution: from others, and from ourselves, whose reply may not
-    /// be here yet or never come.
+    /// Takes in watermarks, in the order of execution. They come from other processes, and from
+    /// this one, whose reply may not be here yet or may never come.
     fn on_watermarks(&self, operation: Operation, tag: u64, watermarks: Watermarks) {
         if self.watermarks.contradicts(watermarks) {
             return match operation {
@@ -139,32 +144,27 @@ impl Engine {
         }
         match operation {
             Operation::InvalidateTag => {
-                self.watermarks.heard(watermarks);
+                self.watermarks.observe_message(watermarks);
                 self.apply_advance(Some(tag), watermarks);
             }
             Operation::InvalidateAll => {
-                self.watermarks.heard(watermarks);
+                self.watermarks.observe_message(watermarks);
                 self.apply_advance(None, watermarks);
             }
             _ => match self.watermarks.learn(watermarks, true) {
-                News::Nothing => {}
-                News::Everything => self.start_new_epoch(),
-                News::Missed => self.on_gap(),
+                Learned::Nothing => {}
+                Learned::Everything => self.start_new_epoch(),
+                Learned::Missed => self.on_gap(),
             },
         }
     }
 
-    /// Listens to the bus, from the first call on: without it L1 is not used.
-    pub(crate) async fn attach(self: &Arc<Self>, remote: &RemoteTier) {
-        let begin = || {
-            let weak: Weak<Self> = Arc::downgrade(self);
-            tokio::spawn(heartbeat(
-                Weak::clone(&weak),
-                Arc::clone(&remote.channel.wake),
-            ));
-            weak as Weak<dyn Listener>
-        };
-        remote.attach(begin).await;
+    /// A heartbeat of this process came back.
+    fn on_heartbeat(&self, remote: &RemoteTier, number: u64, now: Instant) {
+        remote.channel.heartbeat_returned(number, now);
+        if self.numbers.lock().take_gap(remote.channel.period(), now) {
+            self.on_gap();
+        }
     }
 
     /// Messages may have been missed: nothing that was read until now is answered before L2 has
@@ -175,56 +175,8 @@ impl Engine {
         self.start_new_epoch();
     }
 
-    fn gap(&self) {
+    fn report_gap(&self) {
         self.stats.gaps.add();
         self.emit(&Event::Gap);
-    }
-
-    /// Nothing that was read until now is answered any more.
-    pub(crate) fn start_new_epoch(&self) {
-        self.fence.bump_epoch();
-        self.flights.detach_before(self.fence.epoch());
-    }
-
-    /// One beat, and what is to be done when none came back.
-    async fn heartbeat_once(&self, remote: &RemoteTier) {
-        let now = Instant::now();
-        if remote.channel.is_up() {
-            if remote.channel.is_silent(now) {
-                self.emit(&Event::ChannelSilent);
-                remote.tier.renew_bus();
-            }
-            let message = remote.heartbeat_message(remote.channel.heartbeat_sent(now));
-            let known = self.watermarks.known().unwrap_or_default();
-            // What comes of it is heard on the bus, or not.
-            let _ = remote
-                .tier
-                .beat(&remote.watermarks_key, known, message)
-                .await;
-        }
-    }
-}
-
-/// Proves the channel as long as the cache lives.
-async fn heartbeat(engine: Weak<Engine>, wake: Arc<Notify>) {
-    loop {
-        let period = {
-            let Some(engine) = engine.upgrade() else {
-                return;
-            };
-            let Some(remote) = &engine.remote else {
-                return;
-            };
-            if engine.is_closed() {
-                return;
-            }
-            engine.heartbeat_once(remote).await;
-            (!remote.channel.is_direct()).then(|| remote.channel.period())
-        };
-        match period {
-            Some(period) => drop(tokio::time::timeout(period, wake.notified()).await),
-            // Once, for the marks.
-            None => wake.notified().await,
-        }
     }
 }

@@ -1,11 +1,13 @@
-//! Writes to the source of truth with what follows from them: database first, then the cache, in one
-//! task that a caller cannot leave half done.
+//! Writes to the source of truth, with the change of the cache that follows.
+//!
+//! The database comes first, then the cache. Both run in one task, so a caller that goes away does
+//! not leave the second step out.
 //!
 //! | the write | the key |
 //! |---|---|
-//! | returned `Ok` | gets the value, or is invalidated, or expired and loaded again |
-//! | returned an error, or panicked | is invalidated: it may have been carried out after all |
-//! | was dropped with its runtime | is invalidated by nobody: the process ends |
+//! | returned `Ok` | gets the value, or is invalidated, or is expired and loaded again |
+//! | returned an error, or panicked | is invalidated: the write may have been carried out after all |
+//! | was dropped with its runtime | is not invalidated: the process ends |
 
 use std::any::Any;
 use std::pin::Pin;
@@ -19,7 +21,7 @@ use crate::error::{RemoteError, RemoteKind, WriteError};
 use crate::loader::Loaded;
 use crate::telemetry::Trace;
 
-/// A write that answered `Ok`: the value that it wrote, or anything.
+/// The result of a write that returned `Ok`: the value that it wrote, or a value of another type.
 pub(crate) enum Written {
     Value(Loaded<AnyValue>),
     Other(Box<dyn Any + Send>),
@@ -28,58 +30,59 @@ pub(crate) enum Written {
 /// A write to the source, without its types.
 pub(crate) type Write = Pin<Box<dyn Future<Output = Result<Written, Box<dyn Any + Send>>> + Send>>;
 
-/// What follows a write that returned.
+/// What follows a write that returned `Ok`.
 #[derive(Clone, Copy)]
 pub(crate) enum AfterWrite {
     /// The value that it wrote goes into both tiers.
     Insert,
     Invalidate,
-    /// And a load, whose outcome is no concern of the writer.
+    /// The entry is expired and loaded again. The outcome of the load does not matter to the
+    /// writer.
     Refresh,
 }
 
 impl Engine {
-    /// The write and what follows, in a task of its own.
+    /// Runs the write and what follows, in a task of its own.
     pub(crate) async fn write(
         self: &Arc<Self>,
         key: AnyKey,
-        then: AfterWrite,
+        after: AfterWrite,
         write: Write,
     ) -> Result<Written, WriteError<Box<dyn Any + Send>>> {
-        const DOING: &str = "write";
+        const OPERATION: &str = "write";
         let Some(running) = self.tasks.enter() else {
             return Err(WriteError::Remote(RemoteError::new(
                 RemoteKind::Closed,
-                DOING,
+                OPERATION,
             )));
         };
         let Ok(runtime) = Handle::try_current() else {
             let cause = "this future must be polled inside a tokio runtime";
-            let error = RemoteError::because(RemoteKind::Unreachable, DOING, cause);
+            let error = RemoteError::because(RemoteKind::Unreachable, OPERATION, cause);
             return Err(WriteError::Remote(error));
         };
         let engine = Arc::clone(self);
         let here = Trace::here();
         let all = runtime.spawn(Trace::here().within(async move {
             let _running = running;
-            // A task of its own: what it panics with ends there.
+            // In a task of its own, so that a panic of the write ends there.
             let failed = match tokio::spawn(here.within(write)).await {
                 Ok(Ok(written)) => {
                     engine.stats.writes.add();
-                    let followed = engine.follow(key, then, written).await;
+                    let followed = engine.follow(key, after, written).await;
                     return followed.map_err(WriteError::Remote);
                 }
                 Ok(Err(error)) => WriteError::Source(error),
                 Err(_) => WriteError::Panicked,
             };
-            // What it comes to is repaired, if need be; the caller has an error already.
+            // An invalidation that fails becomes a repair. The caller has an error already.
             let _ = engine.invalidate_one(&key).await;
             Err(failed)
         }));
         match all.await {
             Ok(result) => result,
             Err(ended) => {
-                let error = RemoteError::because(RemoteKind::Unreachable, DOING, ended);
+                let error = RemoteError::because(RemoteKind::Unreachable, OPERATION, ended);
                 Err(WriteError::Remote(error))
             }
         }
@@ -89,13 +92,13 @@ impl Engine {
     async fn follow(
         self: &Arc<Self>,
         key: AnyKey,
-        then: AfterWrite,
+        after: AfterWrite,
         written: Written,
     ) -> Result<Written, RemoteError> {
-        match (then, written) {
+        match (after, written) {
             (AfterWrite::Insert, Written::Value(loaded)) => {
                 match self.insert_one(key, loaded).await {
-                    // Another writer was later, in the database too: that is what stays.
+                    // Another writer was later, in the database as well. Its value stays.
                     Err(error) if error.is_superseded() => {}
                     result => result?,
                 }

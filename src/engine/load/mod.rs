@@ -1,5 +1,6 @@
 //! Running the user's loader: in a task of its own, bounded in time and number.
 
+mod batched;
 pub(crate) mod nesting;
 pub(crate) mod permits;
 
@@ -97,7 +98,8 @@ impl FlightTask {
             LoadRoute::Single => {}
         }
         if let Some(window) = window {
-            let joined = window.join(engine, &self.flight.key, priority, arrival);
+            let runner = engine.batch_runner();
+            let joined = window.join(runner, &self.flight.key, priority, arrival);
             if let Some(ticket) = joined.await {
                 return self.batch_permit(ticket, deadline).await;
             }
@@ -172,15 +174,15 @@ impl FlightTask {
         trace: &Trace,
     ) -> Result<Loaded<AnyValue>, Error<AnyError>> {
         let (engine, flight) = (&self.engine, &self.flight);
+        let around = self.nesting.serials().iter().copied();
+        let nesting: Nesting = around.chain([flight.serial]).collect();
         let permit = match permit {
             LoadPermit::Batch(ticket) => {
-                let nesting = self.nesting.clone();
-                return ticket.join(flight.serial, nesting, previous).found().await;
+                let result = ticket.join(nesting.serials(), previous);
+                return result.found().await;
             }
             own @ LoadPermit::Own(..) => own,
         };
-        let around = self.nesting.serials().iter().copied();
-        let nesting: Nesting = around.chain([flight.serial]).collect();
         let running = engine.tasks.enter_late();
         let (loader, key) = (Arc::clone(&engine.loader), flight.key.clone());
         // A task of its own: a panic ends there, and a loader that blocks its thread is still timed

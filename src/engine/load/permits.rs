@@ -1,17 +1,19 @@
-//! Places for loads: `max_concurrent_loads`, with a queue that knows who is to go first and who would
-//! come too late.
+//! The load limiter: the permits of `max_concurrent_loads`, with a queue by priority and deadline.
 //!
-//! | who | goes |
-//! |---|---|
-//! | a refresh, or a load of something that was there before | first: it keeps hits from becoming misses |
-//! | a load of something that nobody knows | then |
+//! | priority | load | turn |
+//! |---|---|---|
+//! | warm | a refresh, or a load of a key that has an older value | first: it keeps hits from becoming misses |
+//! | cold | a load of a key without a value | when no warm load waits |
 //!
-//! Within each, first come first served. Under an overload that lasts, unknown keys starve before known
-//! ones do: a cache that was lost comes back key by key, instead of being held down by what it cannot
-//! keep. Whoever would not get a place in time for his load to end is told so at once, and does not make
-//! the queue longer for others; and a place that comes too late is given to the next one. A load that is
-//! begun and cut off is work for nobody, and the source may go on with it: where all that wait have waited
-//! almost for as long as they can, there would be no other loads. (Bronson et al., "Metastable Failures in Distributed Systems", HotOS 2021.)
+//! Loads of the same priority take turns in the order in which they came. Under an overload that
+//! lasts, cold keys starve before warm ones do. So a cache that was lost recovers key by key, and
+//! is not held down by values that it cannot keep.
+//!
+//! A load that could not end before its deadline is refused at once, so it does not make the queue
+//! longer for others. A permit that becomes free too late for a load goes to the next one. A load
+//! that is begun and cut off is useless work, and the source may go on with it. Without these two
+//! rules a full queue would hold only loads of this kind, because all of them have waited almost up
+//! to their deadlines. (Bronson et al., "Metastable Failures in Distributed Systems", HotOS 2021.)
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,17 +23,19 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// Who waits for a place.
+/// How urgent a load is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Priority {
+    /// The key has an older value.
     Warm,
+    /// The key has no value.
     Cold,
 }
 
-/// The places of one cache.
+/// The permits of one cache, and the loads that wait for one.
 #[derive(Debug)]
 pub(crate) struct LoadLimiter {
-    all: usize,
+    max_permits: usize,
     queue: Mutex<Queue>,
 }
 
@@ -49,70 +53,72 @@ struct Waiter {
     deadline: Instant,
 }
 
-/// How long a place is held, on averages that forget.
+/// How long permits are held: moving averages.
 #[derive(Clone, Copy, Debug)]
 struct HoldTime {
     mean: Duration,
-    /// How far from the mean.
+    /// The mean distance from the mean.
     deviation: Duration,
 }
 
 impl HoldTime {
-    /// Longer than most; one that hung does not count for much.
+    /// An upper estimate: most permits are held for less. One load that hangs raises it only a
+    /// little.
     fn upper(self) -> Duration {
         self.mean.saturating_add(self.deviation.saturating_mul(2))
     }
 }
 
-/// A place that is held; given back when dropped.
+/// A permit that is held. Dropped, it goes to the next load.
 #[derive(Debug)]
 pub(crate) struct Permit {
     limiter: Arc<LoadLimiter>,
     since: Instant,
 }
 
-/// The queue is so long that there is no place in time for a load.
+/// The load gets no permit in time, so it would not end before its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WouldTimeOut;
 
 impl LoadLimiter {
-    pub(crate) fn new(all: usize) -> Self {
+    pub(crate) fn new(max_permits: usize) -> Self {
         let queue = Queue {
-            free: all,
+            free: max_permits,
             ..Queue::default()
         };
         Self {
-            all,
+            max_permits,
             queue: Mutex::new(queue),
         }
     }
 
-    /// Waits for a place, until the deadline at most. Cancel safe: whoever goes leaves the queue.
+    /// Waits for a permit, until the deadline at most. Cancel safe: a dropped wait leaves the
+    /// queue.
     pub(crate) async fn acquire(
         self: &Arc<Self>,
         priority: Priority,
         deadline: Instant,
     ) -> Result<Permit, WouldTimeOut> {
-        let waits = {
+        let waiting = {
             let now = Instant::now();
             let mut queue = self.queue.lock();
             if queue.free > 0 {
                 queue.free -= 1;
                 return Ok(self.permit(now));
             }
-            queue.drop_gone();
+            queue.drop_cancelled();
             let left = deadline.saturating_duration_since(now);
             if queue
-                .expected_wait(priority, self.all)
-                .is_some_and(|wait| wait > left)
+                .expected_time(priority, self.max_permits)
+                .is_some_and(|time| time > left)
             {
                 return Err(WouldTimeOut);
             }
-            let (permit, waits) = oneshot::channel();
+            let (permit, waiting) = oneshot::channel();
             queue.of(priority).push_back(Waiter { permit, deadline });
-            waits
+            waiting
         };
-        match tokio::time::timeout_at(deadline, waits).await {
+        match tokio::time::timeout_at(deadline, waiting).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) | Err(_) => Err(WouldTimeOut),
         }
@@ -125,11 +131,11 @@ impl LoadLimiter {
         }
     }
 
-    /// How many wait.
+    /// How many loads wait.
     #[cfg(test)]
     fn waiting(&self) -> usize {
         let mut queue = self.queue.lock();
-        queue.drop_gone();
+        queue.drop_cancelled();
         queue.warm.len() + queue.cold.len()
     }
 }
@@ -142,42 +148,46 @@ impl Queue {
         }
     }
 
-    /// How long it would take whoever comes now to have waited and loaded, if others take as long as
-    /// they did.
-    fn expected_wait(&self, priority: Priority, limiter: usize) -> Option<Duration> {
+    /// How long a load that comes now is expected to take, with its wait. `None`: not known yet.
+    fn expected_time(&self, priority: Priority, max_permits: usize) -> Option<Duration> {
         let before = match priority {
             Priority::Warm => self.warm.len(),
             Priority::Cold => self.warm.len() + self.cold.len(),
         };
         let hold_time = self.hold_time?;
-        let rounds = u32::try_from(before / limiter.max(1)).unwrap_or(u32::MAX);
-        let waits = hold_time.mean.saturating_mul(rounds);
-        Some(waits.saturating_add(hold_time.upper()))
+        let rounds = u32::try_from(before / max_permits.max(1)).unwrap_or(u32::MAX);
+        let wait = hold_time.mean.saturating_mul(rounds);
+        Some(wait.saturating_add(hold_time.upper()))
     }
 
-    /// Those whose callers have gone are at no place of the queue.
-    fn drop_gone(&mut self) {
+    /// Takes loads off the queue that do not wait any more.
+    fn drop_cancelled(&mut self) {
         for queue in [&mut self.warm, &mut self.cold] {
-            // Only at the front, where they are when their time is up: each is looked at once.
-            while queue.front().is_some_and(|waits| waits.permit.is_closed()) {
+            // Only at the front, where a load is when its deadline has come. So each is looked at
+            // once.
+            while queue
+                .front()
+                .is_some_and(|waiter| waiter.permit.is_closed())
+            {
                 queue.pop_front();
             }
         }
     }
 
-    /// Who gets the place that came free now. Those for whom it comes too late are told so.
+    /// The load that gets the permit that is free now. Loads before it for which the permit comes
+    /// too late are refused.
     fn next_waiter(&mut self, now: Instant) -> Option<oneshot::Sender<Permit>> {
         let least = self.hold_time.map_or(Duration::ZERO, HoldTime::upper);
         loop {
-            self.drop_gone();
-            let next_waiter = self.warm.pop_front().or_else(|| self.cold.pop_front())?;
-            if next_waiter.deadline.saturating_duration_since(now) >= least {
-                return Some(next_waiter.permit);
+            self.drop_cancelled();
+            let waiter = self.warm.pop_front().or_else(|| self.cold.pop_front())?;
+            if waiter.deadline.saturating_duration_since(now) >= least {
+                return Some(waiter.permit);
             }
         }
     }
 
-    fn note(&mut self, held: Duration) {
+    fn note_hold_time(&mut self, held: Duration) {
         let first = HoldTime {
             mean: held,
             deviation: Duration::ZERO,
@@ -196,7 +206,7 @@ impl Drop for Permit {
             let mut queue = self.limiter.queue.lock();
             let held = now.saturating_duration_since(self.since);
             if !held.is_zero() {
-                queue.note(held);
+                queue.note_hold_time(held);
             }
             let next_waiter = queue.next_waiter(now);
             if next_waiter.is_none() {
@@ -205,7 +215,8 @@ impl Drop for Permit {
             next_waiter
         };
         if let Some(next_waiter) = next_waiter {
-            // Refused by one who has gone this moment it is dropped, and goes on from there.
+            // If the load was cancelled at this moment, the permit is dropped here and goes to the
+            // next.
             drop(next_waiter.send(self.limiter.permit(now)));
         }
     }
@@ -286,7 +297,7 @@ mod tests {
         let _ = gone.await;
         drop(held);
         drop(stays.await.unwrap().unwrap());
-        // And one that goes at the very moment at which it is given a place.
+        // And a load that is cancelled at the moment at which it gets a permit.
         let held = limiter.acquire(Priority::Warm, later(1)).await.unwrap();
         let late = queued(&limiter, Priority::Warm).await;
         drop(held);
@@ -296,7 +307,8 @@ mod tests {
         assert_eq!(limiter.queue.lock().free, 1);
     }
 
-    /// One of a second is under way; whoever waits has so long.
+    /// A load of one second is under way, and two others wait with this many tenths of a second
+    /// left after it.
     async fn after_one_of_a_second(left: [u32; 2]) -> [Result<Instant, WouldTimeOut>; 2] {
         let limiter = Arc::new(LoadLimiter::new(1));
         let held = limiter.acquire(Priority::Cold, later(1)).await.unwrap();
@@ -307,7 +319,7 @@ mod tests {
             let (limiter, deadline) = (Arc::clone(&limiter), later(1) + SECOND / 10 * left);
             tokio::spawn(async move {
                 let permit = limiter.acquire(Priority::Cold, deadline).await;
-                permit.map(|_place| Instant::now())
+                permit.map(|_permit| Instant::now())
             })
         });
         tokio::task::yield_now().await;
@@ -321,7 +333,7 @@ mod tests {
     async fn a_place_that_comes_too_late_for_a_load_goes_to_the_next_one() {
         let [first, second] = after_one_of_a_second([10, 20]).await;
         assert!(first.is_ok() && second.is_ok());
-        // There is room in the queue for both, but when it is his turn the first has no time left.
+        // The queue accepts both, but on its turn the first has not enough time left.
         let [first, second] = after_one_of_a_second([9, 20]).await;
         assert_eq!(first, Err(WouldTimeOut));
         assert_eq!(second, Ok(Instant::now()));
@@ -351,7 +363,7 @@ mod tests {
         let held = limiter.acquire(Priority::Cold, later(9)).await.unwrap();
         let waits = queued(&limiter, Priority::Cold).await;
         let begun = Instant::now();
-        // One round of two seconds before his own.
+        // One round of two seconds before its own.
         let late = limiter.acquire(Priority::Cold, later(3)).await;
         assert_eq!(late.unwrap_err(), WouldTimeOut);
         assert_eq!(begun.elapsed(), Duration::ZERO);
@@ -367,7 +379,7 @@ mod tests {
             limiter.acquire(Priority::Cold, later(1)).await.unwrap(),
             limiter.acquire(Priority::Cold, later(1)).await.unwrap(),
         ];
-        // Nothing is known of how long it takes: everybody may hope, until his time is up.
+        // It is not known yet how long a load takes, so each may wait until its deadline.
         let begun = Instant::now();
         assert_eq!(
             limiter.acquire(Priority::Cold, later(1)).await.unwrap_err(),
@@ -385,7 +397,7 @@ mod tests {
             waiting.push(queued(&limiter, Priority::Cold).await);
         }
         let begun = Instant::now();
-        // Three rounds of two seconds before it.
+        // Three rounds of two seconds before its own.
         assert_eq!(
             limiter.acquire(Priority::Cold, later(5)).await.unwrap_err(),
             WouldTimeOut

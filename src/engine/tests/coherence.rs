@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::health::{Channel, Event};
-use crate::l2::{Acquired, Advance, Keys, Listener, Over, TierOperations, WatermarkRequest};
+use crate::l2::{Acquired, Advance, Keys, Listener, Replacing, TierOperations, WatermarkRequest};
 use crate::protocol::message::{Message, Operation};
 
 /// The channel lease.
@@ -379,7 +379,7 @@ async fn watermarks_that_went_back_mean_that_everything_is_invalidated() {
         advance: Advance::Nothing,
         known,
         tags: Vec::new(),
-        notice: None,
+        publication: None,
     };
     let watermarks_key = &engine.remote.as_ref().unwrap().watermarks_key;
     let (watermarks, _) = tier.marks(watermarks_key, look).await.unwrap();
@@ -511,9 +511,9 @@ async fn a_record_that_was_expired_since_it_was_read_is_another_record() {
     assert_eq!(tier.commands(), before + 2);
     // The tier itself refuses it too.
     let keys = Keys::of(&bytes::Bytes::from_static(KEY));
-    let start = &read[..record::STATED];
+    let start = &read[..record::HEAD_AND_STATE];
     let known = record::Watermarks::default();
-    for over in [Over::Useless(start), Over::Entry(start)] {
+    for over in [Replacing::Useless(start), Replacing::Entry(start)] {
         let acquired = tier.acquire(&keys, read.to_vec(), 1, over, known).await;
         assert!(matches!(acquired, Ok(Acquired::Record(_))), "{acquired:?}");
     }

@@ -19,7 +19,7 @@ async fn every_way_a_record_can_be_unreadable_is_a_miss_that_is_counted_and_repl
     let mut other_codec = Header::parse(&good, record::key_hash(KEY)).unwrap().0;
     other_codec.codec = 99;
     let mut record = good.to_vec();
-    other_codec.seal(&mut record);
+    other_codec.write_to(&mut record);
     unreadable.push(record);
     // A sound header with a payload that does not decode.
     let mut record = good.to_vec();
@@ -28,7 +28,7 @@ async fn every_way_a_record_can_be_unreadable_is_a_miss_that_is_counted_and_repl
     Header::parse(&good, record::key_hash(KEY))
         .unwrap()
         .0
-        .seal(&mut record);
+        .write_to(&mut record);
     unreadable.push(record);
     for (at, bytes) in unreadable.iter().enumerate() {
         let cache = node(&source, &tier);

@@ -552,7 +552,7 @@ impl Simulation {
         let is_heartbeat = |at: usize| {
             queued.get(at).is_none_or(|bytes| {
                 let message = Message::parse(bytes).expect("a message of ours");
-                message.operation == Operation::Beat
+                message.operation == Operation::Heartbeat
             })
         };
         match self.roll(10) {

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::error::{RemoteError, RemoteKind};
 use crate::l2::listener::Listener;
-use crate::protocol::request::Notice;
+use crate::protocol::request::Publication;
 
 /// Where an operation stops: before it is carried out, or between that and its reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,10 +84,10 @@ impl TestHooks {
         true
     }
 
-    pub(super) fn send_over_wires(&self, notice: &Notice) {
+    pub(super) fn send_over_wires(&self, publication: &Publication) {
         for wire in self.wires.lock().iter_mut().flatten() {
-            if wire.up && (notice.channel.is_empty() || notice.channel == wire.channel) {
-                wire.queue.push_back(notice.message.clone());
+            if wire.up && (publication.channel.is_empty() || publication.channel == wire.channel) {
+                wire.queue.push_back(publication.message.clone());
             }
         }
     }

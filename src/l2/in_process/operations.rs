@@ -12,9 +12,10 @@ use crate::error::RemoteError;
 use crate::l2::listener::Listener;
 use crate::l2::operations::TierOperations;
 use crate::protocol::record::Watermarks;
-use crate::protocol::record::{self, Expiry, HEAD, HEADER, Head, STATED};
+use crate::protocol::record::{self, Expiry, HEAD, HEAD_AND_STATE, HEADER, Head};
 use crate::protocol::request::{
-    Acquired, Advance, Keys, Notice, Over, Read, Refill, WatermarkRequest, with_watermarks,
+    Acquired, Advance, Keys, Publication, RecordRead, RefreshWrite, Replacing, WatermarkRequest,
+    with_watermarks,
 };
 use crate::ttl;
 
@@ -88,7 +89,7 @@ impl TierOperations for InProcess {
         .await
     }
 
-    async fn get_many(&self, keys: &[Bytes]) -> (Vec<Read>, Result<(), RemoteError>) {
+    async fn get_many(&self, keys: &[Bytes]) -> (Vec<RecordRead>, Result<(), RemoteError>) {
         let read = self.run("get_many", |store, now| {
             let get = |key: &Bytes| store.get(key, now).map(|stored| stored.bytes.clone());
             keys.iter().map(get).collect::<Vec<_>>()
@@ -104,10 +105,10 @@ impl TierOperations for InProcess {
         keys: &Keys,
         lease: Vec<u8>,
         ttl_ms: u64,
-        over: Over<'_>,
+        over: Replacing<'_>,
         known: Watermarks,
     ) -> Result<Acquired, RemoteError> {
-        let refresh = matches!(over, Over::Entry(_));
+        let refresh = matches!(over, Replacing::Entry(_));
         self.run("acquire", |store, now| {
             if let Some(left) = store.held_by_another(&keys.record, known, now) {
                 return Acquired::Held(left);
@@ -116,8 +117,10 @@ impl TierOperations for InProcess {
                 Some(stored) if record::is_lease(&stored.bytes) && !refresh => {}
                 Some(stored) => {
                     let replaced = match over {
-                        Over::Nothing => false,
-                        Over::Useless(seen) | Over::Entry(seen) => stored.bytes.starts_with(seen),
+                        Replacing::Nothing => false,
+                        Replacing::Useless(seen) | Replacing::Entry(seen) => {
+                            stored.bytes.starts_with(seen)
+                        }
                     };
                     if !replaced {
                         return Acquired::Record(Some(stored.bytes.clone()));
@@ -128,7 +131,7 @@ impl TierOperations for InProcess {
             }
             let mut failures = 0;
             // A refresh of a dead record does not hold up this load.
-            let respects_claim = !matches!(over, Over::Useless(_));
+            let respects_claim = !matches!(over, Replacing::Useless(_));
             if let Some(left) = store
                 .held_by_another(&keys.claim, known, now)
                 .filter(|_| respects_claim)
@@ -160,9 +163,9 @@ impl TierOperations for InProcess {
         keys: &Keys,
         seen: &[u8],
         head: Head,
-        refill: Refill,
+        refill: RefreshWrite,
         ttl_ms: u64,
-        wake: Notice,
+        wake: Publication,
     ) -> Result<bool, RemoteError> {
         self.run("refill", |store, now| {
             let mut waited_for = false;
@@ -176,12 +179,12 @@ impl TierOperations for InProcess {
             if let Some(old) = unchanged {
                 stored = true;
                 match refill {
-                    Refill::Record(record) => store.set(&keys.record, record, ttl_ms, now),
-                    Refill::Header(header) => {
+                    RefreshWrite::Record(record) => store.set(&keys.record, record, ttl_ms, now),
+                    RefreshWrite::Header(header) => {
                         let renewed = [&header[..], &old.bytes[HEADER..]].concat();
                         store.set(&keys.record, renewed, ttl_ms, now);
                     }
-                    Refill::Nothing => drop(store.records.remove(&keys.record)),
+                    RefreshWrite::Nothing => drop(store.records.remove(&keys.record)),
                 }
             }
             if waited_for {
@@ -198,7 +201,7 @@ impl TierOperations for InProcess {
         head: Head,
         record: Vec<u8>,
         ttl_ms: u64,
-        wake: Notice,
+        wake: Publication,
     ) -> Result<bool, RemoteError> {
         self.finish("replace", key, head, wake, |store, now| {
             store.set(key, record, ttl_ms, now)
@@ -226,7 +229,12 @@ impl TierOperations for InProcess {
         .await
     }
 
-    async fn release(&self, key: &Bytes, head: Head, wake: Notice) -> Result<bool, RemoteError> {
+    async fn release(
+        &self,
+        key: &Bytes,
+        head: Head,
+        wake: Publication,
+    ) -> Result<bool, RemoteError> {
         self.finish("release", key, head, wake, |store, _| {
             store.records.remove(key);
         })
@@ -237,7 +245,7 @@ impl TierOperations for InProcess {
         &self,
         keys: &Keys,
         hold_off: Option<(Vec<u8>, u64)>,
-        notice: Notice,
+        publication: Publication,
     ) -> Result<(), RemoteError> {
         self.run("invalidate", |store, now| {
             store.records.remove(&keys.record);
@@ -245,18 +253,23 @@ impl TierOperations for InProcess {
             if let Some((record, ttl_ms)) = hold_off {
                 store.set(&keys.record, record, ttl_ms, now);
             }
-            self.publish(notice);
+            self.publish(publication);
         })
         .await
     }
 
-    async fn expire(&self, keys: &Keys, state: Expiry, notice: Notice) -> Result<(), RemoteError> {
+    async fn expire(
+        &self,
+        keys: &Keys,
+        state: Expiry,
+        publication: Publication,
+    ) -> Result<(), RemoteError> {
         self.run("expire", |store, now| {
             store.records.remove(&keys.claim);
             match store.get(&keys.record, now) {
                 Some(stored) if record::is_entry(&stored.bytes) => {
                     let mut expired = stored.bytes.to_vec();
-                    expired[HEAD..STATED].copy_from_slice(&state);
+                    expired[HEAD..HEAD_AND_STATE].copy_from_slice(&state);
                     stored.bytes = expired.into();
                 }
                 Some(stored) if record::is_hold_off(&stored.bytes) => {}
@@ -264,7 +277,7 @@ impl TierOperations for InProcess {
                     store.records.remove(&keys.record);
                 }
             }
-            self.publish(notice);
+            self.publish(publication);
         })
         .await
     }
@@ -275,7 +288,7 @@ impl TierOperations for InProcess {
         record: Vec<u8>,
         versioned: bool,
         ttl_ms: u64,
-        notice: Notice,
+        publication: Publication,
     ) -> Result<bool, RemoteError> {
         self.run("insert", |store, now| {
             let superseded = versioned
@@ -286,7 +299,7 @@ impl TierOperations for InProcess {
             if !superseded {
                 store.set(&keys.record, record, ttl_ms, now);
                 store.records.remove(&keys.claim);
-                self.publish(notice);
+                self.publish(publication);
             }
             !superseded
         })
@@ -303,10 +316,10 @@ impl TierOperations for InProcess {
             Advance::All | Advance::Tag(_) => "raise",
         };
         self.run(operation, |store, _| {
-            let notice = look.notice.take();
+            let publication = look.publication.take();
             let (watermarks, latest) = store.update_marks(key, &look);
-            if let Some(notice) = notice {
-                self.publish(marked_notice(notice, watermarks));
+            if let Some(publication) = publication {
+                self.publish(with_watermarks_added(publication, watermarks));
             }
             (watermarks, latest)
         })
@@ -324,15 +337,15 @@ impl TierOperations for InProcess {
             advance: Advance::Nothing,
             known,
             tags: Vec::new(),
-            notice: None,
+            publication: None,
         };
         self.run_uncounted("beat", |store, _| {
             let (watermarks, _) = store.update_marks(key, &look);
-            let notice = Notice {
+            let publication = Publication {
                 channel: Bytes::new(),
                 message: message.into(),
             };
-            self.publish(marked_notice(notice, watermarks));
+            self.publish(with_watermarks_added(publication, watermarks));
         })
         .await
     }
@@ -348,7 +361,7 @@ impl InProcess {
         operation: &'static str,
         key: &Bytes,
         head: Head,
-        wake: Notice,
+        wake: Publication,
         how: impl FnOnce(&mut Store, Instant),
     ) -> Result<bool, RemoteError> {
         self.run(operation, |store, now| {
@@ -367,9 +380,9 @@ impl InProcess {
 }
 
 /// Adds the marks to a message about them, as the script does on a server.
-fn marked_notice(notice: Notice, watermarks: Watermarks) -> Notice {
-    Notice {
-        channel: notice.channel,
-        message: with_watermarks(notice.message.to_vec(), watermarks).into(),
+fn with_watermarks_added(publication: Publication, watermarks: Watermarks) -> Publication {
+    Publication {
+        channel: publication.channel,
+        message: with_watermarks(publication.message.to_vec(), watermarks).into(),
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::protocol::record::Watermarks;
-use crate::protocol::record::{self, HEAD, Head, WAITERS};
+use crate::protocol::record::{self, HEAD, Head, WAITERS_AT};
 use crate::protocol::request::{Advance, WatermarkRequest, new_incarnation};
 use crate::ttl;
 
@@ -134,7 +134,7 @@ impl Store {
             return None;
         }
         let mut awaited = stored.bytes.to_vec();
-        awaited[WAITERS] = 1;
+        awaited[WAITERS_AT] = 1;
         stored.bytes = awaited.into();
         Some(ttl::millis(stored.expires_at - now))
     }
@@ -161,6 +161,6 @@ impl Store {
 
 impl StoredRecord {
     pub(super) fn waited_for(&self) -> bool {
-        record::is_lease(&self.bytes) && self.bytes[WAITERS] != 0
+        record::is_lease(&self.bytes) && self.bytes[WAITERS_AT] != 0
     }
 }

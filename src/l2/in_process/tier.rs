@@ -17,7 +17,7 @@ use super::gates::{TestHooks, When};
 use super::store::Store;
 use crate::error::RemoteError;
 use crate::l2::listener::Listener;
-use crate::protocol::request::Notice;
+use crate::protocol::request::Publication;
 use crate::ttl;
 
 /// A shared tier within this process: for examples, tests and services of one node.
@@ -58,7 +58,7 @@ pub(super) struct Shared {
     pub(super) store: Mutex<Store>,
     pub(super) listeners: Mutex<HashMap<Bytes, Vec<Weak<dyn Listener>>>>,
     /// Messages that were published and not yet delivered, in the order of execution.
-    undelivered: Mutex<VecDeque<Notice>>,
+    undelivered: Mutex<VecDeque<Publication>>,
     /// Held by the caller that delivers them.
     delivery: Mutex<()>,
     commands: AtomicU64,
@@ -193,8 +193,8 @@ impl InProcess {
 
     /// Publishes a message. The caller holds the lock of the store, so that messages are in the
     /// order of execution.
-    pub(super) fn publish(&self, notice: Notice) {
-        self.shared.undelivered.lock().push_back(notice);
+    pub(super) fn publish(&self, publication: Publication) {
+        self.shared.undelivered.lock().push_back(publication);
     }
 
     /// Delivers the published messages, each to all listeners before the next one. The lock of the
@@ -205,11 +205,11 @@ impl InProcess {
             let Some(delivering) = self.shared.delivery.try_lock() else {
                 return;
             };
-            while let Some(notice) = self.next_undelivered() {
+            while let Some(publication) = self.next_undelivered() {
                 #[cfg(all(test, feature = "bincode"))]
-                self.shared.hooks.send_over_wires(&notice);
-                for listener in self.listeners_on(&notice.channel) {
-                    listener.on_message(&notice.message);
+                self.shared.hooks.send_over_wires(&publication);
+                for listener in self.listeners_on(&publication.channel) {
+                    listener.on_message(&publication.message);
                 }
             }
             drop(delivering);
@@ -220,7 +220,7 @@ impl InProcess {
         }
     }
 
-    fn next_undelivered(&self) -> Option<Notice> {
+    fn next_undelivered(&self) -> Option<Publication> {
         self.shared.undelivered.lock().pop_front()
     }
 

@@ -22,8 +22,8 @@ use crate::l2::operations::TierOperations;
 use crate::protocol::record::Watermarks;
 use crate::protocol::record::{Expiry, Head};
 use crate::protocol::request::{
-    Acquired, Advance, Keys, MARKS_TTL, Notice, Over, Read, Refill, WatermarkRequest,
-    new_incarnation, with_watermarks,
+    Acquired, Advance, Keys, Publication, RecordRead, RefreshWrite, Replacing, WATERMARKS_TTL,
+    WatermarkRequest, new_incarnation, with_watermarks,
 };
 
 /// The largest number of keys of one `MGET`: a longer reply keeps the server from other clients for
@@ -83,7 +83,7 @@ impl TierOperations for Redis {
         self.get_one(key)
     }
 
-    async fn get_many(&self, keys: &[Bytes]) -> (Vec<Read>, Result<(), RemoteError>) {
+    async fn get_many(&self, keys: &[Bytes]) -> (Vec<RecordRead>, Result<(), RemoteError>) {
         self.ensure_started().await;
         let groups = self.group_by_command(keys);
         let replies = groups.iter().map(|group| {
@@ -111,13 +111,13 @@ impl TierOperations for Redis {
         keys: &Keys,
         lease: Vec<u8>,
         ttl_ms: u64,
-        over: Over<'_>,
+        over: Replacing<'_>,
         known: Watermarks,
     ) -> Result<Acquired, RemoteError> {
         let (over, seen) = match over {
-            Over::Nothing => ("0", &[][..]),
-            Over::Useless(seen) => ("1", seen),
-            Over::Entry(seen) => ("2", seen),
+            Replacing::Nothing => ("0", &[][..]),
+            Replacing::Useless(seen) => ("1", seen),
+            Replacing::Entry(seen) => ("2", seen),
         };
         let args = [
             bytes(lease),
@@ -154,7 +154,7 @@ impl TierOperations for Redis {
         head: Head,
         record: Vec<u8>,
         ttl_ms: u64,
-        wake: Notice,
+        wake: Publication,
     ) -> Result<bool, RemoteError> {
         let args = [
             copy_bytes(&head),
@@ -173,14 +173,14 @@ impl TierOperations for Redis {
         keys: &Keys,
         seen: &[u8],
         head: Head,
-        refill: Refill,
+        refill: RefreshWrite,
         ttl_ms: u64,
-        wake: Notice,
+        wake: Publication,
     ) -> Result<bool, RemoteError> {
         let (new, header) = match refill {
-            Refill::Record(record) => (record, "0"),
-            Refill::Header(header) => (header, "1"),
-            Refill::Nothing => (Vec::new(), "0"),
+            RefreshWrite::Record(record) => (record, "0"),
+            RefreshWrite::Header(header) => (header, "1"),
+            RefreshWrite::Nothing => (Vec::new(), "0"),
         };
         let args = [
             copy_bytes(seen),
@@ -214,7 +214,12 @@ impl TierOperations for Redis {
             .map(|reply| reply.as_u64() == Some(1))
     }
 
-    async fn release(&self, key: &Bytes, head: Head, wake: Notice) -> Result<bool, RemoteError> {
+    async fn release(
+        &self,
+        key: &Bytes,
+        head: Head,
+        wake: Publication,
+    ) -> Result<bool, RemoteError> {
         let args = [copy_bytes(&head), wake.channel.into(), wake.message.into()];
         self.run("release a lease", &scripts::RELEASE, key, args)
             .await
@@ -225,10 +230,10 @@ impl TierOperations for Redis {
         &self,
         keys: &Keys,
         hold_off: Option<(Vec<u8>, u64)>,
-        notice: Notice,
+        publication: Publication,
     ) -> Result<(), RemoteError> {
         self.ensure_started().await;
-        let mut args = vec![notice.channel.into(), notice.message.into()];
+        let mut args = vec![publication.channel.into(), publication.message.into()];
         if let Some((record, ms)) = hold_off {
             args.extend([bytes(record), number(ms)]);
         }
@@ -237,12 +242,17 @@ impl TierOperations for Redis {
             .map(drop)
     }
 
-    async fn expire(&self, keys: &Keys, state: Expiry, notice: Notice) -> Result<(), RemoteError> {
+    async fn expire(
+        &self,
+        keys: &Keys,
+        state: Expiry,
+        publication: Publication,
+    ) -> Result<(), RemoteError> {
         self.ensure_started().await;
         let args = [
             copy_bytes(&state),
-            notice.channel.into(),
-            notice.message.into(),
+            publication.channel.into(),
+            publication.message.into(),
         ];
         self.run_on_record_and_claim("expire", &scripts::EXPIRE, keys, args)
             .await
@@ -255,13 +265,13 @@ impl TierOperations for Redis {
         record: Vec<u8>,
         versioned: bool,
         ttl_ms: u64,
-        notice: Notice,
+        publication: Publication,
     ) -> Result<bool, RemoteError> {
         let args = [
             bytes(record),
             number(ttl_ms),
-            notice.channel.into(),
-            notice.message.into(),
+            publication.channel.into(),
+            publication.message.into(),
             number(u64::from(versioned)),
         ];
         self.run_on_record_and_claim("insert", &scripts::INSERT, keys, args)
@@ -289,7 +299,7 @@ impl TierOperations for Redis {
             advance: Advance::Nothing,
             known,
             tags: Vec::new(),
-            notice: None,
+            publication: None,
         };
         if self.shared.clustered {
             // The marks are read before the heartbeat is sent on all connections. When it has come
@@ -305,7 +315,7 @@ impl TierOperations for Redis {
         let Some((client, channel)) = connection else {
             return Ok(());
         };
-        look.notice = Some(Notice {
+        look.publication = Some(Publication {
             channel,
             message: message.into(),
         });
@@ -378,14 +388,16 @@ impl Redis {
             Advance::Tag(tag) => tag_member(tag),
         };
         let (channel, message) = look
-            .notice
-            .map_or_else(Default::default, |notice| (notice.channel, notice.message));
+            .publication
+            .map_or_else(Default::default, |publication| {
+                (publication.channel, publication.message)
+            });
         let mut args = vec![
             advance.into(),
             number(new_incarnation()),
             number(look.known.incarnation),
             number(look.known.current),
-            number(crate::ttl::millis(MARKS_TTL)),
+            number(crate::ttl::millis(WATERMARKS_TTL)),
             channel.into(),
             message.into(),
         ];

@@ -17,7 +17,7 @@ use super::errors::{remote_error, unexpected_reply};
 use super::handle::Redis;
 use super::scripts::Script;
 use crate::error::RemoteError;
-use crate::protocol::request::Notice;
+use crate::protocol::request::Publication;
 
 mod reply;
 
@@ -92,7 +92,7 @@ impl Redis {
         partitions: u16,
         max: u64,
         record: Vec<u8>,
-        wake: Notice,
+        wake: Publication,
     ) -> Result<Accepted, RemoteError> {
         self.ensure_started().await;
         let client = self.shared.client();
@@ -125,7 +125,7 @@ impl Redis {
         keys: &QueueKeys,
         letter: StreamId,
         max: u64,
-        wake: Notice,
+        wake: Publication,
     ) -> Result<Accepted, RemoteError> {
         const OPERATION: &str = "re-drive a dead letter";
         self.ensure_started().await;
@@ -255,12 +255,12 @@ impl Redis {
         &self,
         keys: &QueueKeys,
         lease: &PartitionLease,
-        notice: Notice,
+        publication: Publication,
     ) -> Result<(), RemoteError> {
         let args = vec![
             lease.token.clone().into(),
-            notice.channel.into(),
-            notice.message.into(),
+            publication.channel.into(),
+            publication.message.into(),
         ];
         let keys = std::slice::from_ref(&keys.lease);
         let freed = self.queue("give up a partition", &FREE, keys, args).await;
