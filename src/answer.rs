@@ -1,4 +1,4 @@
-//! An answer of the engine: a value or an absence on its way to a caller.
+//! The answer of the engine to a look-up: a value or an absence on its way to a caller.
 
 use std::time::Duration;
 
@@ -8,13 +8,14 @@ use crate::coherence::watermarks::Tags;
 use crate::entry::{Entry, Freshness, Provenance, Source};
 use crate::erased::{AnyValue, Erased};
 
-/// An answer on its way to a caller: a value or an absence, and where it comes from.
+/// A value or an absence, with its age and the tier that it comes from.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) value: Option<AnyValue>,
     pub(crate) source: Source,
-    /// How old it was at `at`.
+    /// How old the value was at the moment `at`.
     pub(crate) age: Duration,
+    /// When the answer was made.
     pub(crate) at: Instant,
     pub(crate) fresh_until: Instant,
     pub(crate) freshness: Freshness,
@@ -23,7 +24,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// As it is told to callers; `None` is an absence.
+    /// The entry that a caller gets. `None` is an absence.
     pub(crate) fn into_entry(self) -> Option<Entry<Erased>> {
         let (source, freshness) = (self.source, self.freshness);
         let (fresh_until, provenance) = (self.fresh_until, self.provenance);
@@ -38,7 +39,7 @@ impl Answer {
         })
     }
 
-    /// When its load ended, wherever that was.
+    /// When its load ended, in this process or in another one.
     pub(crate) fn loaded_at(&self) -> Instant {
         before(self.at, self.age)
     }
@@ -49,7 +50,7 @@ impl Answer {
     }
 }
 
-/// So long before, or as early as this clock can tell.
+/// The moment `age` before `at`. If this clock has no such moment: `at`.
 pub(crate) fn before(at: Instant, age: Duration) -> Instant {
     at.checked_sub(age).unwrap_or(at)
 }

@@ -1,5 +1,7 @@
-//! A member of the HTTP field `Cache-Status` (RFC 9211), which is a list of items in the sense of
-//! structured fields (RFC 8941): a token or a string, with parameters.
+//! `Entry::cache_status`: a member of the HTTP field `Cache-Status` (RFC 9211).
+//!
+//! The field is a list of items in the sense of structured fields (RFC 8941): an item is a token or
+//! a string, with parameters.
 
 use std::fmt::Write;
 
@@ -8,22 +10,26 @@ use tokio::time::Instant;
 use crate::entry::{Entry, Freshness, Provenance, Source};
 
 /// The largest integer of RFC 8941.
-const LARGEST: i64 = 999_999_999_999_999;
+const MAX_INTEGER: i64 = 999_999_999_999_999;
 
 impl<V> Entry<V> {
-    /// How the look-up was answered, as a member of the HTTP field `Cache-Status` (RFC 9211), for the
-    /// response that is made of the entry. `cache` is the name that this cache goes by there; what it
-    /// cannot be written with there (control characters, and what is not ASCII) becomes `?`.
+    /// How the look-up was answered, as a member of the HTTP field `Cache-Status` (RFC 9211), for
+    /// the response that is made from the entry. `cache` is the name of this cache in the field.
+    /// The field cannot hold control characters nor anything outside ASCII: each becomes `?`.
     ///
-    /// | member | |
+    /// | member | meaning |
     /// |---|---|
-    /// | `users; hit; ttl=240` | a tier had it; fresh for 240 seconds more, at the moment of this call |
-    /// | `users; hit; ttl=-12` | past its TTL for 12 seconds, answered within `stale_while_revalidate` or after the soft timeout |
+    /// | `users; hit; ttl=240` | a tier had it, and it is fresh for 240 seconds more |
+    /// | `users; hit; ttl=-12` | a tier had it, and it is 12 seconds past its TTL |
     /// | `users; fwd=stale; ttl=-12; detail=stale-if-error` | the same, because the load failed |
     /// | `users; fwd=miss; ttl=300; stored` | it was loaded, and a tier keeps it |
-    /// | `users; fwd=stale; ttl=300; stored; collapsed` | it was loaded in the place of an older one, and this look-up joined the load of another |
+    /// | `users; fwd=stale; ttl=300; stored; collapsed` | another look-up loaded it |
     ///
-    /// The key is left out: it may be about a person.
+    /// `ttl` counts from the moment of this call. A `hit` past its TTL was answered within
+    /// `stale_while_revalidate` or after the soft timeout. With `fwd=stale` the load replaced an
+    /// older entry; `collapsed` says that this look-up joined the load of another one.
+    ///
+    /// The key is left out, because it may identify a person.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -48,7 +54,7 @@ impl<V> Entry<V> {
     pub fn cache_status(&self, cache: &str) -> String {
         let (now, until) = (Instant::now(), self.fresh_until);
         let left = seconds(until, now);
-        // One that was expired by hand is stale before its time.
+        // An entry that was expired by hand is stale before its TTL ends.
         let left = match self.freshness {
             Freshness::Fresh => left,
             Freshness::Stale | Freshness::StaleOnError => left.min(0),
@@ -57,9 +63,9 @@ impl<V> Entry<V> {
     }
 }
 
-/// Whole seconds from `now` on, rounded down: negative as soon as the moment is past.
+/// Whole seconds from `now` to `until`, rounded down: negative as soon as the moment is past.
 pub(crate) fn seconds(until: Instant, now: Instant) -> i64 {
-    let whole = |secs: u64| i64::try_from(secs).unwrap_or(LARGEST).min(LARGEST);
+    let whole = |secs: u64| i64::try_from(secs).unwrap_or(MAX_INTEGER).min(MAX_INTEGER);
     let over = now.saturating_duration_since(until);
     if over.is_zero() {
         return whole(until.saturating_duration_since(now).as_secs());
@@ -68,6 +74,7 @@ pub(crate) fn seconds(until: Instant, now: Instant) -> i64 {
     -whole(over.as_secs().saturating_add(begun))
 }
 
+/// The member for an entry that is fresh for `ttl` seconds more.
 pub(crate) fn member<V>(cache: &str, entry: &Entry<V>, ttl: i64) -> String {
     let mut member = name(cache);
     let joined = entry.source == Source::Coalesced;
@@ -77,30 +84,30 @@ pub(crate) fn member<V>(cache: &str, entry: &Entry<V>, ttl: i64) -> String {
         Provenance::FromTier if failed => (Some("stale"), false),
         Provenance::FromTier => (None, false),
     };
-    // Writing into a text does not fail.
+    // A write into a string does not fail.
     let _ = match fwd {
         Some(fwd) => write!(member, "; fwd={fwd}; ttl={ttl}"),
         None => write!(member, "; hit; ttl={ttl}"),
     };
-    for (said, parameter) in [
+    for (holds, parameter) in [
         (stored, "; stored"),
         (joined && fwd.is_some(), "; collapsed"),
         (failed, "; detail=stale-if-error"),
     ] {
-        if said {
+        if holds {
             member.push_str(parameter);
         }
     }
     member
 }
 
-/// A token where it is one, else a string.
+/// The name of the cache: a token if it can be written as one, else a string.
 fn name(cache: &str) -> String {
     let mut bytes = cache.bytes();
     let begins = bytes
         .next()
         .is_some_and(|first| first.is_ascii_alphabetic() || first == b'*');
-    if begins && bytes.all(is_of_token) {
+    if begins && bytes.all(is_token_byte) {
         return cache.to_owned();
     }
     let mut quoted = String::with_capacity(cache.len() + 2);
@@ -116,6 +123,6 @@ fn name(cache: &str) -> String {
     quoted
 }
 
-fn is_of_token(byte: u8) -> bool {
+fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(&byte)
 }

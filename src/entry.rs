@@ -1,4 +1,5 @@
-//! What a look-up answers about an entry.
+//! `Entry`, the answer of a look-up with its age and its source; `Read`, the conditions of a
+//! look-up.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +36,7 @@ impl<V> Entry<V> {
         self.source
     }
 
-    /// How long ago the loader answered (or `insert` was called), in whichever process that was.
+    /// How long ago the loader answered or `insert` was called, in this process or in another one.
     pub fn age(&self) -> Duration {
         self.age
     }
@@ -81,23 +82,23 @@ impl AnyEntry {
 pub(crate) enum Provenance {
     /// A tier had it.
     FromTier,
-    /// It was loaded. `stored`: in a tier, too.
+    /// It was loaded. `stored`: a tier keeps it.
     Forwarded { why: ForwardReason, stored: bool },
 }
 
-/// Why a load was begun, in the words of RFC 9211.
+/// Why a load was begun, in the terms of RFC 9211.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ForwardReason {
-    /// No tier had anything.
+    /// No tier had an entry.
     Miss,
-    /// There was an entry, past its TTL or about to be.
+    /// A tier had an entry that was past its TTL, or soon would be.
     Stale,
     /// The caller asked for a load.
     Request,
 }
 
 impl Provenance {
-    /// A tier keeps what was loaded.
+    /// Notes that a tier keeps the loaded value.
     pub(crate) fn store(&mut self) {
         if let Self::Forwarded { stored, .. } = self {
             *stored = true;
@@ -106,6 +107,7 @@ impl Provenance {
 }
 
 impl ForwardReason {
+    /// `asked_for`: a caller asked for the load. `has_previous`: a tier had an entry.
     pub(crate) fn because(asked_for: bool, has_previous: bool) -> Self {
         match (asked_for, has_previous) {
             (true, _) => Self::Request,
@@ -114,6 +116,7 @@ impl ForwardReason {
         }
     }
 
+    /// The value of the parameter `fwd`.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Miss => "miss",
@@ -123,14 +126,14 @@ impl ForwardReason {
     }
 }
 
-/// What one look-up may be answered: see [`Cache::get_with`](crate::Cache::get_with).
+/// The conditions on the answer of one look-up: see [`Cache::get_with`](crate::Cache::get_with).
 ///
 /// ```
 /// use tidegate::Read;
 ///
 /// let usual = Read::new(); // what `get` does
 /// let strict = Read::fresh(); // nothing past its TTL; waits for a load, and gets its error
-/// let newest = Read::fresh().skip_l1(); // and asks the shared tier, whatever L1 holds
+/// let newest = Read::fresh().skip_l1(); // also asks the shared tier, whatever L1 holds
 /// # let _ = (usual, strict, newest);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,7 +144,7 @@ pub struct Read {
 }
 
 impl Read {
-    /// As [`get`](crate::Cache::get): stale answers where the settings allow them.
+    /// The conditions of [`get`](crate::Cache::get): stale answers where the settings allow them.
     pub const fn new() -> Self {
         Self {
             fresh: false,
@@ -149,8 +152,8 @@ impl Read {
         }
     }
 
-    /// Nothing that is past its TTL, whatever the settings say: waits for a load where there is
-    /// nothing fresh, and gets its error where it fails. It joins loads as every look-up does.
+    /// No answer past its TTL, whatever the settings say. If no tier has a fresh entry, the look-up
+    /// waits for a load, and gets its error if it fails. It joins loads as every look-up does.
     pub const fn fresh() -> Self {
         Self {
             fresh: true,
@@ -158,11 +161,14 @@ impl Read {
         }
     }
 
-    /// Leaves L1 aside: the shared tier is asked (or, without one, the loader) after this call began,
-    /// and L1 keeps what comes of it. The answer misses no invalidation that had returned anywhere
-    /// before, apart from what a fail-over of Redis can lose. What was under way before the call is
-    /// waited for, not joined; it coalesces with such look-ups that began after it. A hit in the shared
-    /// tier is two commands then, for what was invalidated as a whole is asked for, too.
+    /// Skips L1: the shared tier is asked after this call began, or the loader if there is no
+    /// shared tier, and L1 keeps the answer. The answer misses no invalidation that had returned in
+    /// any process before the call, apart from those that a fail-over of Redis can lose.
+    ///
+    /// A read or load that was under way before the call is waited for, not joined. The look-up
+    /// coalesces with other look-ups of this kind that began after it. A hit in the shared tier
+    /// takes two commands instead of one, because tags and invalidations of everything are asked
+    /// for too.
     pub const fn skip_l1(mut self) -> Self {
         self.skip_l1 = true;
         self
@@ -183,16 +189,16 @@ pub enum Source {
     Coalesced,
 }
 
-/// How an entry stands to its TTL.
+/// Whether an entry was within its TTL when it was answered.
 ///
 /// ```
 /// use tidegate::{Entry, Freshness};
 ///
-/// /// What an HTTP handler may say of it.
+/// /// The `Cache-Control` of a response that is made from the entry.
 /// fn cache_control<V>(entry: &Entry<V>) -> &'static str {
 ///     match entry.freshness() {
 ///         Freshness::Fresh => "max-age=60",
-///         _ => "no-store", // stale: let nobody keep it
+///         _ => "no-store", // stale: no other cache should keep it
 ///     }
 /// }
 /// # let _ = cache_control::<u8>;
@@ -202,11 +208,12 @@ pub enum Source {
 pub enum Freshness {
     /// Within its TTL.
     Fresh,
-    /// Past its TTL, answered because a refresh may take its time: within
-    /// [`stale_while_revalidate`](crate::CacheBuilder::stale_while_revalidate), or because the load takes
-    /// longer than [`load_soft_timeout`](crate::CacheBuilder::load_soft_timeout).
+    /// Past its TTL. It was answered within
+    /// [`stale_while_revalidate`](crate::CacheBuilder::stale_while_revalidate) while a refresh
+    /// runs, or because the load takes longer than
+    /// [`load_soft_timeout`](crate::CacheBuilder::load_soft_timeout).
     Stale,
-    /// Past its TTL, answered because the load failed, within
+    /// Past its TTL. It was answered because the load failed, within
     /// [`stale_if_error`](crate::CacheBuilder::stale_if_error).
     StaleOnError,
 }

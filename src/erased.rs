@@ -1,9 +1,9 @@
 //! Keys, values and errors without their types: what the engine works on.
 //!
 //! The engine is compiled once for all caches. It passes keys, values and errors on and never looks
-//! into them. The code that knows their types is thin, and is compiled once per cache: the handle
-//! (`cache.rs`, `shell.rs`), the calls of the loader (`loader.rs`) and of the codec (`codec`), and
-//! the entries of L1 (`l1/typed.rs`).
+//! into them. The code that knows their types is compiled once for each cache, so it is kept small:
+//! the handle (`cache.rs`, `shell.rs`), the calls of the loader (`loader.rs`) and of the codec
+//! (`codec`), and the entries of L1 (`l1/typed.rs`).
 
 use std::any::Any;
 use std::fmt;
@@ -13,17 +13,18 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::key::HashedKey;
 
-/// What a value is behind [`AnyValue`].
+/// The type behind [`AnyValue`].
 pub(crate) type Erased = dyn Any + Send + Sync;
 
 /// A value without its type.
 pub(crate) type AnyValue = Arc<Erased>;
 
-/// A key without its type: its encoding for the flight table and for L2, its hash in L1, and the
-/// key itself for the code that knows the type.
+/// A key without its type.
 #[derive(Clone)]
 pub(crate) struct AnyKey(Arc<KeyParts<Erased>>);
 
+/// The parts of an [`AnyKey`]: its encoding for the flight table and for L2, its hash in L1, and
+/// the key itself for the code that knows the type.
 pub(crate) struct KeyParts<K: ?Sized> {
     pub(crate) id: HashedKey,
     pub(crate) l1_hash: u64,
@@ -35,7 +36,7 @@ impl AnyKey {
         Self(Arc::new(KeyParts { id, l1_hash, typed }))
     }
 
-    /// The key, to the code that knows its type.
+    /// The key itself, for the code that knows its type. `None`: it has another type.
     pub(crate) fn typed<K: 'static>(&self) -> Option<&K> {
         self.0.typed.downcast_ref()
     }
@@ -90,14 +91,15 @@ impl Error<AnyError> {
     }
 }
 
-/// The value, to the code that knows its type.
+/// The value itself, for the code that knows its type. `None`: it has another type.
 pub(crate) fn typed<V: Send + Sync + 'static>(value: AnyValue) -> Option<Arc<V>> {
     value.downcast().map_or_else(|_| other_type(None), Some)
 }
 
-/// What is answered where a value, a key or an error has another type than its cache. One cache
-/// makes and takes all of its own, so this cannot come about; and nothing here panics.
-pub(crate) fn other_type<T>(instead: T) -> T {
+/// Stands in for a value, a key or an error that has another type than its cache. A cache makes all
+/// of its own, so this does not happen. If it did, a release build would answer `fallback` and not
+/// panic.
+pub(crate) fn other_type<T>(fallback: T) -> T {
     debug_assert!(false, "of another cache");
-    instead
+    fallback
 }

@@ -1,4 +1,5 @@
-//! The decoders, for the fuzz target; compiled under `cfg(fuzzing)` only.
+//! The entry point of the fuzz target: every decoder of bytes that come from Redis. Compiled under
+//! `cfg(fuzzing)` only.
 
 use std::collections::HashMap;
 
@@ -17,7 +18,7 @@ struct Sample {
     map: HashMap<String, i32>,
 }
 
-/// Reads bytes as everything that comes from Redis.
+/// Decodes the bytes as a message, a record, a lease, a value of each codec and a sealed payload.
 pub fn any_bytes(bytes: &[u8]) {
     let _ = Message::parse(bytes);
     let _ = Header::parse(bytes, 7);
@@ -25,7 +26,7 @@ pub fn any_bytes(bytes: &[u8]) {
     let _ = Bincode.decode::<Sample>(bytes);
     let _ = Json.decode::<Sample>(bytes);
     sealed(bytes);
-    // A sound envelope around anything is taken apart again, and one changed byte is noticed.
+    // A sealed record around these bytes is read back, and one changed byte is noticed.
     let header = Header::plain(Kind::Value, [1; 16], 7, 0);
     let mut record = Header::reserve();
     record.extend_from_slice(bytes);
@@ -39,7 +40,8 @@ pub fn any_bytes(bytes: &[u8]) {
     }
 }
 
-/// Bytes that nobody sealed do not open, nor do those that were, once one of them is changed.
+/// Bytes that were not sealed do not open. Sealed bytes open, and do not once one of them is
+/// changed.
 fn sealed(bytes: &[u8]) {
     let ring = Sealed::builder(Bincode)
         .sealing_key(1, [1; 32])

@@ -1,14 +1,15 @@
-//! The life of an entry: what may be done with it at which moment. Pure functions of time.
+//! The lifetime of an entry: what it may be used for at a moment. Pure functions of time.
 //!
 //! ```text
-//!  load      fresh           refresh-ahead    stale-while-revalidate   stale-if-error      gone
-//!   |---------------------------|================|-----------------------|--------------------|
-//!   0                     (drawn per hit)       ttl                  + its window        + its window
+//!  load    fresh           refresh-ahead    stale-while-revalidate   stale-if-error    gone
+//!   |------------------------|================|-----------------------|-----------------|
+//!   0                  (drawn per hit)       ttl                 + its window     + its window
 //! ```
 //!
-//! The two windows both begin where the TTL ends (RFC 5861). An entry that was expired by hand is at
-//! once where only an error justifies it: whoever expires an entry knows that it is out of date. An
-//! absence has no windows: it is cheap to look up again, and wrong for whoever has just created it.
+//! Both stale windows begin where the TTL ends (RFC 5861). An entry that was expired by hand is
+//! answered only in place of an error from then on, because its user knows that it is out of date.
+//! An absence has no stale windows: it is cheap to look up again, and a caller that has just
+//! created the row must not be told that there is none.
 
 use std::time::Duration;
 
@@ -18,43 +19,43 @@ use crate::entry::Freshness;
 use crate::random;
 use crate::ttl;
 
-/// When an entry is fresh, as this process's clock says it.
+/// When an entry is fresh, by the clock of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lifetime {
     /// The end of its TTL.
     pub(crate) fresh_until: Instant,
-    /// Somebody said that it is not fresh any more.
+    /// Whether it was expired by hand.
     pub(crate) expired: bool,
-    /// Whether it has stale windows: values have, absences have not.
+    /// Whether it has stale windows. Values have them, absences have not.
     pub(crate) has_stale_windows: bool,
-    /// What a load of it costs.
+    /// How long a load of it takes.
     pub(crate) cost: Duration,
 }
 
-/// What an entry is good for.
+/// What an entry may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Usability {
-    /// To be answered.
+    /// It is answered.
     Fresh,
-    /// To be answered while a new one is loaded.
+    /// It is answered while a new value is loaded.
     Revalidate,
-    /// To be answered when the load fails, or is late.
+    /// It is answered if the load of a new value fails or is late.
     Fallback,
-    /// For nothing.
+    /// It is not answered any more.
     Gone,
 }
 
-/// How long after its TTL an entry is good for something.
+/// How long after its TTL an entry may be used, and how early it is refreshed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Windows {
     pub(crate) while_revalidate: Duration,
     pub(crate) if_error: Duration,
-    /// β of the early refresh.
+    /// β of the early refresh: see [`Lifetime::is_early`]. Zero turns it off.
     pub(crate) ahead: f64,
 }
 
 impl Windows {
-    /// What is added to the TTL where an entry is stored.
+    /// The longer window: what is added to the TTL where an entry is stored.
     pub(crate) fn longest(&self) -> Duration {
         self.while_revalidate.max(self.if_error)
     }
@@ -70,6 +71,7 @@ impl Lifetime {
         }
     }
 
+    /// What the entry may be used for at this moment.
     pub(crate) fn usability(&self, now: Instant, windows: &Windows) -> Usability {
         if now < self.fresh_until && !self.expired {
             return Usability::Fresh;
@@ -87,7 +89,7 @@ impl Lifetime {
         }
     }
 
-    /// When the standing that it has now ends.
+    /// When the usability that it has now ends.
     pub(crate) fn usable_until(&self, now: Instant, windows: &Windows) -> Instant {
         match self.usability(now, windows) {
             Usability::Fresh => self.fresh_until,
@@ -97,6 +99,7 @@ impl Lifetime {
         }
     }
 
+    /// Whether the entry is within its TTL at this moment.
     pub(crate) fn freshness(&self, now: Instant) -> Freshness {
         if now < self.fresh_until && !self.expired {
             Freshness::Fresh
@@ -105,7 +108,8 @@ impl Lifetime {
         }
     }
 
-    /// Before this moment no draw can come out as early: see [`is_early`](Self::is_early).
+    /// The moment before which no hit begins an early refresh: no draw of
+    /// [`is_early`](Self::is_early) is that large.
     pub(crate) fn no_refresh_before(&self, loaded_at: Instant, windows: &Windows) -> Instant {
         if self.expired {
             return loaded_at;
@@ -115,14 +119,15 @@ impl Lifetime {
         }
         let reach = ttl::earliest(self.cost, windows.ahead);
         let lifetime = self.fresh_until.saturating_duration_since(loaded_at);
-        // However long a load takes, the first half of a life is for the value that is there.
+        // However long a load takes, the first half of a lifetime has no early refresh.
         let reach = reach.min(lifetime / 2);
         self.fresh_until.checked_sub(reach).unwrap_or(loaded_at)
     }
 
-    /// Whether this hit begins a refresh before the TTL ends. Probabilistic early expiration (XFetch:
-    /// Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", PVLDB
-    /// 8(8), 2015): a draw of −δ·β·ln(u) that reaches the end, δ being what a load costs.
+    /// Whether this hit begins a refresh before the TTL ends. This is probabilistic early
+    /// expiration (XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede
+    /// Prevention", PVLDB 8(8), 2015): a refresh begins if a draw of −δ·β·ln(u) is at least the
+    /// time that is left, where δ is how long a load takes and u a random number from (0, 1].
     pub(crate) fn is_early(&self, now: Instant, windows: &Windows) -> bool {
         let left = self.fresh_until.saturating_duration_since(now);
         windows.ahead > 0.0
@@ -194,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_standing_ends_when_it_says() {
+    fn a_usability_ends_when_it_says() {
         let now = Instant::now();
         let lifetime = Lifetime::new(now + SECOND * 2, true, SECOND);
         let windows = windows(2, 4);
@@ -239,12 +244,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_early_while_it_is_calm_nor_in_the_first_half_of_a_life() {
+    fn no_refresh_is_early_before_its_moment_nor_in_the_first_half_of_a_lifetime() {
         let loaded_at = Instant::now();
         let windows = windows(0, 0);
         let quick = Lifetime::new(loaded_at + SECOND * 100, true, Duration::from_millis(10));
-        let calm = quick.no_refresh_before(loaded_at, &windows);
-        let reach = quick.fresh_until - calm;
+        let earliest = quick.no_refresh_before(loaded_at, &windows);
+        let reach = quick.fresh_until - earliest;
         assert!(reach > Duration::from_millis(360) && reach < Duration::from_millis(370));
         let slow = Lifetime::new(loaded_at + SECOND * 100, true, SECOND * 60);
         assert_eq!(

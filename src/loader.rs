@@ -1,4 +1,4 @@
-//! The user's way to the source of truth.
+//! The loader: the user's code that reads the source of truth, and what it returns.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -15,16 +15,16 @@ use crate::key::CacheKey;
 
 /// Reads one kind of thing from the source of truth.
 ///
-/// One loader belongs to one cache, so that every call coalesces with every other one, and work in
-/// the background needs no caller. A loader is called at most once at a time per key and process
-/// (and, with a shared tier, per fleet), in a task of its own: callers that go away do not cancel
-/// it. It may be cut off at any await point when
+/// One loader belongs to one cache, so that every call coalesces with every other one, and a
+/// background refresh needs no caller. A loader is called at most once at a time for a key in one
+/// process, and with a shared tier in the whole fleet. It runs in a task of its own: callers that
+/// go away do not cancel it. It may be dropped at any await point when
 /// [`load_timeout`](crate::CacheBuilder::load_timeout) has passed.
 ///
 /// Two things it must not do: ask its own cache for the key that it is loading (that answers
 /// [`Error::LoadCycle`](crate::Error::LoadCycle)), and read from a replica that may lag behind the
-/// write that an invalidation announced, unless [`hold_off`](crate::CacheBuilder::hold_off) is set to
-/// that lag.
+/// write that an invalidation announced, unless [`hold_off`](crate::CacheBuilder::hold_off) is set
+/// to that lag.
 ///
 /// ```
 /// use tidegate::{Cache, Loaded, Loader};
@@ -51,29 +51,31 @@ use crate::key::CacheKey;
 /// # }
 /// ```
 pub trait Loader: Send + Sync + 'static {
-    /// What names a thing.
+    /// The name of a thing.
     type Key: CacheKey;
-    /// The thing. It is handed out as `Arc<Value>`, so it need not be `Clone`; only a shared tier
-    /// asks for serde's traits.
+    /// The thing. It is handed out as `Arc<Value>`, so it need not be `Clone`. Only a shared tier
+    /// needs serde's traits.
     type Value: Send + Sync + 'static;
-    /// What the source of truth answers when it cannot.
+    /// The error of a load that failed.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Reads the thing, or says that there is none ([`Loaded::missing`]). Never say "missing" for
-    /// "could not find out": that is what errors are for.
+    /// Reads the thing, or says that there is none ([`Loaded::missing`]). If the source could not
+    /// be asked, return an error, never "missing": an absence is cached.
     fn load(
         &self,
         key: &Self::Key,
     ) -> impl Future<Output = Result<Loaded<Self::Value>, Self::Error>> + Send;
 
-    /// Reads a thing of which an entry exists that is to be refreshed. Where the source can tell
-    /// cheaply that nothing has changed (an ETag, a version, a timestamp), answer
-    /// [`Loaded::unchanged`]: the entry gets a new life in both tiers, and its payload is neither
-    /// decoded nor sent again.
+    /// Reads a thing again whose entry is to be refreshed. If the source can tell cheaply that
+    /// nothing has changed (by an ETag, a version or a timestamp), return [`Loaded::unchanged`]:
+    /// the entry gets a new lifetime in both tiers, and its payload is neither decoded nor sent
+    /// again.
     ///
     /// Called instead of [`load`](Self::load) where the previous value is at hand: before the TTL
     /// ends, within the stale windows, after [`expire`](Cache::expire). Never after
-    /// [`invalidate`](Cache::invalidate). Default: `load`.
+    /// [`invalidate`](Cache::invalidate).
+    ///
+    /// Default: calls `load`.
     ///
     /// ```
     /// use tidegate::{Entry, Loaded, Loader};
@@ -113,14 +115,14 @@ pub trait Loader: Send + Sync + 'static {
 
 /// A loader that can read many things with one query.
 ///
-/// Given to [`CacheBuilder::batched`](crate::CacheBuilder::batched), it loads what
-/// [`get_many`](Cache::get_many) does not find in either tier, and, unless
-/// [`window`](crate::Batching::window) is zero, single look-ups that come together. Every key keeps its
-/// own lease, fence and outcome: what is invalidated while a batch is loaded is not stored, and the rest
-/// is.
+/// Given to [`CacheBuilder::batched`](crate::CacheBuilder::batched), it loads the keys that
+/// [`get_many`](Cache::get_many) finds in neither tier. It also loads single look-ups that come
+/// within one [`window`](crate::Batching::window), unless that is zero. Every key keeps its own
+/// lease, fence and outcome: a key that is invalidated while its batch is loaded is not stored, and
+/// the others are.
 ///
-/// Like [`Loader::load`], it must not ask its own cache for any of the keys, nor read from a replica
-/// that may lag behind.
+/// Like [`Loader::load`], it must not ask its own cache for any of the keys, nor read from a
+/// replica that may lag behind.
 ///
 /// ```
 /// use std::collections::HashMap;
@@ -156,12 +158,12 @@ pub trait Loader: Send + Sync + 'static {
 /// # }
 /// ```
 pub trait BatchLoader: Loader {
-    /// Reads the things with these keys, each of them once. A key that is absent from the answer is
-    /// "not found", and becomes a negative entry: answer an error where the source did not say so.
+    /// Reads the things with these keys. No key is given twice. A key that the answer lacks is "not
+    /// found", and becomes a negative entry; if the source did not say so, return an error.
     ///
-    /// An error is that of every key of the batch, and of no other key. [`Loader::reload`] is not
-    /// called for what is refreshed together with others; for such a key [`Loaded::unchanged`] keeps
-    /// the previous entry here too.
+    /// An error is the error of every key of the batch, and of no other key. [`Loader::reload`] is
+    /// not called for a key that is refreshed in a batch; for such a key [`Loaded::unchanged`]
+    /// keeps the previous entry here too.
     #[expect(clippy::type_complexity, reason = "a name for it would say less")]
     fn load_many(
         &self,
@@ -169,10 +171,10 @@ pub trait BatchLoader: Loader {
     ) -> impl Future<Output = Result<HashMap<Self::Key, Loaded<Self::Value>>, Self::Error>> + Send;
 }
 
-/// The cache that a loader makes: `CacheFor<Users>` is `Cache<u64, User, sqlx::Error>`.
+/// The cache of a loader: `CacheFor<Users>` is `Cache<u64, User, sqlx::Error>`.
 pub type CacheFor<L> = Cache<<L as Loader>::Key, <L as Loader>::Value, <L as Loader>::Error>;
 
-/// What a loader found, and how the cache should treat it.
+/// What a loader found, and how the cache treats it.
 ///
 /// `value.into()` and `option.into()` make one: `None` is "there is no such thing".
 ///
@@ -193,7 +195,7 @@ pub struct Loaded<V> {
     pub(crate) store: bool,
     pub(crate) unchanged: bool,
     pub(crate) version: u64,
-    /// Their hashes.
+    /// The hashes of its tags.
     pub(crate) tags: Vec<u64>,
 }
 
@@ -214,15 +216,15 @@ impl<V> Loaded<V> {
         }
     }
 
-    /// The source of truth says that there is no such thing. Kept for
+    /// The source of truth says that there is no such thing. The absence is kept for
     /// [`negative_ttl`](crate::CacheBuilder::negative_ttl).
     pub fn missing() -> Self {
         Self::new(None)
     }
 
-    /// The thing is what it was: the previous entry gets a new life, with its value, its tags and, unless
-    /// [`version`](Self::version) says otherwise, its version. Only from
-    /// [`Loader::reload`]; anywhere else there is nothing that it could mean, and it is an
+    /// The thing has not changed. The previous entry gets a new lifetime, and keeps its value, its
+    /// tags and, unless [`version`](Self::version) sets one, its version. Only [`Loader::reload`]
+    /// may return it. Anywhere else there is no previous entry, and it is an
     /// [error](crate::Error::UnchangedWithoutPrevious).
     pub fn unchanged() -> Self {
         Self {
@@ -231,7 +233,7 @@ impl<V> Loaded<V> {
         }
     }
 
-    /// Fresh for this long instead of [`ttl`](crate::CacheBuilder::ttl) (or `negative_ttl`).
+    /// How long the entry is fresh, instead of [`ttl`](crate::CacheBuilder::ttl) or `negative_ttl`.
     /// `ttl_jitter` still shortens it for a value that was found. Zero is the same as
     /// [`do_not_store`](Self::do_not_store).
     pub fn ttl(mut self, ttl: Duration) -> Self {
@@ -247,9 +249,10 @@ impl<V> Loaded<V> {
         self
     }
 
-    /// Names a group that the value belongs to, such as `"team:7"`, to be dropped together by
-    /// [`invalidate_tag`](Cache::invalidate_tag). An absence can have tags too. Up to 64; a value
-    /// with more is answered and not stored, because it could not be dropped with each of them.
+    /// Names a group that the value belongs to, such as `"team:7"`:
+    /// [`invalidate_tag`](Cache::invalidate_tag) drops the whole group. An absence can have tags
+    /// too. A value may have up to 64 tags. A value with more is answered and not stored, because
+    /// it could not be dropped with each of them.
     pub fn tag(mut self, tag: impl AsRef<[u8]>) -> Self {
         let tag = tag_hash(tag.as_ref());
         if !self.tags.contains(&tag) {
@@ -258,7 +261,7 @@ impl<V> Loaded<V> {
         self
     }
 
-    /// Answers everyone who waits, and keeps nothing in any tier.
+    /// Answers all callers that wait, and keeps nothing in either tier.
     pub fn do_not_store(mut self) -> Self {
         self.store = false;
         self
@@ -280,7 +283,8 @@ impl<V> Loaded<V> {
     }
 }
 
-/// How records and marks know a tag. Two tags that share a hash are dropped together.
+/// The hash of a tag. Records and watermarks hold this hash, not the tag. Two tags that share a
+/// hash are dropped together.
 pub(crate) fn tag_hash(tag: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(tag)
 }
@@ -297,9 +301,9 @@ impl<V> From<Option<V>> for Loaded<V> {
     }
 }
 
-/// Makes a [`Loader`] from a closure that takes the key by value and answers a value, an option, or
-/// a [`Loaded`]. Because it may be any of the three, the compiler wants to be told the type of the
-/// cache's value somewhere, as here:
+/// Makes a [`Loader`] from a closure that takes the key by value and returns a value, an option, or
+/// a [`Loaded`]. Because it may be any of the three, the type of the cache's value must be written
+/// somewhere, as here:
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -328,7 +332,7 @@ where
     }
 }
 
-/// Names the types of a closure's arguments and results without owning any.
+/// The types of a closure's arguments and results, without a value of any.
 type Types<K, V, E, R> = fn(K) -> (V, E, R);
 
 struct FnLoader<K, V, E, R, F> {
@@ -355,24 +359,24 @@ where
     }
 }
 
-/// One load on its way to the engine.
+/// One running load, for the engine.
 pub(crate) type Loading<'a> =
     Pin<Box<dyn Future<Output = Result<Loaded<AnyValue>, AnyError>> + Send + 'a>>;
 
-/// The loads of a batch, in the order of its keys.
+/// The running load of a batch. Its outcomes are in the order of the keys.
 pub(crate) type LoadingMany<'a> =
     Pin<Box<dyn Future<Output = Result<Vec<Loaded<AnyValue>>, AnyError>> + Send + 'a>>;
 
-/// A loader without its types: boxed here, once per load, so that neither the engine nor the futures
-/// of a cache carry the loader's state.
+/// A loader without its types. Its future is boxed once for each load, so that neither the engine
+/// nor the futures of a cache carry the loader's state.
 pub(crate) trait ErasedLoader: Send + Sync {
     fn load<'a>(&'a self, key: &'a AnyKey, previous: Option<AnyEntry>) -> Loading<'a>;
 }
 
 impl<L: Loader> ErasedLoader for L {
     fn load<'a>(&'a self, key: &'a AnyKey, previous: Option<AnyEntry>) -> Loading<'a> {
-        // The calls are inside the future, so a loader that panics before its first await panics
-        // where it is caught.
+        // The calls are inside the future, because the engine catches a panic only while it polls
+        // the future: a loader may panic before its first await.
         Box::pin(async move {
             let Some(key) = key.typed::<L::Key>() else {
                 return erased::other_type(Ok(Loaded::missing().do_not_store()));

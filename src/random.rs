@@ -1,4 +1,4 @@
-//! Randomness, in one place, so that a simulation can be repeated.
+//! The source of random numbers. There is one, so that a simulation can be repeated with its seed.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ thread_local! {
     static SEEDED: std::cell::RefCell<Option<rand::rngs::StdRng>> = const { std::cell::RefCell::new(None) };
 }
 
-/// Makes everything drawn on this thread from now on follow from the seed.
+/// From now on everything that this thread draws follows from the seed.
 #[cfg(all(test, feature = "bincode"))]
 pub(crate) fn seed(seed: u64) {
     use rand::SeedableRng;
@@ -24,7 +24,7 @@ fn draw<T>(from: impl FnOnce(&mut dyn rand::Rng) -> T) -> T {
     from(&mut rand::rng())
 }
 
-/// A token, a nonce or a name that nobody else has.
+/// 16 random bytes: a token, a nonce or a name that no other process has.
 pub(crate) fn bytes() -> [u8; 16] {
     draw(|rng| {
         let mut bytes = [0; 16];
@@ -33,18 +33,19 @@ pub(crate) fn bytes() -> [u8; 16] {
     })
 }
 
+/// A random number of 64 bits.
 pub(crate) fn number() -> u64 {
     draw(|rng| rng.next_u64())
 }
 
-/// From [0, 1).
+/// A random number from 0 to below 1.
 pub(crate) fn share() -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "53 bits are what an f64 holds")]
     let share = (number() >> 11) as f64 / (1_u64 << 53) as f64;
     share
 }
 
-/// From `least` to below `most`.
+/// A random duration from `least` to below `most`.
 pub(crate) fn duration(least: Duration, most: Duration) -> Duration {
     least + most.saturating_sub(least).mul_f64(share())
 }

@@ -1,8 +1,10 @@
-//! The generic shell of a cache: the part of its operations that knows the types of keys and values.
+//! The generic shell of a cache: the part of its operations that knows the types of keys and
+//! values.
 //!
-//! A hit is answered here. Everything else goes to the engine, which knows no types: the shell
-//! erases the key and the values on their way in, and gives the answers their types on their way
-//! out. It is compiled for every cache type, so it is kept small.
+//! The shell answers a plain hit itself: a fresh entry of L1 with which nothing is to be done but
+//! to answer it. Everything else goes to the engine, which knows no types: the shell erases the
+//! types of the key and the values on their way in, and gives the answers their types on their way
+//! out. It is compiled for every type of cache, so it is kept small.
 
 use std::any::Any;
 use std::borrow::Borrow;
@@ -23,19 +25,20 @@ use crate::error::{Error, WriteError};
 use crate::key::{self, CacheKey};
 use crate::l1::{HitView, SAMPLE, Slot, TypedL1};
 
-/// What L1 has for a look-up that asks for nothing special.
+/// What L1 holds for a look-up without conditions.
 pub(crate) enum PlainHit<T> {
-    /// An answer, and nothing else is to be done.
+    /// A plain hit, answered.
     Hit(T),
-    /// An entry that takes a closer look.
+    /// An entry whose times, tags or fence the engine must check.
     NeedsCheck(Arc<Slot>),
+    /// No entry.
     Nothing,
 }
 
-/// What the shell came to with a look-up.
+/// The outcome of a look-up's first step, which never waits.
 pub(crate) enum LookedUp<T> {
     Answered(T),
-    /// The engine answers when a flight has come to something.
+    /// The engine answers when a flight has completed.
     Waits(FlightWait),
 }
 
@@ -70,7 +73,7 @@ where
         }
     }
 
-    /// The key without its type. `hash`: its hash in L1.
+    /// The key without its type. `hash` is its hash in L1.
     pub(crate) fn hashed_key(&self, key: K, hash: u64) -> AnyKey {
         AnyKey::new(self.engine.id(key::encode(&key)), hash, key)
     }
@@ -81,11 +84,12 @@ where
         self.hashed_key(key, hash)
     }
 
+    /// The keys without their type.
     pub(crate) fn keys(&self, keys: &[K]) -> Vec<AnyKey> {
         keys.iter().map(|key| self.key(key.clone())).collect()
     }
 
-    /// A hit of the hot slots, counted: fresh, and nothing to do but to answer it.
+    /// A plain hit of the hot slots, counted.
     #[inline]
     pub(crate) fn hot_hit<Q, T>(
         &self,
@@ -111,7 +115,7 @@ where
         Some(answer)
     }
 
-    /// The same of all of L1.
+    /// A plain hit of the hot slots or of the map, counted.
     pub(crate) fn plain_hit<Q, T>(
         &self,
         (key, hash): (&Q, u64),
@@ -143,7 +147,7 @@ where
         PlainHit::Hit(answer(&view, now))
     }
 
-    /// A look-up that asks for nothing special.
+    /// The first step of a look-up without conditions.
     pub(crate) fn look_up<Q, T>(
         &self,
         key: &Q,
@@ -160,13 +164,13 @@ where
             PlainHit::NeedsCheck(slot) => Some(slot),
             PlainHit::Nothing => None,
         };
-        Ok(match self.look_closer((key, hash), Read::new(), slot)? {
+        Ok(match self.check_or_begin((key, hash), Read::new(), slot)? {
             LookedUp::Answered(found) => LookedUp::Answered(answer(found)),
             LookedUp::Waits(wait) => LookedUp::Waits(wait),
         })
     }
 
-    /// A look-up with conditions.
+    /// The first step of a look-up with conditions.
     pub(crate) fn look_up_with<Q>(&self, key: &Q, read: Read) -> Result<LookedUp<Answer>, Error<E>>
     where
         K: Borrow<Q>,
@@ -174,11 +178,11 @@ where
     {
         let hash = self.typed.hash(key);
         let slot = (!read.skip_l1).then(|| self.engine.l1.slot(hash)).flatten();
-        self.look_closer((key, hash), read, slot)
+        self.check_or_begin((key, hash), read, slot)
     }
 
-    /// A look-up that L1 has not answered at a glance. `slot`: what L1 has.
-    fn look_closer<Q>(
+    /// The rest of a look-up's first step, if it was no plain hit. `slot` is the entry that L1 has.
+    fn check_or_begin<Q>(
         &self,
         (key, hash): (&Q, u64),
         read: Read,
@@ -203,7 +207,7 @@ where
         }
     }
 
-    /// Lets a call in that goes past L1.
+    /// Admits a call that goes past L1.
     pub(crate) fn admit<Q>(&self, key: &Q) -> Result<(AnyKey, Admission), Error<E>>
     where
         Q: ToOwned<Owned = K> + ?Sized,
@@ -215,7 +219,7 @@ where
         Ok((self.key(key.to_owned()), admission))
     }
 
-    /// A hit in L1 that takes a closer look, counted.
+    /// A hit of an entry that the engine must check, counted.
     fn hit<Q>(
         &self,
         (key, hash): (&Q, u64),
@@ -233,8 +237,8 @@ where
         self.engine.hit(found, read, now, &key)
     }
 
-    /// The first step of a look-up of many keys: what L1 answers is answered.
-    fn sweep(&self, keys: &[K]) -> Vec<LookUp> {
+    /// The first step of a look-up of many keys: the hits of L1 are answered.
+    fn probe_l1(&self, keys: &[K]) -> Vec<LookUp> {
         let (closed, now) = (self.engine.is_closed(), Instant::now());
         let look = |key: &K| {
             let hash = self.typed.hash(key);
@@ -251,19 +255,19 @@ where
         keys.iter().map(look).collect()
     }
 
-    /// One outcome for each key, in their order.
+    /// Looks up many keys. One outcome for each key, in their order.
     pub(crate) async fn look_up_many<T>(
         &self,
         keys: &[K],
         answer: impl Fn(Answer) -> T,
     ) -> Vec<Result<T, Error<E>>> {
-        let look_ups = self.sweep(keys);
+        let look_ups = self.probe_l1(keys);
         let got = self.engine.get_many(look_ups).await;
         let typed = |got: Result<Answer, Error<AnyError>>| got.map(&answer).map_err(Error::typed);
         got.into_iter().map(typed).collect()
     }
 
-    /// What L1 may answer now, without being counted.
+    /// The entry that L1 may answer now. The look-up is not counted.
     pub(crate) fn peek_l1<Q>(&self, key: &Q) -> Option<Entry<V>>
     where
         K: Borrow<Q>,
@@ -275,7 +279,7 @@ where
         entry_of(answer)
     }
 
-    /// A write to the source and what follows.
+    /// A write to the source, and the change of the cache that follows it.
     pub(crate) async fn write_through<X>(
         &self,
         key: K,
@@ -299,7 +303,7 @@ where
         })
     }
 
-    /// A write that answers something, and what follows.
+    /// A write that returns something to its caller, and the change of the cache that follows it.
     pub(crate) async fn write_then<T, X>(
         &self,
         key: K,

@@ -1,8 +1,9 @@
-//! Moments as numbers, which compare in one instruction and fit in an atomic.
+//! Moments as numbers: nanoseconds since a time base. A number compares in one instruction and fits
+//! in an atomic.
 
 use tokio::time::Instant;
 
-/// Where the numbers of one cache begin.
+/// The moment from which one cache counts nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TimeBase(Instant);
 
@@ -11,7 +12,7 @@ impl TimeBase {
         Self(moment)
     }
 
-    /// Nanoseconds from zero to a moment; none if it was before.
+    /// Nanoseconds from the time base to a moment. A moment before the time base gives zero.
     #[inline]
     pub(crate) fn nanos(self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.0);
@@ -29,10 +30,10 @@ mod tests {
     #[test]
     fn moments_are_in_order_and_none_is_before_zero() {
         let now = Instant::now();
-        let zero = TimeBase::at(now);
-        assert_eq!(zero.nanos(now), 0);
-        assert_eq!(zero.nanos(now - Duration::from_secs(1)), 0);
+        let base = TimeBase::at(now);
+        assert_eq!(base.nanos(now), 0);
+        assert_eq!(base.nanos(now - Duration::from_secs(1)), 0);
         let later = Duration::new(3, 7);
-        assert_eq!(zero.nanos(now + later), 3_000_000_007);
+        assert_eq!(base.nanos(now + later), 3_000_000_007);
     }
 }

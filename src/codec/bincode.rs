@@ -1,3 +1,5 @@
+//! The codec `Bincode`: compact, fast, and the default.
+
 use bincode::config::{self, Configuration, Limit, LittleEndian, Varint};
 use bincode::enc::write::Writer;
 use bincode::error::EncodeError;
@@ -8,15 +10,15 @@ use super::{Codec, CodecError};
 
 /// Compact and fast, and the default: bincode 2 with variable-length integers.
 ///
-/// bincode does not describe itself. Bytes of a struct whose fields have changed may decode into
+/// The format does not describe itself. Bytes of a struct whose fields have changed may decode into
 /// nonsense without an error, so raise [`schema_version`](crate::CacheBuilder::schema_version) with
-/// every change of the type; types that use `#[serde(untagged)]`, `flatten` or
-/// `skip_serializing_if` do not decode at all. For these, and for types that evolve, take
+/// every change of the type. Types that use `#[serde(untagged)]`, `flatten` or
+/// `skip_serializing_if` do not decode at all. For these, and for types that change often, use
 /// [`Json`](crate::Json).
 ///
-/// Decoding is limited in what it allocates and refuses bytes that are left over. The crate bincode
-/// is finished and no longer maintained (RUSTSEC-2025-0141 says so of every version), which is why
-/// it is a feature: without default features it is not in the tree.
+/// Decoding limits what it allocates, and refuses bytes that are left over. The crate bincode is
+/// finished and no longer maintained (RUSTSEC-2025-0141 says so of every version). Therefore it is
+/// a feature: without default features it is not among the dependencies.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bincode;
 
@@ -26,7 +28,7 @@ fn limited<const N: usize>() -> Configuration<LittleEndian, Varint, Limit<N>> {
     config::standard().with_limit::<N>()
 }
 
-/// What bincode writes to: the end of a vector.
+/// A writer that appends to a vector.
 struct Appending<'a>(&'a mut Vec<u8>);
 
 impl Writer for Appending<'_> {
@@ -47,9 +49,10 @@ impl Codec for Bincode {
     }
 
     fn decode<V: DeserializeOwned>(&self, bytes: &[u8]) -> Result<V, CodecError> {
-        // Without a limit, a length that is nonsense is allocated before it is read, and the
-        // process aborts. The limit counts bytes claimed, which honest bytes never exceed eightfold
-        // (one byte for a u64); it is a constant of the type, hence the steps.
+        // Without a limit, a nonsensical length is allocated before its bytes are read, and the
+        // process aborts. The limit counts the bytes of the decoded value. In sound bytes these are
+        // at most eight times the encoded ones (a `u64` may take one byte). The limit is a constant
+        // of the configuration's type, therefore it goes in steps.
         let decoded = match bytes.len() {
             0..=0x1_0000 => bincode::serde::decode_from_slice(bytes, limited::<MIB>()),
             0x1_0001..=0x20_0000 => {

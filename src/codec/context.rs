@@ -1,6 +1,8 @@
+//! `RecordContext`: the record that a codec's bytes belong to.
+
 use crate::protocol::record::FIELDS;
 
-/// What a codec may know of the record that its bytes are for: see
+/// The record that a codec's bytes are for: see
 /// [`Codec::encode_in`](crate::Codec::encode_in).
 ///
 /// The [default](Default) is the context of no record: no key, no fields.
@@ -12,12 +14,12 @@ pub struct RecordContext<'a> {
 }
 
 impl<'a> RecordContext<'a> {
-    /// `tags`: their hashes, as the record has them.
+    /// `tags` are the hashes of the tags, as the record has them.
     pub(crate) fn new(key: &'a [u8], fields: &'a [u8; FIELDS], tags: &'a [u8]) -> Self {
         Self { key, fields, tags }
     }
 
-    /// The context of bytes that are kept elsewhere than in a record.
+    /// The context of bytes that are not kept in a record.
     #[cfg(feature = "write-behind")]
     pub(crate) fn elsewhere(key: &'a [u8], fields: &'a [u8]) -> Self {
         Self {
@@ -32,10 +34,11 @@ impl<'a> RecordContext<'a> {
         self.key
     }
 
-    /// Bytes that are the same when the record is read as when it was written, and differ between any
-    /// two records: the key, and all that the header says that no script changes later (format,
-    /// kind, token, codec, schema version, created, fresh for, the cost of the load, era and mark,
-    /// version, tags). Meant as the associated data of a cipher, or as what a MAC covers too.
+    /// Bytes that are the same when the record is read as when it was written, and that differ
+    /// between any two records. They hold the key and all fields of the header that no script
+    /// changes later: format, kind, token, codec, schema version, created, fresh for, the cost of
+    /// the load, incarnation and watermark, version, tags. Use them as the associated data of a
+    /// cipher, or let a MAC cover them.
     pub fn associated_data(&self) -> Vec<u8> {
         let parts = [self.key, self.fields, self.tags];
         let len = parts.iter().map(|part| part.len() + 8).sum();

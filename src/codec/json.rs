@@ -1,10 +1,13 @@
+//! The codec `Json`: readable, and tolerant of changed types.
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Codec, CodecError};
 
-/// Describes itself: fields may come and go as serde allows, and people can read it. Larger and
-/// slower than [`Bincode`](crate::Bincode), which rarely matters next to a round trip.
+/// Text that describes itself: fields may come and go as serde allows, and people can read it. It
+/// is larger and slower than [`Bincode`](crate::Bincode), which rarely matters beside a round trip
+/// to Redis.
 ///
 /// ```
 /// # use std::collections::BTreeMap;

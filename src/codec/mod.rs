@@ -1,4 +1,4 @@
-//! How values become bytes for the shared tier.
+//! Codecs: how values become bytes for the shared tier.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -30,16 +30,16 @@ pub use sealed::{Sealed, SealedBuilder};
 
 /// Encodes values for the shared tier.
 ///
-/// The bytes are wrapped in an envelope with a checksum, a hash of the key, the codec's
-/// [`id`](Self::id) and the [`schema_version`](crate::CacheBuilder::schema_version), so a codec
-/// only sees bytes that a codec of the same id wrote for a value of the same version. It must still
-/// answer an error, and neither panic nor allocate without bound, for any bytes.
+/// The bytes are stored in a record with a checksum, a hash of the key, the codec's
+/// [`id`](Self::id) and the [`schema_version`](crate::CacheBuilder::schema_version). So a codec
+/// only sees bytes that a codec of the same id wrote for a value of the same version. Still, for
+/// arbitrary bytes it must return an error, and neither panic nor allocate without bound.
 ///
 /// ```
 /// use serde::{Serialize, de::DeserializeOwned};
 /// use tidegate::{Codec, CodecError};
 ///
-/// /// JSON, indented, for people who read their Redis by hand.
+/// /// Indented JSON, for people who read their Redis by hand.
 /// struct Pretty;
 ///
 /// impl Codec for Pretty {
@@ -53,22 +53,24 @@ pub use sealed::{Sealed, SealedBuilder};
 /// }
 /// ```
 pub trait Codec: Send + Sync + 'static {
-    /// Names the codec in every record: a record of another codec is a miss. Below 128 are those of
-    /// this crate (`Bincode` 1, `Json` 2, `Sealed` 16); yours is 128 or above.
+    /// Identifies the codec in every record: a record of another codec is a miss. Ids below 128 are
+    /// reserved for this crate (`Bincode` 1, `Json` 2, `Sealed` 16). The id of your codec is 128 or
+    /// above.
     fn id(&self) -> u8;
 
     /// Appends the encoded value to `out`.
     fn encode<V: Serialize>(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError>;
 
-    /// Decodes what [`encode`](Self::encode) wrote, and nothing less or more: bytes left over are
-    /// an error.
+    /// Decodes the bytes that [`encode`](Self::encode) wrote, all of them: bytes left over are an
+    /// error.
     fn decode<V: DeserializeOwned>(&self, bytes: &[u8]) -> Result<V, CodecError>;
 
-    /// [`encode`](Self::encode), knowing which record the bytes are for. It is what the crate calls.
+    /// Appends the encoded value to `out`, for the record that `context` describes. The crate calls
+    /// this method, not [`encode`](Self::encode).
     ///
-    /// Default: `encode`. A codec that authenticates its bytes overrides it, together with
-    /// [`decode_in`](Self::decode_in) and [`is_bound`](Self::is_bound), so that they are good in one
-    /// record alone.
+    /// Default: calls `encode`. A codec that authenticates its bytes overrides it, together with
+    /// [`decode_in`](Self::decode_in) and [`is_bound`](Self::is_bound), so that the bytes are valid
+    /// in one record alone.
     fn encode_in<V: Serialize>(
         &self,
         value: &V,
@@ -79,9 +81,9 @@ pub trait Codec: Send + Sync + 'static {
         self.encode(value, out)
     }
 
-    /// Decodes what [`encode_in`](Self::encode_in) wrote in the same context.
+    /// Decodes the bytes that [`encode_in`](Self::encode_in) wrote in the same context.
     ///
-    /// Default: [`decode`](Self::decode).
+    /// Default: calls [`decode`](Self::decode).
     fn decode_in<V: DeserializeOwned>(
         &self,
         bytes: &[u8],
@@ -91,9 +93,9 @@ pub trait Codec: Send + Sync + 'static {
         self.decode(bytes)
     }
 
-    /// Whether [`decode_in`](Self::decode_in) refuses the bytes in any other context. Then a record
-    /// whose times alone are renewed ([`Loaded::unchanged`](crate::Loaded::unchanged)) is encoded and
-    /// sent again as a whole; otherwise only its header is.
+    /// Whether [`decode_in`](Self::decode_in) refuses the bytes in any other context. If so, a
+    /// record of which only the times are renewed ([`Loaded::unchanged`](crate::Loaded::unchanged))
+    /// is encoded and sent again as a whole. If not, only its header is sent.
     ///
     /// Default: `false`.
     fn is_bound(&self) -> bool {
@@ -101,7 +103,7 @@ pub trait Codec: Send + Sync + 'static {
     }
 }
 
-/// Why a codec could not encode or decode.
+/// The reason why a codec could not encode or decode.
 pub struct CodecError(Box<dyn std::error::Error + Send + Sync>);
 
 impl CodecError {
@@ -129,7 +131,7 @@ impl std::error::Error for CodecError {
     }
 }
 
-/// A codec for one type of value, without either type.
+/// A codec for one type of value, without the type of the codec or of the value.
 pub(crate) trait AnyCodec: Send + Sync {
     fn id(&self) -> u8;
     fn is_bound(&self) -> bool;

@@ -125,7 +125,7 @@ impl Entered {
 }
 
 /// What a flight means for one of its callers at this moment.
-enum Progress {
+pub(super) enum Progress {
     Pending,
     Answer(Result<Answer, Error<AnyError>>),
     LookAgain,
@@ -214,14 +214,14 @@ impl Engine {
     ) -> Result<Answer, Error<AnyError>> {
         loop {
             let FlightWait { flight, role, want } = &wait;
-            let mut progress = match role {
-                Role::Leads => self.poll_inline(flight, want).await,
-                Role::Joins | Role::Follows => Progress::Pending,
-            };
-            if matches!(progress, Progress::Pending) {
-                progress = self.outcome(flight, *role, want).await;
+            if *role == Role::Leads {
+                match self.poll_inline(flight, want).await {
+                    Progress::Answer(got) => return self.received(got, *role, want),
+                    Progress::Pending | Progress::LookAgain => {}
+                }
             }
-            if let Progress::Answer(got) = progress {
+            // A flight that was abandoned while it was polled is so still.
+            if let Progress::Answer(got) = self.outcome(flight, *role, want).await {
                 return self.received(got, *role, want);
             }
             wait = match self.enter_inline(flight.key.clone(), *want, self.admit()?) {
@@ -303,7 +303,7 @@ impl Engine {
     }
 
     /// What a flight means for a caller at this moment.
-    fn progress(&self, flight: &Flight, role: Role, want: &Want) -> Progress {
+    pub(super) fn progress(&self, flight: &Flight, role: Role, want: &Want) -> Progress {
         let outcome = flight.outcome();
         if role == Role::Follows {
             return outcome.map_or(Progress::Pending, |_| Progress::LookAgain);

@@ -1,4 +1,5 @@
-//! What `#[derive(CacheKey)]` makes: readable, and never the same bytes for two values.
+//! Tests of `#[derive(CacheKey)]`: its keys can be read by people, and two values never share their
+//! bytes.
 
 use std::marker::PhantomData;
 
@@ -29,7 +30,7 @@ struct Everything;
 #[cache_key(crate = "crate", rename = "all, of it")]
 struct Renamed {}
 
-/// Variants whose names, fields and numbers of fields could be taken for one another's.
+/// Variants whose names, fields and numbers of fields are easily confused.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, CacheKey)]
 #[cache_key(crate = "crate")]
 enum Page {
@@ -47,7 +48,7 @@ enum Page {
     Empty(),
 }
 
-/// A field may have the name of anything in the generated code.
+/// Fields with the names of variables in the generated code.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, CacheKey)]
 #[cache_key(crate = "crate")]
 struct Awkward {
@@ -66,7 +67,7 @@ where
     more: B,
 }
 
-/// What is no key itself may be what an id is of.
+/// The type parameter need not be a key where the bound is replaced.
 #[derive(CacheKey)]
 #[cache_key(crate = "crate", bound = "T: Send + Sync + 'static")]
 struct Id<T>(u64, PhantomData<T>);
@@ -94,7 +95,7 @@ impl<T> std::hash::Hash for Id<T> {
 #[cache_key(crate = "crate")]
 enum Never {}
 
-/// Where a macro writes the types.
+/// A type whose field comes from a macro.
 macro_rules! key {
     ($name:ident($of:ty)) => {
         #[derive(Clone, PartialEq, Eq, Hash, CacheKey)]
@@ -104,7 +105,7 @@ macro_rules! key {
 }
 key!(Made(String));
 
-// Boxed: by value they are larger than the stack of a test bears.
+// The strategies are boxed, because by value they would overflow the stack of a test.
 
 fn report() -> BoxedStrategy<Report> {
     let parts = any::<(u64, String)>();
@@ -113,7 +114,7 @@ fn report() -> BoxedStrategy<Report> {
         .boxed()
 }
 
-/// Texts that look like what stands around them.
+/// Texts that look like names of variants, separators and escapes.
 fn word() -> BoxedStrategy<String> {
     prop_oneof![
         Just(String::new()),
@@ -158,14 +159,14 @@ proptest! {
         prop_assert_eq!(a == b, text(&a) == text(&b), "{:?} {:?}: {}", a, b, text(&a));
     }
 
-    /// Also where others come behind them.
+    /// The encoding of an enum also ends where the next key begins.
     #[test]
-    fn nor_do_two_pairs_of_them(a in (page(), page()), b in (page(), page())) {
+    fn two_pairs_of_enums_never_share_an_encoding(a in (page(), page()), b in (page(), page())) {
         prop_assert_eq!(a == b, text(&a) == text(&b), "{:?} {:?}: {}", a, b, text(&a));
     }
 
     #[test]
-    fn nor_do_two_structs(a in (report(), word()), b in (report(), word())) {
+    fn two_structs_never_share_an_encoding(a in (report(), word()), b in (report(), word())) {
         let pair = |(left, word): &(Report, String)| Pair { left: left.clone(), right: [1, 2], more: word.len() };
         let (c, d) = (pair(&a), pair(&b));
         prop_assert_eq!(c == d, text(&c) == text(&d));
@@ -211,7 +212,7 @@ fn derived_keys_read_well() {
     assert_eq!(text(&None::<Never>), "None");
 }
 
-/// A name is renamed so that what lies under the old one is found.
+/// With `rename` the entries under a variant's old name are found.
 #[test]
 fn a_renamed_variant_keeps_its_entries() {
     #[derive(Clone, PartialEq, Eq, Hash, CacheKey)]
@@ -228,9 +229,8 @@ fn a_renamed_variant_keeps_its_entries() {
     assert_eq!(text(&Before::Team(7)), text(&After::Group(7)));
 }
 
-/// The derive and the hand agree.
 #[test]
-fn what_is_derived_is_what_one_would_write() {
+fn a_derived_encoding_is_the_one_that_is_written_by_hand() {
     #[derive(Clone, PartialEq, Eq, Hash)]
     struct ByHand(String, u8);
     impl CacheKey for ByHand {

@@ -1,18 +1,20 @@
-//! The entries that are asked for most, in front of moka.
+//! The hot slots: a lock-free table in front of moka that holds the entries that are hit most.
 //!
-//! A read of moka notes itself in a log, which somebody works through now and then: that costs more than
-//! the look-up does. So the hottest entries sit in a table of slots as well, one for each value of a
-//! hash, which are read without a lock and written by few: one in [`SAMPLE`] hits in moka moves up, in
-//! the place of whatever is in its slot. One in as many hits here is a read of moka, too, so that its
-//! policy goes on knowing what is hot, unless there was one just now.
+//! moka records each read in a log and works through that log later, which costs more than the
+//! look-up itself. So the hottest entries are kept in a table of slots as well. A key has one slot,
+//! chosen by its hash. A slot is read without a lock and rarely written: one in [`SAMPLE`] hits of
+//! moka promotes its entry into its slot, over the entry that was there. One in [`SAMPLE`] hits of
+//! a hot slot is reported to moka, so that moka's policy still knows what is hot, unless the entry
+//! was reported less than [`REPORT_EVERY`] ago.
 //!
-//! Beside each slot are two numbers made of hashes: of the key that is in it, so that most look-ups for other
-//! keys end without a look at that one's memory, and of the key that asked last to move up there: a slot
-//! that is taken is given to whoever asks twice in a row, while nobody is seen to ask for what is there.
+//! Each slot has two hints, both taken from hashes. The first is that of the key in the slot: most
+//! look-ups for another key end there, without a read of the entry's memory. The second is that of
+//! the key that last requested the slot. A slot that is taken is given to a key that requests it
+//! twice in a row, if no hit of the present entry was seen in between.
 //!
-//! What is here is in moka, with the same times and the same fence: whoever changes an entry there takes
-//! it out here, under the same lock under which it moves up. What moka has evicted is found out by
-//! those reads, and by a look at one slot after the other.
+//! Every entry here is in moka too, with the same times and the same fence. A change of an entry in
+//! moka removes it here, under the lock under which it was promoted. An entry that moka evicted is
+//! found by the reports, and by a probe that looks at one slot after the other.
 
 use std::borrow::Borrow;
 use std::sync::Arc;
@@ -25,36 +27,39 @@ use super::{HitView, Slot};
 use crate::coherence::fence::Stamp;
 use crate::coherence::watermarks::Tags;
 
-/// One in how many hits is more than a look at one slot.
+/// One in this many hits does more than read one slot: it reports, probes or promotes.
 pub(crate) const SAMPLE: u64 = if cfg!(test) { 2 } else { 16 };
 
-/// How long after the map was reported_at of an entry it is reported_at of it again, in nanoseconds: it knows by now that
-/// this one is asked for. And how long after one slot was looked at the next one is: its memory is cold, most
-/// likely.
+/// The shortest time between two reports of one entry to the map, and between two probes, in
+/// nanoseconds. A report within it would tell the map nothing new, and a probe reads memory that is
+/// most likely not in the processor's cache.
 const REPORT_EVERY: u64 = if cfg!(test) { 0 } else { 100_000 };
 
-/// Slots at most.
-const MOST_SLOTS: u64 = 16_384;
+/// The upper limit of the number of slots.
+const MAX_SLOTS: u64 = 16_384;
 
+/// The table. The number of slots is a power of two, or zero.
 pub(super) struct HotSlots<K, V> {
-    /// A power of two, or none.
     slots: Box<[ArcSwapOption<HotEntry<K, V>>]>,
-    /// Hints, which may be behind.
+    /// One for each slot. A hint may be out of date: the entry decides.
     hints: Box<[SlotHint]>,
-    /// The slot that is looked at next.
+    /// The slot that is probed next.
     next_probe: AtomicUsize,
-    /// When one was looked at, in nanoseconds after zero.
+    /// When a slot was last probed, in nanoseconds after the cache's time base.
     probed_at: AtomicU64,
 }
 
+/// The hints of one slot: zero means no key.
 #[derive(Debug, Default)]
 struct SlotHint {
+    /// The key whose entry is in the slot.
     held_by: AtomicU32,
-    /// Zero: nobody.
+    /// The key that last requested the slot.
     requested_by: AtomicU32,
 }
 
-/// What a hit looks at is here as well: one read of memory less.
+/// An entry in a slot. The fields that a hit looks at are copied here, which saves a read of
+/// memory.
 #[derive(Debug)]
 #[repr(C)]
 struct HotEntry<K, V> {
@@ -62,28 +67,29 @@ struct HotEntry<K, V> {
     no_refresh_before: Option<Instant>,
     stamp: Stamp,
     value: Option<Arc<V>>,
-    tags: Option<Tags>,
+    tags: Option<Box<Tags>>,
     slot: Arc<Slot>,
-    /// When the map was reported_at of a hit, in nanoseconds after zero.
+    /// When a hit was last reported to the map, in nanoseconds after the cache's time base.
     reported_at: AtomicU64,
 }
 
-/// A slot of the front, as it was found.
+/// A slot with the entry that a look-up found in it.
 pub(crate) struct HotRef<K, V> {
-    at: usize,
+    index: usize,
     entry: Guard<Option<Arc<HotEntry<K, V>>>>,
 }
 
-/// Whether it is time again, and then it is now.
-fn is_due(since: &AtomicU64, nanos: u64) -> bool {
-    let is_due = since.load(Ordering::Relaxed).saturating_add(REPORT_EVERY) <= nanos;
+/// Whether [`REPORT_EVERY`] has passed since the moment in `last`. If so, `last` becomes `nanos`.
+fn is_due(last: &AtomicU64, nanos: u64) -> bool {
+    let is_due = last.load(Ordering::Relaxed).saturating_add(REPORT_EVERY) <= nanos;
     if is_due {
-        since.store(nanos, Ordering::Relaxed);
+        last.store(nanos, Ordering::Relaxed);
     }
     is_due
 }
 
 impl<K, V> HotRef<K, V> {
+    /// The part of the entry that a hit looks at.
     pub(crate) fn view(&self) -> Option<HitView<'_, V>> {
         self.entry.as_ref().map(|entry| HitView {
             no_refresh_before: entry.no_refresh_before,
@@ -94,13 +100,13 @@ impl<K, V> HotRef<K, V> {
         })
     }
 
-    /// Whether this is what is in the map.
-    pub(super) fn is(&self, there: &Arc<Slot>) -> bool {
+    /// Whether this entry is the one that the map holds.
+    pub(super) fn is_same_as(&self, in_map: &Arc<Slot>) -> bool {
         let entry = self.entry.as_ref();
-        entry.is_some_and(|entry| Arc::ptr_eq(&entry.slot, there))
+        entry.is_some_and(|entry| Arc::ptr_eq(&entry.slot, in_map))
     }
 
-    /// Whether it is time to tell the map of a hit.
+    /// Whether a hit at this moment is reported to the map.
     pub(crate) fn report_due(&self, nanos: u64) -> bool {
         self.entry
             .as_ref()
@@ -116,11 +122,11 @@ impl<K, V> HotSlots<K, V>
 where
     K: Clone + Eq,
 {
-    /// For so many entries; zero turns it off.
+    /// A table for an L1 of this many entries: one slot for two entries. Zero turns it off.
     pub(super) fn new(entries: u64) -> Self {
         let slots = match entries {
             0 => 0,
-            entries => entries.div_ceil(2).min(MOST_SLOTS).next_power_of_two(),
+            entries => entries.div_ceil(2).min(MAX_SLOTS).next_power_of_two(),
         };
         Self {
             slots: (0..slots).map(|_| ArcSwapOption::empty()).collect(),
@@ -130,13 +136,14 @@ where
         }
     }
 
-    /// The slot of a key, and what tells it from most others there.
-    fn at(&self, hash: u64) -> (usize, u32) {
-        let at = usize::try_from(hash & (self.slots.len() as u64 - 1)).unwrap_or(0);
-        (at, u32::try_from(hash >> 32).unwrap_or(0) | 1)
+    /// The slot of a key, and the hint that tells the key from most others with this slot. A hint
+    /// is never zero.
+    fn locate(&self, hash: u64) -> (usize, u32) {
+        let index = usize::try_from(hash & (self.slots.len() as u64 - 1)).unwrap_or(0);
+        (index, u32::try_from(hash >> 32).unwrap_or(0) | 1)
     }
 
-    /// What is there of a key.
+    /// The entry of a key, if it is in its slot.
     #[inline]
     pub(super) fn get<Q>(&self, hash: u64, key: &Q) -> Option<HotRef<K, V>>
     where
@@ -146,52 +153,52 @@ where
         if self.slots.is_empty() {
             return None;
         }
-        let (at, tag_hash) = self.at(hash);
-        if self.hints[at].held_by.load(Ordering::Relaxed) != tag_hash {
+        let (index, hint) = self.locate(hash);
+        if self.hints[index].held_by.load(Ordering::Relaxed) != hint {
             return None;
         }
-        self.find(at, key)
+        self.find(index, key)
     }
 
-    fn find<Q>(&self, at: usize, key: &Q) -> Option<HotRef<K, V>>
+    /// The entry of a key, if it is in this slot. The hints are not asked.
+    fn find<Q>(&self, index: usize, key: &Q) -> Option<HotRef<K, V>>
     where
         K: Borrow<Q>,
         Q: Eq + ?Sized,
     {
-        let entry = self.slots[at].load();
+        let entry = self.slots[index].load();
         let is_it = entry
             .as_ref()
             .is_some_and(|entry| entry.key.borrow() == key);
-        is_it.then_some(HotRef { at, entry })
+        is_it.then_some(HotRef { index, entry })
     }
 
-    /// Asks for the slot of a key.
+    /// Requests the slot of a key. Whether it is given: it is free, or this is the second request
+    /// in a row.
     pub(super) fn request(&self, hash: u64) -> bool {
         if self.slots.is_empty() {
             return false;
         }
-        let (at, tag_hash) = self.at(hash);
-        let is_free = self.slots[at].load().is_none();
-        is_free
-            || self.hints[at]
-                .requested_by
-                .swap(tag_hash, Ordering::Relaxed)
-                == tag_hash
+        let (index, hint) = self.locate(hash);
+        let is_free = self.slots[index].load().is_none();
+        is_free || self.hints[index].requested_by.swap(hint, Ordering::Relaxed) == hint
     }
 
-    /// What is there is asked for.
+    /// Notes a hit of the entry in a slot: the request of another key for this slot is void.
     pub(super) fn mark_in_use(&self, hot: &HotRef<K, V>) {
-        self.hints[hot.at].requested_by.store(0, Ordering::Relaxed);
+        self.hints[hot.index]
+            .requested_by
+            .store(0, Ordering::Relaxed);
     }
 
-    /// One slot after the other, if it is time and there is something in it.
+    /// The entry of the slot whose turn it is, if a probe is due and the slot is not empty.
     pub(super) fn next_to_probe(&self, nanos: u64) -> Option<HotRef<K, V>> {
         if !is_due(&self.probed_at, nanos) {
             return None;
         }
-        let at = self.next_probe.fetch_add(1, Ordering::Relaxed) & (self.slots.len() - 1);
-        let entry = self.slots[at].load();
-        entry.is_some().then_some(HotRef { at, entry })
+        let index = self.next_probe.fetch_add(1, Ordering::Relaxed) & (self.slots.len() - 1);
+        let entry = self.slots[index].load();
+        entry.is_some().then_some(HotRef { index, entry })
     }
 
     /// Puts an entry into the slot of its key.
@@ -199,7 +206,7 @@ where
         if self.slots.is_empty() {
             return;
         }
-        let (at, tag_hash) = self.at(hash);
+        let (index, hint) = self.locate(hash);
         let entry = HotEntry {
             key: key.clone(),
             no_refresh_before: view.no_refresh_before,
@@ -209,22 +216,22 @@ where
             slot: Arc::clone(slot),
             reported_at: AtomicU64::new(0),
         };
-        self.slots[at].store(Some(Arc::new(entry)));
-        self.hints[at].held_by.store(tag_hash, Ordering::Relaxed);
+        self.slots[index].store(Some(Arc::new(entry)));
+        self.hints[index].held_by.store(hint, Ordering::Relaxed);
     }
 
-    /// Whatever the hints say.
+    /// Removes a key's entry from its slot, whatever the hints say.
     pub(super) fn remove(&self, hash: u64, key: &K) {
         if self.slots.is_empty() {
             return;
         }
-        if let Some(hot) = self.find(self.at(hash).0, key) {
+        if let Some(hot) = self.find(self.locate(hash).0, key) {
             self.remove_if_same(&hot);
         }
     }
 
-    /// Empties a slot, unless something else is in it by now.
+    /// Empties a slot, unless it holds another entry by now.
     pub(super) fn remove_if_same(&self, hot: &HotRef<K, V>) {
-        self.slots[hot.at].compare_and_swap(&*hot.entry, None);
+        self.slots[hot.index].compare_and_swap(&*hot.entry, None);
     }
 }

@@ -1,9 +1,9 @@
-//! The tier in this process: entries by the hash of their key. The only file that names moka.
+//! L1, the tier in this process: entries by the hash of their key. The only file that names moka.
 //!
-//! moka is used as a bounded map and nothing else. Its own loading stores a value that was loaded
-//! before an invalidation that has already returned; its clock cannot be paused; its per-entry
-//! expiry costs a quarter of a hit. So entries carry their own deadline and their own stamp, and
-//! both are checked when an entry is read.
+//! moka is used as a bounded map and for nothing else. Its own loading can store a value that was
+//! loaded before an invalidation that has already returned; its clock cannot be paused; its
+//! per-entry expiry costs a quarter of a hit. So an entry carries its own deadline and its own
+//! stamp of the fence, and both are checked when the entry is read.
 //!
 //! The map does not know the types of keys and values, so that it is compiled once for all caches.
 //! Its key is a hash of 64 bits with a random seed. An entry holds the key itself, and
@@ -31,72 +31,75 @@ mod typed;
 pub(crate) use self::hot_slots::SAMPLE;
 pub(crate) use self::typed::{TypedL1, Weigher};
 
-/// What is known of an entry, apart from its value. What a hit looks at comes last, beside the
-/// value.
+/// The times and the origin of an entry. The fields that a hit looks at come last, beside the value
+/// in memory.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct Meta {
-    /// When it began to be read: what it misses is not older.
+    /// When its read or load began. It misses no change that was made before.
     pub(crate) begun: Instant,
-    /// When it was stored here, and how old it was then.
+    /// When it was stored in L1.
     pub(crate) stored: Instant,
+    /// How old it was when it was stored.
     pub(crate) age: Duration,
-    /// L1 answers nothing from this moment on, whatever its life.
+    /// From this moment on L1 does not answer it, even if its lifetime is longer.
     pub(crate) l1_deadline: Instant,
-    /// Which version of the value it is.
+    /// Identifies the version of the value.
     pub(crate) version_id: u64,
     pub(crate) lifetime: Lifetime,
-    /// Until then a hit answers and does nothing else.
+    /// Before this moment a hit begins no refresh: it answers and does nothing else.
     pub(crate) no_refresh_before: Instant,
     pub(crate) stamp: Stamp,
 }
 
 impl Meta {
+    /// How old the entry is at this moment.
     pub(crate) fn age_at(&self, now: Instant) -> Duration {
         self.age + now.saturating_duration_since(self.stored)
     }
 
-    /// When its load ended, wherever that was.
+    /// When its load ended, in this process or in another one.
     pub(crate) fn loaded_at(&self) -> Instant {
         before(self.stored, self.age)
     }
 }
 
-/// An entry: a key with its value or its absence. `H` is the part with types, a `TypedEntry`.
+/// A stored entry: a key with its value or its absence. `H` is the part with types, a `TypedEntry`.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Slot<H: ?Sized = dyn Any + Send + Sync> {
-    /// What it takes of the capacity.
-    weight: u32,
     pub(crate) meta: Meta,
-    tags: Option<Tags>,
+    /// In a box: most entries have none.
+    tags: Option<Box<Tags>>,
     entry: H,
 }
 
-/// What a hit looks at.
+/// The part of an entry that a hit looks at.
 pub(crate) struct HitView<'a, V> {
-    /// Until then there is nothing to do but to answer it, as far as its own times say. `None`: never.
+    /// Before this moment the entry's own times ask for nothing but an answer. `None`: they always
+    /// ask for more.
     pub(crate) no_refresh_before: Option<Instant>,
     pub(crate) stamp: Stamp,
     pub(crate) value: &'a Option<Arc<V>>,
-    tags: &'a Option<Tags>,
-    /// The rest.
+    tags: &'a Option<Box<Tags>>,
     pub(crate) meta: &'a Meta,
 }
 
 impl<V: Send + Sync + 'static> HitView<'_, V> {
+    /// Whether none of its tags was invalidated since its load began.
     #[inline]
     pub(crate) fn tags_hold(&self) -> bool {
-        self.tags.as_ref().is_none_or(Tags::hold)
+        self.tags.as_ref().is_none_or(|tags| tags.hold())
     }
 
+    /// The answer of the engine that this entry makes.
     pub(crate) fn answer(&self, now: Instant) -> Answer {
         let value = self.value.clone();
         let value = value.map(|value| value as AnyValue);
-        answer_from_l1(value, self.meta, self.tags, now)
+        answer_from_l1(value, self.meta, self.tags.as_deref(), now)
     }
 
-    /// As it is told to callers, while it is fresh.
+    /// The entry that a caller gets. The entry must be fresh; `None` is an absence.
     pub(crate) fn entry(&self, now: Instant) -> Option<Entry<V>> {
         let value = self.value.clone()?;
         Some(Entry {
@@ -110,11 +113,11 @@ impl<V: Send + Sync + 'static> HitView<'_, V> {
     }
 }
 
-/// The answer of an entry of L1.
+/// The answer that an entry of L1 makes.
 fn answer_from_l1(
     value: Option<AnyValue>,
     meta: &Meta,
-    tags: &Option<Tags>,
+    tags: Option<&Tags>,
     now: Instant,
 ) -> Answer {
     Answer {
@@ -125,42 +128,46 @@ fn answer_from_l1(
         fresh_until: meta.lifetime.fresh_until,
         freshness: meta.lifetime.freshness(now),
         provenance: Provenance::FromTier,
-        tags: tags.clone(),
+        tags: tags.cloned(),
     }
 }
 
-/// What L1 asks of the code that knows the types of keys and values: [`TypedL1`].
+/// The operations for which L1 needs the types of keys and values. [`TypedL1`] has them.
 pub(crate) trait TypedEntries: Send + Sync {
-    /// A new entry. `None`: key or value is of another cache.
+    /// A new entry. `None`: the key or the value has the types of another cache.
     fn make(&self, key: &AnyKey, answer: &Answer, meta: Meta) -> Option<Arc<Slot>>;
 
     /// The same entry with other times.
     fn with_meta(&self, slot: &Slot, meta: Meta) -> Option<Arc<Slot>>;
 
-    /// The value of an entry. `None`: it is not this key's. `Some(None)`: an absence.
+    /// The value of an entry. `None`: the entry is not this key's. `Some(None)`: an absence.
     fn value(&self, slot: &Slot, key: &AnyKey) -> Option<Option<AnyValue>>;
 
-    /// Puts an entry into its hot slot, which may hold another one.
+    /// The part of the capacity that an entry uses.
+    fn weight(&self, slot: &Slot) -> u32;
+
+    /// Puts an entry into its hot slot, over the entry that is there.
     fn promote(&self, hash: u64, slot: &Arc<Slot>);
 
-    /// Takes a key's entry out of its hot slot.
+    /// Removes a key's entry from its hot slot.
     fn demote(&self, key: &AnyKey);
 }
 
 type Map = moka::sync::Cache<u64, Arc<Slot>, RandomState>;
 
-/// Values and absences, each in a map of its own, so that a flood of absent keys evicts no value. In
-/// front of both, the entries that are asked for most.
+/// The map of values and the map of absences. They are two, so that a flood of absent keys evicts
+/// no value. The hot slots are in front of both.
 pub(crate) struct L1 {
     found: Option<Map>,
     missing: Option<Map>,
-    /// There was an absence: else nobody has to look for one.
+    /// Whether an absence was ever stored. Until then a look-up skips the map of absences.
     any_missing: AtomicBool,
     typed: Arc<dyn TypedEntries>,
 }
 
 impl L1 {
-    /// `weighs`: the capacity is not a number of entries.
+    /// `capacity` is that of the values, `missing` that of the absences. `weighs`: the first is a
+    /// sum of weights, not a number of entries.
     pub(crate) fn new(
         capacity: u64,
         missing: u64,
@@ -170,8 +177,9 @@ impl L1 {
         let map = |capacity| moka::sync::Cache::builder().max_capacity(capacity);
         let found = (capacity > 0).then(|| {
             let map = map(capacity);
+            let typed = Arc::clone(&typed);
             let map = if weighs {
-                map.weigher(|_, slot: &Arc<Slot>| slot.weight)
+                map.weigher(move |_, slot: &Arc<Slot>| typed.weight(slot))
             } else {
                 map
             };
@@ -187,47 +195,47 @@ impl L1 {
         }
     }
 
-    /// Its capacity is zero: it keeps nothing.
+    /// Whether its capacity is zero, so that it keeps nothing.
     pub(crate) fn is_off(&self) -> bool {
         self.found.is_none()
     }
 
-    /// What is stored under a key, whether it may be answered or not.
+    /// The entry that is stored under a key. The caller decides whether it may be answered.
     pub(crate) fn get(&self, key: &AnyKey, now: Instant) -> Option<(Answer, Meta)> {
         let slot = self.slot(key.l1_hash)?;
         let value = self.typed.value(&slot, key)?;
-        let answer = answer_from_l1(value, &slot.meta, &slot.tags, now);
+        let answer = answer_from_l1(value, &slot.meta, slot.tags.as_deref(), now);
         Some((answer, slot.meta))
     }
 
-    /// What is stored under a hash, as it is kept: the caller compares the key.
+    /// The entry that is stored under a hash. The caller compares the key.
     pub(crate) fn slot(&self, hash: u64) -> Option<Arc<Slot>> {
         let found = self.found.as_ref()?.get(&hash);
         found.or_else(|| self.missing()?.get(&hash))
     }
 
-    /// The absences, if there ever were some.
+    /// The map of absences, if an absence was ever stored.
     fn missing(&self) -> Option<&Map> {
         let missing = self.missing.as_ref();
         missing.filter(|_| self.any_missing.load(Ordering::Acquire))
     }
 
-    /// The same as [`get`](Self::get), without a word to the policy of the map: for a caller who has
-    /// just looked.
+    /// The same as [`get`](Self::get) for a caller that has looked a moment ago. If nothing is
+    /// stored, the map does not count this look-up as another miss of the key.
     pub(crate) fn get_again(&self, key: &AnyKey, now: Instant) -> Option<(Answer, Meta)> {
         self.contains(key.l1_hash)
             .then(|| self.get(key, now))
             .flatten()
     }
 
-    /// Whether something is stored under a hash. The policy of the map does not hear of it.
+    /// Whether an entry is stored under a hash. The map does not count this as a look-up.
     fn contains(&self, hash: u64) -> bool {
         let has = |map: &Map| map.contains_key(&hash);
         self.found.as_ref().is_some_and(has) || self.missing().is_some_and(has)
     }
 
-    /// Puts an entry in front, where another one may be. The caller holds the lock of the key's shard:
-    /// what is in front is what is in the map.
+    /// Puts a key's entry into its hot slot, over the entry that is there. The caller holds the
+    /// lock of the key's shard, so that the entry in the hot slot is the one in the map.
     pub(crate) fn promote(&self, key: &AnyKey) {
         if let Some(slot) = self.slot(key.l1_hash) {
             if self.typed.value(&slot, key).is_some() {
@@ -236,8 +244,8 @@ impl L1 {
         }
     }
 
-    /// Stores an answer, if there is a place for its kind. The caller holds the lock of the key's
-    /// shard, so that nothing comes between its check of the fence and this.
+    /// Stores an answer, if its kind is kept at all. The caller holds the lock of the key's shard,
+    /// so that nothing happens between its check of the fence and the store.
     pub(crate) fn store(&self, key: &AnyKey, answer: &Answer, meta: Meta) -> bool {
         self.typed.demote(key);
         let (into, other) = if answer.value.is_some() {
@@ -255,7 +263,8 @@ impl L1 {
         stored.is_some()
     }
 
-    /// Changes what is known of an entry, if it is there. The caller holds the lock of the key's shard.
+    /// Changes the [`Meta`] of a key's entry, if one is stored. The caller holds the lock of the
+    /// key's shard.
     pub(crate) fn amend(&self, key: &AnyKey, amend: impl FnOnce(&mut Meta)) {
         self.typed.demote(key);
         for map in [&self.found, &self.missing].into_iter().flatten() {
@@ -273,14 +282,14 @@ impl L1 {
         }
     }
 
-    /// The number of entries, roughly: what was stored a moment ago may be missing.
+    /// The number of entries. Entries of the last moments may not be counted yet.
     #[cfg(feature = "metrics")]
     pub(crate) fn entries(&self) -> u64 {
         let found = self.found.as_ref().map_or(0, Map::entry_count);
         found + self.missing.as_ref().map_or(0, Map::entry_count)
     }
 
-    /// As moka does when there is no room.
+    /// Removes an entry from the map alone, as moka does when it needs the room.
     #[cfg(all(test, feature = "bincode"))]
     pub(crate) fn evict_for_tests(&self, key: &AnyKey) {
         if let Some(found) = &self.found {
@@ -288,7 +297,7 @@ impl L1 {
         }
     }
 
-    /// The caller holds the lock of the key's shard.
+    /// Removes a key's entry. The caller holds the lock of the key's shard.
     pub(crate) fn remove(&self, key: &AnyKey) {
         self.typed.demote(key);
         if let Some(found) = &self.found {

@@ -1,4 +1,5 @@
-//! The part of L1 that knows the types of keys and values: what an entry holds, and the hot slots.
+//! The part of L1 that knows the types of keys and values: the typed half of an entry, and the hot
+//! slots.
 
 use std::borrow::Borrow;
 use std::hash::{BuildHasher, Hash};
@@ -11,9 +12,11 @@ use super::{HitView, L1, Meta, Slot, TypedEntries};
 use crate::answer::Answer;
 use crate::erased::{self, AnyKey, AnyValue};
 
+/// What the user gave to `l1_weigher`: the part of the capacity that an entry uses.
 pub(crate) type Weigher<K, V> = Arc<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 
-/// What of an entry has the types of its cache. The value comes first: a hit looks at it.
+/// The part of an entry that has the types of its cache. The value comes first, because a hit looks
+/// at it.
 #[derive(Debug)]
 #[repr(C)]
 struct TypedEntry<K, V> {
@@ -21,7 +24,7 @@ struct TypedEntry<K, V> {
     key: K,
 }
 
-/// One cache's types, for L1.
+/// The operations of L1 that know one cache's types.
 pub(crate) struct TypedL1<K, V> {
     hasher: RandomState,
     weigher: Option<Weigher<K, V>>,
@@ -33,7 +36,7 @@ where
     K: Clone + Hash + Eq + Send + Sync + 'static,
     V: Send + Sync + 'static,
 {
-    /// `capacity`: that of L1. Zero: there is none.
+    /// `capacity` is that of L1. Zero turns L1 off, and the hot slots with it.
     pub(crate) fn new(capacity: u64, weigher: Option<Weigher<K, V>>) -> Self {
         let entries = match weigher {
             Some(_) if capacity > 0 => u64::MAX,
@@ -46,11 +49,12 @@ where
         }
     }
 
+    /// The hash of a key in L1. Its seed is random.
     pub(crate) fn hash<Q: Hash + ?Sized>(&self, key: &Q) -> u64 {
         self.hasher.hash_one(key)
     }
 
-    /// What the hot slots have of a key, whether it may be answered or not.
+    /// The entry that the hot slots have of a key. The caller decides whether it may be answered.
     #[inline]
     pub(crate) fn hot<Q>(&self, hash: u64, key: &Q) -> Option<HotRef<K, V>>
     where
@@ -60,7 +64,8 @@ where
         self.hot.get(hash, key)
     }
 
-    /// What a hit looks at in a slot that was found under the key's hash. `None`: it is another key's.
+    /// The part of an entry that a hit looks at; the entry was found under the key's hash. `None`:
+    /// it is the entry of another key.
     pub(crate) fn view<'a, Q>(&self, slot: &'a Slot, key: &Q) -> Option<HitView<'a, V>>
     where
         K: Borrow<Q>,
@@ -70,14 +75,14 @@ where
         (entry.key.borrow() == key).then(|| slot.view(entry))
     }
 
-    /// Reports a hit of the hot slots to the map, for its policy decides what is kept, and looks at
-    /// another one of them. Neither more often than it is of use.
+    /// Reports a hit of a hot slot to the map, whose policy decides what is kept, and probes
+    /// another slot. Does either only when it is due.
     pub(crate) fn touch(&self, l1: &L1, hash: u64, hot: &HotRef<K, V>, nanos: u64) {
         self.hot.mark_in_use(hot);
-        if hot.report_due(nanos) && !l1.slot(hash).is_some_and(|there| hot.is(&there)) {
+        if hot.report_due(nanos) && !l1.slot(hash).is_some_and(|slot| hot.is_same_as(&slot)) {
             self.hot.remove_if_same(hot);
         }
-        // This one may have been evicted and not been asked for since.
+        // An entry that the map evicted and that no one asks for would stay in its slot.
         if let Some(other) = self.hot.next_to_probe(nanos) {
             let hash = other.key().map(|key| self.hash(key));
             if !hash.is_some_and(|hash| l1.contains(hash)) {
@@ -86,12 +91,13 @@ where
         }
     }
 
-    /// Whether an entry that is asked for may move up into its hot slot.
+    /// Requests the hot slot of a key that was hit in the map. Whether it is given.
     pub(crate) fn may_promote(&self, hash: u64) -> bool {
         self.hot.request(hash)
     }
 }
 
+/// The typed part of an entry. `None`: it has the types of another cache.
 fn entry_of<K: 'static, V: 'static>(slot: &Slot) -> Option<&TypedEntry<K, V>> {
     slot.entry.downcast_ref()
 }
@@ -125,14 +131,9 @@ where
             Some(value) => Some(erased::typed::<V>(Arc::clone(value))?),
             None => None,
         };
-        let weight = match (&self.weigher, &value) {
-            (Some(weigh), Some(value)) => weigh(key, value),
-            _ => 1,
-        };
         Some(Arc::new(Slot {
-            weight,
             meta,
-            tags: answer.tags.clone(),
+            tags: answer.tags.clone().map(Box::new),
             entry: TypedEntry {
                 value,
                 key: key.clone(),
@@ -143,7 +144,6 @@ where
     fn with_meta(&self, slot: &Slot, meta: Meta) -> Option<Arc<Slot>> {
         let TypedEntry { value, key } = entry_of::<K, V>(slot)?;
         Some(Arc::new(Slot {
-            weight: slot.weight,
             meta,
             tags: slot.tags.clone(),
             entry: TypedEntry {
@@ -159,6 +159,15 @@ where
         key.typed::<K>()
             .is_some_and(|key| *key == entry.key)
             .then(value)
+    }
+
+    fn weight(&self, slot: &Slot) -> u32 {
+        let entry = entry_of::<K, V>(slot);
+        let value = entry.and_then(|entry| entry.value.as_ref().map(|value| (&entry.key, value)));
+        match (&self.weigher, value) {
+            (Some(weigh), Some((key, value))) => weigh(key, value),
+            _ => 1,
+        }
     }
 
     fn promote(&self, hash: u64, slot: &Arc<Slot>) {
@@ -219,7 +228,8 @@ mod tests {
         }
     }
 
-    /// Two keys with one hash: a store evicts the other entry, and a look-up never finds it.
+    /// Two keys with one hash: a store evicts the entry of the other key, and a look-up never finds
+    /// it.
     #[test]
     fn keys_that_share_a_hash_are_never_answered_for_each_other() {
         let now = Instant::now();
@@ -238,13 +248,13 @@ mod tests {
                 .is_some_and(|(_, meta)| !meta.lifetime.expired)
         );
 
-        // In front, each has the same slot.
+        // They also share a hot slot.
         l1.promote(&bob);
         assert!(typed.hot(7, "ada").is_none() && typed.hot(7, "bob").is_none());
         l1.promote(&ada);
         assert!(typed.hot(7, "ada").is_some() && typed.hot(7, "bob").is_none());
         l1.remove(&bob);
-        assert_eq!(value(&ada), None, "evicted with the other one");
+        assert_eq!(value(&ada), None, "evicted with the other key");
 
         assert!(l1.store(&bob, &answer(None, now), meta(now)));
         assert_eq!((value(&ada), value(&bob)), (None, Some(false)));

@@ -1,7 +1,7 @@
 //! The search for an edit's original text in the sources, by tokens.
 //!
-//! Whitespace, line breaks, comments and commas before a closing bracket do not matter, and neither does
-//! the file: the text must occur exactly once in all of them.
+//! Whitespace, line breaks, comments and commas before a closing bracket do not matter, and neither
+//! does the file: the text must occur exactly once in all of them.
 
 use std::ops::Range;
 
@@ -55,7 +55,8 @@ impl<'a> Index<'a> {
         }
     }
 
-    /// The change that the edit makes. The error says where its original text is, if not in one place.
+    /// The change that the edit makes. The error says where its original text is, if not in one
+    /// place.
     pub(crate) fn find(&self, edit: &Edit) -> Result<Change, String> {
         let mut found = Vec::new();
         for (index, file) in self.files.iter().enumerate() {
@@ -144,7 +145,8 @@ impl File<'_> {
             .collect()
     }
 
-    /// What differs between the tokens there and the replacement, without what they begin and end with.
+    /// What differs between the tokens there and the replacement, without what they begin and end
+    /// with.
     fn change(&self, file: usize, place: &Range<usize>, replacement: &str) -> Change {
         let old = &self.tokens[place.clone()];
         let new = lexer::lex(replacement, self.source.language);

@@ -119,7 +119,8 @@ fn string(chars: &mut Chars<'_>) -> Option<String> {
             '\\' => match chars.next()? {
                 'n' => text.push('\n'),
                 't' => text.push('\t'),
-                // Of no use here: a character outside of ASCII comes as it is, one of control does not matter.
+                // Of no use here: a character outside of ASCII comes as it is, one of control does
+                // not matter.
                 'u' => text.push(chars.nth(3).map(|_| '?')?),
                 other => text.push(other),
             },

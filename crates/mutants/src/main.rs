@@ -1,5 +1,6 @@
-//! `tidegate-mutants`: takes each rule out of the library in turn and requires the tests that guard it
-//! to fail. `tests/mutants/run` calls it with the repository, a folder to work in, and names of mutants.
+//! `tidegate-mutants`: takes each rule out of the library in turn and requires the tests that guard
+//! it to fail. `tests/mutants/run` calls it with the repository, a folder to work in, and names of
+//! mutants.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -179,7 +180,8 @@ impl Session<'_> {
         broken
     }
 
-    /// Builds as many mutants at once as possible, and returns their numbers with the test binaries.
+    /// Builds as many mutants at once as possible, and returns their numbers with the test
+    /// binaries.
     fn build_together(&self) -> io::Result<(BTreeSet<usize>, BTreeMap<Target, Binary>)> {
         let mut chosen = schema::fitting(self.sources, &self.changes);
         let targets = targets(self.mutants.iter().flat_map(|mutant| &mutant.expectations));
@@ -217,7 +219,8 @@ impl Session<'_> {
         }
     }
 
-    /// Those with which the library does not compile, by halves. None, if it does not compile without.
+    /// Those with which the library does not compile, by halves. None, if it does not compile
+    /// without.
     fn bisect(&self, chosen: &BTreeSet<usize>) -> io::Result<BTreeSet<usize>> {
         let compiles = |some: &BTreeSet<usize>| {
             let schema = Schema::new(self.sources, &self.changes, some);

@@ -1,4 +1,5 @@
-//! A mutant: the rule that it takes out, the tests that must fail, and the edits, as its file says them.
+//! A mutant: the rule that it takes out, the tests that must fail, and the edits, as its file says
+//! them.
 //!
 //! ```text
 //! without: an entry that is removed leaves the front.
@@ -8,9 +9,10 @@
 //! -     self.front.remove(key);
 //! ```
 //!
-//! Blank lines separate the head and the edits from each other. In an edit, lines with `-` are taken
-//! out, lines with `+` are put in, and the others stay. The first line of an edit may say where to look
-//! for it: `in: fn remove`, `in: impl L1`, or the end of a path, `in: engine/fence.rs`.
+//! Blank lines separate the head and the edits from each other. In an edit, lines with `-` are
+//! taken out, lines with `+` are put in, and the others stay. The first line of an edit may say
+//! where to look for it: `in: fn remove`, `in: impl L1`, or the end of a path,
+//! `in: engine/fence.rs`.
 
 use std::fmt;
 

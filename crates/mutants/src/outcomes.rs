@@ -98,8 +98,8 @@ impl Binary {
     }
 }
 
-/// Runs what is expected, each target once, and says what became of it. Tests that did not come to an
-/// end have failed.
+/// Runs what is expected, each target once, and says what became of it. Tests that did not come to
+/// an end have failed.
 pub(crate) fn of(
     binaries: &BTreeMap<Target, Binary>,
     mutant: Option<usize>,

@@ -1,9 +1,12 @@
 //! The schema: one source tree that holds many mutants, of which an environment variable chooses one.
 //!
-//! A function whose body has mutants becomes
-//! `{ if crate::mutant_switch::is(3) { … } else if crate::mutant_switch::is(7) { … } else { … } }`, with
-//! the original body last. A Lua script with mutants stays, and the place that includes it asks for the
-//! script that is chosen.
+//! A function whose body has mutants becomes this, with the original body last:
+//!
+//! ```text
+//! { if crate::mutant_switch::is(3) { … } else if crate::mutant_switch::is(7) { … } else { … } }
+//! ```
+//!
+//! A Lua script with mutants stays, and the place that includes it asks for the script that is chosen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -59,7 +62,8 @@ struct Region {
     changes: BTreeMap<usize, Vec<Change>>,
 }
 
-/// Which of the mutants fit into a schema: those that only change Lua scripts and what functions do.
+/// Which of the mutants fit into a schema: those that only change Lua scripts and what functions
+/// do.
 pub(crate) fn fitting(sources: &[Source], mutants: &[Vec<Change>]) -> BTreeSet<usize> {
     let regions: Vec<_> = sources.iter().map(regions).collect();
     let fits = |change: &Change| {
@@ -115,8 +119,8 @@ impl Schema {
         schema
     }
 
-    /// The mutants that an error is about which names these files and bytes: the fewest that stand at one of
-    /// them. At a function's original body these are all of the function's.
+    /// The mutants that an error is about which names these files and bytes: the fewest that stand
+    /// at one of them. At a function's original body these are all of the function's.
     pub(crate) fn mutants_of(&self, places: &[(String, usize)]) -> BTreeSet<usize> {
         let at = |(path, byte): &(String, usize)| {
             let around = self
@@ -278,8 +282,8 @@ fn contains(outer: &Range<usize>, inner: &Range<usize>) -> bool {
     outer.start <= inner.start && inner.end <= outer.end
 }
 
-/// What may become a choice: the bodies of functions that are not `const`, and `async` blocks. Closures
-/// belong to the function around them, and a body with `$` is one of a macro.
+/// What may become a choice: the bodies of functions that are not `const`, and `async` blocks.
+/// Closures belong to the function around them, and a body with `$` is one of a macro.
 fn regions(source: &Source) -> Vec<Range<usize>> {
     if source.language != Language::Rust {
         return Vec::new();
@@ -358,7 +362,9 @@ mod tests {
         let chosen = fitting(&sources, &mutants);
         assert_eq!(chosen, BTreeSet::from([0, 1]));
         let schema = Schema::new(&sources, &mutants, &chosen);
-        let expected = "async fn a<T>(x: [u8; 2]) -> T where T: B { if crate::mutant_switch::is(0) { one(|| three) } else if crate::mutant_switch::is(1) { four(|| two) } else { one(|| two) } }";
+        let expected = "async fn a<T>(x: [u8; 2]) -> T where T: B { \
+            if crate::mutant_switch::is(0) { one(|| three) } \
+            else if crate::mutant_switch::is(1) { four(|| two) } else { one(|| two) } }";
         let text = &schema.files["src/a.rs"];
         assert_eq!(tokens(text), tokens(expected));
         let at = |needle: &str| {
@@ -388,7 +394,8 @@ mod tests {
     #[test]
     fn what_no_body_holds_does_not_fit() {
         let text = "const A: u8 = 1; const fn b() { two } type C = fn(u8) -> three; \
-            macro_rules! m { ($x:expr) => { fn d() { $x; four } } } fn e(five: u8) {} fn f() { six }";
+            macro_rules! m { ($x:expr) => { fn d() { $x; four } } } \
+            fn e(five: u8) {} fn f() { six }";
         let sources = [
             source("src/a.rs", text),
             source("derive/src/a.rs", "fn g() { seven }"),

@@ -42,7 +42,8 @@ impl Tree {
         Ok(tree)
     }
 
-    /// The code that mutants may be about: Rust and Lua under a `src`, except tests and this program.
+    /// The code that mutants may be about: Rust and Lua under a `src`, except tests and this
+    /// program.
     pub(crate) fn sources(&self) -> Vec<Source> {
         let mut sources = Vec::new();
         for (path, content) in &self.files {
@@ -66,8 +67,8 @@ impl Tree {
         sources
     }
 
-    /// Makes the copy what the working tree is, except for the given files. A file that is right already
-    /// is not touched, so cargo does not build it again.
+    /// Makes the copy what the working tree is, except for the given files. A file that is right
+    /// already is not touched, so cargo does not build it again.
     pub(crate) fn write(&self, others: &BTreeMap<String, String>) -> io::Result<()> {
         for (path, content) in &self.files {
             let to = self.copy.join(path);

@@ -1,4 +1,4 @@
-//! Sealed payloads.
+//! The codec `Sealed`: payloads that are encrypted and authenticated.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -9,8 +9,8 @@
 //! | 30 | n | what the codec within wrote, encrypted |
 //! | 30 + n | 16 | tag of XChaCha20-Poly1305 |
 //!
-//! Authenticated beside it: a name for this use, the first six bytes, and the
-//! [associated data](RecordContext::associated_data) of the record.
+//! The tag also covers data that is not stored in the payload: a name for this use ([`DOMAIN`]),
+//! the first six bytes, and the [associated data](RecordContext::associated_data) of the record.
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,19 +28,19 @@ const PREFIX: usize = 6;
 const NONCE: usize = 24;
 const TAG: usize = 16;
 const KEY: usize = 32;
-/// What keys are used for here and nowhere else.
+/// Separates this use of a key from any other one: it is part of the authenticated data.
 const DOMAIN: &[u8] = b"tidegate sealed 1";
 
 /// Encrypts and authenticates what another codec writes: XChaCha20-Poly1305, with keys that can be
 /// rotated.
 ///
-/// Whoever reads Redis without a key learns no value, and whoever writes to it without one cannot make
-/// one: a sealed payload opens in the record that it was sealed for and in no other. It is bound to
-/// the whole key in Redis (prefix, cache, key), to the codec within, the `schema_version`, and to all that
-/// the header says: when it was created, for how long it is fresh, its version, its tags, and what was
-/// invalidated when its load began. Anything else, be it a flipped bit, a record that is not sealed,
-/// or one under a key that is not in the ring, is a miss, counts in
-/// [`decode_failures`](crate::Stats::decode_failures) and is replaced.
+/// A reader of Redis without a key learns no value, and a writer without one cannot make one: a
+/// sealed payload opens in the record that it was sealed for and in no other. It is bound to the
+/// whole key in Redis (prefix, cache, key), to the codec within, to the `schema_version`, and to
+/// the fields of the header: when it was created, for how long it is fresh, its version, its tags,
+/// and what was invalidated when its load began. Anything else is a miss, counts in
+/// [`decode_failures`](crate::Stats::decode_failures) and is replaced: a record with a flipped bit,
+/// one that is not sealed, or one that was sealed under a key that is not in the ring.
 ///
 /// ```
 /// use std::time::Duration;
@@ -49,7 +49,7 @@ const DOMAIN: &[u8] = b"tidegate sealed 1";
 /// # fn key(_: &str) -> Vec<u8> { vec![7; 32] }
 /// # fn main() -> Result<(), tidegate::BuildError> {
 /// let sealed = Sealed::builder(Json)
-///     .sealing_key(2, key("CACHE_KEY_2")) // 32 random bytes, from where your secrets are
+///     .sealing_key(2, key("CACHE_KEY_2")) // 32 random bytes, from the store of your secrets
 ///     .opening_key(1, key("CACHE_KEY_1")) // what was sealed before the last rotation
 ///     .build()?;
 /// let load = loader_fn(|id: u64| async move { Ok::<_, BoxError>(format!("user {id}")) });
@@ -63,47 +63,53 @@ const DOMAIN: &[u8] = b"tidegate sealed 1";
 ///
 /// # What it does not hide, and does not prevent
 ///
-/// - Hidden is the value, and nothing else. Readable stay the keys (unless they are longer than 200
-///   bytes, which are hashed), the name of the cache, the size of each value (46 bytes less than the
-///   payload), the header with its times, versions and hashes of tags, which key sealed it, and who
-///   asks for what and when.
-/// - Absences, leases and marks of failed loads have no payload and are not sealed. Whoever writes to
+/// - Only the value is hidden. These stay readable: the keys (those of more than 200 bytes are
+///   hashed), the name of the cache, the size of each value (46 bytes less than the payload), the
+///   header with its times, versions and hashes of tags, the id of the key that sealed it, and
+///   which process asks for which key at which time.
+/// - Absences, leases and records of failed loads have no payload and are not sealed. A writer to
 ///   Redis can make a key look absent, expired, leased or failing, and can delete anything.
-/// - Whoever writes to Redis can put back an older record of the **same key**. It is answered as
-///   long as its own times allow, counted from when it was sealed: its TTL and the stale windows. An
-///   invalidation of that key in between does not prevent it; nor do `invalidate_all` and
-///   `invalidate_tag`, if he puts the marks back too and no process is left that has known them.
-///   The one who runs the server sets the clock, too, and is not bound by times.
-/// - A sealed value may be shown to be old by marking it expired, and such a mark can be taken away.
-/// - Processes hold their values in L1 as they are, and the keys in memory. Keys are overwritten with
-///   zeros when the codec is dropped; what moving and encoding leave behind is not.
+/// - A writer to Redis can put back an older record of the **same key**. It is answered as long as
+///   its own times allow, counted from when it was sealed: its TTL and the stale windows. An
+///   invalidation of that key in between does not prevent it. Nor do `invalidate_all` and
+///   `invalidate_tag`, if the writer puts the watermarks back too and no process is left that has
+///   known the later ones. The operator of the server also sets its clock, and is not bound by
+///   times.
+/// - A writer to Redis can mark a sealed value as expired, and can remove such a mark.
+/// - Processes hold their values in L1 unencrypted, and the keys in memory. Keys are overwritten
+///   with zeros when the codec is dropped; copies that moves and encodings left in memory are not.
 ///
-/// [`guide::threat_model`](crate::guide::threat_model) has the whole of it.
+/// [`guide::threat_model`](crate::guide::threat_model) describes all of this in full.
 ///
 /// # Rotation
 ///
-/// 1. Every process gets the new key as an [`opening_key`](SealedBuilder::opening_key).
-/// 2. Only then it becomes the [`sealing_key`](SealedBuilder::sealing_key), and the old one an opening key.
-/// 3. When the longest TTL with its stale windows is over, the old key is dropped.
+/// 1. Give every process the new key as an [`opening_key`](SealedBuilder::opening_key).
+/// 2. Only then make it the [`sealing_key`](SealedBuilder::sealing_key), and the old key an opening
+///    key.
+/// 3. Drop the old key when the longest TTL with its stale windows has passed.
 ///
-/// In this order nothing is loaded for the rotation's sake. Where step 1 is left out, a process without
-/// the new key takes records under it for unreadable and replaces them with its own, which the others
-/// can read: one load for each, and it stays at that. Two processes of which neither has the other's key
-/// would replace each other's records with every read: never let two share a cache so.
+/// In this order the rotation causes no load. Without step 1, a process without the new key finds
+/// records under it unreadable and replaces them with its own, which the others can read: one load
+/// for each record. Two processes of which neither has the other's key would replace each other's
+/// records with every read: never let two such processes share a cache.
 ///
-/// A key that has leaked is dropped at once, everywhere: as long as one process opens with it, values can
-/// be forged for that process.
+/// Drop a key that has leaked at once in every process: as long as a process opens with it, values
+/// can be forged for that process.
 ///
-/// To begin sealing a cache that has not been sealed, raise
-/// [`schema_version`](crate::CacheBuilder::schema_version) with it: processes of the old version leave the
-/// sealed records alone, and sealing ones never read the others.
+/// To begin sealing a cache that has not been sealed, raise the
+/// [`schema_version`](crate::CacheBuilder::schema_version) with it: processes of the old version
+/// leave the sealed records alone, and sealing processes never read the others.
 ///
 /// # Cost
 ///
-/// 46 bytes a value; some microseconds for each fill and each hit in L2 (none in L1), and one or two more
-/// per kilobyte; and [`Loaded::unchanged`](crate::Loaded::unchanged) sends the whole record again. A nonce
-/// of 192 random bits from the operating system is drawn for each value: a key need not be replaced
-/// because of how often it was used.
+/// - 46 bytes for each value.
+/// - Some microseconds for each fill and each hit in L2, and one or two more for each kilobyte. A
+///   hit in L1 costs nothing more.
+/// - [`Loaded::unchanged`](crate::Loaded::unchanged) sends the whole record again, not only its
+///   header.
+///
+/// A nonce of 192 random bits from the operating system is drawn for each value. So a key need not
+/// be replaced because of how often it was used.
 #[derive(Clone)]
 pub struct Sealed<C> {
     inner: C,
@@ -111,7 +117,7 @@ pub struct Sealed<C> {
 }
 
 impl<C: Codec> Sealed<C> {
-    /// Seals what `inner` writes; the keys come next.
+    /// A codec that seals what `inner` writes. The builder takes the keys.
     pub fn builder(inner: C) -> SealedBuilder<C> {
         SealedBuilder {
             inner,
@@ -134,9 +140,13 @@ impl<C: Codec> Sealed<C> {
         out.extend_from_slice(&nonce);
         let plain = out.len();
         self.inner.encode_in(value, context, out)?;
-        let beside = beside(&prefix, context);
+        let associated = authenticated_data(&prefix, context);
         let tag = key
-            .encrypt_inout_detached(&XNonce::from(nonce), &beside, (&mut out[plain..]).into())
+            .encrypt_inout_detached(
+                &XNonce::from(nonce),
+                &associated,
+                (&mut out[plain..]).into(),
+            )
             .map_err(|_| CodecError::new("too large to be sealed"))?;
         out.extend_from_slice(&tag);
         Ok(())
@@ -158,15 +168,15 @@ impl<C: Codec> Sealed<C> {
         let (_, key) = self
             .ring
             .iter()
-            .find(|(of, _)| *of == id)
+            .find(|(key_id, _)| *key_id == id)
             .ok_or(Unopenable::UnknownKey)?;
-        let (nonce, tag, beside) = (
+        let (nonce, tag, associated) = (
             XNonce::from(*nonce),
             Tag::from(*tag),
-            beside(prefix, context),
+            authenticated_data(prefix, context),
         );
         let mut plain = sealed.to_vec();
-        key.decrypt_inout_detached(&nonce, &beside, plain.as_mut_slice().into(), &tag)
+        key.decrypt_inout_detached(&nonce, &associated, plain.as_mut_slice().into(), &tag)
             .map_err(|_| Unopenable::Altered)?;
         Ok(plain)
     }
@@ -177,13 +187,14 @@ fn prefix(codec: u8, key: u32) -> [u8; PREFIX] {
     [FORMAT, codec, a, b, c, d]
 }
 
-/// What is authenticated beside the payload. The first two parts have one length each.
-fn beside(prefix: &[u8; PREFIX], context: &RecordContext<'_>) -> Vec<u8> {
+/// The data that the tag covers beside the payload. The first two parts have a fixed length, so no
+/// byte can move from one part to the next.
+fn authenticated_data(prefix: &[u8; PREFIX], context: &RecordContext<'_>) -> Vec<u8> {
     [DOMAIN, prefix, &context.associated_data()].concat()
 }
 
-/// Not [`random`](crate::random): the state of a generator in this process would be doubled by a fork,
-/// and a nonce must never come twice.
+/// A nonce from the operating system, not from [`random`](crate::random): a fork would copy the
+/// state of a generator in this process, and no nonce may be used twice.
 fn nonce() -> Result<[u8; NONCE], CodecError> {
     let mut nonce = [0; NONCE];
     rand::rngs::SysRng
@@ -203,8 +214,8 @@ enum Unopenable {
     Altered,
 }
 
-/// Alone, outside a record, as [`encode`](Codec::encode) and [`decode`](Codec::decode), it seals for the
-/// empty [context](RecordContext).
+/// [`encode`](Codec::encode) and [`decode`](Codec::decode), which know no record, seal for the
+/// default [context](RecordContext).
 impl<C: Codec> Codec for Sealed<C> {
     fn id(&self) -> u8 {
         16
@@ -227,7 +238,7 @@ impl<C: Codec> Codec for Sealed<C> {
         let before = out.len();
         let sealed = nonce().and_then(|nonce| self.seal(nonce, value, context, out));
         if sealed.is_err() {
-            // Nothing stays that was not encrypted.
+            // Bytes that were not encrypted must not stay in `out`.
             out.truncate(before);
         }
         sealed
@@ -257,20 +268,21 @@ impl<C: fmt::Debug> fmt::Debug for Sealed<C> {
     }
 }
 
-/// The keys of a [`Sealed`] codec: one that seals, and any number of others that open.
+/// The keys of a [`Sealed`] codec: one key that seals, and any number of others that only open.
 ///
-/// A key is 32 random bytes, and serves nothing else; its id is yours to choose, stands in each record,
-/// and is no secret. An id that was given to one key is never given to another.
+/// A key is 32 random bytes and is used for nothing else. You choose its id, which is in each
+/// record and is no secret. Never give the id of one key to another one.
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct SealedBuilder<C> {
     inner: C,
-    keys: Vec<Given>,
+    keys: Vec<GivenKey>,
 }
 
-struct Given {
+/// A key as it was given to a setter.
+struct GivenKey {
     setter: &'static str,
     id: u32,
-    /// Or how many bytes were given, and why they are no key.
+    /// If the bytes are no key: how many they are, and the reason.
     key: Result<XChaCha20Poly1305, (usize, &'static str)>,
 }
 
@@ -278,26 +290,27 @@ const SEALING: &str = "sealing_key";
 const OPENING: &str = "opening_key";
 
 impl<C: Codec> SealedBuilder<C> {
-    /// The key that seals, and opens what it has sealed. Exactly one.
+    /// The key that seals, and opens what it has sealed. Exactly one is needed.
     pub fn sealing_key(self, id: u32, key: impl AsRef<[u8]>) -> Self {
-        self.given(SEALING, id, key.as_ref())
+        self.add(SEALING, id, key.as_ref())
     }
 
-    /// A key that only opens: an old one whose records are still there, or a new one before it seals.
+    /// A key that only opens: an old key whose records are still in Redis, or a new key that does
+    /// not seal yet. May be set several times.
     ///
     /// Default: none.
     pub fn opening_key(self, id: u32, key: impl AsRef<[u8]>) -> Self {
-        self.given(OPENING, id, key.as_ref())
+        self.add(OPENING, id, key.as_ref())
     }
 
-    fn given(mut self, setter: &'static str, id: u32, key: &[u8]) -> Self {
+    fn add(mut self, setter: &'static str, id: u32, key: &[u8]) -> Self {
         let key = if key.len() == KEY && key.iter().all(|byte| *byte == 0) {
             Err((KEY, "not all of its bytes may be zero"))
         } else {
             XChaCha20Poly1305::new_from_slice(key)
                 .map_err(|_| (key.len(), "it must be 32 random bytes"))
         };
-        self.keys.push(Given { setter, id, key });
+        self.keys.push(GivenKey { setter, id, key });
         self
     }
 
@@ -305,44 +318,44 @@ impl<C: Codec> SealedBuilder<C> {
     ///
     /// # Errors
     ///
-    /// [`BuildError`] names the setter of a key that is not 32 bytes long or is nothing but zeros, of an
-    /// id that is given twice, of a second sealing key, and says where there is none. No key is
-    /// repeated in it.
+    /// [`BuildError`] names the setter where a key is not 32 bytes long or is all zeros, an id is
+    /// given twice, a second sealing key is given, or no sealing key is given. It never contains a
+    /// key.
     pub fn build(self) -> Result<Sealed<C>, BuildError> {
         let mut ring: Vec<(u32, XChaCha20Poly1305)> = Vec::with_capacity(self.keys.len());
-        let mut first: Vec<(&'static str, u32)> = Vec::with_capacity(self.keys.len());
+        let mut seen: Vec<(&'static str, u32)> = Vec::with_capacity(self.keys.len());
         for given in self.keys {
-            let Given { setter, id, key } = given;
+            let GivenKey { setter, id, key } = given;
             let key = key.map_err(|(bytes, allowed)| BuildError::OutOfRange {
                 setter,
                 value: format!("{id}, {bytes} bytes"),
                 allowed,
             })?;
             let sealing = setter == SEALING;
-            let clash = first
+            let clash = seen
                 .iter()
-                .find(|(other, of)| *of == id || (sealing && *other == SEALING));
-            if let Some((other, of)) = clash {
+                .find(|(earlier, key_id)| *key_id == id || (sealing && *earlier == SEALING));
+            if let Some((earlier, key_id)) = clash {
                 return Err(BuildError::Clash {
-                    setter: other,
-                    value: of.to_string(),
+                    setter: earlier,
+                    value: key_id.to_string(),
                     other: setter,
                     other_value: id.to_string(),
-                    why: if *of == id {
+                    why: if *key_id == id {
                         "one id is one key"
                     } else {
                         "one key seals"
                     },
                 });
             }
-            first.push((setter, id));
+            seen.push((setter, id));
             ring.push((id, key));
             if sealing {
                 let last = ring.len() - 1;
                 ring.swap(0, last);
             }
         }
-        if !first.iter().any(|(setter, _)| *setter == SEALING) {
+        if !seen.iter().any(|(setter, _)| *setter == SEALING) {
             return Err(BuildError::OutOfRange {
                 setter: SEALING,
                 value: "none".to_owned(),

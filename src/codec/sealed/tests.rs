@@ -1,3 +1,5 @@
+//! Tests of the codec `Sealed`.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -13,7 +15,7 @@ fn sealing(id: u32, key: [u8; 32]) -> Sealed<Bincode> {
     builder.build().expect("a sound ring")
 }
 
-/// Seals under the first key, opens with the second too.
+/// A codec that seals under the first key, and also opens with the second.
 fn ring(seals: (u32, [u8; 32]), opens: (u32, [u8; 32])) -> Sealed<Bincode> {
     let builder = Sealed::builder(Bincode).sealing_key(seals.0, seals.1);
     let builder = builder.opening_key(opens.0, opens.1);
@@ -94,14 +96,14 @@ fn bytes_open_under_the_header_that_they_were_sealed_for_and_under_no_other() {
         assert!(codec.decode_in::<String>(&bytes, &context).is_err());
     }
     assert!(codec.decode::<String>(&bytes).is_err(), "of no record");
-    // What scripts change later is no part of it.
+    // The flag that scripts set later is not authenticated.
     let mut expired = header;
     expired.expired = true;
     assert!(opened(&codec, &expired, &bytes).is_ok());
 }
 
 #[test]
-fn who_has_the_key_under_its_id_opens_and_nobody_else() {
+fn only_a_codec_with_the_key_under_its_id_opens() {
     let header = header();
     let by_one = sealed_in(&sealing(1, ONE), &header, "by one");
     let by_two = sealed_in(&ring((2, TWO), (1, ONE)), &header, "by two");
@@ -194,7 +196,7 @@ fn no_key_shows_in_debug() {
     let codec = builder.build().expect("a sound ring");
     let text = format!("{text} {codec:?}");
     assert!(text.contains("77") && text.contains("Bincode"), "{text}");
-    // Neither as text nor as numbers.
+    // The key shows neither as text nor as numbers.
     assert!(
         !text.contains("SECRET") && !text.contains("83, 69"),
         "{text}"
@@ -242,7 +244,7 @@ proptest! {
     #[test]
     fn any_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         prop_assert!(opened(&sealing(1, ONE), &header(), &bytes).is_err());
-        // With a prefix that is sound, too.
+        // Bytes behind a sound prefix are refused too.
         let bytes = [prefix(1, 1).as_slice(), &bytes].concat();
         prop_assert!(opened(&sealing(1, ONE), &header(), &bytes).is_err());
     }

@@ -1,4 +1,4 @@
-//! What batches come to when keys come and go while they wait.
+//! Batches whose keys are invalidated or asked for again while they wait to be loaded.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,17 +6,16 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::l2::When;
-use crate::{BatchLoader, Batching, BoxError, Cache, Error, InProcess, Loaded, Loader};
+use crate::{BatchLoader, Batching, BoxError, Cache, Error, Loaded, Loader};
 
-/// Notes its calls; the first of them panics if it is told to.
+/// A batch loader that records the keys of each call. If `panics` is set, each call panics.
 #[derive(Clone, Default)]
-struct Noted {
+struct RecordingLoader {
     calls: Arc<Mutex<Vec<Vec<u64>>>>,
     panics: bool,
 }
 
-impl Loader for Noted {
+impl Loader for RecordingLoader {
     type Key = u64;
     type Value = u64;
     type Error = BoxError;
@@ -27,16 +26,16 @@ impl Loader for Noted {
     }
 }
 
-impl BatchLoader for Noted {
+impl BatchLoader for RecordingLoader {
     async fn load_many(&self, keys: &[u64]) -> Result<HashMap<u64, Loaded<u64>>, BoxError> {
         self.calls.lock().push(keys.to_vec());
-        assert!(!self.panics, "it was told to");
+        assert!(!self.panics, "the loader panics, as the test asks");
         Ok(keys.iter().map(|key| (*key, (key * 10).into())).collect())
     }
 }
 
-/// A cache in which look-ups wait until three have come.
-fn threes(loader: &Noted) -> Cache<u64, u64, BoxError> {
+/// A cache whose look-ups wait until three have come, for a second at most.
+fn batches_of_three(loader: &RecordingLoader) -> Cache<u64, u64, BoxError> {
     let batching = Batching::new()
         .max_size(3)
         .window(Duration::from_secs(1))
@@ -45,6 +44,7 @@ fn threes(loader: &Noted) -> Cache<u64, u64, BoxError> {
     builder.batched(batching).build().unwrap()
 }
 
+/// Begins a look-up and lets it run until it waits.
 async fn begin(
     cache: &Cache<u64, u64, BoxError>,
     key: u64,
@@ -58,25 +58,25 @@ async fn begin(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_is_invalidated_while_it_waits_is_loaded_for_both_who_want_it() {
-    let noted = Noted::default();
-    let cache = threes(&noted);
+async fn a_key_that_is_invalidated_while_it_waits_is_loaded_for_both_look_ups() {
+    let loader = RecordingLoader::default();
+    let cache = batches_of_three(&loader);
     let (first, other) = (begin(&cache, 1).await, begin(&cache, 2).await);
     cache.invalidate(&1).await.unwrap();
     let second = begin(&cache, 1).await;
     for (asked, value) in [(first, 10), (other, 20), (second, 10)] {
         assert_eq!(asked.await.unwrap().unwrap().as_deref(), Some(&value));
     }
-    assert_eq!(*noted.calls.lock(), [vec![1, 2], vec![1]]);
+    assert_eq!(*loader.calls.lock(), [vec![1, 2], vec![1]]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_reaches_those_too_who_were_to_be_loaded_after_it() {
-    let noted = Noted {
+async fn a_panic_reaches_the_look_ups_too_that_were_to_be_loaded_after_it() {
+    let loader = RecordingLoader {
         panics: true,
-        ..Noted::default()
+        ..RecordingLoader::default()
     };
-    let cache = threes(&noted);
+    let cache = batches_of_three(&loader);
     let (first, other) = (begin(&cache, 1).await, begin(&cache, 2).await);
     cache.invalidate(&1).await.unwrap();
     let second = begin(&cache, 1).await;
@@ -86,24 +86,6 @@ async fn a_panic_reaches_those_too_who_were_to_be_loaded_after_it() {
     }
     assert!(
         began.elapsed() < Duration::from_secs(1),
-        "nobody was cut off"
+        "no look-up waited for the window"
     );
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_warm_up_that_is_dropped_while_its_turn_is_granted_keeps_no_turn() {
-    let tier = InProcess::new();
-    let builder = Cache::builder("warm", Noted::default()).l2(tier.clone());
-    let cache = builder.build().unwrap();
-    let granted = tier.gate("acquire", When::After);
-    let warming = tokio::spawn(cache.warm([1]).into_future());
-    granted.reached().await;
-    assert_eq!(tier.len(), 1, "the lease is there, and nobody knows of it");
-    warming.abort();
-    warming.await.unwrap_err();
-    granted.open();
-    for _ in 0..20 {
-        tokio::task::yield_now().await;
-    }
-    assert!(tier.is_empty());
 }

@@ -1,16 +1,16 @@
-//! P6: callers that go away, at every await point, neither end the load nor repeat it, and leave
-//! nothing behind.
+//! Cancellation: callers that go away, at every await point, neither end the load nor repeat it,
+//! and leave nothing behind.
 
 use super::*;
 
-/// Which of five callers go away while the flight stands at a gate.
-const WHO: [&[usize]; 4] = [&[0], &[4], &[0, 1, 2, 3], &[0, 1, 2, 3, 4]];
+/// Which of five callers go away while an operation of their flight waits at a gate.
+const LEAVING: [&[usize]; 4] = [&[0], &[4], &[0, 1, 2, 3], &[0, 1, 2, 3, 4]];
 
 #[tokio::test(start_paused = true)]
 async fn dropping_callers_at_any_await_point_leaves_the_load_running_and_its_value_stored() {
     for operation in ["get", "acquire", "load", "replace"] {
         for when in [When::Before, When::After] {
-            for leave in WHO {
+            for leave in LEAVING {
                 let (tier, source) = (InProcess::new(), Database::new(true, [Step::Found("v")]));
                 let cache = node(&source, &tier);
                 let gate = (operation != "load").then(|| tier.gate(operation, when));
@@ -28,7 +28,7 @@ async fn dropping_callers_at_any_await_point_leaves_the_load_running_and_its_val
                     caller.abort();
                     assert!(caller.await.unwrap_err().is_cancelled());
                 }
-                // A caller that comes now joins what runs.
+                // A caller that comes now joins the flight.
                 let late = spawn_get(&cache, 1);
                 settle().await;
                 if let Some(gate) = gate {
@@ -57,7 +57,6 @@ async fn reached(gate: Option<&Gate>) {
     }
 }
 
-/// A later caller never pays for one that gave up.
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_gives_up_never_makes_a_later_one_fail() {
     for shared in [false, true] {
@@ -81,7 +80,6 @@ async fn a_caller_that_gives_up_never_makes_a_later_one_fail() {
     }
 }
 
-/// Callers dropped while they wait for another node's lease.
 #[tokio::test(start_paused = true)]
 async fn dropping_a_caller_that_waits_for_a_lease_leaves_nothing_behind() {
     let (tier, source) = (InProcess::new(), Database::new(true, [Step::Found("v")]));
@@ -97,4 +95,19 @@ async fn dropping_a_caller_that_waits_for_a_lease_leaves_nothing_behind() {
     settle().await;
     assert!(waiter.peek(&1).is_some(), "its read went on and was stored");
     validate(&[&holder, &waiter], &tier).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_up_that_is_dropped_while_its_lease_is_granted_keeps_no_lease() {
+    let (tier, source) = fixture(false, &["v"]);
+    let cache = node(&source, &tier);
+    let granted = tier.gate("acquire", When::After);
+    let warming = tokio::spawn(cache.warm([1]).into_future());
+    granted.reached().await;
+    assert_eq!(tier.len(), 1, "the lease, which no process knows of");
+    warming.abort();
+    warming.await.unwrap_err();
+    granted.open();
+    settle().await;
+    assert!(tier.is_empty());
 }

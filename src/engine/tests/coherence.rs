@@ -1,5 +1,6 @@
-//! D: invalidations as a whole, the channel lease, and what is done when a message does not come,
-//! over wires that the test moves by hand where that matters.
+//! Coherence: tags and invalidations of everything, the channel lease, and messages that are late
+//! or lost. Where it matters, messages travel over *wires*, the embedded tier's connections, on
+//! which the test delivers each message by hand.
 
 use super::*;
 use crate::health::{Channel, Event};
@@ -7,12 +8,12 @@ use crate::l2::{Acquired, Advance, Keys, Listener, Over, TierOperations, Waterma
 use crate::protocol::message::{Message, Operation};
 
 /// The channel lease.
-const H: Duration = Duration::from_secs(2);
+const CHANNEL_LEASE: Duration = Duration::from_secs(2);
 
-/// What one operation over wires takes at most, and some more.
-const A_WHILE: Duration = Duration::from_millis(100);
+/// Longer than one operation over a wire takes.
+const DELIVERY_TIME: Duration = Duration::from_millis(100);
 
-/// The same source; its rows belong to a team.
+/// The same source, with rows that belong to a team.
 #[derive(Clone)]
 struct Team(Database);
 
@@ -40,27 +41,27 @@ fn old_then_new(gated: bool) -> Database {
     Database::new(gated, [Step::Found("old"), Step::Found("new")])
 }
 
-/// Connects the nodes, in this order, and lets them prove their channels.
+/// Connects the nodes in this order, and waits until their channels are proven.
 async fn connect(tier: &InProcess, nodes: &[&Users]) {
     for (wire, node) in nodes.iter().enumerate() {
         let engine = node.engine();
         engine.attach(engine.remote.as_ref().unwrap()).await;
         tier.connect(wire);
     }
-    tokio::time::sleep(A_WHILE).await;
+    tokio::time::sleep(DELIVERY_TIME).await;
     tier.hand_over_all();
     for node in nodes {
         assert_eq!(node.health().channel, Channel::Proven);
     }
 }
 
-/// The next beat of everyone, and all that is on its way.
-async fn beat(tier: &InProcess) {
-    tokio::time::sleep(H / 3 + A_WHILE).await;
+/// Waits for the next heartbeat of every node, and delivers all messages.
+async fn heartbeat(tier: &InProcess) {
+    tokio::time::sleep(CHANNEL_LEASE / 3 + DELIVERY_TIME).await;
     tier.hand_over_all();
 }
 
-/// Loses the message of this kind that is on its way to a node.
+/// Loses the message with this operation that is on its way to a node.
 fn lose(tier: &InProcess, wire: usize, operation: Operation) {
     let at = tier.queued(wire).iter().position(|bytes| {
         Message::parse(bytes).is_some_and(|message| message.operation == operation)
@@ -69,19 +70,19 @@ fn lose(tier: &InProcess, wire: usize, operation: Operation) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_beat_l1_is_silent_when_the_lease_ends_and_l2_is_asked() {
+async fn without_a_heartbeat_l1_is_silent_when_the_lease_ends_and_l2_is_asked() {
     let (tier, source) = (InProcess::wired(0), old_then_new(false));
     let (cache, writer) = (node(&source, &tier), node(&source, &tier));
     connect(&tier, &[&cache, &writer]).await;
     cache.get(&1).await.unwrap();
     // The message is on its way, and stays there.
     writer.invalidate(&1).await.unwrap();
-    assert!(cache.peek(&1).is_some(), "nobody can know it yet");
-    tokio::time::sleep(H).await;
+    assert!(cache.peek(&1).is_some(), "the cache cannot know of it yet");
+    tokio::time::sleep(CHANNEL_LEASE).await;
     assert!(cache.peek(&1).is_none());
     assert_eq!(cache.health().channel, Channel::Unproven);
     assert_eq!(text(&cache.get(&1).await), Some("new"));
-    // It comes after all, and beats with it.
+    // It arrives after all, with the heartbeats.
     tier.hand_over_all();
     assert_eq!(cache.health().channel, Channel::Proven);
     assert_eq!(text(&cache.get(&1).await), Some("new"));
@@ -89,30 +90,31 @@ async fn without_a_beat_l1_is_silent_when_the_lease_ends_and_l2_is_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn beats_that_come_back_keep_l1_answering() {
+async fn heartbeats_that_come_back_keep_l1_answering() {
     let (tier, source) = (InProcess::wired(0), old_then_new(false));
     let cache = node(&source, &tier);
     connect(&tier, &[&cache]).await;
     cache.get(&1).await.unwrap();
     for _ in 0..30 {
-        beat(&tier).await;
+        heartbeat(&tier).await;
         assert!(cache.peek(&1).is_some());
     }
     validate(&[&cache], &tier).await;
 }
 
-/// A load that began when the channel was proven ends long after: who comes later does not join it.
+/// A load began when the channel was proven and runs for longer than the lease: a later caller does
+/// not join it.
 #[tokio::test(start_paused = true)]
-async fn a_flight_older_than_the_lease_is_not_joined_while_nobody_can_be_heard() {
+async fn a_flight_older_than_the_lease_is_not_joined_while_no_message_comes() {
     let (tier, source) = (InProcess::wired(0), old_then_new(true));
     let (cache, writer) = (node(&source, &tier), node(&source, &tier));
     connect(&tier, &[&cache, &writer]).await;
     let loading = spawn_get(&cache, 1);
     source.loading().await;
     writer.invalidate(&1).await.unwrap();
-    tokio::time::sleep(H).await;
+    tokio::time::sleep(CHANNEL_LEASE).await;
     let late = spawn_get(&cache, 1);
-    tokio::time::sleep(A_WHILE * 2).await;
+    tokio::time::sleep(DELIVERY_TIME * 2).await;
     assert_eq!(source.calls(), 2);
     source.go.add_permits(2);
     assert_eq!(text(&loading.await.unwrap()), Some("old"));
@@ -121,7 +123,7 @@ async fn a_flight_older_than_the_lease_is_not_joined_while_nobody_can_be_heard()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_is_lost_in_silence_shows_as_a_hole_and_is_a_gap() {
+async fn a_message_that_is_lost_shows_as_a_missing_number_and_is_a_gap() {
     let (tier, source) = (InProcess::wired(0), old_then_new(false));
     let (cache, writer) = (node(&source, &tier), node(&source, &tier));
     connect(&tier, &[&cache, &writer]).await;
@@ -133,8 +135,8 @@ async fn a_message_that_is_lost_in_silence_shows_as_a_hole_and_is_a_gap() {
     writer.invalidate(&2).await.unwrap();
     tier.hand_over_all();
     assert!(cache.peek(&1).is_some(), "it may come out of order");
-    beat(&tier).await;
-    beat(&tier).await;
+    heartbeat(&tier).await;
+    heartbeat(&tier).await;
     assert!(cache.peek(&1).is_none());
     assert_eq!(cache.stats().gaps, 1);
     assert_eq!(text(&cache.get(&1).await), Some("new"));
@@ -145,9 +147,9 @@ async fn a_message_that_is_lost_in_silence_shows_as_a_hole_and_is_a_gap() {
 async fn a_lost_connection_silences_l1_at_once_and_a_new_one_forgets() {
     let (tier, source) = (InProcess::wired(0), old_then_new(false));
     let events = Arc::new(parking_lot::Mutex::new(Vec::new()));
-    let told = Arc::clone(&events);
+    let recorded = Arc::clone(&events);
     let cache = settings(&source)
-        .on_event(move |event| told.lock().push(*event))
+        .on_event(move |event| recorded.lock().push(*event))
         .l2(tier.clone())
         .build()
         .unwrap();
@@ -160,7 +162,7 @@ async fn a_lost_connection_silences_l1_at_once_and_a_new_one_forgets() {
     writer.invalidate(&1).await.unwrap();
     tier.connect(0);
     assert!(cache.peek(&1).is_none(), "not proven");
-    tokio::time::sleep(A_WHILE).await;
+    tokio::time::sleep(DELIVERY_TIME).await;
     tier.hand_over_all();
     assert_eq!(cache.health().channel, Channel::Proven);
     assert!(cache.peek(&1).is_none(), "from before");
@@ -181,21 +183,21 @@ async fn a_lost_connection_silences_l1_at_once_and_a_new_one_forgets() {
 async fn a_channel_that_falls_silent_is_told_once_per_lease() {
     let (tier, source) = (InProcess::wired(0), old_then_new(false));
     let events = Arc::new(parking_lot::Mutex::new(Vec::new()));
-    let told = Arc::clone(&events);
+    let recorded = Arc::clone(&events);
     let cache = settings(&source)
-        .on_event(move |event| told.lock().push(*event))
+        .on_event(move |event| recorded.lock().push(*event))
         .l2(tier.clone())
         .build()
         .unwrap();
     connect(&tier, &[&cache]).await;
-    tokio::time::sleep(H + H / 3 + A_WHILE).await;
+    tokio::time::sleep(CHANNEL_LEASE + CHANNEL_LEASE / 3 + DELIVERY_TIME).await;
     assert_eq!(*events.lock(), [Event::ChannelUp, Event::ChannelSilent]);
-    tokio::time::sleep(H + H / 3).await;
+    tokio::time::sleep(CHANNEL_LEASE + CHANNEL_LEASE / 3).await;
     let silent = [Event::ChannelSilent; 2];
     assert_eq!(events.lock()[1..], silent, "it still is");
     tier.hand_over_all();
-    beat(&tier).await;
-    tokio::time::sleep(H / 3).await;
+    heartbeat(&tier).await;
+    tokio::time::sleep(CHANNEL_LEASE / 3).await;
     assert_eq!(events.lock()[1..], silent, "it is not any more");
     validate(&[&cache], &tier).await;
 }
@@ -219,7 +221,7 @@ async fn a_tag_takes_its_entries_out_of_both_tiers_of_every_process() {
     validate(&[&a, &b], &tier).await;
 }
 
-/// Whoever was not there hears of it from L2.
+/// A process that began after the invalidation learns of it from L2.
 #[tokio::test(start_paused = true)]
 async fn a_process_that_comes_later_asks_for_the_tags_of_an_older_record() {
     let (tier, source) = (InProcess::new(), old_then_new(false));
@@ -231,7 +233,8 @@ async fn a_process_that_comes_later_asks_for_the_tags_of_an_older_record() {
     validate(&[&first, &later], &tier).await;
 }
 
-/// Nobody heard of the tag, and something was missed: what is known of tags is not enough.
+/// The message about the tag was lost, and the cache knows that it missed a message: it must ask L2
+/// for the watermark of the tag.
 #[tokio::test(start_paused = true)]
 async fn after_a_gap_the_tags_of_a_record_are_asked_for() {
     let (tier, source) = (InProcess::wired(0), old_then_new(false));
@@ -245,7 +248,8 @@ async fn after_a_gap_the_tags_of_a_record_are_asked_for() {
     validate(&[&cache, &writer], &tier).await;
 }
 
-/// Invalidating everything drops what is known of tags: the answer about them then says nothing.
+/// An invalidation of everything removes the watermarks of tags from L2, so the reply lacks that of
+/// this tag.
 #[tokio::test(start_paused = true)]
 async fn tags_that_are_asked_for_while_everything_is_invalidated_are_dead() {
     let (tier, source) = (InProcess::wired(0), old_then_new(false));
@@ -263,9 +267,9 @@ async fn tags_that_are_asked_for_while_everything_is_invalidated_are_dead() {
     validate(&[&cache, &writer], &tier).await;
 }
 
-/// A tag does not detach flights: nobody knows which carry it before they land.
+/// A tag does not detach flights, because the tags of a load are known only when it has completed.
 #[tokio::test(start_paused = true)]
-async fn who_joined_a_load_does_not_take_its_value_if_its_tag_was_invalidated() {
+async fn a_caller_that_joined_a_load_does_not_take_its_value_if_its_tag_was_invalidated() {
     let (tier, source) = (InProcess::new(), old_then_new(true));
     let cache = team_node(&source, &tier);
     let first = spawn_get(&cache, 1);
@@ -341,7 +345,8 @@ async fn a_load_that_crosses_an_invalidation_of_everything_is_dead_where_it_is_f
     }
 }
 
-/// The lease of a load that began before is worth nothing: its value would be dead.
+/// A lease from before the invalidation is no longer valid, because the value of its load would be
+/// dead.
 #[tokio::test(start_paused = true)]
 async fn a_lease_from_before_an_invalidation_of_everything_is_taken_over() {
     let (tier, source) = (InProcess::new(), old_then_new(true));
@@ -360,9 +365,10 @@ async fn a_lease_from_before_an_invalidation_of_everything_is_taken_over() {
     validate(&[&cache, &other], &tier).await;
 }
 
-/// A fail-over can take back what was acknowledged: whoever knows more says so.
+/// A fail-over can lose watermarks that were acknowledged. A process that knows later ones sends
+/// them.
 #[tokio::test(start_paused = true)]
-async fn marks_that_went_back_mean_that_everything_is_invalidated() {
+async fn watermarks_that_went_back_mean_that_everything_is_invalidated() {
     let (tier, source) = (InProcess::new(), old_then_new(false));
     let cache = node(&source, &tier);
     cache.get(&1).await.unwrap();
@@ -375,8 +381,8 @@ async fn marks_that_went_back_mean_that_everything_is_invalidated() {
         tags: Vec::new(),
         notice: None,
     };
-    let marks = &engine.remote.as_ref().unwrap().watermarks_key;
-    let (watermarks, _) = tier.marks(marks, look).await.unwrap();
+    let watermarks_key = &engine.remote.as_ref().unwrap().watermarks_key;
+    let (watermarks, _) = tier.marks(watermarks_key, look).await.unwrap();
     assert_eq!(
         (watermarks.current, watermarks.all),
         (known.current + 1, known.current + 1)
@@ -409,7 +415,7 @@ async fn a_key_whose_invalidation_is_pending_is_not_read_from_l2() {
     let (tier, source) = (InProcess::new(), old_then_new(false));
     let cache = node(&source, &tier);
     cache.get(&1).await.unwrap();
-    // The call, and the first repairs.
+    // The call and the first two repairs fail.
     for _ in 0..3 {
         tier.fail("invalidate", When::Before, RemoteKind::Unreachable);
     }
@@ -428,7 +434,7 @@ async fn a_key_whose_invalidation_is_pending_is_not_read_from_l2() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_pending_as_a_whole_is_not_answered_from_any_tier() {
+async fn a_pending_invalidation_of_a_tag_or_of_everything_is_respected_in_both_tiers() {
     for all in [false, true] {
         let (tier, source) = (InProcess::new(), old_then_new(false));
         let cache = team_node(&source, &tier);
@@ -483,7 +489,7 @@ async fn a_load_that_crosses_an_expiry_is_not_stored() {
     validate(&[&cache], &tier).await;
 }
 
-/// An expiry between the read of a record and the attempt to replace it changes the record.
+/// An expiry changes the record between its read and the attempt to replace it.
 #[tokio::test(start_paused = true)]
 async fn a_record_that_was_expired_since_it_was_read_is_another_record() {
     let (tier, source) = (InProcess::new(), old_then_new(false));
@@ -500,9 +506,10 @@ async fn a_record_that_was_expired_since_it_was_read_is_another_record() {
     let before = tier.commands();
     gate.open();
     assert_eq!(text(&reading.await.unwrap()), Some("new"));
-    // The attempt was counted before: refused with the record, an attempt, a fill.
+    // The waiting attempt was counted before. It is refused with the new record; a second attempt
+    // and a fill follow.
     assert_eq!(tier.commands(), before + 2);
-    // And so says the tier itself.
+    // The tier itself refuses it too.
     let keys = Keys::of(&bytes::Bytes::from_static(KEY));
     let start = &read[..record::STATED];
     let known = record::Watermarks::default();
@@ -521,12 +528,12 @@ async fn after_an_invalidation_nothing_enters_l2_before_the_hold_off_ends() {
         let cache = settings(&source).hold_off(second);
         cache.l2(tier.clone()).build().unwrap()
     };
-    let (writer, deaf) = (held_off(), held_off());
-    connect(&tier, &[&writer, &deaf]).await;
+    let (writer, unaware) = (held_off(), held_off());
+    connect(&tier, &[&writer, &unaware]).await;
     writer.invalidate(&1).await.unwrap();
-    for cache in [&writer, &deaf] {
+    for cache in [&writer, &unaware] {
         assert!(cache.get(&1).await.unwrap().is_some());
-        assert!(cache.peek(&1).is_none(), "heard of it or not");
+        assert!(cache.peek(&1).is_none(), "with the message or without it");
     }
     assert_eq!(raw_kind(&tier, KEY), Some(Kind::HoldOff));
     // An expiry does not end it.
@@ -537,7 +544,7 @@ async fn after_an_invalidation_nothing_enters_l2_before_the_hold_off_ends() {
     assert_eq!(text(&writer.get(&1).await), Some("new"));
     assert!(writer.peek(&1).is_some());
     assert_eq!(raw_kind(&tier, KEY), Some(Kind::Value));
-    validate(&[&writer, &deaf], &tier).await;
+    validate(&[&writer, &unaware], &tier).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -562,7 +569,7 @@ async fn without_a_shared_tier_nothing_enters_l1_before_the_hold_off_ends() {
     validate(&[&cache], &InProcess::new()).await;
 }
 
-/// What is held off is values. A source that fails is spared then, too.
+/// A hold-off applies to values. An error is held during it as always.
 #[tokio::test(start_paused = true)]
 async fn an_error_is_held_during_a_hold_off() {
     let source = Database::new(false, [Step::Fail("down")]);
@@ -597,7 +604,7 @@ async fn an_insert_of_an_older_version_does_not_replace_a_newer_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn everywhere_means_after_the_lease_and_what_a_process_that_is_cut_off_may_use() {
+async fn everywhere_means_after_the_lease_and_the_degraded_ttl() {
     let (tier, source) = (InProcess::new(), old_then_new(false));
     let cache = node(&source, &tier);
     cache.get(&1).await.unwrap();
@@ -611,9 +618,9 @@ async fn everywhere_means_after_the_lease_and_what_a_process_that_is_cut_off_may
     validate(&[&cache], &tier).await;
 }
 
-/// L2 answers and the bus does not: what it says of the marks is asked for with every read.
+/// L2 answers and the bus does not: every read asks for the watermarks too.
 #[tokio::test(start_paused = true)]
-async fn while_the_channel_is_unproven_the_marks_are_asked_for() {
+async fn while_the_channel_is_unproven_the_watermarks_are_asked_for() {
     let (tier, source) = (InProcess::wired(0), old_then_new(false));
     let (cache, writer) = (node(&source, &tier), node(&source, &tier));
     connect(&tier, &[&cache, &writer]).await;
@@ -624,7 +631,7 @@ async fn while_the_channel_is_unproven_the_marks_are_asked_for() {
     validate(&[&cache, &writer], &tier).await;
 }
 
-/// Before the first beat nothing is known of the marks, and a record without them would be dead.
+/// Before the first heartbeat no watermark is known, and a record without one would be dead.
 #[tokio::test(start_paused = true)]
 async fn an_insert_before_the_channel_is_proven_is_found_by_others() {
     let (tier, source) = (InProcess::wired(0), old_then_new(false));

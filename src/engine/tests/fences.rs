@@ -1,5 +1,5 @@
-//! C: what was loaded or read before an invalidation is not stored after it, at each point where
-//! the two can cross.
+//! Fences: a value that was loaded or read before an invalidation is not stored after it, at each
+//! point where the two can cross.
 
 use super::*;
 
@@ -64,15 +64,15 @@ async fn a_get_after_an_invalidation_never_joins_a_load_that_began_before() {
     validate(&[&cache], &tier).await;
 }
 
-/// Two loads of one process around an invalidation: had they one token, the older one's fill would
-/// be taken for the younger one's.
+/// Two loads of one process around an invalidation. If they shared a token, the fill of the older
+/// one would be accepted as that of the younger one.
 #[tokio::test(start_paused = true)]
 async fn of_two_loads_around_an_invalidation_the_older_ones_fill_is_refused() {
     let (tier, source) = (InProcess::new(), two_versions());
     let cache = node(&source, &tier);
     let first = spawn_get(&cache, 1);
     source.loading().await;
-    // Deaf to the local detach: only the token in L2 can tell the fills apart.
+    // The flight is detached without a fence: only the token in L2 tells the fills apart.
     let gate = tier.gate("replace", When::Before);
     source.answer();
     gate.reached().await;
@@ -156,7 +156,7 @@ async fn a_remote_invalidation_or_insert_during_a_load_keeps_its_value_out() {
     }
 }
 
-/// The fill was carried out, its reply is on the provenance: an invalidation in between.
+/// The fill was carried out, and the invalidation comes before its reply arrives.
 #[tokio::test(start_paused = true)]
 async fn an_invalidation_between_the_fill_and_its_reply_keeps_the_value_out_of_l1() {
     for remote in [false, true] {
@@ -194,13 +194,13 @@ async fn a_plain_delete_by_somebody_else_during_a_load_refuses_the_fill() {
     assert_eq!(tier.raw(KEY), None);
     assert!(
         cache.peek(&1).is_none(),
-        "nobody announced it, so L1 must not keep it either"
+        "the delete was not announced, so L1 must not keep the value either"
     );
     assert_eq!(cache.stats().fills_refused, 1);
     validate(&[&cache], &tier).await;
 }
 
-/// Were L1 evicted first, the reader would put the old value back for good.
+/// If L1 were evicted first, the reader would put the old value back, and it would stay.
 #[tokio::test(start_paused = true)]
 async fn a_reader_before_l2_is_deleted_cannot_put_the_old_value_back() {
     let (tier, source) = (InProcess::new(), two_versions());
@@ -211,7 +211,7 @@ async fn a_reader_before_l2_is_deleted_cannot_put_the_old_value_back() {
         let gate = tier.gate("invalidate", when);
         let invalidating = spawn_invalidate(&cache, 1);
         gate.reached().await;
-        // Whatever it is answered, it is not answered after the invalidation returned.
+        // This read may answer either value, because the invalidation has not returned.
         source.go.add_permits(1);
         let _ = cache.get(&1).await;
         gate.open();
@@ -226,7 +226,7 @@ async fn a_reader_before_l2_is_deleted_cannot_put_the_old_value_back() {
     validate(&[&cache], &tier).await;
 }
 
-/// A reader reads L2 before the invalidation is carried out and stores after: on its own flight.
+/// A flight reads L2 before the invalidation is carried out, and would store its value afterwards.
 #[tokio::test(start_paused = true)]
 async fn a_read_of_l2_that_crosses_an_invalidation_is_not_stored() {
     let (tier, source) = (InProcess::new(), two_versions());
@@ -248,7 +248,7 @@ async fn a_read_of_l2_that_crosses_an_invalidation_is_not_stored() {
     validate(&[&cache, &filler], &tier).await;
 }
 
-/// The same with an insert: what was read before must not replace it in L1.
+/// The same with an insert: the value from before must not replace the inserted one in L1.
 #[tokio::test(start_paused = true)]
 async fn a_read_of_l2_that_crosses_an_insert_is_not_stored() {
     let (tier, source) = (InProcess::new(), two_versions());
@@ -266,7 +266,7 @@ async fn a_read_of_l2_that_crosses_an_insert_is_not_stored() {
     validate(&[&cache, &filler], &tier).await;
 }
 
-/// Two inserts of one process whose replies come in the other order than they were carried out.
+/// The replies of two inserts of one process arrive in the opposite order.
 #[tokio::test(start_paused = true)]
 async fn of_two_inserts_l1_keeps_none_that_l2_does_not_hold() {
     let (tier, source) = (InProcess::new(), two_versions());
@@ -320,7 +320,7 @@ async fn a_gap_between_an_insert_and_its_reply_keeps_it_out_of_l1() {
     validate(&[&cache], &tier).await;
 }
 
-/// An entry may be in L1 alone: its record can be deleted by other means, or be evicted.
+/// An entry may be in L1 alone, because its record was deleted by another program or evicted.
 #[tokio::test(start_paused = true)]
 async fn an_invalidation_is_announced_where_l2_holds_nothing_too() {
     let (tier, source) = (InProcess::new(), Database::new(false, [Step::Found("v")]));
@@ -344,8 +344,8 @@ async fn a_fill_with_an_unknown_outcome_is_not_kept_in_l1() {
     validate(&[&cache], &tier).await;
 }
 
-/// The lease was granted, but so late that the load may have begun before: its value must not be
-/// filled in, and the lease not left behind.
+/// The lease was granted, but the grant was not heard of, so the load may have begun before. Its
+/// value must not be filled, and the lease must not be left.
 #[tokio::test(start_paused = true)]
 async fn a_lease_whose_grant_was_not_heard_of_is_not_filled_against_and_given_back() {
     let (tier, source) = (InProcess::new(), two_versions());
@@ -383,7 +383,7 @@ async fn an_invalidation_that_l2_did_not_confirm_is_an_error_and_still_evicts_he
     }
 }
 
-/// The lease of the running load is still there, and must not be filled against.
+/// The lease of the running load is still in L2, and no fill may use it.
 #[tokio::test(start_paused = true)]
 async fn a_load_is_not_filled_in_after_an_invalidation_that_l2_did_not_hear_of() {
     for insert in [false, true] {
@@ -408,7 +408,7 @@ async fn a_load_is_not_filled_in_after_an_invalidation_that_l2_did_not_hear_of()
     }
 }
 
-/// Messages may come late: a load that began after the invalidation has a lease from after it.
+/// The message comes late: the load began after the invalidation, and so did its lease.
 #[tokio::test(start_paused = true)]
 async fn a_message_older_than_a_load_does_not_keep_it_out_of_l2() {
     use crate::l2::Listener;
@@ -451,7 +451,7 @@ async fn an_invalidation_whose_caller_goes_away_is_carried_out() {
     validate(&[&cache], &tier).await;
 }
 
-/// A gap: what was being read when something may have been missed is not kept.
+/// A value that was being loaded when a message may have been missed is not kept in L1.
 #[tokio::test(start_paused = true)]
 async fn what_was_read_before_a_gap_is_neither_answered_nor_joined_after_it() {
     use crate::l2::Listener;
@@ -463,7 +463,7 @@ async fn what_was_read_before_a_gap_is_neither_answered_nor_joined_after_it() {
     source.answer();
     assert_eq!(text(&loading.await.unwrap()), Some("old"));
     assert!(cache.peek(&1).is_none());
-    // L2 is still right: the fill was compared with its lease.
+    // The record in L2 is valid, because the fill was compared with its lease.
     let entry = cache.get_entry(&1).await.unwrap().unwrap();
     assert_eq!(entry.source(), Source::L2);
     cache.engine().on_message(b"nonsense");
@@ -475,7 +475,7 @@ async fn what_was_read_before_a_gap_is_neither_answered_nor_joined_after_it() {
     validate(&[&cache], &tier).await;
 }
 
-/// A reply of L2 is on its way when something is missed.
+/// A message is missed while a reply of L2 is on its way.
 #[tokio::test(start_paused = true)]
 async fn a_read_of_l2_that_crosses_a_gap_is_neither_joined_nor_kept() {
     use crate::l2::Listener;
@@ -487,7 +487,7 @@ async fn a_read_of_l2_that_crosses_a_gap_is_neither_joined_nor_kept() {
         let gate = tier.gate("get", When::After);
         let reading = spawn_get(&cache, 1);
         gate.reached().await;
-        // Nobody hears of this; only that there was something.
+        // No message tells of this change, only the gap tells that there may be one.
         tier.delete_raw(KEY);
         cache.engine().on_gap();
         let late = joined.then(|| spawn_get(&cache, 1));

@@ -1,4 +1,4 @@
-//! B: coalescing, errors, panics, timeouts, limits.
+//! Loads: how they coalesce, fail, panic and time out, and how many run at once.
 
 use super::*;
 
@@ -35,7 +35,7 @@ async fn an_error_is_everyones_and_held_for_its_backoff() {
     let all: Vec<_> = (0..50).map(|_| spawn_get(&cache, 1)).collect();
     source.loading().await;
     settle().await;
-    // One who comes while the load runs joins it.
+    // A caller that comes while the load runs joins it.
     let late = spawn_get(&cache, 1);
     settle().await;
     source.answer();
@@ -169,10 +169,10 @@ async fn loads_are_bounded_and_queueing_counts_towards_the_timeout() {
         });
     }
     outcomes.sort_unstable();
-    // One was answered; the one beside it and the one that took its place ran into the timeout,
-    // which for the latter began when it queued; the last never got a place.
+    // One load was answered. The one beside it timed out, and so did the one that took over the
+    // permit, because its timeout began when it queued. The last one never got a permit.
     assert_eq!(outcomes, ["overloaded", "timed out", "timed out", "value"]);
-    assert_eq!(source.most.load(Ordering::SeqCst), 2);
+    assert_eq!(source.max_running.load(Ordering::SeqCst), 2);
     assert_eq!(cache.stats().overloaded, 1);
     validate(&[&cache], &tier).await;
 }
@@ -190,17 +190,17 @@ async fn ten_thousand_cold_keys_never_run_more_loads_than_allowed() {
         assert_eq!(text(&got.await.unwrap()), Some("v"));
     }
     assert_eq!(source.calls(), 10_000);
-    assert!(source.most.load(Ordering::SeqCst) <= 7);
+    assert!(source.max_running.load(Ordering::SeqCst) <= 7);
     validate(&[&cache], &tier).await;
 }
 
-/// A loader that asks a cache; which one is put in when it exists.
-struct Asking {
-    which: Arc<std::sync::OnceLock<Cache<u64, String, BoxError>>>,
+/// A loader that asks its own cache for another key. The cache is set when it is built.
+struct NestedLoader {
+    cache: Arc<std::sync::OnceLock<Cache<u64, String, BoxError>>>,
     key: fn(u64) -> u64,
 }
 
-impl Loader for Asking {
+impl Loader for NestedLoader {
     type Key = u64;
     type Value = String;
     type Error = BoxError;
@@ -210,7 +210,7 @@ impl Loader for Asking {
             return Ok(Loaded::found("root".to_owned()));
         }
         let asked = self
-            .which
+            .cache
             .get()
             .unwrap()
             .get(&(self.key)(*key))
@@ -220,26 +220,27 @@ impl Loader for Asking {
     }
 }
 
-fn asking(key: fn(u64) -> u64) -> Cache<u64, String, BoxError> {
-    let which = Arc::<std::sync::OnceLock<_>>::default();
+/// A cache whose loader asks it for `key` of the key that it loads.
+fn nested(key: fn(u64) -> u64) -> Cache<u64, String, BoxError> {
+    let itself = Arc::<std::sync::OnceLock<_>>::default();
     let cache = Cache::builder(
-        "asking",
-        Asking {
-            which: Arc::clone(&which),
+        "nested",
+        NestedLoader {
+            cache: Arc::clone(&itself),
             key,
         },
     )
     .l2(InProcess::new())
     .build()
     .unwrap();
-    which.set(cache.clone()).unwrap();
+    itself.set(cache.clone()).unwrap();
     cache
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_loader_that_asks_for_its_own_key_gets_an_error_and_for_another_key_a_value() {
     let begun = Instant::now();
-    let own = asking(|key| key);
+    let own = nested(|key| key);
     let Err(Error::Load(error)) = own.get(&1).await else {
         panic!("expected the loader's error")
     };
@@ -251,7 +252,7 @@ async fn a_loader_that_asks_for_its_own_key_gets_an_error_and_for_another_key_a_
             .unwrap(),
         Error::<BoxError>::LoadCycle.to_string()
     );
-    let around = asking(|key| key % 3 + 1);
+    let around = nested(|key| key % 3 + 1);
     assert!(
         matches!(around.get(&1).await, Err(Error::Load(_))),
         "1 asks for 2, 2 for 3, 3 for 1"
@@ -259,9 +260,9 @@ async fn a_loader_that_asks_for_its_own_key_gets_an_error_and_for_another_key_a_
     assert_eq!(
         begun.elapsed(),
         Duration::ZERO,
-        "nobody waited for a timeout"
+        "no look-up waited for a timeout"
     );
-    let down = asking(|key| key - 1);
+    let down = nested(|key| key - 1);
     assert_eq!(
         down.get(&2).await.unwrap().as_deref(),
         Some(&"2 of 1 of root".to_owned())
@@ -282,39 +283,40 @@ fn outside_a_runtime_a_future_is_an_error_and_not_a_panic() {
 }
 
 thread_local! {
-    /// What happens on this thread while the next key is encoded.
-    static MEANWHILE: std::cell::RefCell<Option<Box<dyn FnOnce()>>> = const { std::cell::RefCell::new(None) };
+    /// Runs on this thread while the next key is encoded.
+    static ON_ENCODE: std::cell::RefCell<Option<Box<dyn FnOnce()>>> = const { std::cell::RefCell::new(None) };
 }
 
-/// A key that takes its time to be encoded: after the look at L1, before the look at the flights.
+/// A key with a hook in its encoding, which happens after the look at L1 and before the look at the
+/// flight table.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Slow;
+struct SlowKey;
 
-impl crate::CacheKey for Slow {
+impl crate::CacheKey for SlowKey {
     fn encode(&self, key: &mut crate::KeyBuf) {
-        if let Some(meanwhile) = MEANWHILE.take() {
-            meanwhile();
+        if let Some(hook) = ON_ENCODE.take() {
+            hook();
         }
         key.push_str("slow");
     }
 }
 
-struct SlowKeys(Database);
+struct SlowKeyLoader(Database);
 
-impl Loader for SlowKeys {
-    type Key = Slow;
+impl Loader for SlowKeyLoader {
+    type Key = SlowKey;
     type Value = String;
     type Error = BoxError;
 
-    async fn load(&self, _: &Slow) -> Result<Loaded<String>, BoxError> {
+    async fn load(&self, _: &SlowKey) -> Result<Loaded<String>, BoxError> {
         self.0.load(&1).await
     }
 }
 
 #[test]
-fn a_flight_that_lands_between_the_look_at_l1_and_the_look_at_the_flights_is_not_flown_again() {
+fn a_flight_that_completes_between_the_look_at_l1_and_the_look_at_the_flights_is_not_repeated() {
     let source = Database::new(true, [Step::Found("v")]);
-    let cache = Cache::builder("slow", SlowKeys(source.clone()))
+    let cache = Cache::builder("slow", SlowKeyLoader(source.clone()))
         .build()
         .unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -324,18 +326,18 @@ fn a_flight_that_lands_between_the_look_at_l1_and_the_look_at_the_flights_is_not
         .unwrap();
     let first = runtime.spawn({
         let cache = cache.clone();
-        async move { cache.get(&Slow).await }
+        async move { cache.get(&SlowKey).await }
     });
     runtime.block_on(source.loading());
-    let lands = source.clone();
-    MEANWHILE.set(Some(Box::new(move || {
-        lands.answer();
+    let source_of_first = source.clone();
+    ON_ENCODE.set(Some(Box::new(move || {
+        source_of_first.answer();
         while !first.is_finished() {
             std::thread::yield_now();
         }
     })));
     let _inside = runtime.enter();
-    let mut get = std::pin::pin!(cache.get(&Slow));
+    let mut get = std::pin::pin!(cache.get(&SlowKey));
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     let std::task::Poll::Ready(got) = Future::poll(get.as_mut(), &mut context) else {
         panic!("it loads again")
@@ -345,7 +347,8 @@ fn a_flight_that_lands_between_the_look_at_l1_and_the_look_at_the_flights_is_not
     assert_eq!((source.calls(), cache.stats().l1_hits), (1, 1));
 }
 
-/// actix gives every worker a runtime of its own: a flight may outlive the one it flies on.
+/// actix gives every worker a runtime of its own, so a flight's callers may outlive the runtime of
+/// its task.
 #[test]
 fn when_the_runtime_of_a_load_ends_its_waiters_elsewhere_load_for_themselves() {
     let source = Database::new(true, [Step::Found("first"), Step::Found("second")]);

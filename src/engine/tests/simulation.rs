@@ -1,10 +1,12 @@
-//! Whole nodes under a seeded scheduler: messages are delayed, duplicated, reordered and lost with
-//! their connection, operations fail, nodes die. The source is a map of versions, and every answer
-//! is held against it. A seed is a run, and gives the same run again.
+//! The simulation: whole nodes under a seeded scheduler.
+//!
+//! Messages are delayed, duplicated, reordered and lost with their connection, operations fail,
+//! nodes die. The source is a map of versions, and every answer is compared with it. A seed gives
+//! the same run each time.
 //!
 //! ```text
-//! TIDEGATE_SIM_SEEDS=1000000 cargo test --release --all-features --lib simulation   a million runs
-//! TIDEGATE_SIM_SEED=42 cargo test --all-features --lib simulation -- --nocapture    one, step by step
+//! TIDEGATE_SIM_SEEDS=1000000 cargo test --release --all-features --lib simulation  # a million
+//! TIDEGATE_SIM_SEED=42 cargo test --all-features --lib simulation -- --nocapture  # one, logged
 //! ```
 
 use std::collections::HashMap;
@@ -31,38 +33,42 @@ const NODES: usize = 3;
 const KEYS: u64 = 3;
 const STEPS: usize = 150;
 /// The channel lease.
-const H: Duration = Duration::from_millis(600);
+const CHANNEL_LEASE: Duration = Duration::from_millis(600);
 const SEEDS: u64 = 1_000;
 
-/// The source of truth, and all that is known of what was answered.
+/// The source of truth, and the changes from which follows which answers are allowed.
 struct World {
     rng: StdRng,
-    mood: Mood,
+    profile: Profile,
     /// The version of each key that was committed last.
     committed: HashMap<u64, u64>,
-    /// Changes that have returned: key, version, node, when.
+    /// Changes that have returned.
     finished: Vec<Finished>,
-    /// Keys that somebody is changing: writers of one key take turns, from commit to return.
+    /// Keys that are being changed, each with the process that does it. Writers of one key take
+    /// turns, from commit to return.
     writing: HashMap<u64, u64>,
     next_version: u64,
     log: String,
     started: Instant,
 }
 
-/// What a run is like: runs that differ find more than runs that are all alike (Groce et al., "Swarm
-/// Testing", ISSTA 2012).
+/// The settings of one run. They differ from run to run, because different runs find more than runs
+/// that are all alike (Groce et al., "Swarm Testing", ISSTA 2012).
 #[derive(Clone, Copy, Debug)]
-struct Mood {
+struct Profile {
     keys: u64,
-    /// Out of a hundred steps.
+    /// How many of a hundred steps change a key.
     changes: u64,
+    /// How many cut a connection.
     cuts: u64,
+    /// How many make an operation fail.
     failures: u64,
+    /// How many kill a process.
     kills: u64,
     /// The longest pause between two steps, and the longest load.
     pause_ms: u64,
     load_ms: u64,
-    /// The longest way to L2, or back.
+    /// The longest time of a message to L2 or back.
     latency_ms: u64,
     ttl_ms: u64,
     /// The stale windows.
@@ -71,15 +77,17 @@ struct Mood {
     soft_timeout: bool,
     /// β of the early refresh.
     ahead: f64,
-    /// Loads that fail, out of a hundred, and reloads that say that nothing has changed.
+    /// How many of a hundred loads fail.
     errors: u64,
+    /// How many of a hundred reloads of a row that has not changed say so.
     unchanged: u64,
-    /// Loads of several keys are one, and single look-ups wait so long for each other.
+    /// Whether several keys are loaded with one call.
     batched: bool,
+    /// How long single look-ups wait for each other then.
     window_ms: u64,
 }
 
-impl Mood {
+impl Profile {
     fn draw(rng: &mut StdRng) -> Self {
         Self {
             keys: rng.random_range(1..=KEYS),
@@ -103,28 +111,31 @@ impl Mood {
     }
 }
 
+/// A change that has returned.
 #[derive(Clone, Copy, Debug)]
 struct Finished {
     key: u64,
     version: u64,
-    /// The life of the node that did it, and whether L2 confirmed it.
-    life: u64,
+    /// The process that did it.
+    process: u64,
+    /// Whether L2 confirmed it.
     confirmed: bool,
-    /// What was there before may still be answered if a load fails or is late.
-    soft: bool,
+    /// Whether it was an expiry: the value from before may still be answered if a load fails or is
+    /// late.
+    expiry: bool,
     at: Instant,
 }
 
-type Shared = Arc<Mutex<World>>;
+type SharedWorld = Arc<Mutex<World>>;
 
-/// One node's way to the source. A dead node's loads never end.
+/// One node's loader. The loads of a dead node never end.
 #[derive(Clone)]
-struct Source {
-    world: Shared,
+struct SimulatedLoader {
+    world: SharedWorld,
     tier: InProcess,
 }
 
-impl Loader for Source {
+impl Loader for SimulatedLoader {
     type Key = u64;
     type Value = u64;
     type Error = BoxError;
@@ -137,7 +148,7 @@ impl Loader for Source {
     async fn reload(&self, key: &u64, previous: &Entry<u64>) -> Result<Loaded<u64>, BoxError> {
         let says_so = {
             let mut world = self.world.lock();
-            let often = world.mood.unchanged;
+            let often = world.profile.unchanged;
             world.rng.random_range(0..100) < often
         };
         let loaded = self.load(key).await?;
@@ -150,7 +161,7 @@ impl Loader for Source {
     }
 }
 
-impl BatchLoader for Source {
+impl BatchLoader for SimulatedLoader {
     async fn load_many(&self, keys: &[u64]) -> Result<HashMap<u64, Loaded<u64>>, BoxError> {
         let (rows, takes, fails) = {
             let mut world = self.world.lock();
@@ -165,9 +176,9 @@ impl BatchLoader for Source {
                 };
                 rows.insert(*key, loaded);
             }
-            let longest = 30 + world.mood.load_ms;
+            let longest = 30 + world.profile.load_ms;
             let takes = world.rng.random_range(0..longest);
-            let errors = world.mood.errors;
+            let errors = world.profile.errors;
             let fails = world.rng.random_range(0..100) < errors;
             (rows, takes, fails)
         };
@@ -182,46 +193,48 @@ impl BatchLoader for Source {
     }
 }
 
-/// Two keys share a tag.
+/// The tag of a key. Two keys share one.
 fn tag(key: u64) -> String {
     format!("tag:{}", key.min(1))
 }
 
-/// A look-up, and what it may be answered.
+/// A look-up, and the answers that it may get.
 struct Asked {
     key: u64,
-    life: u64,
+    process: u64,
     read: Read,
     begun: Instant,
+    /// The oldest version that it may be answered.
     floor: u64,
-    hard_floor: u64,
+    /// The oldest version that it may be answered as a fallback.
+    fallback_floor: u64,
 }
 
 impl Asked {
-    fn now(world: &Shared, key: u64, life: u64, read: Read) -> Self {
+    fn now(world: &SharedWorld, key: u64, process: u64, read: Read) -> Self {
         let begun = Instant::now();
-        let [floor, hard_floor] = [false, true].map(|hard| {
+        let [floor, fallback_floor] = [false, true].map(|fallback| {
             let past_l1 = read.skip_l1;
-            world.lock().floor(key, life, begun, hard, past_l1)
+            world.lock().floor(key, process, begun, fallback, past_l1)
         });
         Self {
             key,
-            life,
+            process,
             read,
             begun,
             floor,
-            hard_floor,
+            fallback_floor,
         }
     }
 
-    fn check(self, world: &Shared, got: Got) -> Result<(), String> {
+    fn check(self, world: &SharedWorld, got: Got) -> Result<(), String> {
         let Self {
             key,
-            life,
+            process,
             read,
             begun,
             floor,
-            hard_floor,
+            fallback_floor,
         } = self;
         let mut world = world.lock();
         let newest = world.committed[&key];
@@ -230,20 +243,20 @@ impl Asked {
         let entry = entry.expect("every key has a row");
         let (version, source, freshness) = (**entry.value(), entry.source(), entry.freshness());
         world.note(format_args!(
-            "life {life}: get {key} of {ms} ms, {read:?}: {version} from {source:?}, {freshness:?}, at least {floor}"
+            "process {process}: get {key} of {ms} ms, {read:?}: {version} from {source:?}, {freshness:?}, at least {floor}"
         ));
-        // After an expiry the old value is a fallback.
+        // After an expiry the old value may be answered as a fallback.
         let floor = match freshness {
             Freshness::Fresh => floor,
-            Freshness::Stale if !world.mood.soft_timeout => floor,
-            _ => hard_floor,
+            Freshness::Stale if !world.profile.soft_timeout => floor,
+            _ => fallback_floor,
         };
         let allowed = freshness == Freshness::Fresh || !read.fresh;
         if (floor..=newest).contains(&version) && allowed {
             return Ok(());
         }
         Err(format!(
-            "life {life} was answered version {version} of key {key} from {source:?}, {freshness:?}, \
+            "process {process} was answered version {version} of key {key} from {source:?}, {freshness:?}, \
              asked of {ms} ms, of {floor} to {newest}"
         ))
     }
@@ -251,18 +264,21 @@ impl Asked {
 
 type Got = Result<Option<Entry<u64>>, Error<BoxError>>;
 
+/// A node: one process after another, of which the last one runs.
 struct Node {
     cache: Cache<u64, u64, BoxError>,
     tier: InProcess,
     wire: usize,
-    life: u64,
+    /// The number of the process.
+    process: u64,
 }
 
 struct Simulation {
-    world: Shared,
+    world: SharedWorld,
     tier: InProcess,
     nodes: Vec<Node>,
-    lives: u64,
+    /// How many processes were started.
+    processes: u64,
     tasks: JoinSet<Result<(), String>>,
 }
 
@@ -279,9 +295,9 @@ impl Simulation {
     async fn new(seed: u64) -> Self {
         crate::random::seed(seed);
         let mut rng = StdRng::seed_from_u64(seed);
-        let mood = Mood::draw(&mut rng);
+        let profile = Profile::draw(&mut rng);
         let world = World {
-            mood,
+            profile,
             rng,
             committed: (0..KEYS).map(|key| (key, 0)).collect(),
             finished: Vec::new(),
@@ -292,42 +308,42 @@ impl Simulation {
         };
         let mut simulation = Self {
             world: Arc::new(Mutex::new(world)),
-            tier: InProcess::wired(mood.latency_ms),
+            tier: InProcess::wired(profile.latency_ms),
             nodes: Vec::new(),
-            lives: 0,
+            processes: 0,
             tasks: JoinSet::new(),
         };
         for _ in 0..NODES {
-            let node = simulation.birth().await;
+            let node = simulation.start_process().await;
             simulation.nodes.push(node);
         }
         simulation
     }
 
-    /// A node that has begun to listen, so that its wire is the last one.
-    async fn birth(&mut self) -> Node {
+    /// Starts a process, and waits until it listens to the bus. Its wire is the last one.
+    async fn start_process(&mut self) -> Node {
         let tier = self.tier.mortal();
-        let source = Source {
+        let source = SimulatedLoader {
             world: Arc::clone(&self.world),
             tier: tier.clone(),
         };
-        let mood = self.world.lock().mood;
+        let profile = self.world.lock().profile;
         let ms = Duration::from_millis;
         let mut builder = Cache::builder("users", source);
-        if mood.batched {
-            let batching = Batching::new().window(ms(mood.window_ms)).max_size(2);
+        if profile.batched {
+            let batching = Batching::new().window(ms(profile.window_ms)).max_size(2);
             builder = builder.batched(batching);
         }
-        if mood.soft_timeout {
+        if profile.soft_timeout {
             builder = builder.load_soft_timeout(ms(40));
         }
         let cache = builder
-            .ttl(ms(mood.ttl_ms))
-            .stale_while_revalidate(ms(mood.while_revalidate_ms))
-            .stale_if_error(ms(mood.if_error_ms))
-            .refresh_ahead(mood.ahead)
+            .ttl(ms(profile.ttl_ms))
+            .stale_while_revalidate(ms(profile.while_revalidate_ms))
+            .stale_if_error(ms(profile.if_error_ms))
+            .refresh_ahead(profile.ahead)
             .negative_ttl(Duration::from_secs(5))
-            .channel_lease(H)
+            .channel_lease(CHANNEL_LEASE)
             .degraded_l1_ttl(Duration::ZERO)
             .error_backoff(Duration::from_millis(50))
             .lease_ttl(Duration::from_millis(150))
@@ -336,7 +352,7 @@ impl Simulation {
             .l2(tier.clone())
             .build()
             .unwrap();
-        self.lives += 1;
+        self.processes += 1;
         let (wire, asking) = (self.tier.wires(), cache.clone());
         let first: JoinHandle<_> = tokio::spawn(async move { asking.get(&0).await.map(drop) });
         while self.tier.wires() == wire {
@@ -348,7 +364,7 @@ impl Simulation {
             cache,
             tier,
             wire,
-            life: self.lives,
+            process: self.processes,
         }
     }
 
@@ -362,9 +378,9 @@ impl Simulation {
 
     async fn step(&mut self) {
         let node = self.pick();
-        let mood = self.world.lock().mood;
+        let profile = self.world.lock().profile;
         let mut roll = self.roll(100);
-        // Takes its share of the hundred.
+        // Whether the draw falls on this many of the hundred.
         let mut is = |share: u64| match roll.checked_sub(share) {
             Some(rest) => {
                 roll = rest;
@@ -378,35 +394,35 @@ impl Simulation {
             self.get_many(node);
         } else if is(4) {
             self.refresh(node);
-        } else if is(mood.changes) {
+        } else if is(profile.changes) {
             self.change(node);
         } else if is(25) {
             self.message(node);
-        } else if is(mood.cuts) {
+        } else if is(profile.cuts) {
             self.note(format_args!("cut {node}"));
             self.tier.cut(self.nodes[node].wire);
         } else if is(5) {
             self.connect(node);
-        } else if is(mood.failures) {
+        } else if is(profile.failures) {
             self.fail();
-        } else if is(mood.kills) {
+        } else if is(profile.kills) {
             self.kill(node).await;
         } else {
-            let ms = self.roll(mood.pause_ms);
+            let ms = self.roll(profile.pause_ms);
             sleep(Duration::from_millis(ms)).await;
         }
         tokio::task::yield_now().await;
     }
 
     fn key(&self) -> u64 {
-        let keys = self.world.lock().mood.keys;
+        let keys = self.world.lock().profile.keys;
         self.roll(keys)
     }
 
     fn get(&mut self, node: usize) {
         let key = self.key();
         let node = &self.nodes[node];
-        let (cache, tier, life) = (node.cache.clone(), node.tier.clone(), node.life);
+        let (cache, tier, process) = (node.cache.clone(), node.tier.clone(), node.process);
         let world = Arc::clone(&self.world);
         let read = match self.roll(8) {
             0 => Read::fresh(),
@@ -415,7 +431,7 @@ impl Simulation {
             _ => Read::new(),
         };
         self.tasks.spawn(async move {
-            let asked = Asked::now(&world, key, life, read);
+            let asked = Asked::now(&world, key, process, read);
             let got = cache.get_entry_with(&key, read).await;
             if tier.is_dead() {
                 return Ok(());
@@ -424,17 +440,17 @@ impl Simulation {
         });
     }
 
-    /// All keys at once, one of them twice.
+    /// A look-up of all keys at once, and of one of them twice.
     fn get_many(&mut self, node: usize) {
         let twice = self.key();
         let keys: Vec<u64> = (0..KEYS).chain([twice]).collect();
         let node = &self.nodes[node];
-        let (cache, tier, life) = (node.cache.clone(), node.tier.clone(), node.life);
+        let (cache, tier, process) = (node.cache.clone(), node.tier.clone(), node.process);
         let world = Arc::clone(&self.world);
         self.tasks.spawn(async move {
             let asked: Vec<Asked> = keys
                 .iter()
-                .map(|key| Asked::now(&world, *key, life, Read::new()))
+                .map(|key| Asked::now(&world, *key, process, Read::new()))
                 .collect();
             let got = cache.get_many_entries(&keys).await;
             if tier.is_dead() {
@@ -447,32 +463,34 @@ impl Simulation {
         });
     }
 
-    /// A load now: what it answers is as new as what a look-up answers.
+    /// A refresh. Its answer must be as new as that of a look-up.
     fn refresh(&mut self, node: usize) {
         let key = self.key();
         let node = &self.nodes[node];
-        let (cache, tier, life) = (node.cache.clone(), node.tier.clone(), node.life);
+        let (cache, tier, process) = (node.cache.clone(), node.tier.clone(), node.process);
         let world = Arc::clone(&self.world);
         self.tasks.spawn(async move {
-            let floor = world.lock().floor(key, life, Instant::now(), false, false);
+            let floor = world
+                .lock()
+                .floor(key, process, Instant::now(), false, false);
             let got = cache.refresh(&key).await;
             let Ok(Some(version)) = got else {
                 return Ok(());
             };
             let mut world = world.lock();
             world.note(format_args!(
-                "life {life}: refreshed {key}: {version}, at least {floor}"
+                "process {process}: refreshed {key}: {version}, at least {floor}"
             ));
             if *version >= floor || tier.is_dead() {
                 return Ok(());
             }
             Err(format!(
-                "life {life} refreshed key {key} and got {version}, not {floor}"
+                "process {process} refreshed key {key} and got {version}, not {floor}"
             ))
         });
     }
 
-    /// A writer commits, and then says so.
+    /// A writer commits, and then changes the cache.
     fn change(&mut self, node: usize) {
         let change = match self.roll(10) {
             0..4 => Change::Invalidate,
@@ -488,15 +506,19 @@ impl Simulation {
             _ => vec![key],
         };
         let node = &self.nodes[node];
-        let (cache, tier, life) = (node.cache.clone(), node.tier.clone(), node.life);
+        let (cache, tier, process) = (node.cache.clone(), node.tier.clone(), node.process);
         let written: Vec<(u64, u64)> = {
             let mut world = self.world.lock();
             if keys.iter().any(|key| world.writing.contains_key(key)) {
                 return;
             }
-            let commit = keys.into_iter().map(|key| (key, world.commit(key, life)));
+            let commit = keys
+                .into_iter()
+                .map(|key| (key, world.commit(key, process)));
             let written = commit.collect();
-            world.note(format_args!("life {life}: {change:?} after {written:?}"));
+            world.note(format_args!(
+                "process {process}: {change:?} after {written:?}"
+            ));
             written
         };
         let world = Arc::clone(&self.world);
@@ -513,18 +535,21 @@ impl Simulation {
                 Change::Tag => cache.invalidate_tag(tag(key)).await,
             };
             if !tier.is_dead() {
-                let soft = change == Change::Expire;
-                world.lock().finish(&written, life, result.is_ok(), soft);
+                let expiry = change == Change::Expire;
+                world
+                    .lock()
+                    .finish(&written, process, result.is_ok(), expiry);
             }
             Ok(())
         });
     }
 
-    /// Something happens on a wire: no beat overtakes a message, for no server does that.
+    /// The next messages on a wire are delivered, duplicated or reordered. A heartbeat does not
+    /// overtake another message, because no server reorders them.
     fn message(&mut self, node: usize) {
         let wire = self.nodes[node].wire;
         let queued = self.tier.queued(wire);
-        let beats = |at: usize| {
+        let is_heartbeat = |at: usize| {
             queued.get(at).is_none_or(|bytes| {
                 let message = Message::parse(bytes).expect("a message of ours");
                 message.operation == Operation::Beat
@@ -532,7 +557,7 @@ impl Simulation {
         };
         match self.roll(10) {
             0 => self.tier.hand_over(wire, 0, true),
-            1 if !beats(0) && !beats(1) => self.tier.hand_over(wire, 1, false),
+            1 if !is_heartbeat(0) && !is_heartbeat(1) => self.tier.hand_over(wire, 1, false),
             2..5 => {
                 while self.tier.hand_over(wire, 0, false) {}
                 true
@@ -549,7 +574,7 @@ impl Simulation {
         }
     }
 
-    /// An operation will fail, before or after it is carried out.
+    /// The next call of an operation fails, before or after it is carried out.
     fn fail(&mut self) {
         const OPERATIONS: [&str; 11] = [
             "get",
@@ -577,30 +602,30 @@ impl Simulation {
         self.tier.fail(operation, when, kind);
     }
 
-    /// A process ends at this moment, and another is started in its place.
+    /// A process ends at this moment, and the node starts another one.
     async fn kill(&mut self, node: usize) {
-        let life = self.nodes[node].life;
-        self.note(format_args!("kill {node}, life {life}"));
+        let process = self.nodes[node].process;
+        self.note(format_args!("kill {node}, process {process}"));
         self.nodes[node].tier.kill();
         self.tier.cut(self.nodes[node].wire);
-        self.world.lock().bury(life);
-        self.nodes[node] = self.birth().await;
+        self.world.lock().forget_writes_of(process);
+        self.nodes[node] = self.start_process().await;
     }
 
     fn note(&self, what: std::fmt::Arguments<'_>) {
         self.world.lock().note(what);
     }
 
-    /// What was answered so far, if something was wrong with it.
-    fn verdict(&mut self) -> Result<(), String> {
+    /// An error if an answer so far was not allowed.
+    fn check_answers(&mut self) -> Result<(), String> {
         while let Some(ended) = self.tasks.try_join_next() {
             ended.expect("no task of a simulation panics")?;
         }
         Ok(())
     }
 
-    /// Trouble ends: everyone agrees on the newest version.
-    async fn heal(&mut self) -> Result<(), String> {
+    /// The trouble ends. Every node must agree on the newest versions.
+    async fn end_trouble(&mut self) -> Result<(), String> {
         self.note(format_args!("trouble ends"));
         self.tier.no_more_failures();
         for node in 0..NODES {
@@ -610,9 +635,9 @@ impl Simulation {
         for _ in 0..150 {
             self.tier.hand_over_all();
             sleep(Duration::from_millis(50)).await;
-            self.verdict()?;
+            self.check_answers()?;
         }
-        // A writer that died between its commit and its invalidation: somebody repeats it.
+        // A writer died between its commit and its invalidation: repeat the invalidation.
         let orphaned: Vec<u64> = self.world.lock().orphaned();
         for key in orphaned {
             let _ = self.nodes[0].cache.invalidate(&key).await;
@@ -624,12 +649,12 @@ impl Simulation {
                 for attempt in 0.. {
                     match node.cache.get_with(&key, Read::fresh()).await {
                         Ok(value) if *value.clone().expect("a row") == newest => break,
-                        // The source fails now and then, and that is held for a while.
+                        // The source fails at times, and its errors are held for a while.
                         Err(_) if attempt < 100 => sleep(Duration::from_millis(60)).await,
                         other => {
-                            let life = node.life;
+                            let process = node.process;
                             return Err(format!(
-                                "life {life} ends with {other:?} for key {key}, not {newest}"
+                                "process {process} ends with {other:?} for key {key}, not {newest}"
                             ));
                         }
                     }
@@ -649,56 +674,57 @@ impl Simulation {
 
 impl World {
     /// The oldest version that may be answered to a look-up that begins now.
-    fn floor(&self, key: u64, life: u64, now: Instant, hard: bool, past_l1: bool) -> u64 {
+    /// `fallback`: as a fallback, which a value from before an expiry may be.
+    fn floor(&self, key: u64, process: u64, now: Instant, fallback: bool, past_l1: bool) -> u64 {
         let seen = self.finished.iter().filter(|finished| {
-            let here = finished.life == life;
-            let heard_by = if past_l1 { now } else { now - H };
+            let here = finished.process == process;
+            let heard_by = if past_l1 { now } else { now - CHANNEL_LEASE };
             let elsewhere = finished.confirmed && finished.at <= heard_by;
-            finished.key == key && (here || elsewhere) && !(hard && finished.soft)
+            finished.key == key && (here || elsewhere) && !(fallback && finished.expiry)
         });
         seen.map(|finished| finished.version).max().unwrap_or(0)
     }
 
-    fn commit(&mut self, key: u64, life: u64) -> u64 {
+    fn commit(&mut self, key: u64, process: u64) -> u64 {
         let version = self.next_version;
         self.next_version += 1;
         self.committed.insert(key, version);
-        self.writing.insert(key, life);
+        self.writing.insert(key, process);
         version
     }
 
-    fn finish(&mut self, written: &[(u64, u64)], life: u64, confirmed: bool, soft: bool) {
+    fn finish(&mut self, written: &[(u64, u64)], process: u64, confirmed: bool, expiry: bool) {
         let at = Instant::now();
         for (key, version) in written {
             self.writing.remove(key);
             self.finished.push(Finished {
                 key: *key,
                 version: *version,
-                life,
+                process,
                 confirmed,
-                soft,
+                expiry,
                 at,
             });
         }
         self.note(format_args!(
-            "life {life}: {written:?} returned, confirmed: {confirmed}"
+            "process {process}: {written:?} returned, confirmed: {confirmed}"
         ));
     }
 
-    /// A dead process has no more to say: others may write.
-    fn bury(&mut self, life: u64) {
-        self.writing.retain(|_, writer| *writer != life);
+    /// The writes of a dead process never return: others may write these keys.
+    fn forget_writes_of(&mut self, process: u64) {
+        self.writing.retain(|_, writer| *writer != process);
     }
 
-    /// Keys whose newest version nobody alive has announced.
+    /// Keys whose newest version was not confirmed by L2.
     fn orphaned(&self) -> Vec<u64> {
         let announced = |key: &u64, version: &u64| {
-            let of_it = |finished: &Finished| finished.key == *key && finished.version == *version;
+            let is_it = |finished: &Finished| finished.key == *key && finished.version == *version;
             *version == 0
                 || self
                     .finished
                     .iter()
-                    .any(|finished| of_it(finished) && finished.confirmed)
+                    .any(|finished| is_it(finished) && finished.confirmed)
         };
         let keys = self.committed.iter();
         keys.filter(|(key, version)| !announced(key, version))
@@ -712,7 +738,7 @@ impl World {
     }
 }
 
-/// One run. An error comes with its log.
+/// One run, with its log. An error ends with the answer that was not allowed.
 fn run(seed: u64) -> Result<String, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -724,13 +750,13 @@ fn run(seed: u64) -> Result<String, String> {
         let mut result = Ok(());
         for _ in 0..STEPS {
             simulation.step().await;
-            result = simulation.verdict();
+            result = simulation.check_answers();
             if result.is_err() {
                 break;
             }
         }
         if result.is_ok() {
-            result = simulation.heal().await;
+            result = simulation.end_trouble().await;
         }
         if result.is_ok() {
             validate_tier(&simulation.tier);
@@ -775,7 +801,7 @@ fn no_seed_answers_anything_older_than_allowed() {
     });
 }
 
-/// A run that cannot be repeated helps nobody.
+/// A failed run can only be examined if it can be repeated.
 #[test]
 fn a_seed_gives_the_same_run_again() {
     for seed in [1, 2, 3] {

@@ -1,4 +1,4 @@
-//! A: lives, absences, do-not-store, stats, closing.
+//! What the two tiers keep, and for how long: TTLs, absences, inserts, and what is not stored.
 
 use super::*;
 
@@ -35,9 +35,9 @@ async fn l1_answers_until_the_ttl_and_l2_fills_it_with_what_remains() {
     validate(&[&a, &b], &tier).await;
 }
 
-/// A value that is read from L2 in its last moment is not given a new life in L1.
+/// A value that is read from L2 just before its TTL ends gets no new TTL in L1.
 #[tokio::test(start_paused = true)]
-async fn a_value_read_in_its_last_millisecond_does_not_live_on() {
+async fn a_value_read_in_its_last_millisecond_ends_with_its_ttl() {
     let (tier, source) = (InProcess::new(), Database::new(false, [Step::Found("v")]));
     let build = || {
         settings(&source)
@@ -73,7 +73,7 @@ async fn l1_ttl_bounds_l1_alone() {
     assert_eq!(source.calls(), 1);
 }
 
-/// A loader that answers the same thing every time, whatever that is.
+/// A loader that returns the same thing for every call.
 #[derive(Clone)]
 struct Always(fn() -> Loaded<String>, Arc<AtomicUsize>);
 
@@ -94,7 +94,7 @@ fn always(what: fn() -> Loaded<String>) -> (Always, Arc<AtomicUsize>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_value_of_its_own_ttl_lives_that_long_in_both_tiers() {
+async fn a_value_with_its_own_ttl_is_kept_that_long_in_both_tiers() {
     for secs in [2_u64, 3_600] {
         let (loader, calls) = if secs == 2 {
             always(|| Loaded::found("v".to_owned()).ttl(Duration::from_secs(2)))
@@ -122,7 +122,7 @@ async fn a_value_of_its_own_ttl_lives_that_long_in_both_tiers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_absence_is_a_hit_and_lives_its_own_ttl() {
+async fn an_absence_is_a_hit_for_its_own_ttl() {
     let (tier, source) = (
         InProcess::new(),
         Database::new(false, [Step::Missing, Step::Found("v")]),
@@ -225,11 +225,12 @@ async fn entries_that_are_filled_together_expire_over_the_whole_band() {
     tokio::time::advance(Duration::from_millis(49_999)).await;
     assert_eq!((alive(&jittered), alive(&cold)), (1_000, 1_000));
     tokio::time::advance(Duration::from_secs(475)).await;
-    // Halfway through the band of first lives: half of them, give or take six standard deviations.
+    // Halfway through the band of the spread first TTLs: half of the entries, within six standard
+    // deviations.
     assert_eq!(alive(&jittered), 1_000);
     assert!((400..600).contains(&alive(&cold)), "{}", alive(&cold));
     tokio::time::advance(Duration::from_secs(375)).await;
-    // Halfway through the band of jitter.
+    // Halfway through the band of the jitter.
     assert!(
         (400..600).contains(&alive(&jittered)),
         "{}",
@@ -241,13 +242,13 @@ async fn entries_that_are_filled_together_expire_over_the_whole_band() {
         (0, 0),
         "never later than the ttl"
     );
-    // Born a ttl ago: lives are whole again.
+    // The cache is older than a TTL: the entry has its whole TTL again.
     cold.get(&1).await.unwrap();
     tokio::time::advance(Duration::from_secs(850)).await;
     assert!(cold.peek(&1).is_some());
 }
 
-/// P9: the proof is in `budget`; this is the whole path.
+/// The whole path of absences; the bound itself is tested in `negative_budget`.
 #[tokio::test(start_paused = true)]
 async fn a_flood_of_absent_keys_evicts_no_value_and_is_bounded_in_both_tiers() {
     let (tier, source) = (InProcess::new(), Database::new(false, [Step::Missing]));
@@ -261,52 +262,18 @@ async fn a_flood_of_absent_keys_evicts_no_value_and_is_bounded_in_both_tiers() {
     for key in 0..500 {
         cache.insert(key, "useful".to_owned()).await.unwrap();
     }
-    let mut most = 0;
+    let mut max_absences = 0;
     for flood in 0..20_000 {
         assert_eq!(text(&cache.get(&(1_000_000 + flood)).await), None);
         if flood % 100 == 0 {
             tokio::time::advance(Duration::from_millis(100)).await;
-            most = most.max(tier.len() - 500);
+            max_absences = max_absences.max(tier.len() - 500);
         }
     }
-    assert!(most <= 200, "{most} absences in L2 at once");
+    assert!(max_absences <= 200, "{max_absences} absences in L2 at once");
     assert!(cache.stats().negatives_not_stored > 15_000);
     let kept = (0..500).filter(|key| cache.peek(key).is_some()).count();
     assert_eq!(kept, 500);
-    validate(&[&cache], &tier).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn close_waits_for_what_runs_and_answers_closed_from_then_on() {
-    let (tier, source) = (InProcess::new(), Database::new(true, [Step::Found("v")]));
-    let cache = node(&source, &tier);
-    let running = spawn_get(&cache, 1);
-    source.loading().await;
-    let closing = {
-        let cache = cache.clone();
-        tokio::spawn(async move { cache.close().await })
-    };
-    settle().await;
-    assert!(!closing.is_finished());
-    assert!(matches!(cache.get(&2).await, Err(Error::Closed)));
-    assert!(cache.invalidate(&1).await.unwrap_err().is_closed());
-    assert!(
-        cache
-            .insert(1, "x".to_owned())
-            .await
-            .unwrap_err()
-            .is_closed()
-    );
-    assert!(cache.invalidate_many(&[1]).await.unwrap_err().is_closed());
-    source.answer();
-    assert_eq!(text(&running.await.unwrap()), Some("v"));
-    closing.await.unwrap();
-    assert!(
-        matches!(cache.get(&1).await, Err(Error::Closed)),
-        "a hit, too"
-    );
-    assert!(cache.peek(&1).is_none());
-    cache.close().await;
     validate(&[&cache], &tier).await;
 }
 

@@ -1,4 +1,5 @@
-//! Who flies a flight: its leader, until somebody else needs it.
+//! Flights that are polled inline: the leader's own future polls its flight, until another caller
+//! needs the flight and it moves to a task.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -6,7 +7,6 @@ use std::task::{Context, Poll, Waker};
 use tokio::runtime::Handle;
 
 use super::*;
-use crate::Read;
 
 type Call = Pin<Box<dyn Future<Output = Got> + Send>>;
 
@@ -19,15 +19,17 @@ fn poll(call: &mut Call) -> Poll<Got> {
     call.as_mut().poll(&mut Context::from_waker(Waker::noop()))
 }
 
+/// The number of tasks of this runtime.
 fn tasks() -> usize {
     Handle::current().metrics().num_alive_tasks()
 }
 
-/// A cache with a leader that stands at its read and was polled once, and what runs beside them.
-async fn scene() -> (InProcess, Users, Gate, Call, usize) {
+/// A leader that was polled once and whose read waits at the gate. The number is that of the tasks
+/// before.
+async fn inline_leader() -> (InProcess, Users, Gate, Call, usize) {
     let (tier, source) = (InProcess::new(), Database::new(false, [Step::Found("v")]));
     let cache = node(&source, &tier);
-    // What a cache begins with its first look-up is there.
+    // The first look-up of a cache begins its background tasks.
     cache.get(&2).await.unwrap();
     settle().await;
     let gate = tier.gate("get", When::Before);
@@ -40,7 +42,7 @@ async fn scene() -> (InProcess, Users, Gate, Call, usize) {
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_alone_needs_no_task() {
-    let (tier, cache, gate, mut leader, before) = scene().await;
+    let (tier, cache, gate, mut leader, before) = inline_leader().await;
     assert_eq!(tasks(), before);
     assert!(poll(&mut leader).is_pending());
     gate.open();
@@ -48,14 +50,19 @@ async fn a_leader_alone_needs_no_task() {
     validate(&[&cache], &tier).await;
 }
 
-/// Polls a leader no more; somebody else asks for the same.
-async fn abandons(read: Read) -> (u64, Users) {
-    let (tier, cache, gate, leader, before) = scene().await;
+/// A leader is no longer polled while another call asks for its key. Returns the commands that were
+/// sent since.
+async fn stop_polling_the_leader(read: Read) -> (u64, Users) {
+    let (tier, cache, gate, leader, before) = inline_leader().await;
     let commands = tier.commands();
     let other = cache.clone();
     let other = tokio::spawn(async move { other.get_with(&1, read).await });
     settle().await;
-    assert_eq!(tasks(), before + 2, "the flight's, and the other's");
+    assert_eq!(
+        tasks(),
+        before + 2,
+        "that of the flight and that of the other call"
+    );
     gate.open();
     assert_eq!(text(&other.await.unwrap()), Some("v"));
     let sent = tier.commands() - commands;
@@ -65,21 +72,21 @@ async fn abandons(read: Read) -> (u64, Users) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_is_not_polled_any_more_keeps_nobody_waiting_who_joins() {
-    let (sent, cache) = abandons(Read::new()).await;
+async fn a_leader_that_is_no_longer_polled_delays_no_caller_that_joins() {
+    let (sent, cache) = stop_polling_the_leader(Read::new()).await;
     assert_eq!(sent, 2, "a lease and a fill: the read is not repeated");
     assert_eq!(cache.stats().loads, 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn nor_anybody_who_waits_for_it_to_end() {
-    let (_, cache) = abandons(Read::fresh().skip_l1()).await;
+async fn a_leader_that_is_no_longer_polled_delays_no_caller_that_waits_for_its_end() {
+    let (_, cache) = stop_polling_the_leader(Read::fresh().skip_l1()).await;
     assert_eq!(cache.stats().loads, 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn nor_does_one_that_is_dropped() {
-    let (tier, cache, gate, leader, before) = scene().await;
+async fn the_flight_of_a_dropped_leader_moves_to_a_task() {
+    let (tier, cache, gate, leader, before) = inline_leader().await;
     drop(leader);
     assert_eq!(tasks(), before + 1);
     gate.open();
@@ -88,11 +95,11 @@ async fn nor_does_one_that_is_dropped() {
     validate(&[&cache], &tier).await;
 }
 
-/// Whether it is still in the table, or was taken out of it.
+/// The flight is still in the table, or an invalidation has detached it.
 #[tokio::test(start_paused = true)]
-async fn nor_does_it_keep_a_cache_from_closing() {
+async fn a_leader_that_is_no_longer_polled_does_not_keep_a_cache_from_closing() {
     for change in ["nothing", "the key", "everything"] {
-        let (tier, cache, gate, leader, _) = scene().await;
+        let (tier, cache, gate, leader, _) = inline_leader().await;
         match change {
             "the key" => cache.invalidate(&1).await.unwrap(),
             "everything" => cache.invalidate_all().await.unwrap(),
@@ -108,10 +115,10 @@ async fn nor_does_it_keep_a_cache_from_closing() {
     }
 }
 
-/// Timers begin in a runtime alone.
+/// A timer can only begin inside a runtime.
 #[tokio::test(start_paused = true)]
-async fn polled_outside_a_runtime_it_goes_on_inside() {
-    let (tier, cache, gate, mut leader, before) = scene().await;
+async fn a_leader_that_is_polled_outside_a_runtime_goes_on_inside() {
+    let (tier, cache, gate, mut leader, before) = inline_leader().await;
     let polled = std::thread::spawn(move || {
         assert!(poll(&mut leader).is_pending());
         leader
@@ -126,7 +133,7 @@ async fn polled_outside_a_runtime_it_goes_on_inside() {
 type Hook = Box<dyn Fn() + Send>;
 type Closing = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A key that does something whenever it is cloned or encoded.
+/// A key that runs a hook when it is cloned or encoded.
 #[derive(Default)]
 struct Hooked {
     on_clone: Arc<parking_lot::Mutex<Option<Hook>>>,
@@ -173,13 +180,13 @@ fn hooked(tier: &InProcess) -> Cache<Hooked, u64, BoxError> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_panics_is_an_error_for_its_leader_and_leaves_nothing() {
+async fn an_inline_flight_that_panics_is_an_error_for_its_leader_and_leaves_nothing() {
     let (tier, key) = (InProcess::new(), Hooked::default());
     let (a, b) = (hooked(&tier), hooked(&tier));
     a.get(&key).await.unwrap();
     let gate = tier.gate("get", When::After);
     let mut leader = Box::pin(b.get(&key));
-    // Until it has begun to listen, and stands at its read.
+    // Until the cache listens to the bus, and the read waits at the gate.
     for _ in 0..10 {
         let cx = &mut Context::from_waker(Waker::noop());
         assert!(leader.as_mut().poll(cx).is_pending());
@@ -196,9 +203,9 @@ async fn one_that_panics_is_an_error_for_its_leader_and_leaves_nothing() {
     assert_eq!(b.engine().tasks.running(), 0);
 }
 
-/// The cache looks for flights without a task before this one is in the table.
+/// When the cache looks for flights without a task, this one is not yet in the table.
 #[tokio::test(start_paused = true)]
-async fn one_that_sets_out_while_the_cache_closes_is_not_missed() {
+async fn an_inline_flight_that_begins_while_the_cache_closes_is_not_missed() {
     let (tier, key) = (InProcess::new(), Hooked::default());
     hooked(&tier).get(&key).await.unwrap();
     let cache = hooked(&tier);
