@@ -6,6 +6,9 @@ pub mod architecture {}
 #[doc = include_str!("find_your_way.md")]
 pub mod find_your_way {}
 
+#[doc = include_str!("glossary.md")]
+pub mod glossary {}
+
 #[doc = include_str!("consistency.md")]
 pub mod consistency {}
 
