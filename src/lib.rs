@@ -1,5 +1,5 @@
-//! A cache-aside layer that a service wraps around its database calls: an in-process tier (L1, moka)
-//! over a shared tier (L2, Redis or Valkey) over the source of truth, behind a [`Loader`].
+//! A cache-aside layer that a service wraps around its database calls: an in-process tier (L1,
+//! moka) over a shared tier (L2, Redis or Valkey) over the source of truth, behind a [`Loader`].
 //!
 //! However many tasks in however many processes want one key at once, the source sees one load. And
 //! once [`invalidate`](Cache::invalidate) has returned, no value that was loaded before it is ever
@@ -48,79 +48,84 @@
 //!
 //! - [`Loader`], [`Loaded`], [`loader_fn`]: your way to the source of truth.
 //! - [`Cache`] and [`CacheBuilder`]: look-ups, changes, settings with their defaults. Changes are
-//!   [`invalidate`](Cache::invalidate), [`expire`](Cache::expire), [`insert`](Cache::insert), and for
-//!   many entries at once [`invalidate_tag`](Cache::invalidate_tag) and
+//!   [`invalidate`](Cache::invalidate), [`expire`](Cache::expire), [`insert`](Cache::insert), and
+//!   for many entries at once [`invalidate_tag`](Cache::invalidate_tag) and
 //!   [`invalidate_all`](Cache::invalidate_all). With the write to the source in one:
 //!   [`invalidate_after`](Cache::invalidate_after), [`write`](Cache::write),
 //!   [`refresh_after`](Cache::refresh_after).
-//! - [`get_many`](Cache::get_many), [`BatchLoader`], [`Batching`], [`get_stream`](Cache::get_stream) and
-//!   [`warm`](Cache::warm): many keys at once; [`guide::batches`].
+//! - [`get_many`](Cache::get_many), [`BatchLoader`], [`Batching`],
+//!   [`get_stream`](Cache::get_stream) and [`warm`](Cache::warm): many keys at once;
+//!   [`guide::batches`].
 //! - [`Read`] and [`Freshness`]: what one look-up may be answered, and what it was.
 //! - [`CacheKey`]: what names an entry, and how it reads in Redis.
 //! - [`Redis`] and [`InProcess`]: the shared tiers. [`Codec`]: how values get there.
 //! - [`Error`], [`RemoteError`], [`BuildError`]: who has to act on what.
-//! - [`Stats`]: counters, with their counting rule. [`Health`] and [`Event`]: what operators want to
-//!   know. [`Redis::server_stats`]: how the servers stand. [`Entry::cache_status`]: how a look-up was
-//!   answered, for an HTTP response. Metrics and traces: [`guide::telemetry`].
+//! - [`Stats`]: counters, with their counting rule. [`Health`] and [`Event`]: what operators want
+//!   to know. [`Redis::server_stats`]: how the servers stand. [`Entry::cache_status`]: how a
+//!   look-up was answered, for an HTTP response. Metrics and traces: [`guide::telemetry`].
 //! - [`guide::consistency`]: who can see an old value, for how long, and what moves it.
 //! - [`guide::staleness`]: what is answered past its TTL, who loads the next value, recipes.
 //! - [`guide::operations`]: what happens in which trouble, what shows, rights, memory.
 //! - [`guide::performance`]: what a look-up costs, and why.
-//! - [`guide::scale`]: what a process, a fleet and its server need, up to where one server is not enough.
+//! - [`guide::scale`]: what a process, a fleet and its server need, up to where one server is not
+//!   enough.
 //! - [`guide::threat_model`]: who can do what to a service through its cache, and what helps.
 //! - [`guide::architecture`]: how it works, with the read path as a picture.
 //! - [`guide::glossary`]: the words, each in two sentences.
 //! - [`guide::find_your_way`]: for contributors, twenty questions and where the code is.
-//! - [`guide::migration`]: from `GET` and `SETEX` by hand, from `cached`, from moka; the day of the switch and the way
-//!   back.
+//! - [`guide::migration`]: from `GET` and `SETEX` by hand, from `cached`, from moka; the day of the
+//!   switch and the way back.
 //! - [`guide::alternatives`]: what else there is, measured, and when to take it.
 //!
 //! # What it promises
 //!
-//! - **One load per process**: callers of one key join the load that runs and share its value or its
-//!   error. **One load per fleet**: while the shared tier answers and the process that loads lives;
-//!   a process that dies is replaced within one [`lease_ttl`](CacheBuilder::lease_ttl).
-//! - **No stale fill**: after `invalidate` returned `Ok`, no value whose load began before is stored,
-//!   in L2 or in this process's L1; in other processes' L1 it is gone as soon as one message is
-//!   processed. A `get` that begins after never joins a load that began before. The same holds for
-//!   `insert` and `expire`, and, for what carries the tag or for everything, for `invalidate_tag` and
-//!   `invalidate_all`, whose cost does not depend on the number of entries.
+//! - **One load per process**: callers of one key join the load that runs and share its value or
+//!   its error. **One load per fleet**: while the shared tier answers and the process that loads
+//!   lives; a process that dies is replaced within one [`lease_ttl`](CacheBuilder::lease_ttl).
+//! - **No stale fill**: after `invalidate` returned `Ok`, no value whose load began before is
+//!   stored, in L2 or in this process's L1; in other processes' L1 it is gone as soon as one
+//!   message is processed. A `get` that begins after never joins a load that began before. The same
+//!   holds for `insert` and `expire`, and, for what carries the tag or for everything, for
+//!   `invalidate_tag` and `invalidate_all`, whose cost does not depend on the number of entries.
 //! - **Bounded staleness**: no answer from L1 misses an invalidation that is older than the
 //!   [`channel_lease`](CacheBuilder::channel_lease), 2 seconds by default, whatever happens to
 //!   connections, clocks or this process: L1 is used only while its channel has proven itself.
-//!   [`invalidate_everywhere`](Cache::invalidate_everywhere) returns when no process can answer the old
-//!   value any more. Where Redis itself cannot be reached,
+//!   [`invalidate_everywhere`](Cache::invalidate_everywhere) returns when no process can answer the
+//!   old value any more. Where Redis itself cannot be reached,
 //!   [`degraded_l1_ttl`](CacheBuilder::degraded_l1_ttl) is added; what an asynchronous fail-over of
-//!   Redis can lose is bounded by the TTL. [`guide::consistency`] has every case, clusters among them.
-//! - **An invalidation is not forgotten**: one that Redis did not confirm is an error, and is repeated
-//!   until it is; meanwhile this process does not read the key from there.
-//! - **Redis trouble is not request trouble**: no `get` fails because of Redis, or waits for it longer
-//!   than its [`timeout`](crate::RedisBuilder::timeout). A server that stays silent is not asked any more
-//!   ([`breaker`](crate::RedisBuilder::breaker)), and found again by probes.
-//! - **Callers are independent**: dropping one at any await point neither ends nor repeats a load. A
-//!   panic in a loader is an error for those who wait. A load that hangs is cut off.
+//!   Redis can lose is bounded by the TTL. [`guide::consistency`] has every case, clusters among
+//!   them.
+//! - **An invalidation is not forgotten**: one that Redis did not confirm is an error, and is
+//!   repeated until it is; meanwhile this process does not read the key from there.
+//! - **Redis trouble is not request trouble**: no `get` fails because of Redis, or waits for it
+//!   longer than its [`timeout`](crate::RedisBuilder::timeout). A server that stays silent is not
+//!   asked any more ([`breaker`](crate::RedisBuilder::breaker)), and found again by probes.
+//! - **Callers are independent**: dropping one at any await point neither ends nor repeats a load.
+//!   A panic in a loader is an error for those who wait. A load that hangs is cut off.
 //! - **Nobody waits for a hot key**: hits late in the TTL begin the next load
-//!   ([`refresh_ahead`](CacheBuilder::refresh_ahead)), one in the fleet, and the value that is there is
-//!   answered until it ends. Past the TTL an entry is answered only within
+//!   ([`refresh_ahead`](CacheBuilder::refresh_ahead)), one in the fleet, and the value that is
+//!   there is answered until it ends. Past the TTL an entry is answered only within
 //!   [`stale_while_revalidate`](CacheBuilder::stale_while_revalidate) and
 //!   [`stale_if_error`](CacheBuilder::stale_if_error), both zero by default; never after an
 //!   invalidation, and never to [`Read::fresh`].
-//! - **The source is protected**: [`max_concurrent_loads`](CacheBuilder::max_concurrent_loads) bounds
-//!   loads; a failed one is not repeated for [`error_backoff`](CacheBuilder::error_backoff), in the
-//!   whole fleet, and for longer the more often it fails.
-//! - **Bad bytes are a miss**: corrupt, foreign, too large, of another version: counted and replaced.
+//! - **The source is protected**: [`max_concurrent_loads`](CacheBuilder::max_concurrent_loads)
+//!   bounds loads; a failed one is not repeated for [`error_backoff`](CacheBuilder::error_backoff),
+//!   in the whole fleet, and for longer the more often it fails.
+//! - **Bad bytes are a miss**: corrupt, foreign, too large, of another version: counted and
+//!   replaced.
 //! - **Absence is a value**: "not found" is kept, with its own TTL and in its own budget.
-//! - **A hit costs a hit**: an L1 hit allocates nothing, takes no lock of ours and does no I/O, but for
-//!   the one in many that begins a refresh, or moves its entry up in front of moka. An L2 hit is one command. A miss is three.
+//! - **A hit costs a hit**: an L1 hit allocates nothing, takes no lock of ours and does no I/O, but
+//!   for the one in many that begins a refresh, or moves its entry up in front of moka. An L2 hit
+//!   is one command. A miss is three.
 //!
 //! # What it is not for
 //!
-//! - **A store**: everything in it may be gone at any moment. Sessions that exist nowhere else belong
-//!   in a database.
+//! - **A store**: everything in it may be gone at any moment. Sessions that exist nowhere else
+//!   belong in a database.
 //! - **Strict consistency**: another process may answer the old value for the moment that a message
 //!   takes. Balances that must be exact are read from the database.
-//! - **Write order**: two `insert`s of one key race as two writers to any cache do. Invalidate after
-//!   the commit instead, or give the rows [versions](Loaded::version).
+//! - **Write order**: two `insert`s of one key race as two writers to any cache do. Invalidate
+//!   after the commit instead, or give the rows [versions](Loaded::version).
 //! - **Runtimes other than tokio.**
 //!
 //! # Features
