@@ -69,6 +69,7 @@
 //! - [`guide::scale`]: what a process, a fleet and its server need, up to where one server is not enough.
 //! - [`guide::threat_model`]: who can do what to a service through its cache, and what helps.
 //! - [`guide::architecture`]: how it works, with the read path as a picture.
+//! - [`guide::find_your_way`]: for contributors, twenty questions and where the code is.
 //! - [`guide::migration`]: from `GET` and `SETEX` by hand, from `cached`, from moka; the day of the switch and the way
 //!   back.
 //! - [`guide::alternatives`]: what else there is, measured, and when to take it.

@@ -3,6 +3,9 @@
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}
 
+#[doc = include_str!("find_your_way.md")]
+pub mod find_your_way {}
+
 #[doc = include_str!("consistency.md")]
 pub mod consistency {}
 
