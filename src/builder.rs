@@ -487,6 +487,13 @@ impl<L: Loader> CacheBuilder<L> {
                 ));
             }
         }
+        self.check_limits()?;
+        self.check_l1()
+    }
+
+    /// Leases and limits within what they can take.
+    fn check_limits(&self) -> Result<(), BuildError> {
+        let config = &self.config;
         if config.channel_lease < Duration::from_millis(100) {
             let allowed = "at least 100 ms: the channel proves itself every third of it";
             return Err(out_of_range("channel_lease", config.channel_lease, allowed));
@@ -511,6 +518,12 @@ impl<L: Loader> CacheBuilder<L> {
                 allowed,
             ));
         }
+        Ok(())
+    }
+
+    /// Settings of L1 that do not contradict each other.
+    fn check_l1(&self) -> Result<(), BuildError> {
+        let config = &self.config;
         if config.l1_capacity == 0 {
             let other = if self.weigher.is_some() {
                 Some(("l1_weigher", "..".to_owned(), "there is nothing to weigh"))

@@ -1,10 +1,10 @@
 //! Look-ups of many keys at once.
 //!
-//! One sweep of L1 and of the flight table: what is there is answered, what is under way is joined, and
-//! for the rest flights are put into the table, as single look-ups would. They are flown together:
-//! their first reads are one round trip, and their loads are one call of the loader, if it can do that.
-//! In between each of them is on its own (see [`read`]), which is one round trip too, for
-//! all send their commands at the same moment.
+//! One pass over L1 and the flight table answers the hits, joins the flights that are under way, and
+//! begins flights for the other keys, as single look-ups do. The new flights run together: their first
+//! reads are one round trip, and their loads are one call of the loader, if it is a batch loader. In
+//! between each flight is on its own (see [`fetch`](super::fetch)). That is one round trip too, because
+//! all of them send their commands at the same moment.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -25,14 +25,14 @@ use crate::erased::{AnyError, AnyKey};
 use crate::error::Error;
 use crate::telemetry::Trace;
 
-/// Loads of one call at once, where they are not batched.
+/// The loads of one call that run at once, where they are not batched.
 const MAX_CONCURRENT: usize = 64;
 
-/// Flights that may land before others have their turn on this thread.
+/// The flights that complete before other tasks of this thread have their turn.
 const YIELD_EVERY: usize = 64;
 
 impl Engine {
-    /// One outcome for each look-up, in their order. Cancel safe: what it began goes on without it.
+    /// One outcome for each look-up, in their order. Cancel safe: the flights that it began go on.
     pub(crate) async fn get_many(
         self: &Arc<Self>,
         look_ups: Vec<LookUp>,
@@ -82,7 +82,7 @@ impl Engine {
         entered
     }
 
-    /// Lets flights come to their loads together.
+    /// Gives each task its way to a load: in batches, or a limited number at once.
     fn route_loads(self: &Arc<Self>, runtime: &Handle, tasks: &[FlightTask]) {
         let Some(batches) = &self.batches else {
             let concurrency = Arc::new(Semaphore::new(MAX_CONCURRENT));
@@ -105,14 +105,14 @@ impl Engine {
         }
     }
 
-    /// Reads what L2 has, of all of them at once.
+    /// Reads L2 for all of them at once.
     async fn first_reads(self: &Arc<Self>, tasks: &mut [FlightTask]) {
         let Some(remote) = &self.remote else {
             return;
         };
         self.attach(remote).await;
         let known = self.know_watermarks(remote).await.is_ok();
-        // Before the read is sent, so that whatever is missed from now on ends these flights.
+        // Before the read is sent, so that a gap from now on detaches these flights.
         let epoch = self.fence.epoch();
         let (mut asking, mut names) = (Vec::new(), Vec::new());
         for task in tasks {
@@ -154,8 +154,8 @@ async fn run_together(engine: Arc<Engine>, mut tasks: Vec<FlightTask>) {
             tokio::task::yield_now().await;
         }
         let mut running = Box::pin(task.run());
-        // A hit lands here. Whatever takes longer goes on in a task of its own, and so does not
-        // concern the others if it panics, nor does it here.
+        // A hit completes here. A flight that takes longer goes on in a task of its own. A panic ends
+        // its own flight in both cases.
         let begun = std::panic::catch_unwind(AssertUnwindSafe(|| poll_once(running.as_mut())));
         if let Ok(Poll::Pending) = begun {
             tokio::spawn(running);

@@ -1,4 +1,4 @@
-//! The engine's side of the shared tier: names, messages, and whether L1 may be trusted.
+//! The shared tier as one cache's engine sees it: names of keys, messages, the codec and the channel.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -25,14 +25,14 @@ pub(crate) struct RemoteTier {
     /// `prefix:name:`
     namespace: Vec<u8>,
     pub(crate) channel_name: Bytes,
-    /// The key of this cache's marks.
+    /// The key of this cache's watermarks.
     pub(crate) watermarks_key: Bytes,
     pub(crate) origin: Origin,
     number: AtomicU64,
     pub(crate) channel: ChannelLease,
 }
 
-/// One key as the shared tier knows it.
+/// A key in the shared tier, with its hash.
 #[derive(Clone, Debug)]
 pub(crate) struct RemoteKey {
     pub(crate) bytes: Bytes,
@@ -72,13 +72,13 @@ impl RemoteTier {
         }
     }
 
-    /// A message about one key. Those that change something are numbered, so that whoever misses
-    /// one can notice.
+    /// A message about one key. Messages about a change are numbered, so that a receiver notices one
+    /// that it has missed.
     pub(crate) fn notice(&self, operation: Operation, id: &HashedKey) -> Publication {
         self.say(operation, About::Keys(vec![&id.encoded]))
     }
 
-    /// A message about everything, or everything with a tag; the tier adds the marks.
+    /// A message about everything, or everything with a tag. The tier adds the watermarks.
     pub(crate) fn watermark_notice(&self, operation: Operation, tag: u64) -> Publication {
         let watermarks = Watermarks::default();
         self.say(operation, About::Watermarks { tag, watermarks })
@@ -102,7 +102,7 @@ impl RemoteTier {
         }
     }
 
-    /// What is sent to ourselves through the bus.
+    /// A heartbeat: a message that this process sends to itself through the bus.
     pub(crate) fn heartbeat_message(&self, number: u64) -> Vec<u8> {
         let watermarks = Watermarks::default();
         let message = Message {
@@ -114,7 +114,7 @@ impl RemoteTier {
         message.to_bytes()
     }
 
-    /// The server's clock; without it no record can be read or written.
+    /// The server's clock. Without it no record can be read or written.
     pub(crate) fn now_ms(&self) -> Result<u64, RemoteError> {
         self.tier
             .now_ms()
@@ -125,12 +125,12 @@ impl RemoteTier {
         self.codec.id()
     }
 
-    /// Whether a payload is good under one header alone.
+    /// Whether a payload can be decoded under its own header alone.
     pub(crate) fn binds_headers(&self) -> bool {
         self.codec.is_bound()
     }
 
-    /// A codec that panics is a codec that fails.
+    /// A panic of the codec is an error of the codec.
     pub(crate) fn encode(
         &self,
         value: &AnyValue,

@@ -1,26 +1,26 @@
-//! The first leg of a flight, flown by its leader.
+//! Polling inline: a flight's leader polls it, until the flight needs a task.
 //!
-//! Most look-ups behind L1 end with one answer of L2. A task for each of them would cost more than the
-//! command does: it is allocated, scheduled, often on another core, and has to wake its caller in the
-//! end. So whoever begins a flight polls it himself. It moves to a task of its own, as it is and
-//! wherever it stands,
+//! Most look-ups behind L1 end with one answer of L2. A task for each of them would cost more than
+//! the command: it is allocated, scheduled, often on another core, and has to wake its caller at the
+//! end. So the caller that begins a flight polls it. The flight moves to a task of its own, as it is
+//! and wherever it stands,
 //!
 //! | when | because |
 //! |---|---|
 //! | more than that one read is needed | a load does not end with its caller |
-//! | its leader is dropped | nor does a read that others may wait for |
-//! | somebody joins or follows it | a leader may be polled late, or never again |
+//! | its leader is dropped | nor does a read for which others may wait |
+//! | a caller joins or follows it | a leader may be polled late, or never again |
 //! | the cache is closed | for the same reason |
 //!
 //! | state | who changes it | to |
 //! |---|---|---|
-//! | on the ground | its leader | parked; away and into a task, if that is wanted by then, or it cannot be otherwise |
-//! | | anybody | on the ground, and wanted |
-//! | parked | its leader, to poll it | moving |
-//! | | anybody | away, and into a task |
-//! | moving | its leader, afterwards | parked; away and into a task, if that is wanted by then |
-//! | | anybody | moving, and wanted |
-//! | away | nobody | |
+//! | not started | its leader | idle; or in a task, if a task was requested by then, or nothing else is possible |
+//! | | anybody | not started, with a task requested |
+//! | idle | its leader, to poll it | polling |
+//! | | anybody | in a task |
+//! | polling | its leader, afterwards | idle; or in a task, if a task was requested by then |
+//! | | anybody | polling, with a task requested |
+//! | in a task | nobody | |
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -31,29 +31,29 @@ use std::task::{Context, Poll, Waker};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-/// A flight, as it is polled. It keeps the [`Flight`](crate::engine::flight::Flight) that it belongs to, and is
-/// kept by it: whoever boards has to see to it that it gets away.
+/// A flight's future. It holds its [`Flight`](super::Flight), which holds the future: so a flight
+/// that was started inline must get into a task, or be polled to its end.
 pub(crate) type FlightFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Where a flight's future is.
+/// Holds a flight's future, or knows that a task does.
 #[derive(Debug, Default)]
 pub(crate) struct Driver {
-    /// It needs nobody any more, who would otherwise have to look.
+    /// The same as the state, for a look without the lock.
     in_task: AtomicBool,
     state: Mutex<DriverState>,
 }
 
 enum DriverState {
-    /// In the table, and its leader has not come to it yet.
+    /// In the table. Its leader has not come to it yet.
     NotStarted {
         task_wanted: bool,
     },
-    /// With its leader's waker, once that has polled it.
+    /// With the leader's waker, once the leader has polled it.
     Idle(Handle, FlightFuture, Option<Waker>),
     Polling {
         task_wanted: bool,
     },
-    /// Landed, or in a task.
+    /// In a task, or completed.
     InTask,
 }
 
@@ -65,16 +65,16 @@ impl Default for DriverState {
 
 /// What the leader knows after a poll.
 pub(crate) enum InlinePoll {
-    /// It is for the leader to poll it again.
+    /// The leader has to poll it again.
     Idle,
-    /// It has landed, or has a task.
+    /// It is completed, or has a task.
     InTask,
-    /// It has panicked, and has to be landed before this is dropped.
+    /// It has panicked, and has to be completed before this is dropped.
     Panicked(#[expect(dead_code, reason = "held, not polled")] FlightFuture),
 }
 
 impl Driver {
-    /// The leader polls it from now on, unless somebody else waits for it already.
+    /// The leader polls it from now on, unless another caller waits for it already.
     pub(crate) fn start_inline(&self, runtime: Handle, future: FlightFuture) {
         {
             let mut state = self.state.lock();
@@ -87,7 +87,7 @@ impl Driver {
         runtime.spawn(future);
     }
 
-    /// Nobody has to see to it.
+    /// Its future is in a task.
     pub(crate) fn mark_in_task(&self) {
         self.in_task.store(true, Ordering::SeqCst);
         *self.state.lock() = DriverState::InTask;
@@ -97,8 +97,8 @@ impl Driver {
         self.in_task.load(Ordering::SeqCst)
     }
 
-    /// Polls it for its leader. `leave`: asked under the lock under which it is parked, so that whoever
-    /// changes that and then looks for it misses nothing.
+    /// Polls it for its leader. `is_closing` is asked under the lock under which the future becomes
+    /// idle: a `close` that looks for idle futures after that misses none.
     pub(crate) fn poll(
         &self,
         cx: &mut Context<'_>,
@@ -124,7 +124,7 @@ impl Driver {
             runtime.spawn(future);
             return InlinePoll::InTask;
         }
-        // As in a task: nobody who waits for it is to blame.
+        // A panic ends here, as it would in a task.
         let polled = std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
         let polled = match polled {
             Ok(Poll::Pending) => {
@@ -165,14 +165,14 @@ impl Driver {
         self.in_task.store(true, Ordering::SeqCst);
         if let DriverState::Idle(runtime, future, leader) = parked {
             runtime.spawn(future);
-            // He waits for it like everybody else from now on.
+            // The leader waits for it as other callers do, from now on.
             if let Some(leader) = leader {
                 leader.wake();
             }
         }
     }
 
-    /// For the flight itself: goes on in a task of its own, whoever polls it now.
+    /// For the flight itself: goes on in a task of its own.
     pub(crate) async fn move_to_task(&self) {
         let mut asked = false;
         std::future::poll_fn(|_| {
@@ -180,7 +180,7 @@ impl Driver {
                 return Poll::Ready(());
             }
             asked = true;
-            // Its leader sees that it is wanted, and the task polls it again.
+            // Its leader sees the request, and the task polls it again.
             Poll::Pending
         })
         .await;

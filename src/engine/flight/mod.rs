@@ -1,15 +1,16 @@
-//! Singleflight: one read or load of a key at a time in this process.
+//! A flight: one read or load of a key in this process, and the callers that wait for it
+//! (singleflight).
 //!
 //! | state | how it is entered | what a caller does |
 //! |---|---|---|
-//! | no flight | | leads: puts a flight into the table and flies it, or spawns its task |
-//! | flying | by the leader, under the shard's lock | joins |
-//! | flying, with an offer | an entry was found that may be answered meanwhile, or if the load fails | takes the offer, or joins |
+//! | no flight | | leads: puts a flight into the table, and polls it or spawns its task |
+//! | under way | by the leader, under the shard's lock | joins |
+//! | under way, with an interim value | it has found an entry that may be answered meanwhile, or if the load fails | takes the interim value, or joins |
 //! | detached | an invalidation, an insert or a gap takes it out of the table | begins a new one |
-//! | landed | once: with an answer or an error | has its outcome |
-//! | abandoned | it was dropped with its runtime | tries again |
+//! | completed | once: with an answer or an error | has its outcome |
+//! | abandoned | it was dropped with its runtime, or came to nothing | looks again |
 //!
-//! Only a flight that is still in the table when it lands may store into L1; the check and the
+//! Only a flight that is still in the table when it completes may store into L1. The check and the
 //! store are one critical section. A lock is never held across an await.
 
 pub(crate) mod inline;
@@ -33,22 +34,24 @@ use crate::error::Error;
 use crate::lifetime::{Lifetime, Usability, Windows};
 use crate::telemetry::Trace;
 
+/// The end of a flight.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Completed(Result<Answer, Error<AnyError>>),
+    /// Its callers look again.
     Abandoned,
 }
 
-/// What a flight is for.
+/// Why a flight was begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Callers that take what there is.
+    /// For callers that take an answer of any freshness.
     Any,
-    /// Callers that take nothing stale.
+    /// For callers that take nothing stale.
     Fresh,
-    /// A load, whatever there is.
+    /// For a load, whatever the tiers hold.
     Load,
-    /// To replace this version of the value behind its callers' backs.
+    /// To replace this version of the value in the background.
     Replace(u64),
 }
 
@@ -82,15 +85,15 @@ impl Purpose {
 pub(crate) struct FoundEntry {
     pub(crate) answer: Answer,
     pub(crate) lifetime: Lifetime,
-    /// Of an entry from L1: when it began to be read there, and what must not have happened since. The
-    /// flight may have begun later, and may not even have registered.
+    /// Of an entry from L1: when it began to be read, and the stamp that must still hold. The flight
+    /// may have begun later, and may not have registered yet.
     pub(crate) of_l1: Option<(Instant, Stamp)>,
     /// Which version of the value it is.
     pub(crate) version_id: u64,
 }
 
 impl FoundEntry {
-    /// As an answer at this moment.
+    /// The answer that it makes at this moment.
     pub(crate) fn answer_at(&self, now: Instant) -> Answer {
         Answer {
             freshness: self.lifetime.freshness(now),
@@ -99,22 +102,22 @@ impl FoundEntry {
     }
 }
 
-/// One read or load, and all who wait for it.
+/// One read or load, with what its callers see of it.
 #[derive(Debug)]
 pub(crate) struct Flight {
     pub(crate) key: AnyKey,
-    /// Unique in this process: what a loader's own look-ups are compared against.
+    /// Unique in this process. A loader's own look-ups are compared with it.
     pub(crate) serial: u64,
     pub(crate) begun: Instant,
-    /// The epoch that it began to read in; `NOT_REGISTERED` before.
+    /// The epoch in which it began to read. Before that, `NOT_REGISTERED`.
     epoch: AtomicU64,
-    /// Its key was invalidated since it began, and L2 was not told: its lease may still be there, and
-    /// is not to be filled against.
+    /// Its key was invalidated since it began, and L2 was not told: its lease may still stand, and
+    /// must not be filled against.
     revoked: AtomicBool,
     pub(crate) purpose: Purpose,
-    /// Its callers want to miss nothing that messages have not told yet: L2 is asked for everything.
+    /// Its callers must miss nothing that the messages have not told yet: L2 is asked for everything.
     pub(crate) past_l1: bool,
-    /// A load failed a moment ago: this flight may read and not load, and has this error to answer.
+    /// A load failed a moment ago: this flight may read but not load, and answers this error.
     pub(crate) held_error: Option<Error<AnyError>>,
     /// Failures in a row before it, as far as this process knows.
     pub(crate) failures: u32,
@@ -122,27 +125,27 @@ pub(crate) struct Flight {
     has_load: AtomicBool,
     /// The highest [`Need`] of its callers so far.
     need: AtomicU8,
-    /// The soft timeout is over: who waits may have what is there.
+    /// The soft timeout is over: callers may have a stale interim value.
     late: AtomicBool,
-    /// L1 was told to let it work.
+    /// Hits of L1 begin no refresh while it is under way.
     suspends_refresh: AtomicBool,
     interim_value: Mutex<Option<FoundEntry>>,
-    /// Who flies it.
+    /// What polls it: its leader or a task.
     pub(crate) driver: Driver,
     /// The lease that it waits for is gone, or the flight was detached: look again.
     pub(crate) wake: Notify,
     outcome: OnceLock<Outcome>,
-    /// It has landed, or there is something else for those who wait.
+    /// It is completed, or has a new interim value.
     changed: Notify,
     trace: OnceLock<Trace>,
 }
 
 const NOT_REGISTERED: u64 = u64::MAX;
 
-/// The number of the last flight of this process.
+/// The serial number of the last flight of this process.
 static LAST_SERIAL: AtomicU64 = AtomicU64::new(0);
 
-/// A moment, in numbers of flights: those that begin from now on have later ones.
+/// This moment, in serial numbers: flights that begin from now on have later ones.
 pub(crate) fn now_in_serials() -> u64 {
     LAST_SERIAL.load(Ordering::SeqCst)
 }
@@ -172,14 +175,14 @@ impl Flight {
         }
     }
 
-    /// What it does shows there, from now on.
+    /// Sets the span in which it shows what it does.
     pub(crate) fn traced(&self, trace: Trace) {
         if Trace::ARE_KEPT {
             let _ = self.trace.set(trace);
         }
     }
 
-    /// Where it shows what it does, or nowhere before it is flown.
+    /// The span in which it shows what it does.
     pub(crate) fn trace(&self) -> Trace {
         self.trace.get().cloned().unwrap_or_else(Trace::none)
     }
@@ -193,13 +196,13 @@ impl Flight {
         self.has_load.load(Ordering::SeqCst)
     }
 
-    /// Puts up what callers may have, in the place of an earlier offer.
+    /// Sets the entry that callers may have meanwhile, in the place of an earlier one.
     pub(crate) fn set_interim(&self, found: FoundEntry) {
         *self.interim_value.lock() = Some(found);
         self.changed.notify_waiters();
     }
 
-    /// Whether callers may have something.
+    /// Whether there is an entry that callers may have.
     pub(crate) fn has_interim(&self) -> bool {
         self.interim_value.lock().is_some()
     }
@@ -208,7 +211,7 @@ impl Flight {
         self.interim_value.lock().clone()
     }
 
-    /// L1 leaves the entry to this flight, which has to say so when it ends.
+    /// Hits of L1 leave the refresh to this flight. When it ends it has to rearm them.
     pub(crate) fn suspend_refresh(&self) {
         self.suspends_refresh.store(true, Ordering::SeqCst);
     }
@@ -223,8 +226,8 @@ impl Flight {
         self.changed.notify_waiters();
     }
 
-    /// What a caller may have at this moment, though the flight has not landed, or has failed. What
-    /// comes from L1 only if `usable` says so.
+    /// What a caller may have at this moment of a flight that is not completed, or has failed. An entry
+    /// of L1 only if `usable` says so.
     pub(crate) fn interim_answer(
         &self,
         now: Instant,
@@ -268,12 +271,12 @@ impl Flight {
         need == Need::Background as u8
     }
 
-    /// Begins to read in `epoch`: what is read from now on misses nothing since.
+    /// Begins to read in `epoch`: a gap from now on detaches it.
     pub(crate) fn register(&self, epoch: u32) {
         self.epoch.store(u64::from(epoch), Ordering::SeqCst);
     }
 
-    /// The epoch that it reads in, once it reads.
+    /// The epoch in which it reads, once it does.
     pub(crate) fn epoch(&self) -> Option<u32> {
         u32::try_from(self.epoch.load(Ordering::SeqCst)).ok()
     }
@@ -287,12 +290,12 @@ impl Flight {
         self.revoked.load(Ordering::SeqCst)
     }
 
-    /// How it ended, once it has.
+    /// Its outcome, once it has one.
     pub(crate) fn outcome(&self) -> Option<&Outcome> {
         self.outcome.get()
     }
 
-    /// Waits for the landing, or for something else that callers may have.
+    /// Resolves at the completion, or when there is a new interim value.
     pub(crate) fn state_changed(&self) -> Notified<'_> {
         self.changed.notified()
     }
@@ -304,12 +307,12 @@ impl Flight {
     }
 }
 
-/// A failed load, as it is held.
+/// A failed load, whose error is held.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) error: Error<AnyError>,
-    /// For how long there is no other attempt.
+    /// How long no other load is attempted.
     pub(crate) hold: Duration,
-    /// It is the last of so many in a row.
+    /// The number of failed loads in a row, with this one.
     pub(crate) failures: u32,
 }

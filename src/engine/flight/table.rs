@@ -32,13 +32,14 @@ struct HeldError {
     in_a_row_until: Instant,
 }
 
+/// The flights, held errors and inserts of the keys of one shard.
 #[derive(Debug)]
 pub(crate) struct Shard {
     flights: HashTable<Arc<Flight>>,
-    /// Flights that wait for a lease, detached ones too: who hears of a wake-up.
+    /// The flights that hear of wake-ups: those that wait for a lease, detached ones too.
     waiting: HashTable<Arc<Flight>>,
     held_errors: HashTable<HeldError>,
-    /// Inserts that are under way; one whose key is changed meanwhile is taken out.
+    /// The inserts that are under way. An insert whose key is changed meanwhile is taken out.
     inserts: HashTable<Arc<HashedKey>>,
 }
 
@@ -53,13 +54,13 @@ impl Shard {
             .insert_unique(flight.key.id.hash, flight, |flight| flight.key.id.hash);
     }
 
-    /// Whether this very flight is still the one that its key's callers join.
+    /// Whether callers of its key still join this very flight.
     pub(crate) fn is_current(&self, flight: &Arc<Flight>) -> bool {
         self.find(&flight.key.id)
             .is_some_and(|current| Arc::ptr_eq(current, flight))
     }
 
-    /// Takes the flight out, wherever it is still in.
+    /// Takes the flight out of each table that holds it.
     pub(crate) fn remove(&mut self, flight: &Arc<Flight>) {
         for table in [&mut self.flights, &mut self.waiting] {
             if let Ok(entry) =
@@ -92,10 +93,10 @@ impl Shard {
         }
     }
 
-    /// What a mutation does to what runs on its key. The flight is taken out and handed over: later
-    /// callers begin a new one, and if it waits for a lease it looks again, for that lease may be
-    /// gone. Whether it may still fill L2 is for the lease to say: a message may be about something
-    /// that happened before the flight began.
+    /// What a change of a key does here. The flight of the key is taken out and returned: later callers
+    /// begin a new one. If it waits for a lease it looks again, because that lease may be gone. Whether
+    /// it may still fill L2 is decided by its lease: a message may be about a change before the flight
+    /// began.
     pub(crate) fn detach(&mut self, hash: u64, encoded: &[u8]) -> Option<Arc<Flight>> {
         let detached = self
             .flights
@@ -116,14 +117,14 @@ impl Shard {
         detached
     }
 
-    /// One that is detached and has no task is still found by whoever closes the cache.
+    /// Lets `close` find a detached flight that has no task.
     fn keep_findable(&mut self, flight: &Arc<Flight>) {
         if !flight.driver.is_in_task() {
             self.listen(flight);
         }
     }
 
-    /// Detaches what began to read in an earlier epoch.
+    /// Detaches the flights that began to read in an earlier epoch.
     fn detach_before(&mut self, epoch: u32) {
         let mut detached = Vec::new();
         self.flights.retain(|flight| {
@@ -141,7 +142,7 @@ impl Shard {
         }
     }
 
-    /// An insert begins: until it is settled, this notices whatever changes its key.
+    /// Registers an insert: until its end, any change of its key takes it out.
     pub(crate) fn begin_insert(&mut self, id: &Arc<HashedKey>) {
         self.inserts
             .insert_unique(id.hash, Arc::clone(id), |id| id.hash);
@@ -155,7 +156,7 @@ impl Shard {
         entry.map(|entry| entry.remove()).is_ok()
     }
 
-    /// The error that is to be answered for this key, and until when.
+    /// The error that is answered for this key without a load, and until when.
     pub(crate) fn held_error(
         &self,
         id: &HashedKey,
@@ -165,7 +166,7 @@ impl Shard {
         (held.until > now).then(|| (held.error.clone(), held.until))
     }
 
-    /// How many loads of this key have failed in a row.
+    /// The number of loads of this key that have failed in a row.
     pub(crate) fn failures(&self, id: &HashedKey, now: Instant) -> u32 {
         let held = self.find_held_error(id);
         held.map_or(0, |held| {
@@ -202,7 +203,7 @@ impl Shard {
             .insert_unique(id.hash, held, |held| held.id.hash);
     }
 
-    /// A load has succeeded.
+    /// Forgets the failures of a key: a load has succeeded.
     pub(crate) fn clear_failure(&mut self, id: &HashedKey) {
         if let Ok(entry) = self
             .held_errors
@@ -215,8 +216,8 @@ impl Shard {
 
 #[derive(Debug)]
 pub(crate) struct Flights {
-    /// Guards the flights and held errors of its keys, and the order of: bump of a generation,
-    /// store into L1, landing. Nothing is awaited and no tier is called under it.
+    /// A lock guards the flights and held errors of its keys, and the order of: bump of a generation,
+    /// store into L1, completion. Nothing is awaited and no tier is called under it.
     shards: Box<[Mutex<Shard>]>,
     seed: u64,
 }

@@ -1,4 +1,4 @@
-//! Running the user's loader: in a task of its own, bounded in time and number.
+//! Loads: the user's loader runs in a task of its own, bounded in time and number.
 
 mod batched;
 pub(crate) mod nesting;
@@ -25,8 +25,7 @@ use crate::loader::Loaded;
 use crate::telemetry::{self, Trace, Wait};
 use crate::ttl;
 
-/// A place among `max_concurrent_loads`, or none where there is no limit: a flight's own, or that of a
-/// batch.
+/// The right to run a load within `max_concurrent_loads`: a flight's own permit, or that of its batch.
 #[derive(Debug)]
 pub(crate) enum LoadPermit {
     Own(

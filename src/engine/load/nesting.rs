@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 tokio::task_local! {
-    /// The flights whose loads this task runs in, outermost first: what a loader must not wait for.
+    /// The flights whose loads this task runs in, outermost first. A loader must not wait for them.
     static NESTING: Nesting;
 }
 
-/// Flights, by their numbers. `None`: none, as nearly always.
+/// Flights, by their serial numbers. `None`: no flight, which is the usual case.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Nesting(Option<Arc<[u64]>>);
 
@@ -28,7 +28,7 @@ pub(crate) fn current() -> Nesting {
     NESTING.try_with(Clone::clone).unwrap_or_default()
 }
 
-/// Runs a load: what it looks up is compared with the flights that it is for.
+/// Runs a load. Its own look-ups are compared with these flights.
 pub(crate) async fn within<T>(nesting: Nesting, loading: impl Future<Output = T>) -> T {
     NESTING.scope(nesting, loading).await
 }
