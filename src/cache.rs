@@ -1,4 +1,4 @@
-//! The handle.
+//! The handle of a cache, with all its operations.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -18,29 +18,28 @@ use crate::many::{GetStream, Warm};
 use crate::shell::{LookedUp, Shell, entry_of, value_of};
 use crate::stats::Stats;
 
-/// A cache of one kind of thing: a handle that is cheap to clone, and that needs no `Arc` around it.
+/// A cache of one kind of value: a handle that is cheap to clone and needs no `Arc` around it.
 ///
-/// Made by [`builder`](Cache::builder). All handles share one state; the cache works until the last
-/// one is dropped or [`close`](Self::close) is called. Its futures must be polled inside a tokio
-/// runtime.
+/// [`builder`](Cache::builder) makes one. All handles share one state. The cache works until the
+/// last handle is dropped or [`close`](Self::close) is called. Its futures must be polled inside a
+/// tokio runtime.
 ///
 /// Look-ups take borrowed forms of the key, as those of a `HashMap` do: `&str` for `String`.
 ///
 /// # Cancel safety
 ///
-/// Every future may be dropped at any time. A read or load that was begun goes on and is stored,
-/// for whoever asks next; an `insert` or `invalidate` that was begun is carried out.
+/// Every future may be dropped at any time. A read or load that has begun goes on and is stored for
+/// later callers. An `insert` or `invalidate` that has begun is completed.
 pub struct Cache<K, V, E = BoxError> {
     pub(crate) shell: Shell<K, V, E>,
 }
 
 impl Cache<(), (), BoxError> {
-    /// Settings of a cache over this loader, to be finished with
-    /// [`build`](CacheBuilder::build).
+    /// The settings of a cache over this loader. [`build`](CacheBuilder::build) makes the cache.
     ///
-    /// The name is the cache's namespace in Redis (keys read `tidegate:name:key`) and its label in
-    /// what it reports. Caches of one name on one Redis share their entries, so the name must mean
-    /// the same thing in every process.
+    /// The name is the cache's namespace in Redis (keys are called `tidegate:name:key`) and its
+    /// label in metrics and traces. Caches of one name on one Redis share their entries, so the
+    /// name must mean the same thing in every process.
     pub fn builder<L: Loader>(name: &str, loader: L) -> CacheBuilder<L> {
         CacheBuilder::new(name, loader)
     }
@@ -56,11 +55,11 @@ where
         Self { shell }
     }
 
-    /// The value of a key: from L1, or L2, or the loader. `None` means that the source of truth
-    /// says there is none.
+    /// The value of a key: from L1, or L2, or the loader. `None` means that the source of truth has
+    /// none.
     ///
-    /// Coalesces: however many calls want one key, in this process or, with a shared tier, in the
-    /// fleet, there is one load, and its value or error is everyone's.
+    /// Calls coalesce. When many calls want one key, in this process or, with a shared tier, in the
+    /// fleet, there is one load, and all of them get its value or error.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -83,8 +82,8 @@ where
     ///
     /// # Errors
     ///
-    /// The loader's, or why there was no load: see [`Error`]. Trouble with the shared tier is not
-    /// among them.
+    /// The loader's error, or the reason why there was no load: see [`Error`]. Trouble with the
+    /// shared tier is not an error of a look-up.
     pub async fn get<Q>(&self, key: &Q) -> Result<Option<Arc<V>>, Error<E>>
     where
         K: Borrow<Q>,
@@ -103,9 +102,9 @@ where
 
     /// [`get`](Self::get) with other rules for this call: nothing stale, or past L1. See [`Read`].
     ///
-    /// A look-up that must not see an old value is a property of the caller, not of the cache: the
-    /// page that shows a price may be stale, the order that charges it may not. So it is said where
-    /// the call is made, and both coalesce.
+    /// Whether a look-up may see an old value depends on the caller, not on the cache: the page
+    /// that shows a price may be stale, the order that charges it may not. The call therefore says
+    /// it. Both kinds of call coalesce.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -122,8 +121,8 @@ where
     ///
     /// # Errors
     ///
-    /// Those of [`get`](Self::get); with [`Read::fresh`] also where `get` would have answered a stale
-    /// value.
+    /// Those of [`get`](Self::get); with [`Read::fresh`] also where `get` would have answered a
+    /// stale value.
     pub async fn get_with<Q>(&self, key: &Q, read: Read) -> Result<Option<Arc<V>>, Error<E>>
     where
         K: Borrow<Q>,
@@ -137,8 +136,8 @@ where
         got.map(value_of).map_err(Error::typed)
     }
 
-    /// Like [`get`](Self::get), with what is known about the entry: which tier answered, its age,
-    /// its freshness.
+    /// Like [`get`](Self::get), and also says which tier answered, and the entry's age and
+    /// freshness.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -176,7 +175,8 @@ where
         got.map(entry_of).map_err(Error::typed)
     }
 
-    /// [`get_with`](Self::get_with), with what is known about the entry.
+    /// Like [`get_with`](Self::get_with), and also says which tier answered, and the entry's age
+    /// and freshness.
     ///
     /// # Errors
     ///
@@ -196,17 +196,18 @@ where
 
     /// [`get`](Self::get) for many keys: one outcome for each, in their order, duplicates included.
     ///
-    /// What L1 has is answered from there, what is being read or loaded already is joined, what L2 has
-    /// is read with one `MGET` (in a cluster, one round trip to every node), and the rest is
-    /// loaded: with one call of [`load_many`](crate::BatchLoader::load_many) for every
-    /// [`max_size`](crate::Batching::max_size) keys where the cache is
-    /// [`batched`](CacheBuilder::batched), else key by key, 64 at once and within
-    /// [`max_concurrent_loads`](CacheBuilder::max_concurrent_loads).
+    /// Keys in L1 are answered from there. Keys that are already being read or loaded are joined.
+    /// Keys in L2 are read with one `MGET` (in a cluster, one round trip to every node). The rest
+    /// is loaded. Where the cache is [`batched`](CacheBuilder::batched), one call of
+    /// [`load_many`](crate::BatchLoader::load_many) loads up to
+    /// [`max_size`](crate::Batching::max_size) keys. Otherwise keys are loaded one by one, 64 at
+    /// once and within [`max_concurrent_loads`](CacheBuilder::max_concurrent_loads).
     ///
-    /// Every key has its own outcome, its own lease and its own fence: one that fails, is invalidated
-    /// meanwhile, or is being loaded by another process does not concern the others, but for the time
-    /// that the slowest takes. Coalesces like `get`, key by key, with single look-ups too. For more
-    /// keys than should be in memory at once, see [`get_stream`](Self::get_stream).
+    /// Every key has its own outcome, its own lease and its own fence. A key that fails, is
+    /// invalidated meanwhile, or is being loaded by another process does not affect the others,
+    /// except that the call takes as long as its slowest key. The call coalesces like `get`, key by
+    /// key, with single look-ups too. For more keys than should be in memory at once, see
+    /// [`get_stream`](Self::get_stream).
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -223,13 +224,14 @@ where
     ///
     /// # Errors
     ///
-    /// Those of [`get`](Self::get), for each key by itself. A `load_many` that fails is the error of
-    /// every key that it was given.
+    /// Those of [`get`](Self::get), for each key by itself. When a `load_many` fails, every key
+    /// that it was given gets the error.
     pub async fn get_many(&self, keys: &[K]) -> Vec<Result<Option<Arc<V>>, Error<E>>> {
         self.shell.look_up_many(keys, value_of).await
     }
 
-    /// [`get_many`](Self::get_many), with what is known about each entry.
+    /// Like [`get_many`](Self::get_many), and also says, for each entry, which tier answered, and
+    /// its age and freshness.
     ///
     /// # Errors
     ///
@@ -238,11 +240,13 @@ where
         self.shell.look_up_many(keys, entry_of).await
     }
 
-    /// [`get_many`](Self::get_many) for more keys than should be in memory at once: takes keys from a
-    /// stream and answers them in its order, with up to 1,000 under way. While the stream of keys has
-    /// no more to offer for the moment, those that it has offered are looked up, however few.
+    /// [`get_many`](Self::get_many) for more keys than should be in memory at once. It takes keys
+    /// from a stream and answers them in the order of the stream, with up to 1,000 under way. While
+    /// the stream has no further keys ready, the keys that have arrived are looked up, however few
+    /// they are.
     ///
-    /// Nothing happens until the stream is polled, and it is polled inside a tokio runtime.
+    /// Nothing happens until the returned stream is polled. It must be polled inside a tokio
+    /// runtime.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -272,8 +276,8 @@ where
         GetStream::new(self.clone(), keys)
     }
 
-    /// Loads what neither tier has, before anybody asks for it: after a deploy, or before a sale. See
-    /// [`Warm`] for the rate, the progress, and how a fleet takes turns.
+    /// Loads the keys that neither tier has, before they are asked for: after a deploy, or before a
+    /// sale. See [`Warm`] for the rate, the progress, and how the processes of a fleet take turns.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -298,13 +302,14 @@ where
         Warm::new(self.clone(), keys.into_iter())
     }
 
-    /// Loads the value now, whatever the tiers hold, and puts it into both. Meanwhile others keep
-    /// answering what there is, in every process. [`Loader::reload`] is given the entry that is
-    /// refreshed.
+    /// Loads the value now, whatever the tiers hold, and puts it into both. Other callers in every
+    /// process are answered from the present entry meanwhile. [`Loader::reload`] gets the entry
+    /// that is refreshed.
     ///
-    /// Coalesces: a load that is under way, here or in another process, is joined, and may have begun
-    /// before this call. After a write use [`refresh_after`](Self::refresh_after), or call
-    /// [`expire`](Self::expire) before. Not counted as a look-up.
+    /// The call coalesces: it joins a load that is under way, here or in another process. Such a
+    /// load may have begun before this call. After a write use
+    /// [`refresh_after`](Self::refresh_after), or call [`expire`](Self::expire) first. A refresh
+    /// does not count as a look-up.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -321,9 +326,9 @@ where
     ///
     /// # Errors
     ///
-    /// The loader's, also where `get` would answer a stale value; for
-    /// [`error_backoff`](CacheBuilder::error_backoff) after a failure the same one again, without a
-    /// load. The entry stays what it is.
+    /// The loader's error, also where `get` would answer a stale value. For
+    /// [`error_backoff`](CacheBuilder::error_backoff) after a failure the same error again, without
+    /// a load. The entry stays unchanged.
     pub async fn refresh<Q>(&self, key: &Q) -> Result<Option<Arc<V>>, Error<E>>
     where
         K: Borrow<Q>,
@@ -334,8 +339,8 @@ where
         got.map(value_of).map_err(Error::typed)
     }
 
-    /// What L1 could answer at this moment: no I/O, no load, no counting. `None` when it could not,
-    /// or when it knows that there is no such thing.
+    /// The entry that L1 can answer at this moment: no I/O, no load, no counting. `None` when L1
+    /// has no usable entry, or when it knows that the value is absent.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -360,12 +365,11 @@ where
         self.shell.peek_l1(key)
     }
 
-    /// Puts a value into both tiers, for every process. Loads that are running are not stored over
-    /// it.
+    /// Puts a value into both tiers, for every process. Running loads do not overwrite it.
     ///
     /// Two inserts of one key race like two writers to any cache: the last one in Redis stays,
     /// which need not be the last one in the database. Unless the value is expensive to load,
-    /// prefer [`invalidate`](Self::invalidate) after the write has been committed, or give the rows
+    /// prefer [`invalidate`](Self::invalidate) after the commit of the write, or give the rows
     /// [versions](Loaded::version).
     ///
     /// ```
@@ -388,11 +392,11 @@ where
     ///
     /// # Errors
     ///
-    /// [`RemoteError`] when the shared tier did not confirm; then the key is evicted here, may hold
-    /// the old or the new value in Redis, and is invalidated there as soon as that can be done. A
-    /// value that cannot be encoded is refused, and the key invalidated, and so is
-    /// [`Loaded::unchanged`], which is none. An insert of an older
-    /// version than what is there [is superseded](RemoteError::is_superseded) and changes nothing.
+    /// [`RemoteError`] when the shared tier did not confirm. The key is then evicted here, may hold
+    /// the old or the new value in Redis, and is invalidated there as soon as possible. A value
+    /// that cannot be encoded is refused, and the key is invalidated. The same holds for
+    /// [`Loaded::unchanged`], which is not a value. An insert of an older version than that of the
+    /// stored entry [is superseded](RemoteError::is_superseded) and changes nothing.
     pub async fn insert(&self, key: K, value: impl Into<Loaded<V>>) -> Result<(), RemoteError> {
         // Not held across the await: the future is `Send` whatever `value` is.
         let loaded = value.into().erased();
@@ -415,7 +419,7 @@ where
     ///
     /// # Errors
     ///
-    /// The first one; the other values are inserted all the same.
+    /// The first error. The other values are inserted all the same.
     pub async fn insert_many<T>(
         &self,
         entries: impl IntoIterator<Item = (K, T)>,
@@ -430,18 +434,17 @@ where
         self.shell.engine.insert_many(entries).await
     }
 
-    /// **Write-through**: carries a write out, and puts the value that it answers into both tiers, for
-    /// every process. The database comes first; the next look-up is a hit.
+    /// **Write-through**: runs a write, and puts the value that it answers into both tiers, for
+    /// every process. The database comes first. The next look-up is a hit.
     ///
-    /// `write` is a future that commits and then answers what was written (`Ok(value)`, or a
-    /// [`Loaded`] with TTL, tags, version). It runs in a task of its own together with what follows:
-    /// a caller that goes away leaves nothing half done. Loads that are running are not stored over
-    /// the value.
+    /// `write` is a future that commits and then answers the written value (`Ok(value)`, or a
+    /// [`Loaded`] with TTL, tags, version). It runs in one task together with the insert: a caller
+    /// that goes away leaves nothing half done. Running loads do not overwrite the value.
     ///
-    /// Two writers of one key reach the cache in another order than the database, now and then. Give
-    /// the value its [`version`](Loaded::version), a number that the row's every write increases: then
-    /// the later one stays, and a write that comes second with the older one is `Ok` and changes
-    /// nothing (unless the later entry has been evicted meanwhile). Without versions prefer
+    /// Two writers of one key sometimes reach the cache in another order than the database. Give
+    /// the value its [`version`](Loaded::version), a number that every write of the row increases.
+    /// The later version then stays, and a write that comes second with the older one is `Ok` and
+    /// changes nothing (unless the later entry has been evicted meanwhile). Without versions prefer
     /// [`invalidate_after`](Self::invalidate_after), to which the order does not matter.
     ///
     /// ```
@@ -463,9 +466,7 @@ where
     ///
     /// # Errors
     ///
-    /// [`WriteError`]: the write's own error (the key is then invalidated, for it may have been carried
-    /// out), or that the shared tier did not confirm (which is repaired). After either no process of
-    /// this cache answers the old value for longer than after a failed `invalidate`.
+    /// [`WriteError`]: the write's own error (the key is then invalidated, because the source may have executed the write), or that the shared tier did not confirm (which is repaired). After either no process of this cache answers the old value for longer than after a failed `invalidate`.
     pub async fn write<T, X>(
         &self,
         key: K,
@@ -484,13 +485,13 @@ where
         done.map(drop)
     }
 
-    /// **Invalidate-after-write**, the pattern to take where nothing speaks for another: carries a
-    /// write out, then [invalidates](Self::invalidate) the key, whatever came of the write. Answers
-    /// what the write answered.
+    /// **Invalidate-after-write**, the default pattern: runs a write, then
+    /// [invalidates](Self::invalidate) the key, whatever the outcome of the write. Returns the
+    /// answer of the write.
     ///
-    /// The same as the two calls one after the other, but for this: both run in one task, so a caller
-    /// that goes away between the commit and the invalidation does not leave the old value behind, and
-    /// neither does a write whose error hides that it was carried out.
+    /// Two calls one after the other would do the same, except that here both run in one task. A
+    /// caller that goes away between the commit and the invalidation does not leave the old value
+    /// behind. Neither does a write that was executed and nevertheless answers an error.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -526,14 +527,14 @@ where
             .await
     }
 
-    /// **Refresh-after-write**: carries a write out, [expires](Self::expire) the key, and
+    /// **Refresh-after-write**: runs a write, [expires](Self::expire) the key, and
     /// [refreshes](Self::refresh) it, so that the next look-up finds what the loader makes of the
-    /// write. For values that are not what was written: joins, counts, rendered pages. Loads that
-    /// began before the write are neither joined nor stored.
+    /// write. Use it for values that differ from what was written: joins, counts, rendered pages.
+    /// Loads that began before the write are neither joined nor stored.
     ///
-    /// Returns when the refresh has ended. One that failed is not an error: the key stays expired, and
-    /// the next look-up loads it, or answers the old value within `stale_if_error`. Where that must
-    /// not be, invalidate.
+    /// Returns when the refresh has ended. A failed refresh is not an error: the key stays expired,
+    /// and the next look-up loads it, or answers the old value within `stale_if_error`. Where the
+    /// old value must not be answered, invalidate.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -567,13 +568,13 @@ where
         self.shell.write_then(key, AfterWrite::Refresh, write).await
     }
 
-    /// Drops a key from both tiers, in every process. Call it **after** the write has been
-    /// committed: before, a load may read the old row and store it.
+    /// Drops a key from both tiers, in every process. Call it **after** the commit of the write:
+    /// before the commit a load may read the old row and store it.
     ///
     /// After this returned `Ok`, no value whose load began before is stored anywhere, and no `get`
     /// in this process joins such a load. In other processes L1 drops the key when the message
-    /// arrives, within a moment, and within the
-    /// [channel lease](crate::CacheBuilder::channel_lease) at most: see
+    /// arrives, usually within a moment, and within the [channel
+    /// lease](crate::CacheBuilder::channel_lease) at most: see
     /// [`guide::consistency`](crate::guide::consistency).
     ///
     /// ```
@@ -596,8 +597,8 @@ where
     /// # Errors
     ///
     /// [`RemoteError`] when the shared tier did not confirm: it may still hold the old value, and
-    /// others may answer it. The key is evicted here in any case, is not read from the shared tier,
-    /// and the invalidation is repeated until it is confirmed
+    /// other processes may answer it. The key is evicted here in any case, and is not read from the
+    /// shared tier. The invalidation is repeated until it is confirmed
     /// ([`pending_repairs`](Health::pending_repairs)). Repeating the call is safe, and not needed.
     pub async fn invalidate<Q>(&self, key: &Q) -> Result<(), RemoteError>
     where
@@ -626,7 +627,7 @@ where
     ///
     /// # Errors
     ///
-    /// The first one; the other keys are invalidated all the same.
+    /// The first error. The other keys are invalidated all the same.
     pub async fn invalidate_many(&self, keys: &[K]) -> Result<(), RemoteError> {
         self.shell
             .engine
@@ -634,11 +635,11 @@ where
             .await
     }
 
-    /// Drops a key as [`invalidate`](Self::invalidate) does, and returns when no process can answer
-    /// the old value any more, connected or not: after
+    /// Drops a key as [`invalidate`](Self::invalidate) does, and returns when no process, connected
+    /// or not, can answer the old value any more. That is after
     /// [`channel_lease`](crate::CacheBuilder::channel_lease) +
     /// [`degraded_l1_ttl`](crate::CacheBuilder::degraded_l1_ttl) (7 seconds with the defaults). The
-    /// invalidation itself is done at once; whoever drops this future only stops waiting.
+    /// invalidation itself is sent at once: a caller that drops this future only stops waiting.
     ///
     /// Every process must have the same two settings.
     ///
@@ -660,7 +661,7 @@ where
     ///
     /// # Errors
     ///
-    /// Those of [`invalidate`](Self::invalidate), without waiting.
+    /// Those of [`invalidate`](Self::invalidate), returned without waiting.
     pub async fn invalidate_everywhere<Q>(&self, key: &Q) -> Result<(), RemoteError>
     where
         K: Borrow<Q>,
@@ -672,10 +673,10 @@ where
             .await
     }
 
-    /// Says that an entry is not fresh any more, in every process: the next look-up loads. Unlike
-    /// after [`invalidate`](Self::invalidate) the old value stays in the shared tier, as a fallback
-    /// for the case that the load fails. Fenced in the same provenance: a load that began before is not
-    /// stored.
+    /// Marks an entry as no longer fresh, in every process: the next look-up loads. Unlike after
+    /// [`invalidate`](Self::invalidate) the old value stays in the shared tier, as a fallback for
+    /// the case that the load fails. The call is fenced like `invalidate`: a load that began before
+    /// it is not stored.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -715,12 +716,13 @@ where
             .await
     }
 
-    /// Drops every entry of this cache, in every process, in constant time: a mark is set in the
-    /// shared tier, and records from before it are dead. Fenced: a load that began before is not
-    /// answered to calls that begin after. A process that was down meanwhile finds the mark.
+    /// Drops every entry of this cache, in every process, in constant time: it advances a watermark
+    /// in the shared tier, and records from before it are dead. The call is fenced: a load that
+    /// began before it is not answered to calls that begin after it. A process that was down
+    /// meanwhile finds the watermark.
     ///
-    /// Others hear of it as of [`invalidate`](Self::invalidate): within a moment, and within the
-    /// channel lease at most, for what they read from L2 too.
+    /// Other processes hear of it as of [`invalidate`](Self::invalidate): usually within a moment,
+    /// and within the channel lease at most. This bound holds for their reads of L2 too.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -737,8 +739,8 @@ where
     ///
     /// # Errors
     ///
-    /// Those of [`invalidate`](Self::invalidate); until the shared tier has confirmed it, this
-    /// process reads nothing from there.
+    /// Those of [`invalidate`](Self::invalidate). Until the shared tier has confirmed the call,
+    /// this process reads nothing from there.
     pub async fn invalidate_all(&self) -> Result<(), RemoteError> {
         self.shell.engine.invalidate_all().await
     }
@@ -746,8 +748,8 @@ where
     /// Drops every entry with this [tag](Loaded::tag), in every process, in constant time, as
     /// [`invalidate_all`](Self::invalidate_all) does for all.
     ///
-    /// The shared tier remembers the last 100,000 tags that were invalidated. What is older than the
-    /// oldest of them counts as invalidated if it has any tag.
+    /// The shared tier remembers the last 100,000 tags that were invalidated. An entry that has any
+    /// tag and is older than the oldest of these counts as invalidated.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -774,8 +776,8 @@ where
         self.shell.engine.invalidate_tag(tag).await
     }
 
-    /// How the cache and its shared tier get on: the state of the invalidation bus, invalidations
-    /// that are being repeated. No I/O.
+    /// The health of the cache and of its shared tier: the state of the invalidation bus, and the
+    /// invalidations that are being repeated. No I/O.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -795,7 +797,7 @@ where
         self.shell.engine.health()
     }
 
-    /// What has happened so far.
+    /// The counters of this cache since it was built.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -814,18 +816,19 @@ where
         self.shell.engine.stats.snapshot()
     }
 
-    /// Brings the [metrics](crate::guide::telemetry) up to date now. They are published once a second
-    /// from the first look-up past L1 on, and by [`close`](Self::close); a service that answers scrapes
-    /// itself calls this before.
+    /// Publishes the [metrics](crate::guide::telemetry) now. They are published once a second from
+    /// the first look-up past L1 on, and by [`close`](Self::close). A service that answers scrapes
+    /// itself calls this before each answer.
     #[cfg(feature = "metrics")]
     #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
     pub fn publish_metrics(&self) {
         self.shell.engine.publish();
     }
 
-    /// Shuts the cache down: calls from now on are answered [`Error::Closed`], what runs is waited
-    /// for (loads no longer than [`load_timeout`](CacheBuilder::load_timeout)), so that no lease
-    /// and no half-done write is left behind. For every handle.
+    /// Shuts the cache down, for every handle. Calls from now on are answered [`Error::Closed`].
+    /// The method waits for running work (for loads no longer than
+    /// [`load_timeout`](CacheBuilder::load_timeout)), so that it leaves no lease and no half-done
+    /// write behind.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
