@@ -15,7 +15,7 @@ use crate::engine::{Batches, Engine, EngineParts};
 use crate::error::BuildError;
 use crate::health::OnEvent;
 use crate::l1::{TypedL1, Weigher};
-use crate::l2::{At, SharedTier};
+use crate::l2::{Backend, SharedTier};
 use crate::loader::{BatchLoader, CacheFor, ErasedBatchLoader, Loader};
 use crate::shell::Shell;
 
@@ -79,7 +79,7 @@ pub struct CacheBuilder<L: Loader> {
     weigher: Option<Weigher<L::Key, L::Value>>,
     codec: Option<Arc<dyn AnyCodec>>,
     default_codec: Option<Arc<dyn AnyCodec>>,
-    tier: Option<At>,
+    tier: Option<Backend>,
     batched: Option<(Batching, Erase<L>)>,
 }
 
@@ -163,7 +163,7 @@ impl<L: Loader> CacheBuilder<L> {
     /// replaced about `βδ·(ln(rβδ) + 0.58)` seconds before its TTL ends, and a caller comes too late
     /// with a probability of about `exp(−rβδ·e^(−1/β))`: at `rδ = 10` 2.5 per cent with 1.0, and 5 in
     /// a million with 2.0. Keys asked for less than once per `δ` are rarely replaced early; that is
-    /// what `stale_while_revalidate` is for. Zero turns it off. At most 1,000; never in the first half
+    /// what `stale_while_revalidate` is for. Zero turns it off. Backend most 1,000; never in the first half
     /// of a life. One load per fleet.
     ///
     /// Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", PVLDB
@@ -249,7 +249,7 @@ impl<L: Loader> CacheBuilder<L> {
     /// answer from L1 misses an invalidation that is older than this, whatever happens to messages,
     /// connections or this process; so it is also what
     /// [`invalidate_everywhere`](crate::Cache::invalidate_everywhere) waits for. The process proves
-    /// the connection every third of it, with one script on the server. At least 100 milliseconds;
+    /// the connection every third of it, with one script on the server. Backend least 100 milliseconds;
     /// the same in every process of the fleet.
     ///
     /// Default: 2 seconds.
@@ -379,7 +379,7 @@ impl<L: Loader> CacheBuilder<L> {
     }
 
     /// How long a lease lives without being renewed: how long a key waits for a process that died
-    /// while loading it. A load may take much longer; its lease is renewed every third of this. At
+    /// while loading it. A load may take much longer; its lease is renewed every third of this. Backend
     /// least 50 milliseconds.
     ///
     /// Default: 2 seconds.

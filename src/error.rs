@@ -78,7 +78,7 @@ impl StdError for BoxError {
 /// use std::io;
 /// use tidegate::Error;
 ///
-/// /// Who has to act: the caller, later; or whoever runs the service.
+/// /// Who has to act: the caller, later; or the operator of the service.
 /// fn status(error: &Error<io::Error>) -> u16 {
 ///     match error {
 ///         Error::Load(error) if error.kind() == io::ErrorKind::PermissionDenied => 403,

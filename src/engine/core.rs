@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::error::RemoteError;
 use crate::key::HashedKey;
 use crate::l1::{L1, TypedEntries};
-use crate::l2::{At, Tier};
+use crate::l2::{Backend, Tier};
 use crate::loader::{ErasedBatchLoader, ErasedLoader};
 use crate::stats::Counters;
 use crate::telemetry::Telemetry;
@@ -73,7 +73,7 @@ pub(crate) struct EngineParts {
     pub(crate) typed: Arc<dyn TypedEntries>,
     /// The capacity of L1 is not a number of entries.
     pub(crate) weighs: bool,
-    pub(crate) remote: Option<(At, Arc<dyn AnyCodec>)>,
+    pub(crate) remote: Option<(Backend, Arc<dyn AnyCodec>)>,
 }
 
 impl Engine {

@@ -34,20 +34,20 @@ pub(crate) use crate::protocol::request::{
 /// The shared tier of one cache. Its operations are measured.
 #[derive(Clone)]
 pub(crate) struct Tier {
-    at: At,
+    at: Backend,
     telemetry: Arc<Telemetry>,
 }
 
 /// The implementations of a shared tier.
 #[derive(Clone, Debug)]
-pub(crate) enum At {
+pub(crate) enum Backend {
     #[cfg(feature = "redis")]
     Redis(redis::Redis),
     InProcess(InProcess),
 }
 
 impl Tier {
-    pub(crate) fn new(at: At, telemetry: Arc<Telemetry>) -> Self {
+    pub(crate) fn new(at: Backend, telemetry: Arc<Telemetry>) -> Self {
         Self { at, telemetry }
     }
 
@@ -55,8 +55,8 @@ impl Tier {
     fn system(&self) -> &'static str {
         match &self.at {
             #[cfg(feature = "redis")]
-            At::Redis(_) => "redis",
-            At::InProcess(_) => "in_process",
+            Backend::Redis(_) => "redis",
+            Backend::InProcess(_) => "in_process",
         }
     }
 }
@@ -81,8 +81,8 @@ macro_rules! dispatch {
                 pub(crate) fn $local(&$this $(, $local_arg: $local_type)*) -> $local_out {
                     match &$this.at {
                         #[cfg(feature = "redis")]
-                        At::Redis(tier) => tier.$local($($local_arg),*),
-                        At::InProcess(tier) => tier.$local($($local_arg),*),
+                        Backend::Redis(tier) => tier.$local($($local_arg),*),
+                        Backend::InProcess(tier) => tier.$local($($local_arg),*),
                     }
                 }
             )*
@@ -93,8 +93,8 @@ macro_rules! dispatch {
                     let timer = $self.telemetry.measure($self.system(), stringify!($name));
                     let outcome = match &$self.at {
                         #[cfg(feature = "redis")]
-                        At::Redis(tier) => timer.trace.within(tier.$name($($arg),*)).await,
-                        At::InProcess(tier) => timer.trace.within(tier.$name($($arg),*)).await,
+                        Backend::Redis(tier) => timer.trace.within(tier.$name($($arg),*)).await,
+                        Backend::InProcess(tier) => timer.trace.within(tier.$name($($arg),*)).await,
                     };
                     timer.end(&outcome);
                     outcome
@@ -124,14 +124,14 @@ pub(crate) mod sealed {
 
     /// A tier whose content is private to the crate.
     #[derive(Debug)]
-    pub struct AnyTier(pub(crate) super::At);
+    pub struct AnyTier(pub(crate) super::Backend);
 }
 
 impl SharedTier for InProcess {}
 
 impl sealed::Sealed for InProcess {
     fn into_tier(self) -> sealed::AnyTier {
-        sealed::AnyTier(At::InProcess(self))
+        sealed::AnyTier(Backend::InProcess(self))
     }
 }
 
@@ -141,6 +141,6 @@ impl SharedTier for redis::Redis {}
 #[cfg(feature = "redis")]
 impl sealed::Sealed for redis::Redis {
     fn into_tier(self) -> sealed::AnyTier {
-        sealed::AnyTier(At::Redis(self))
+        sealed::AnyTier(Backend::Redis(self))
     }
 }

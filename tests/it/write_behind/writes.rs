@@ -164,7 +164,7 @@ async fn a_batch_has_its_size_and_linger_waits_for_more() {
     let call = calls.next().await;
     assert_eq!(call.given.len(), 4);
     call.ok();
-    // One is there; the other comes while the worker lingers.
+    // One write is there. The other comes within the `linger` of the worker.
     eventually("it is read", async || {
         unapplied(&mut server.raw()) == (1, 1)
     })
