@@ -1,4 +1,4 @@
-//! Settings of batches.
+//! The settings of batches.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use crate::error::BuildError;
 /// | setting | default | |
 /// |---|---|---|
 /// | [`max_size`](Self::max_size) | 1,000 | keys in one call of `load_many` at most |
-/// | [`window`](Self::window) | 2 ms | how long a single look-up may wait for others; zero: not at all |
-/// | [`wait_when_idle`](Self::wait_when_idle) | off | whether it does so when there are none |
+/// | [`window`](Self::window) | 2 ms | how long a single look-up may wait for others; zero turns that off |
+/// | [`wait_when_idle`](Self::wait_when_idle) | off | whether it also waits when no others are on their way |
 /// | [`concurrency`](Self::concurrency) | 4 | batches of one `get_many` that are loaded at once |
 ///
 /// ```
@@ -47,9 +47,9 @@ impl Batching {
         Self::default()
     }
 
-    /// The most keys that one call of [`load_many`](crate::BatchLoader::load_many) is given. A
-    /// `get_many` that needs more is loaded in several; single look-ups that make a batch full are
-    /// sent on at once. Databases bound what one statement can carry: SQLite 32,766 parameters,
+    /// The most keys that one call of [`load_many`](crate::BatchLoader::load_many) gets. A
+    /// `get_many` that needs more is loaded in several calls. Single look-ups that make a batch
+    /// full go on at once. Databases bound the parameters of one statement: SQLite 32,766,
     /// PostgreSQL 65,535, Oracle 1,000. From 1 to 65,536.
     ///
     /// Default: 1,000.
@@ -58,10 +58,10 @@ impl Batching {
         self
     }
 
-    /// How long a single look-up that needs a load waits for others to be loaded with, refreshes
-    /// included. It waits for the whole window only while something else is being loaded: a burst of
-    /// look-ups goes on as soon as all of it has come, and a lone one at once. Zero loads single
-    /// look-ups one by one, with [`Loader::load`](crate::Loader::load). At most 1 second.
+    /// How long a single look-up or refresh that needs a load waits for others to load with. It
+    /// waits for the whole window only while another load runs. A burst of look-ups goes on as soon
+    /// as all of it has arrived, and a lone look-up at once. Zero loads single look-ups one by one,
+    /// with [`Loader::load`](crate::Loader::load). At most 1 second.
     ///
     /// Default: 2 ms.
     pub fn window(mut self, window: Duration) -> Self {
@@ -69,8 +69,8 @@ impl Batching {
         self
     }
 
-    /// Waits for the window to end, or the batch to be full, in any case: fewer loads for more
-    /// latency, where look-ups come one after the other.
+    /// Always waits for the end of the window, or for a full batch. Where look-ups come one after
+    /// the other this gives fewer loads and more latency.
     ///
     /// Default: off.
     pub fn wait_when_idle(mut self, on: bool) -> Self {
@@ -78,9 +78,9 @@ impl Batching {
         self
     }
 
-    /// How many batches of one `get_many` are loaded at once. For the cache as a whole there is
-    /// [`max_concurrent_loads`](crate::CacheBuilder::max_concurrent_loads), where a batch counts as one
-    /// load. From 1 to 1,024.
+    /// How many batches of one `get_many` are loaded at once.
+    /// [`max_concurrent_loads`](crate::CacheBuilder::max_concurrent_loads) bounds the cache as a
+    /// whole; a batch counts there as one load. From 1 to 1,024.
     ///
     /// Default: 4.
     pub fn concurrency(mut self, batches: usize) -> Self {

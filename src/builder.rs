@@ -1,4 +1,4 @@
-//! Building a cache.
+//! The builder of a cache, with every setting.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use crate::l2::{Backend, SharedTier};
 use crate::loader::{BatchLoader, CacheFor, ErasedBatchLoader, Loader};
 use crate::shell::Shell;
 
-/// Settings of a cache: see [`Cache::builder`].
+/// The settings of a cache: see [`Cache::builder`].
 ///
-/// Every setting has a default that suits most services; [`build`](Self::build) refuses what does
-/// not make sense, naming the setter.
+/// Every setting has a default that suits most services. [`build`](Self::build) refuses settings
+/// that make no sense; its error names the setter.
 ///
 /// | setting | default | |
 /// |---|---|---|
 /// | [`ttl`](Self::ttl) | 5 min | fresh for this long |
 /// | [`ttl_jitter`](Self::ttl_jitter) | 0.1 | shortens each TTL by up to this share |
-/// | [`cold_start_spread`](Self::cold_start_spread) | off | first lives from (ttl/20, ttl] |
-/// | [`stale_while_revalidate`](Self::stale_while_revalidate) | zero | past the TTL, answer and load behind it |
+/// | [`cold_start_spread`](Self::cold_start_spread) | off | first lives are drawn from (ttl/20, ttl] |
+/// | [`stale_while_revalidate`](Self::stale_while_revalidate) | zero | past the TTL, answer and load in the background |
 /// | [`stale_if_error`](Self::stale_if_error) | zero | past the TTL, answer if the load fails |
 /// | [`refresh_ahead`](Self::refresh_ahead) | 1.0 | how eagerly hot entries are loaded before the TTL ends |
 /// | [`negative_ttl`](Self::negative_ttl) | 30 s | how long "not found" is kept |
@@ -40,16 +40,16 @@ use crate::shell::Shell;
 /// | [`degraded_l1_ttl`](Self::degraded_l1_ttl) | 5 s | how long L1 answers while L2 cannot be reached |
 /// | [`channel_lease`](Self::channel_lease) | 2 s | no L1 answer misses an older invalidation |
 /// | [`hold_off`](Self::hold_off) | zero | after an invalidation, store nothing for this long |
-/// | [`on_event`](Self::on_event) | none | told what operators want to hear of |
+/// | [`on_event`](Self::on_event) | none | a function that receives events for operators |
 /// | [`load_timeout`](Self::load_timeout) | 30 s | a longer load is cut off |
-/// | [`load_soft_timeout`](Self::load_soft_timeout) | none | with a stale value at hand, wait no longer |
+/// | [`load_soft_timeout`](Self::load_soft_timeout) | none | where a stale value exists, wait no longer |
 /// | [`max_concurrent_loads`](Self::max_concurrent_loads) | unlimited | bulkhead of this cache in this process |
 /// | [`error_backoff`](Self::error_backoff) | 200 ms | a failed load is not repeated for this long |
 /// | [`batched`](Self::batched) | off | loads many keys with one call of a [`BatchLoader`] |
 /// | [`l2`](Self::l2) | none | the shared tier |
-/// | [`codec`](Self::codec) | `Bincode` | how values become bytes for it |
+/// | [`codec`](Self::codec) | `Bincode` | how values become bytes for the shared tier |
 /// | [`schema_version`](Self::schema_version) | 0 | the version of the value's type |
-/// | [`max_record_bytes`](Self::max_record_bytes) | 8 MiB | larger values are not stored in it |
+/// | [`max_record_bytes`](Self::max_record_bytes) | 8 MiB | larger values are not stored in the shared tier |
 /// | [`lease_ttl`](Self::lease_ttl) | 2 s | how long a dead process holds a key |
 /// | [`lease_wait`](Self::lease_wait) | 10 s | how long to wait for another process's load |
 ///
@@ -83,7 +83,7 @@ pub struct CacheBuilder<L: Loader> {
     batched: Option<(Batching, Erase<L>)>,
 }
 
-/// Makes a batch loader one without its type.
+/// Erases the type of a batch loader.
 type Erase<L> = fn(Arc<L>) -> Arc<dyn ErasedBatchLoader>;
 
 impl<L: Loader> CacheBuilder<L> {
@@ -100,7 +100,7 @@ impl<L: Loader> CacheBuilder<L> {
         }
     }
 
-    /// How long an entry is fresh. A loader can say otherwise per value
+    /// How long an entry is fresh. A loader can set another time per value
     /// ([`Loaded::ttl`](crate::Loaded::ttl)).
     ///
     /// Default: 5 minutes. More than a hundred years counts as a hundred years, here and in every
@@ -111,60 +111,62 @@ impl<L: Loader> CacheBuilder<L> {
     }
 
     /// Shortens each TTL by a random share of up to this much, from 0 (off) to below 1, so that
-    /// entries made together do not expire together. Drawn once when a value is loaded or inserted
-    /// and kept in its record, so that all processes agree; never lengthens; absences are not
-    /// jittered. Where `l1_ttl` is set, each process draws for it too.
+    /// entries made together do not expire together. The share is drawn once, when a value is
+    /// loaded or inserted, and kept in its record, so that all processes agree. Jitter never
+    /// lengthens a TTL. Absences have none. Where `l1_ttl` is set, each process draws for it too.
     ///
     /// Default: 0.1. To keep the reloads of `n` entries that were filled together under `r` a
-    /// second, take at least `n / (r · ttl)`.
+    /// second, set at least `n / (r · ttl)`.
     pub fn ttl_jitter(mut self, share: f64) -> Self {
         self.config.ttl_jitter = share;
         self
     }
 
-    /// Entries filled within one TTL of this cache's birth draw their first life from (ttl/20,
-    /// ttl]: the reload rate is steady at once, instead of in waves that take many TTLs to fade.
+    /// Entries that are filled within one TTL after this cache was built draw their first life from
+    /// (ttl/20, ttl]. The reload rate is then steady at once, instead of in waves that take many
+    /// TTLs to fade.
     ///
-    /// Default: off, because a first life much shorter than asked for surprises.
+    /// Default: off, because a first life much shorter than the setting surprises.
     pub fn cold_start_spread(mut self, on: bool) -> Self {
         self.config.cold_start_spread = on;
         self
     }
 
-    /// For this long after its TTL an entry is still answered, at once, while one process of the fleet
-    /// loads a new one behind its callers' backs. The others pick that up.
+    /// For this long after its TTL an entry is still answered, at once, while one process of the
+    /// fleet loads a new one in the background. The other processes take that one.
     ///
-    /// Default: zero, which makes the callers after the TTL wait for the load. Not for absences, nor
-    /// after [`expire`](crate::Cache::expire); a call that must not see it says
-    /// [`Read::fresh`](crate::Read::fresh). RFC 5861.
+    /// Default: zero, which makes the callers after the TTL wait for the load. The window does not
+    /// apply to absences, nor after [`expire`](crate::Cache::expire). A call that must not see a
+    /// stale value uses [`Read::fresh`](crate::Read::fresh). RFC 5861.
     pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
         self.config.windows.while_revalidate = window;
         self
     }
 
-    /// For this long after its TTL (not after `stale_while_revalidate`) an entry is answered when the
-    /// load fails or is cut off, or when it takes longer than
-    /// [`load_soft_timeout`](Self::load_soft_timeout). The entry stays in L2 for that time, so every
-    /// process has it. [`Freshness`](crate::Freshness) says that it was so.
+    /// For this long after its TTL (not after `stale_while_revalidate`) an entry is answered when
+    /// the load fails or is cut off, or when it takes longer than
+    /// [`load_soft_timeout`](Self::load_soft_timeout). The entry stays in L2 for that time, so
+    /// every process has it. [`Freshness`](crate::Freshness) reports such an answer.
     ///
-    /// Default: zero. Not for absences, and never after an invalidation. L1 alone has it too, but
-    /// while L2 cannot be reached no longer than `degraded_l1_ttl`: an invalidation could be missed.
-    /// RFC 5861.
+    /// Default: zero. The window does not apply to absences, and never after an invalidation. L1
+    /// answers within it too. While L2 cannot be reached, L1 does so no longer than
+    /// `degraded_l1_ttl`, because the process could miss an invalidation. RFC 5861.
     pub fn stale_if_error(mut self, window: Duration) -> Self {
         self.config.windows.if_error = window;
         self
     }
 
-    /// β of probabilistic early expiration (XFetch): a hit late in the TTL may begin a load behind its
-    /// caller's back, the later and the more expensive the load the likelier, so that a hot key is
-    /// replaced before anyone waits for it. What a load costs is measured and kept in the record.
+    /// The β of probabilistic early expiration (XFetch). A hit late in the TTL may begin a load in
+    /// the background, so that a hot key is replaced before any caller waits for it. A later hit
+    /// and a more expensive load make this more likely. The cost of a load is measured and kept in
+    /// the record.
     ///
-    /// Default: 1.0. With `r` hits a second in the fleet and a load of `δ` seconds the value is
-    /// replaced about `βδ·(ln(rβδ) + 0.58)` seconds before its TTL ends, and a caller comes too late
-    /// with a probability of about `exp(−rβδ·e^(−1/β))`: at `rδ = 10` 2.5 per cent with 1.0, and 5 in
-    /// a million with 2.0. Keys asked for less than once per `δ` are rarely replaced early; that is
-    /// what `stale_while_revalidate` is for. Zero turns it off. Backend most 1,000; never in the first half
-    /// of a life. One load per fleet.
+    /// Default: 1.0. With `r` hits a second in the fleet and a load of `δ` seconds, the value is
+    /// replaced about `βδ·(ln(rβδ) + 0.58)` seconds before its TTL ends. A caller arrives too late
+    /// with a probability of about `exp(−rβδ·e^(−1/β))`: at `rδ = 10` 2.5 per cent with 1.0, and 5
+    /// in a million with 2.0. Keys that are asked for less than once per `δ` are rarely replaced
+    /// early; `stale_while_revalidate` is for those. Zero turns early loads off. At most 1,000. No
+    /// load begins in the first half of the TTL. One process of the fleet loads.
     ///
     /// Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", PVLDB
     /// 8(8), 2015.
@@ -173,7 +175,7 @@ impl<L: Loader> CacheBuilder<L> {
         self
     }
 
-    /// How long "there is no such thing" is kept. Zero keeps no absences.
+    /// How long an absence is kept. Zero keeps no absences.
     ///
     /// Default: 30 seconds.
     pub fn negative_ttl(mut self, ttl: Duration) -> Self {
@@ -182,9 +184,10 @@ impl<L: Loader> CacheBuilder<L> {
     }
 
     /// How many absences are kept. They have a budget of their own, so that a flood of keys that do
-    /// not exist evicts no value: this many in L1, and to L2 each process writes this many at once
-    /// and again this many per `negative_ttl`, so that `p` processes never leave more than `2 · p ·
-    /// negative_capacity` there. An absence beyond that is answered and not kept. Zero keeps none.
+    /// not exist evicts no value. L1 keeps this many. To L2 each process writes this many at once
+    /// and again this many per `negative_ttl`, so that `p` processes never leave more than
+    /// `2 · p · negative_capacity` there. An absence beyond that is answered and not kept. Zero
+    /// keeps none.
     ///
     /// Default: 10,000.
     pub fn negative_capacity(mut self, entries: u64) -> Self {
@@ -202,8 +205,8 @@ impl<L: Loader> CacheBuilder<L> {
     }
 
     /// Makes [`l1_capacity`](Self::l1_capacity) a budget in the unit of this function, for instance
-    /// bytes. It is called when a value is stored; it should be quick and always answer the same
-    /// for the same value.
+    /// bytes. The function is called when a value is stored. It should be quick, and always return
+    /// the same for the same value.
     ///
     /// Default: every value weighs 1.
     ///
@@ -224,9 +227,9 @@ impl<L: Loader> CacheBuilder<L> {
         self
     }
 
-    /// An upper bound for the time in L1 alone: what a lost invalidation can cost at most. L1 never
-    /// outlives the entry's TTL and its stale windows in any case; this bounds them too, so without a
-    /// shared tier nothing stale is left beyond it.
+    /// An upper bound for the time in L1 alone, and so for the cost of a lost invalidation. L1
+    /// never outlives the entry's TTL and its stale windows in any case. This setting bounds the
+    /// windows too: without a shared tier it ends every stale answer.
     ///
     /// Default: no bound but the entry's own TTL.
     pub fn l1_ttl(mut self, ttl: Duration) -> Self {
@@ -234,9 +237,10 @@ impl<L: Loader> CacheBuilder<L> {
         self
     }
 
-    /// How long L1 may answer while L2 cannot be reached, where nobody can hear of an invalidation:
-    /// what was there when contact was lost, from that moment; what is loaded meanwhile, from its
-    /// load. Zero asks the loader every time (still one load per key at a time).
+    /// How long L1 may answer while L2 cannot be reached and no invalidation can arrive. For
+    /// entries from before the contact was lost, the time counts from that moment; for entries
+    /// loaded meanwhile, from their load. Zero asks the loader every time (still one load per key
+    /// at a time).
     ///
     /// Default: 5 seconds. With `p` processes and `k` keys in use, the source sees at most about
     /// `p · k / degraded_l1_ttl` loads a second during an outage.
@@ -247,10 +251,9 @@ impl<L: Loader> CacheBuilder<L> {
 
     /// The channel lease: how long one proof of the connection to the invalidation bus lasts. No
     /// answer from L1 misses an invalidation that is older than this, whatever happens to messages,
-    /// connections or this process; so it is also what
-    /// [`invalidate_everywhere`](crate::Cache::invalidate_everywhere) waits for. The process proves
-    /// the connection every third of it, with one script on the server. Backend least 100 milliseconds;
-    /// the same in every process of the fleet.
+    /// connections or this process. [`invalidate_everywhere`](crate::Cache::invalidate_everywhere)
+    /// therefore waits for it. The process proves the connection every third of it, with one script
+    /// on the server. At least 100 milliseconds; the same in every process of the fleet.
     ///
     /// Default: 2 seconds.
     pub fn channel_lease(mut self, lease: Duration) -> Self {
@@ -258,20 +261,19 @@ impl<L: Loader> CacheBuilder<L> {
         self
     }
 
-    /// For so long after an invalidation of a key, what is loaded is answered and stored nowhere.
-    /// For loaders that read a replica: set it to the longest lag that it may have, since what is
-    /// loaded within that time may be older than the write. `insert` is not held off.
+    /// For this long after an invalidation of a key, loaded values are answered and stored nowhere.
+    /// It is for loaders that read a replica: a value that was loaded within the replica's lag may
+    /// be older than the write, so set it to the longest lag. `insert` is not held off.
     ///
-    /// An invalidation of everything holds off L1 in the processes that hear of it, not L2; one of
-    /// a tag holds off nothing. Default: zero.
+    /// An invalidation of everything holds off L1 in the processes that hear of it, not L2. An
+    /// invalidation of a tag holds off nothing. Default: zero.
     pub fn hold_off(mut self, time: Duration) -> Self {
         self.config.hold_off = time;
         self
     }
 
-    /// A function that is told what operators want to hear of: see [`Event`](crate::Event). It is
-    /// called where the thing happens, so it must be quick and must not block; what it panics with
-    /// is dropped.
+    /// A function that receives events for operators: see [`Event`](crate::Event). It is called in
+    /// place, so it must be quick and must not block. Its panics are dropped.
     ///
     /// Default: none.
     ///
@@ -292,8 +294,8 @@ impl<L: Loader> CacheBuilder<L> {
         self
     }
 
-    /// The longest a load may take, waiting for a place among `max_concurrent_loads` included. A
-    /// longer one is cut off at its next await point and its waiters get
+    /// The longest a load may take, including the wait for a permit of `max_concurrent_loads`. A
+    /// longer load is cut off at its next await point and its callers get
     /// [`Error::LoadTimedOut`](crate::Error::LoadTimedOut).
     ///
     /// Default: 30 seconds.
@@ -302,9 +304,10 @@ impl<L: Loader> CacheBuilder<L> {
         self
     }
 
-    /// With a stale value at hand (within [`stale_if_error`](Self::stale_if_error)) callers wait no longer
-    /// than this for a load, and get that value; the load goes on and is stored. Without one they
-    /// wait, so it does nothing where `stale_if_error` is zero. Shorter than `load_timeout`.
+    /// Where a stale value exists (within [`stale_if_error`](Self::stale_if_error)) callers wait no
+    /// longer than this for a load, and get that value. The load goes on and is stored. Without a
+    /// stale value they wait, so the setting has no effect where `stale_if_error` is zero. Shorter
+    /// than `load_timeout`.
     ///
     /// Default: none.
     pub fn load_soft_timeout(mut self, timeout: Duration) -> Self {
@@ -312,40 +315,44 @@ impl<L: Loader> CacheBuilder<L> {
         self
     }
 
-    /// How many loads may run at once in this process, for this cache. Others wait their turn:
-    /// refreshes and loads of what was there before go first, then unknown keys, each in the order in
-    /// which they came. One that could not get its turn and end within `load_timeout`, as long as loads
-    /// take, is answered [`Error::Overloaded`](crate::Error::Overloaded), or a stale value, at once: set
-    /// that to what callers wait, and a source that is overloaded does nothing for nobody.
+    /// How many loads may run at once in this process, for this cache. Further loads wait for a
+    /// permit. Refreshes and loads of keys that had an entry go first, then unknown keys, each in
+    /// the order of arrival. By the usual length of a load, a load may be unable to get a permit
+    /// and end within `load_timeout`. It is answered
+    /// [`Error::Overloaded`](crate::Error::Overloaded), or a stale value, at once. Set
+    /// `load_timeout` to the time that callers wait, and an overloaded source does no work whose
+    /// result comes too late.
     ///
-    /// Default: unlimited. It is what protects a database when many different keys are cold at
-    /// once, or when Redis is gone: then every process loads for itself, and `p` processes with `k` keys
-    /// in use could run `p · k` loads at once. With this set it is `p` times this at most; set it to your
-    /// share of the database's connections.
+    /// Default: unlimited. This setting protects a database when many different keys are cold at
+    /// once, or when Redis is gone. Every process then loads for itself, and `p` processes with `k`
+    /// keys in use could run `p · k` loads at once. With this setting `p` times its value is the
+    /// most. Set it to the process's share of the database's connections.
     pub fn max_concurrent_loads(mut self, loads: usize) -> Self {
         self.config.max_concurrent_loads = Some(loads);
         self
     }
 
-    /// For so long after a failed load (an error, a panic or a timeout) there is no other attempt, in
-    /// the whole fleet: a mark in L2 says so, and a dead database sees one attempt per key and window.
-    /// Meanwhile this process answers the same error, or a stale value where that is allowed; the
-    /// others a stale value or [`Error::LoadFailedElsewhere`](crate::Error::LoadFailedElsewhere).
+    /// For this long after a failed load (an error, a panic or a timeout) there is no other
+    /// attempt, in the whole fleet: a record in L2 says so, and a dead database sees one attempt
+    /// per key and window. Meanwhile this process answers the same error, or a stale value where
+    /// that is allowed. The other processes answer a stale value or
+    /// [`Error::LoadFailedElsewhere`](crate::Error::LoadFailedElsewhere).
     ///
-    /// Three failures in a row are followed by this time each, further ones by twice the time before,
-    /// up to 16 times this. `invalidate` and `insert` end it early. Zero tries again at once. A mark that
-    /// says more than 16 times this and than a minute is no mark of ours and is replaced.
+    /// Each of the first three failures in a row is followed by this time, each further one by
+    /// twice the time before, up to 16 times this. `invalidate` and `insert` end it early. Zero
+    /// tries again at once. A record that claims more than 16 times this and more than a minute is
+    /// not valid, and is replaced.
     ///
-    /// Default: 200 milliseconds, so 3.2 seconds at most.
+    /// Default: 200 milliseconds, and so 3.2 seconds at most.
     pub fn error_backoff(mut self, backoff: Duration) -> Self {
         self.config.error_backoff = backoff;
         self
     }
 
-    /// The version of the value's type. Raise it with every change that changes its encoding.
-    /// Records of an older version are misses and are replaced; records of a newer one are left
-    /// alone (this process loads for itself), so that both sides of a rolling deploy work and one
-    /// `invalidate` reaches both.
+    /// The version of the value's type. Increase it with every change of the encoding. Records of
+    /// an older version are misses and are replaced. Records of a newer one are left alone (this
+    /// process loads for itself), so that both sides of a rolling deploy work and one `invalidate`
+    /// reaches both.
     ///
     /// Default: 0.
     ///
@@ -365,22 +372,23 @@ impl<L: Loader> CacheBuilder<L> {
         self
     }
 
-    /// The largest record, header and tags included, in both directions. A value whose record would be
-    /// larger is answered, not stored, and counts in
-    /// [`encode_failures`](crate::Stats::encode_failures), and an `insert` of it is an error; a record
-    /// that is larger is a miss, not decoded, counts in
+    /// The largest record, header and tags included, in both directions. A value whose record would
+    /// be larger is answered, not stored, and counts in
+    /// [`encode_failures`](crate::Stats::encode_failures). An `insert` of it is an error. A stored
+    /// record that is larger is a miss, is not decoded, counts in
     /// [`decode_failures`](crate::Stats::decode_failures), and is replaced. From 1 KiB to 256 MiB.
     ///
-    /// Default: 8 MiB. Redis takes up to 512 MB, but replies come one after the other: a large one keeps
-    /// what is behind it on the connection waiting, and one that takes longer than the `timeout` is none.
+    /// Default: 8 MiB. Redis takes up to 512 MB, but replies come one after the other. A large
+    /// reply delays the replies behind it on the connection, and one that takes longer than the
+    /// `timeout` is a failed command.
     pub fn max_record_bytes(mut self, bytes: usize) -> Self {
         self.config.max_record_bytes = bytes;
         self
     }
 
-    /// How long a lease lives without being renewed: how long a key waits for a process that died
-    /// while loading it. A load may take much longer; its lease is renewed every third of this. Backend
-    /// least 50 milliseconds.
+    /// How long a lease lives without being renewed, and so how long a key waits for a process that
+    /// died while loading it. A load may take much longer; its lease is renewed every third of
+    /// this. At least 50 milliseconds.
     ///
     /// Default: 2 seconds.
     pub fn lease_ttl(mut self, ttl: Duration) -> Self {
@@ -397,8 +405,8 @@ impl<L: Loader> CacheBuilder<L> {
         self
     }
 
-    /// Checks the settings and makes the cache. No I/O, and no runtime needed: that begins with the
-    /// first look-up.
+    /// Checks the settings and makes the cache. It does no I/O and needs no runtime; both begin
+    /// with the first look-up.
     ///
     /// ```
     /// # let load = tidegate::loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Some(id)) });
@@ -550,9 +558,9 @@ impl<L: Loader> CacheBuilder<L> {
 }
 
 impl<L: BatchLoader> CacheBuilder<L> {
-    /// Loads several keys with one call of [`load_many`](BatchLoader::load_many): those of a
-    /// [`get_many`](crate::Cache::get_many), and single look-ups and refreshes that come together (see
-    /// [`Batching`]).
+    /// Loads several keys with one call of [`load_many`](BatchLoader::load_many): the keys of a
+    /// [`get_many`](crate::Cache::get_many), and single look-ups and refreshes that arrive together
+    /// (see [`Batching`]).
     ///
     /// Default: off, also for a `BatchLoader`; every key is then loaded by itself.
     pub fn batched(mut self, batching: Batching) -> Self {
@@ -561,7 +569,7 @@ impl<L: BatchLoader> CacheBuilder<L> {
     }
 }
 
-/// What tokio's semaphores can count, with room to spare.
+/// Below the largest count of tokio's semaphores.
 const MOST_LOADS: usize = 1 << 29;
 
 impl<L: Loader> CacheBuilder<L>

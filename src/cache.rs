@@ -466,7 +466,10 @@ where
     ///
     /// # Errors
     ///
-    /// [`WriteError`]: the write's own error (the key is then invalidated, because the source may have executed the write), or that the shared tier did not confirm (which is repaired). After either no process of this cache answers the old value for longer than after a failed `invalidate`.
+    /// [`WriteError`]: the write's own error (the key is then invalidated, because the source may
+    /// have executed the write), or that the shared tier did not confirm (which is repaired). After
+    /// either no process of this cache answers the old value for longer than after a failed
+    /// `invalidate`.
     pub async fn write<T, X>(
         &self,
         key: K,

@@ -63,7 +63,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// No duration longer than can be reckoned with.
+    /// No duration is longer than [`ttl::LONGEST`], with which all arithmetic works.
     pub(crate) fn bounded(mut self) -> Self {
         for duration in [
             &mut self.ttl,
@@ -85,7 +85,7 @@ impl Config {
         self
     }
 
-    /// How long a value that was just loaded is fresh. `asked`: what the loader said of it.
+    /// How long a newly loaded value is fresh. `asked`: the TTL that the loader set.
     pub(crate) fn draw_ttl(&self, asked: Option<Duration>, first_life: bool) -> Duration {
         let ttl = asked.unwrap_or(self.ttl).min(ttl::LONGEST);
         if first_life && self.cold_start_spread {
@@ -95,15 +95,15 @@ impl Config {
         }
     }
 
-    /// How long L1 may answer what it has just stored. The processes of a fleet draw for themselves,
-    /// or they would all come back to L2 together.
+    /// How long L1 may answer an entry that it has just stored. Each process draws for itself, so
+    /// that the processes of a fleet do not all come back to L2 together.
     pub(crate) fn l1_lifetime(&self) -> Duration {
         self.l1_ttl.map_or(ttl::LONGEST, |bound| {
             ttl::jittered(bound, self.ttl_jitter, random::share())
         })
     }
 
-    /// How long L2 keeps what is fresh for `life`.
+    /// How long L2 keeps an entry that is fresh for `life`.
     pub(crate) fn hard_ttl(&self, life: Duration, has_stale_windows: bool) -> Duration {
         if has_stale_windows {
             life + self.windows.longest()

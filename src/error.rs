@@ -1,12 +1,11 @@
-//! What can go wrong, typed by who has to act on it.
+//! The errors of the crate, with one type for each party that has to act.
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// An error of any type behind one name: the default `E` of [`Cache`](crate::Cache) and
-/// [`Error`].
+/// An error of any type behind one name: the default `E` of [`Cache`](crate::Cache) and [`Error`].
 ///
 /// It implements [`std::error::Error`], so a loader may use it as its
 /// [`Loader::Error`](crate::Loader::Error) when it meets errors of several types.
@@ -71,8 +70,8 @@ impl StdError for BoxError {
 
 /// Why a look-up has no answer.
 ///
-/// Trouble with Redis is never among the reasons: without Redis the loader is asked. The error is
-/// `Clone`, because everyone who waited for one load shares its error.
+/// Trouble with Redis is never a reason, because without Redis the loader is asked. The error is
+/// `Clone`, because all callers of one load share its error.
 ///
 /// ```
 /// use std::io;
@@ -92,13 +91,13 @@ impl StdError for BoxError {
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum Error<E = BoxError> {
-    /// The loader answered this error. Everyone who joined the load gets the same one, and for
+    /// The loader answered this error. Every caller that joined the load gets the same one, and for
     /// [`error_backoff`](crate::CacheBuilder::error_backoff) it is answered again without a load.
     #[error("the loader failed")]
     Load(#[source] Arc<E>),
 
-    /// A loader failed in another process a moment ago (within its `error_backoff`), so this one
-    /// did not try. The error itself is in the log of that process. Try again later.
+    /// A loader failed in another process a moment ago (within its `error_backoff`), so this
+    /// process did not try. The error itself is known to that process alone. Try again later.
     #[error("a load of this key failed in another process a moment ago")]
     LoadFailedElsewhere,
 
@@ -111,22 +110,21 @@ pub enum Error<E = BoxError> {
     #[error("the load did not end within {0:?}")]
     LoadTimedOut(Duration),
 
-    /// The load found no free place among
+    /// The load got no permit of
     /// [`max_concurrent_loads`](crate::CacheBuilder::max_concurrent_loads) within
-    /// [`load_timeout`](crate::CacheBuilder::load_timeout), or would have found none early enough to end: the
-    /// source was not asked. Shed load, or
-    /// raise the limit if the source can bear it.
+    /// [`load_timeout`](crate::CacheBuilder::load_timeout), or would have got none early enough to
+    /// end. The source was not asked. Shed load, or raise the limit if the source can serve more.
     #[error("no load could start in time: as many are running as max_concurrent_loads allows")]
     Overloaded,
 
     /// The loader answered [`Loaded::unchanged`](crate::Loaded::unchanged) to a
-    /// [`load`](crate::Loader::load), where there is nothing that could be unchanged. Only
+    /// [`load`](crate::Loader::load), which has no earlier value. Only
     /// [`reload`](crate::Loader::reload) may answer that. Counts as a failed load.
     #[error("the loader answered `unchanged` to a load that had no previous entry")]
     UnchangedWithoutPrevious,
 
-    /// A loader asked its own cache for the key that it is loading; waiting for itself it would
-    /// never end. Read the source of truth in the loader, not the cache.
+    /// A loader asked its own cache for the key that it is loading. It would wait for itself for
+    /// ever. Read the source of truth in the loader, not the cache.
     #[error("the loader asked the cache for the very key that it is loading")]
     LoadCycle,
 
@@ -155,11 +153,11 @@ impl<E> Clone for Error<E> {
     }
 }
 
-/// Why the shared tier did not do what was asked.
+/// Why the shared tier did not do a requested change.
 ///
-/// Only calls that change something answer it (`insert`, `invalidate` and its kin, `connect`); a
-/// `get` goes on without the tier. It is opaque: ask the predicates, and [`source`](StdError::source) for the
-/// cause.
+/// Only calls that change something return it (`insert`, `invalidate` and the calls like them,
+/// `connect`); a `get` goes on without the tier. The type is opaque: use its predicates, and
+/// [`source`](StdError::source) for the cause.
 ///
 /// ```
 /// use std::error::Error as _;
@@ -223,9 +221,9 @@ impl RemoteError {
         self.0.kind == RemoteKind::Unreachable || self.is_tls()
     }
 
-    /// No connection, because of TLS: a certificate that is not trusted, has expired or bears another
-    /// name, a client certificate that is missing or not wanted, or no TLS at the other end. The source
-    /// says which. [`is_unreachable`](Self::is_unreachable) is true as well.
+    /// No connection, because of TLS: a certificate that is not trusted, has expired or bears
+    /// another name, a client certificate that is missing or not wanted, or no TLS at the other
+    /// end. The source says which. [`is_unreachable`](Self::is_unreachable) is true as well.
     pub fn is_tls(&self) -> bool {
         #[cfg(feature = "redis")]
         return self.0.kind == RemoteKind::Tls;
@@ -233,8 +231,8 @@ impl RemoteError {
         false
     }
 
-    /// No answer in time. The command may have been carried out, or may yet be; repeat the call,
-    /// which is safe for every call that answers this error.
+    /// No answer in time. The server may have executed the command, or may execute it later. Repeat
+    /// the call, which is safe for every call that returns this error.
     pub fn is_timeout(&self) -> bool {
         self.0.kind == RemoteKind::Timeout
     }
@@ -244,9 +242,9 @@ impl RemoteError {
         self.0.kind == RemoteKind::Refused || self.is_denied()
     }
 
-    /// The server does not let this user in, or do this: a wrong password, or a right that is missing.
-    /// The source names it; from [`connect`](crate::RedisBuilder::connect) it has the ACL rules to add.
-    /// [`is_refused`](Self::is_refused) is true as well.
+    /// The server does not let this user in, or denies a command: a wrong password, or a missing
+    /// right. The source names it; from [`connect`](crate::RedisBuilder::connect) it has the ACL
+    /// rules to add. [`is_refused`](Self::is_refused) is true as well.
     pub fn is_denied(&self) -> bool {
         #[cfg(feature = "redis")]
         return self.0.kind == RemoteKind::Denied;
@@ -260,8 +258,8 @@ impl RemoteError {
         self.0.kind == RemoteKind::Unencodable
     }
 
-    /// The entry in the shared tier has a later [version](crate::Loaded::version) than the one that
-    /// was to be inserted. It stays, and nothing is wrong.
+    /// The entry in the shared tier has a later [version](crate::Loaded::version) than the inserted
+    /// one. It stays, and nothing is wrong.
     pub fn is_superseded(&self) -> bool {
         self.0.kind == RemoteKind::Superseded
     }
@@ -309,7 +307,8 @@ impl StdError for RemoteError {
     }
 }
 
-/// Why a [`write`](crate::Cache::write) or one of its kin is not done.
+/// Why a [`write`](crate::Cache::write), an [`invalidate_after`](crate::Cache::invalidate_after) or
+/// a [`refresh_after`](crate::Cache::refresh_after) is not done.
 ///
 /// ```
 /// use tidegate::WriteError;
@@ -326,8 +325,8 @@ impl StdError for RemoteError {
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError<X> {
-    /// The write itself answered this error. It may have been carried out all the same (a connection
-    /// that broke after the commit), so the key is invalidated.
+    /// The write itself answered this error. The source may have executed it all the same (a
+    /// connection that broke after the commit), so the key is invalidated.
     #[error("the write failed")]
     Source(#[source] X),
 
@@ -335,26 +334,27 @@ pub enum WriteError<X> {
     #[error("the write panicked")]
     Panicked,
 
-    /// The write was carried out, and the shared tier did not confirm what follows: others may
-    /// answer the old value until that has been repeated, which is done in the background. Where the
-    /// cache [is closed](RemoteError::is_closed), nothing was done at all.
+    /// The write was executed, but the shared tier did not confirm the change of the cache. Other
+    /// processes may answer the old value until the change has been repeated, which happens in the
+    /// background. Where the cache [is closed](RemoteError::is_closed), nothing was done at all,
+    /// not even the write.
     #[error("the source has the write, the shared tier was not told")]
     Remote(#[source] RemoteError),
 }
 
-/// Settings that do not make sense, refused by [`CacheBuilder::build`](crate::CacheBuilder::build)
-/// and [`Redis::open`](crate::Redis::open) before anything runs.
+/// Settings that make no sense, refused by [`CacheBuilder::build`](crate::CacheBuilder::build) and
+/// [`Redis::open`](crate::Redis::open) before anything runs.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum BuildError {
-    /// A value outside what its setter can take.
+    /// A value outside the range of its setter.
     #[error("{setter}({value}) is not possible: {allowed}")]
     OutOfRange {
         /// The setter that was called.
         setter: &'static str,
-        /// What it was given.
+        /// The value that it got.
         value: String,
-        /// What it takes, in words.
+        /// The range of the setter, in words.
         allowed: &'static str,
     },
 
@@ -363,25 +363,25 @@ pub enum BuildError {
     Clash {
         /// One of the two setters.
         setter: &'static str,
-        /// What it was given.
+        /// The value that it got.
         value: String,
         /// The other one.
         other: &'static str,
-        /// What that one was given.
+        /// The value of the other one.
         other_value: String,
         /// Why both cannot hold.
         why: &'static str,
     },
 
-    /// Something is to be kept in a shared tier, but there is no codec: the default one, `Bincode`,
-    /// needs the feature `bincode`.
+    /// A cache has a shared tier but no codec: the default one, `Bincode`, needs the feature
+    /// `bincode`.
     #[error(
         "a shared tier needs a codec: call codec(..), or enable the feature `bincode` for the default"
     )]
     NoCodec,
 
-    /// The URL is not one that a Redis client understands. The URL itself is not repeated here,
-    /// for it may hold a password.
+    /// The URL is not one that a Redis client understands. The error does not repeat the URL, which
+    /// may hold a password.
     #[error("the Redis URL cannot be understood: {reason}")]
     Url {
         /// What is wrong with it.
@@ -392,7 +392,7 @@ pub enum BuildError {
     #[error("the Redis URL asks for TLS: enable the feature `tls` of tidegate")]
     NoTls,
 
-    /// A setting of `Tls` that cannot be used: a certificate or a key that is none, a key of another
+    /// A setting of `Tls` that cannot be used: an invalid certificate or key, a key of another
     /// certificate, a system without certificates of CAs.
     #[error("TLS cannot be set up: {reason}")]
     Tls {

@@ -1,8 +1,8 @@
 //! A cache-aside layer that a service wraps around its database calls: an in-process tier (L1,
 //! moka) over a shared tier (L2, Redis or Valkey) over the source of truth, behind a [`Loader`].
 //!
-//! However many tasks in however many processes want one key at once, the source sees one load. And
-//! once [`invalidate`](Cache::invalidate) has returned, no value that was loaded before it is ever
+//! When many tasks in many processes want one key at once, the source sees one load. Once
+//! [`invalidate`](Cache::invalidate) has returned, no value that was loaded before it is ever
 //! stored again.
 //!
 //! ```
@@ -79,49 +79,52 @@
 //!
 //! # What it promises
 //!
-//! - **One load per process**: callers of one key join the load that runs and share its value or
-//!   its error. **One load per fleet**: while the shared tier answers and the process that loads
-//!   lives; a process that dies is replaced within one [`lease_ttl`](CacheBuilder::lease_ttl).
+//! - **One load per process**: callers of one key join the running load and share its value or its
+//!   error.
+//! - **One load per fleet**: this holds while the shared tier answers and the loading process
+//!   lives. A process that dies is replaced within one [`lease_ttl`](CacheBuilder::lease_ttl).
 //! - **No stale fill**: after `invalidate` returned `Ok`, no value whose load began before is
-//!   stored, in L2 or in this process's L1; in other processes' L1 it is gone as soon as one
+//!   stored, in L2 or in this process's L1. In other processes' L1 it is gone as soon as one
 //!   message is processed. A `get` that begins after never joins a load that began before. The same
-//!   holds for `insert` and `expire`, and, for what carries the tag or for everything, for
-//!   `invalidate_tag` and `invalidate_all`, whose cost does not depend on the number of entries.
+//!   holds for `insert` and `expire`. It also holds for `invalidate_tag` and `invalidate_all`,
+//!   whose cost does not depend on the number of entries.
 //! - **Bounded staleness**: no answer from L1 misses an invalidation that is older than the
-//!   [`channel_lease`](CacheBuilder::channel_lease), 2 seconds by default, whatever happens to
-//!   connections, clocks or this process: L1 is used only while its channel has proven itself.
-//!   [`invalidate_everywhere`](Cache::invalidate_everywhere) returns when no process can answer the
-//!   old value any more. Where Redis itself cannot be reached,
-//!   [`degraded_l1_ttl`](CacheBuilder::degraded_l1_ttl) is added; what an asynchronous fail-over of
-//!   Redis can lose is bounded by the TTL. [`guide::consistency`] has every case, clusters among
-//!   them.
-//! - **An invalidation is not forgotten**: one that Redis did not confirm is an error, and is
-//!   repeated until it is; meanwhile this process does not read the key from there.
+//!   [`channel_lease`](CacheBuilder::channel_lease), 2 seconds by default. This holds whatever
+//!   happens to connections, clocks or this process, because L1 is used only while its channel has
+//!   proven itself. [`invalidate_everywhere`](Cache::invalidate_everywhere) returns when no process
+//!   can answer the old value any more. Where Redis itself cannot be reached,
+//!   [`degraded_l1_ttl`](CacheBuilder::degraded_l1_ttl) is added. The TTL bounds what an
+//!   asynchronous fail-over of Redis can lose. [`guide::consistency`] has every case, clusters
+//!   among them.
+//! - **An invalidation is not forgotten**: an invalidation that Redis did not confirm is an error,
+//!   and is repeated until Redis confirms it. Meanwhile this process does not read the key from
+//!   there.
 //! - **Redis trouble is not request trouble**: no `get` fails because of Redis, or waits for it
-//!   longer than its [`timeout`](crate::RedisBuilder::timeout). A server that stays silent is not
-//!   asked any more ([`breaker`](crate::RedisBuilder::breaker)), and found again by probes.
-//! - **Callers are independent**: dropping one at any await point neither ends nor repeats a load.
-//!   A panic in a loader is an error for those who wait. A load that hangs is cut off.
-//! - **Nobody waits for a hot key**: hits late in the TTL begin the next load
-//!   ([`refresh_ahead`](CacheBuilder::refresh_ahead)), one in the fleet, and the value that is
-//!   there is answered until it ends. Past the TTL an entry is answered only within
+//!   longer than its [`timeout`](crate::RedisBuilder::timeout). A server that stays silent receives
+//!   no more commands ([`breaker`](crate::RedisBuilder::breaker)) until probes find it again.
+//! - **Callers are independent**: a caller that is dropped at any await point neither ends nor
+//!   repeats a load. A panic in a loader is an error for its callers. A load that hangs is cut off.
+//! - **No caller waits for a hot key**: hits late in the TTL begin the next load
+//!   ([`refresh_ahead`](CacheBuilder::refresh_ahead)), one in the fleet, and the stored value is
+//!   answered until it ends. Past the TTL an entry is answered only within
 //!   [`stale_while_revalidate`](CacheBuilder::stale_while_revalidate) and
-//!   [`stale_if_error`](CacheBuilder::stale_if_error), both zero by default; never after an
-//!   invalidation, and never to [`Read::fresh`].
+//!   [`stale_if_error`](CacheBuilder::stale_if_error), both zero by default. It is never answered
+//!   after an invalidation, and never to [`Read::fresh`].
 //! - **The source is protected**: [`max_concurrent_loads`](CacheBuilder::max_concurrent_loads)
-//!   bounds loads; a failed one is not repeated for [`error_backoff`](CacheBuilder::error_backoff),
-//!   in the whole fleet, and for longer the more often it fails.
-//! - **Bad bytes are a miss**: corrupt, foreign, too large, of another version: counted and
-//!   replaced.
-//! - **Absence is a value**: "not found" is kept, with its own TTL and in its own budget.
-//! - **A hit costs a hit**: an L1 hit allocates nothing, takes no lock of ours and does no I/O, but
-//!   for the one in many that begins a refresh, or moves its entry up in front of moka. An L2 hit
-//!   is one command. A miss is three.
+//!   bounds loads. A failed load is not repeated for
+//!   [`error_backoff`](CacheBuilder::error_backoff), in the whole fleet, and for longer the more
+//!   often it fails.
+//! - **Bad bytes are a miss**: a record that is corrupt, foreign, too large or of another version
+//!   is counted and replaced.
+//! - **Absence is a value**: an absence is kept, with its own TTL and in its own budget.
+//! - **Look-ups are cheap**: an L1 hit allocates nothing, takes no lock of this crate and does no
+//!   I/O. The exceptions are one hit in many that begins a refresh, and one that moves its entry to
+//!   a hot slot. An L2 hit is one command. A miss is three.
 //!
 //! # What it is not for
 //!
-//! - **A store**: everything in it may be gone at any moment. Sessions that exist nowhere else
-//!   belong in a database.
+//! - **A store**: every entry may be gone at any moment. Sessions that exist nowhere else belong in
+//!   a database.
 //! - **Strict consistency**: another process may answer the old value for the moment that a message
 //!   takes. Balances that must be exact are read from the database.
 //! - **Write order**: two `insert`s of one key race as two writers to any cache do. Invalidate
@@ -130,7 +133,7 @@
 //!
 //! # Features
 //!
-//! All are additive.
+//! All features are additive.
 //!
 //! | feature | default | what it brings |
 //! |---|---|---|
@@ -138,16 +141,16 @@
 //! | `bincode` | yes | [`Bincode`], the default codec; the crate bincode is no longer maintained (RUSTSEC-2025-0141) |
 //! | `json` | | [`Json`], through serde_json |
 //! | `derive` | | `#[derive(CacheKey)]`; a procedural macro, with crates that serde's derive brings anyway |
-//! | `inspect` | | `inspect`: what Redis holds, parsed, for tools; the command `tidegate-inspect` is one; nothing in the tree beyond `redis` |
-//! | `sealed` | | `Sealed`: what lies in Redis is encrypted, authenticated and bound to its key; pure Rust, through chacha20poly1305 |
+//! | `inspect` | | `inspect`: the contents of Redis, parsed, for tools; the command `tidegate-inspect` is one; no crates beyond `redis` |
+//! | `sealed` | | `Sealed`: values in Redis are encrypted, authenticated and bound to their key; pure Rust, through chacha20poly1305 |
 //! | `metrics` | | counters, gauges and histograms through the facade crate metrics; nothing on an L1 hit |
 //! | `tracing` | | spans of loads and of operations of the shared tier, events, through the crate tracing; nothing on an L1 hit |
 //! | `uuid` | | [`CacheKey`] for `uuid::Uuid` |
-//! | `tls` | | `rediss://` and `Tls`, through rustls with ring and the system's CAs; it takes a C compiler to build ring |
-//! | `write-behind` | | `write_behind`: writes that Redis accepts now and the source of truth gets later, and what of them can be lost; nothing in the tree beyond `redis` |
-//! | `testing` | | `testing`: an embedded tier that fails as a Redis does, and a loader that fails on command, for the tests of your service; nothing in the tree |
+//! | `tls` | | `rediss://` and `Tls`, through rustls with ring and the system's CAs; ring needs a C compiler |
+//! | `write-behind` | | `write_behind`: writes that Redis accepts now and the source of truth gets later; its page says what can be lost; no crates beyond `redis` |
+//! | `testing` | | `testing`: an embedded tier that fails as a Redis does, and a loader that fails on command, for the tests of your service; no crates |
 //!
-//! What they cost, in crates of the tree on Linux (`cargo tree -e normal`, this one among them):
+//! Their cost in crates of the tree on Linux (`cargo tree -e normal`, this crate included):
 //!
 //! | features | crates |
 //! |---|---|
@@ -244,7 +247,7 @@ pub mod write_behind;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// What users rely on without naming it: handles cross threads, futures are `Send`.
+/// Properties that users rely on without naming them: handles cross threads, futures are `Send`.
 #[cfg(test)]
 mod assertions {
     use super::*;

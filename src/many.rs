@@ -1,4 +1,4 @@
-//! Many keys: as a stream, and ahead of time.
+//! Look-ups of many keys: as a stream, and ahead of time.
 
 use std::fmt;
 use std::future::IntoFuture;
@@ -20,18 +20,18 @@ type LookUp<K, V, E> = Pin<Box<dyn Future<Output = Vec<Found<K, V, E>>> + Send>>
 
 /// The outcomes of [`Cache::get_stream`], each with its key.
 ///
-/// Cancel safe: what was begun goes on and is stored, keys that were taken from the stream of keys and
-/// not answered are gone.
+/// Cancel safe: look-ups that have begun go on and are stored. Keys that were taken from the stream
+/// of keys and not answered are lost.
 #[must_use = "streams do nothing unless polled"]
 pub struct GetStream<K, V, E, S> {
     cache: Cache<K, V, E>,
-    /// `None` when it has ended.
+    /// `None` when the stream of keys has ended.
     keys: Option<Pin<Box<S>>>,
     under_way: Option<LookUp<K, V, E>>,
     found: std::vec::IntoIter<Found<K, V, E>>,
 }
 
-/// Nothing in it is pinned but what is in a box.
+/// Only boxed fields are pinned.
 impl<K, V, E, S> Unpin for GetStream<K, V, E, S> {}
 
 impl<K, V, E, S> GetStream<K, V, E, S> {
@@ -52,7 +52,7 @@ where
     E: Send + Sync + 'static,
     S: Stream<Item = K>,
 {
-    /// The keys that are there now.
+    /// Takes the keys that are ready now.
     fn gather(&mut self, cx: &mut Context<'_>) -> Vec<K> {
         let mut gathered = Vec::new();
         while let (Some(keys), true) = (&mut self.keys, gathered.len() < TOGETHER) {
@@ -117,13 +117,14 @@ type Tell = Box<dyn FnMut(&WarmProgress) + Send>;
 
 /// A warm-up that begins when it is awaited: see [`Cache::warm`].
 ///
-/// Looks the keys up as [`get_many`](Cache::get_many) does, up to 1,000 at a time; so they are in both
-/// tiers afterwards, as far as L1 has room, and are counted as look-ups. With a shared tier one process
-/// of the fleet does so at a time: the others wait for their turn, and then find in L2 what the first
-/// has loaded. A process that dies is replaced within [`lease_ttl`](crate::CacheBuilder::lease_ttl).
-/// While the shared tier cannot be asked, nobody waits.
+/// It looks the keys up as [`get_many`](Cache::get_many) does, up to 1,000 at a time. Afterwards
+/// they are in both tiers, as far as L1 has room, and count as look-ups. With a shared tier one
+/// process of the fleet does so at a time. The others wait for their turn, and then find the loaded
+/// values in L2. A process that dies is replaced within
+/// [`lease_ttl`](crate::CacheBuilder::lease_ttl). While the shared tier cannot be asked, no process
+/// waits.
 ///
-/// Dropped before it has ended it loads no further keys, and its turn is given up.
+/// A warm-up that is dropped before it has ended loads no further keys, and gives up its turn.
 #[must_use = "a warm-up does nothing until it is awaited"]
 pub struct Warm<K, V, E, I> {
     cache: Cache<K, V, E>,
@@ -142,34 +143,34 @@ impl<K, V, E, I> Warm<K, V, E, I> {
         }
     }
 
-    /// Loads no more keys a second than this on average, and a tenth of them at once. What one of the
-    /// tiers has costs nothing of it.
+    /// Loads no more keys a second than this on average, and a tenth of them at once. Keys that one
+    /// of the tiers has do not count.
     ///
-    /// Default: zero, which is no limit but those of the cache.
+    /// Default: zero: only the limits of the cache apply.
     pub fn loads_per_second(mut self, loads: u32) -> Self {
         self.loads_per_second = loads;
         self
     }
 
-    /// A function that is told after every group of keys, and every time it is found that it is
-    /// another process's turn.
+    /// A function that is called after every group of keys, and every time that the warm-up finds
+    /// that it is another process's turn.
     pub fn on_progress(mut self, tell: impl FnMut(&WarmProgress) + Send + 'static) -> Self {
         self.tell = Some(Box::new(tell));
         self
     }
 }
 
-/// How far a warm-up has come.
+/// The progress of a warm-up.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WarmProgress {
     /// Keys that have been looked up.
     pub done: u64,
-    /// How many there are, if the iterator knows.
+    /// The number of all keys, if the iterator knows it.
     pub total: Option<u64>,
     /// Of those done: in one of the tiers already.
     pub cached: u64,
-    /// Of those done: loaded, by this warm-up or by whom it joined.
+    /// Of those done: loaded, by this warm-up or by a load that it joined.
     pub loaded: u64,
     /// Of those done: failed. The next look-up tries again.
     pub failed: u64,

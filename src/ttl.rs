@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Longer durations are taken for this: a hundred years. What is beyond overflows somewhere in
-/// Redis, in moka or in the kernel.
+/// Longer durations count as this: a hundred years. Still longer ones overflow somewhere in Redis,
+/// in moka or in the kernel.
 pub(crate) const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// `ttl` shortened by up to the share `jitter`; `u` is drawn from [0, 1).
@@ -13,8 +13,8 @@ pub(crate) fn jittered(ttl: Duration, jitter: f64, u: f64) -> Duration {
     ttl - ttl.mul_f64((jitter * u).clamp(0.0, 1.0)).min(ttl)
 }
 
-/// A first life from (ttl/20, ttl]: the residual life of a steady population, floored, so that
-/// entries which were filled together do not go together. `u` is drawn from [0, 1).
+/// A first life from (ttl/20, ttl]: the residual life of a steady population, with a lower bound,
+/// so that entries that were filled together do not expire together. `u` is drawn from [0, 1).
 pub(crate) fn first_life(ttl: Duration, u: f64) -> Duration {
     let shortest = ttl / 20;
     ttl - (ttl - shortest).mul_f64(u.clamp(0.0, 1.0)).min(ttl)
@@ -25,39 +25,40 @@ pub(crate) fn early_by(cost: Duration, beta: f64, u: f64) -> Duration {
     times(cost, -beta * u.ln())
 }
 
-/// The longest of these: the smallest number that is drawn is 2⁻⁵³.
+/// The longest result of [`early_by`]: the smallest number that is drawn is 2⁻⁵³.
 pub(crate) fn earliest(cost: Duration, beta: f64) -> Duration {
     times(cost, beta * 53.0 * std::f64::consts::LN_2)
 }
 
 fn times(cost: Duration, share: f64) -> Duration {
-    // `mul_f64` panics where the product is no duration.
+    // `mul_f64` panics where the product is not a valid duration.
     let cost = cost.min(LONGEST);
     let most = LONGEST.div_duration_f64(cost.max(Duration::from_nanos(1)));
     cost.mul_f64(share.clamp(0.0, most)).min(LONGEST)
 }
 
-/// An upper estimate of what a load costs: a longer one counts at once, shorter ones by and by.
+/// An upper estimate of the cost of a load: a longer load counts at once, each shorter one by an
+/// eighth.
 pub(crate) fn upper_cost(estimate: Duration, sample: Duration) -> Duration {
     sample.max(estimate / 8 * 7 + sample / 8)
 }
 
-/// For how long there is no attempt after so many failures in a row: the first three are held for
-/// `base` each, then twice as long after each further one, up to 16 times.
+/// How long no attempt is made after this many failures in a row: `base` after each of the first
+/// three, then twice as long after each further one, up to 16 times.
 pub(crate) fn backoff(base: Duration, failures: u32) -> Duration {
     let doublings = failures.saturating_sub(3).min(4);
     base.saturating_mul(1 << doublings).min(LONGEST)
 }
 
-/// `now + life`, or as late as can be told.
+/// `now + life`, or the latest moment that the clock can express.
 pub(crate) fn deadline(now: Instant, life: Duration) -> Instant {
     now.checked_add(life.min(LONGEST)).unwrap_or_else(|| {
-        // A clock so near its end cannot be helped by a cache; a day is later than anyone waits.
+        // The clock is too near its end for `life`. A day is later than any caller waits.
         now.checked_add(Duration::from_secs(86_400)).unwrap_or(now)
     })
 }
 
-/// Whole milliseconds, at least one: what a Redis expiry takes.
+/// Whole milliseconds, at least one: the unit of an expiry in Redis.
 pub(crate) fn millis(life: Duration) -> u64 {
     u64::try_from(life.min(LONGEST).as_millis())
         .unwrap_or(u64::MAX)
