@@ -2,11 +2,11 @@
 //! them.
 //!
 //! ```text
-//! without: an entry that is removed leaves the front.
-//! expect: lib engine::tests::front::what_ends_an_entry
+//! without: an entry that is removed leaves its hot slot.
+//! expect: lib engine::tests::hot_slots::what_ends_an_entry_ends_it_in_its_hot_slot
 //!
-//!   pub(crate) fn remove(&self, key: &K) {
-//! -     self.front.remove(key);
+//!   pub(crate) fn remove(&self, key: &AnyKey) {
+//! -     self.typed.demote(key);
 //! ```
 //!
 //! Blank lines separate the head and the edits from each other. In an edit, lines with `-` are
