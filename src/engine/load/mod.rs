@@ -80,13 +80,15 @@ impl FlightTask {
     ) -> Result<LoadPermit, WouldTimeOut> {
         let engine = &self.engine;
         let window = engine.batches.as_ref();
-        let window = window.and_then(|batches| batches.window.as_ref());
+        let mut window = window.and_then(|batches| batches.window.as_ref());
         let (mut throttled, mut arrival) = (None, None);
         match route {
             LoadRoute::Batch(plan) => {
                 if let Some(ticket) = plan.batch(priority).await {
                     return self.batch_permit(ticket, deadline).await;
                 }
+                // The plan has ended without it: the flight loads alone.
+                window = None;
             }
             LoadRoute::Throttled(concurrency) => {
                 let acquired = tokio::time::timeout_at(deadline, concurrency.acquire_owned());
