@@ -18,7 +18,7 @@ use crate::error::BuildError;
 /// use tidegate::Batching;
 ///
 /// let queries = Batching::new().max_size(500); // an `IN (…)` of the database's liking
-/// let lists_alone = Batching::new().window(Duration::ZERO); // single look-ups are loaded one by one
+/// let lists_alone = Batching::new().window(Duration::ZERO); // single keys do not wait
 /// # let _ = (queries, lists_alone);
 /// ```
 #[derive(Clone, Debug)]

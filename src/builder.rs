@@ -211,7 +211,9 @@ impl<L: Loader> CacheBuilder<L> {
     /// Default: every value weighs 1.
     ///
     /// ```
-    /// # let load = tidegate::loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Some(vec![0_u8; 100])) });
+    /// # let load = tidegate::loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>(Some(vec![0_u8; 100]))
+    /// # });
     /// # use tidegate::Cache;
     /// let images: Cache<u64, Vec<u8>, std::io::Error> = Cache::builder("images", load)
     ///     .l1_capacity(256 << 20) // 256 MiB
@@ -278,12 +280,14 @@ impl<L: Loader> CacheBuilder<L> {
     /// Default: none.
     ///
     /// ```
-    /// # let load = tidegate::loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Some(id)) });
+    /// # let load = tidegate::loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>(Some(id))
+    /// # });
     /// use tidegate::{Cache, Event};
     ///
     /// let users: Cache<u64, u64, std::io::Error> = Cache::builder("users", load)
     ///     .on_event(|event| match event {
-    ///         Event::Denied | Event::RepairsOverflowed => eprintln!("users: {event:?}, look at it"),
+    ///         Event::Denied | Event::RepairsOverflowed => eprintln!("users: {event:?}!"),
     ///         event => println!("users: {event:?}"),
     ///     })
     ///     .build()?;
@@ -317,8 +321,8 @@ impl<L: Loader> CacheBuilder<L> {
 
     /// How many loads may run at once in this process, for this cache. Further loads wait for a
     /// permit. Refreshes and loads of keys that had an entry go first, then unknown keys, each in
-    /// the order of arrival. By the usual length of a load, a load may be unable to get a permit
-    /// and end within `load_timeout`. It is answered
+    /// the order of arrival. The cache knows how long loads usually take. A load
+    /// that could not get a permit and end within `load_timeout` does not begin: its callers get
     /// [`Error::Overloaded`](crate::Error::Overloaded), or a stale value, at once. Set
     /// `load_timeout` to the time that callers wait, and an overloaded source does no work whose
     /// result comes too late.
@@ -362,7 +366,9 @@ impl<L: Loader> CacheBuilder<L> {
     /// #[derive(Serialize, Deserialize)]
     /// struct User { name: String, language: String } // version 0 had no language
     ///
-    /// # let load = tidegate::loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(None::<User>) });
+    /// # let load = tidegate::loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>(None::<User>)
+    /// # });
     /// let users: Cache<u64, User, std::io::Error> =
     ///     Cache::builder("users", load).schema_version(1).l2(InProcess::new()).build()?;
     /// # Ok::<_, tidegate::BuildError>(())
@@ -409,12 +415,15 @@ impl<L: Loader> CacheBuilder<L> {
     /// with the first look-up.
     ///
     /// ```
-    /// # let load = tidegate::loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Some(id)) });
+    /// # let load = tidegate::loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>(Some(id))
+    /// # });
     /// # use tidegate::Cache;
     /// let refused: Result<Cache<u64, u64, std::io::Error>, _> =
     ///     Cache::builder("users", load).ttl_jitter(1.5).build();
     /// let why = refused.err().map(|error| error.to_string());
-    /// assert_eq!(why.as_deref(), Some("ttl_jitter(1.5) is not possible: a share from 0 to below 1"));
+    /// let expected = "ttl_jitter(1.5) is not possible: a share from 0 to below 1";
+    /// assert_eq!(why.as_deref(), Some(expected));
     /// ```
     ///
     /// # Errors
@@ -499,7 +508,7 @@ impl<L: Loader> CacheBuilder<L> {
         self.check_l1()
     }
 
-    /// Leases and limits within what they can take.
+    /// Checks that leases and limits are within their ranges.
     fn check_limits(&self) -> Result<(), BuildError> {
         let config = &self.config;
         if config.channel_lease < Duration::from_millis(100) {
@@ -529,7 +538,7 @@ impl<L: Loader> CacheBuilder<L> {
         Ok(())
     }
 
-    /// Settings of L1 that do not contradict each other.
+    /// Checks that the settings of L1 do not contradict each other.
     fn check_l1(&self) -> Result<(), BuildError> {
         let config = &self.config;
         if config.l1_capacity == 0 {
@@ -569,7 +578,7 @@ impl<L: BatchLoader> CacheBuilder<L> {
     }
 }
 
-/// Below the largest count of tokio's semaphores.
+/// The largest `max_concurrent_loads`: below the largest count of a semaphore of tokio.
 const MOST_LOADS: usize = 1 << 29;
 
 impl<L: Loader> CacheBuilder<L>

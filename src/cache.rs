@@ -65,14 +65,16 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}")))
+    /// # });
     /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
     /// use tidegate::Error;
     ///
     /// match users.get(&7).await {
     ///     Ok(Some(user)) => assert_eq!(*user, "user 7"),
     ///     Ok(None) => println!("there is no such user"), // the source of truth said so
-    ///     Err(Error::Load(error)) => println!("the database: {error}"), // shared by all who waited
+    ///     Err(Error::Load(error)) => println!("the database: {error}"), // for all callers
     ///     Err(error) => println!("{error}"),
     /// }
     /// assert!(users.get(&700).await?.is_none());
@@ -110,7 +112,9 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, Loaded, Read, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Loaded::found(id * 100)) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>(Loaded::found(id * 100))
+    /// # });
     /// # let prices: Cache<u64, u64, std::io::Error> = Cache::builder("prices", load).build()?;
     /// let shown = prices.get(&7).await?;
     /// let charged = prices.get_with(&7, Read::fresh().skip_l1()).await?;
@@ -143,7 +147,9 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}")))
+    /// # });
     /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
     /// use tidegate::{Freshness, Source};
     ///
@@ -213,11 +219,14 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, Loaded, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| id * id)) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>((id < 100).then(|| id * id))
+    /// # });
     /// # let squares: Cache<u64, u64, std::io::Error> = Cache::builder("squares", load).build()?;
     /// let found = squares.get_many(&[3, 500, 4]).await;
     /// let found: Vec<_> = found.into_iter().collect::<Result<_, _>>()?; // or look at each
-    /// assert_eq!(found.iter().map(Option::as_deref).collect::<Vec<_>>(), [Some(&9), None, Some(&16)]);
+    /// let found: Vec<_> = found.iter().map(Option::as_deref).collect();
+    /// assert_eq!(found, [Some(&9), None, Some(&16)]);
     /// # Ok(())
     /// # }
     /// ```
@@ -252,7 +261,9 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, Loaded, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Loaded::found(id * 2)) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>(Loaded::found(id * 2))
+    /// # });
     /// # let doubles: Cache<u64, u64, std::io::Error> = Cache::builder("doubles", load).build()?;
     /// use futures_util::{StreamExt, stream};
     ///
@@ -315,7 +326,9 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}")))
+    /// # });
     /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
     /// users.get(&7).await?;
     /// users.refresh(&7).await?; // a load, whatever the tiers hold
@@ -346,7 +359,9 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}")))
+    /// # });
     /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
     /// assert!(users.peek(&7).is_none()); // nobody has asked for it yet
     /// users.get(&7).await?;
@@ -376,7 +391,9 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}")))
+    /// # });
     /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
     /// use std::time::Duration;
     /// use tidegate::Loaded;
@@ -409,7 +426,9 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}")))
+    /// # });
     /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
     /// users.insert_many([(7, "Ada".to_owned()), (8, "Grace".to_owned())]).await?;
     /// assert_eq!(users.get(&8).await?.as_deref(), Some(&"Grace".to_owned()));
@@ -451,11 +470,14 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, Loaded, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Loaded::found(String::new())) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>(Loaded::found(String::new()))
+    /// # });
     /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
     /// users
     ///     .write(42, async {
-    ///         let version = 7; // UPDATE users SET name = …, version = version + 1 … RETURNING version; COMMIT
+    ///         // UPDATE users SET name = …, version = version + 1 … RETURNING version; COMMIT
+    ///         let version = 7;
     ///         Ok::<_, std::io::Error>(Loaded::found("Ada".to_owned()).version(version))
     ///     })
     ///     .await?;
@@ -500,7 +522,9 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, Loaded, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Loaded::found(String::new())) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>(Loaded::found(String::new()))
+    /// # });
     /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
     /// let rows = users
     ///     .invalidate_after(42, async {
@@ -543,7 +567,9 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, Loaded, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>(Loaded::found(id * 10)) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>(Loaded::found(id * 10))
+    /// # });
     /// # let totals: Cache<u64, u64, std::io::Error> = Cache::builder("totals", load).build()?;
     /// totals
     ///     .refresh_after(42, async {
@@ -584,12 +610,14 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}")))
+    /// # });
     /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
     /// users.get(&7).await?;
     /// // UPDATE users SET … WHERE id = 7; COMMIT; and only then:
     /// if let Err(error) = users.invalidate(&7).await {
-    ///     // The write is committed, so this is no error of the request: it is being repeated.
+    ///     // The write is committed. The request does not fail, the call is repeated.
     ///     eprintln!("{error}");
     /// }
     /// assert!(users.peek(&7).is_none());
@@ -620,7 +648,9 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}")))
+    /// # });
     /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
     /// // UPDATE users SET … WHERE team = 3 RETURNING id; COMMIT
     /// users.invalidate_many(&[7, 8, 9]).await?;
@@ -650,9 +680,13 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}")))
+    /// # });
     /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
-    /// # async fn withdraw(users: &Cache<u64, String, std::io::Error>) -> Result<(), tidegate::RemoteError> {
+    /// # async fn withdraw(
+    /// #     users: &Cache<u64, String, std::io::Error>,
+    /// # ) -> Result<(), tidegate::RemoteError> {
     /// // UPDATE users SET may_pay = false WHERE id = 7; COMMIT
     /// users.invalidate_everywhere(&7).await?;
     /// // From here on no process pays for user 7.
@@ -690,7 +724,10 @@ where
     ///
     /// static DOWN: AtomicBool = AtomicBool::new(false);
     /// let load = loader_fn(|id: u64| async move {
-    ///     if DOWN.load(Relaxed) { Err(std::io::Error::other("no connection")) } else { Ok(id * 100) }
+    ///     if DOWN.load(Relaxed) {
+    ///         return Err(std::io::Error::other("no connection"));
+    ///     }
+    ///     Ok(id * 100)
     /// });
     /// let rates: Cache<u64, u64, std::io::Error> = Cache::builder("rates", load)
     ///     .stale_if_error(Duration::from_secs(3600))
@@ -731,7 +768,9 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}")))
+    /// # });
     /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
     /// users.get(&7).await?;
     /// users.invalidate_all().await?; // after an import
@@ -786,7 +825,9 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}")))
+    /// # });
     /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
     /// use tidegate::Channel;
     ///
@@ -806,7 +847,9 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}")))
+    /// # });
     /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
     /// users.get(&7).await?; // a miss
     /// users.get(&7).await?; // a hit
@@ -837,7 +880,9 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tidegate::{Cache, loader_fn};
-    /// # let load = loader_fn(|id: u64| async move { Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}"))) });
+    /// # let load = loader_fn(|id: u64| async move {
+    /// #     Ok::<_, std::io::Error>((id < 100).then(|| format!("user {id}")))
+    /// # });
     /// # let users: Cache<u64, String, std::io::Error> = Cache::builder("users", load).build()?;
     /// users.close().await; // when the service has stopped taking requests
     /// assert!(matches!(users.get(&7).await, Err(tidegate::Error::Closed)));

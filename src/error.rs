@@ -168,7 +168,9 @@ impl<E> Clone for Error<E> {
 ///     match cache.invalidate(key).await {
 ///         Ok(()) => {}
 ///         Err(error) if error.is_closed() => {} // the service ends
-///         Err(error) if error.is_denied() => eprintln!("{error}: {:?}", error.source()), // the ACL rules to add
+///         Err(error) if error.is_denied() => {
+///             eprintln!("{error}: {:?}", error.source()); // the ACL rules to add
+///         }
 ///         Err(error) => println!("{error}; it is repeated"),
 ///     }
 /// }
@@ -316,7 +318,8 @@ impl StdError for RemoteError {
 /// fn outcome(error: WriteError<std::io::Error>) -> Result<(), std::io::Error> {
 ///     match error {
 ///         WriteError::Source(error) => Err(error),
-///         WriteError::Remote(late) if !late.is_closed() => Ok(()), // written; the invalidation is repeated
+///         // The write was executed; the invalidation is repeated.
+///         WriteError::Remote(late) if !late.is_closed() => Ok(()),
 ///         other => Err(std::io::Error::other(other)),
 ///     }
 /// }

@@ -9,12 +9,15 @@ use std::time::Duration;
 /// ```
 /// use tidegate::{Channel, Health};
 ///
-/// /// What a readiness probe may say aloud: without Redis the service works, more slowly.
+/// /// A remark of a readiness probe: without Redis the service works, more slowly.
 /// fn remark(health: &Health) -> Option<String> {
 ///     match health.channel {
 ///         Channel::None | Channel::Proven if health.pending_repairs == 0 => None,
 ///         _ if health.denied.is_some() => health.denied.as_deref().map(str::to_owned),
-///         channel => Some(format!("the bus is {channel:?}, {} to repeat", health.pending_repairs)),
+///         channel => {
+///             let repairs = health.pending_repairs;
+///             Some(format!("the bus is {channel:?}, {repairs} to repeat"))
+///         }
 ///     }
 /// }
 /// # let _ = remark;

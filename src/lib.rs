@@ -21,7 +21,8 @@
 //!     type Error = std::io::Error;
 //!
 //!     async fn load(&self, id: &u64) -> Result<Loaded<User>, std::io::Error> {
-//!         let row = (*id == 42).then(|| User { name: "Ada".into() }); // SELECT … WHERE id = …
+//!         // SELECT … WHERE id = …
+//!         let row = (*id == 42).then(|| User { name: "Ada".into() });
 //!         Ok(row.into()) // None becomes a negative entry
 //!     }
 //! }
